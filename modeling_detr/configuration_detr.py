@@ -1,0 +1,165 @@
+"""What the weights of a DETR mean: `DetrConfig`, saved as `config.json`.
+
+Only what decides the function that the weights compute, and the coefficients of its loss, live here. How images become
+pixels is the image processor's (`preprocessor_config.json`), how one run trains is the recipe's (`configs/*.yaml`).
+"""
+
+import difflib
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+# What `PreTrainedConfig` takes beside its declared fields, and what it writes into a saved config.
+_LIBRARY_KEYS = {
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "torch_dtype",
+    "transformers_version",
+}
+
+
+@strict
+class DetrConfig(PreTrainedConfig):
+    """Configuration of `DetrModel` and the models built on it; the defaults are the paper's DETR-R50.
+
+    Paper: sec. 3 and A.4. Original: main.py, `get_args_parser`.
+
+    Attributes:
+        backbone: Name of a timm model that offers `features_only`. Building from a config never downloads weights.
+        backbone_kwargs: Further arguments of `timm.create_model`, e.g. `{"channels": [16, 32, 64, 128]}`.
+        out_indices: Which feature maps of the backbone are computed, in ascending order; the transformer reads the
+            last. None: only the deepest.
+        num_channels: Channels of the input image.
+        dilation: Replace the stride of the backbone's last stage by dilation (DC5): twice the resolution.
+        freeze_batch_norm: Batch norms of the backbone use their stored statistics and never train, as in the original.
+            A backbone trained from random weights needs False.
+        freeze_backbone_stem: Everything up to and including the stride-4 feature map does not train, as in the
+            original. A backbone trained from random weights needs False.
+        num_queries: Object queries, the largest number of objects found in one image.
+        d_model: Width of the transformer; even, and divisible by both numbers of heads.
+        encoder_layers: Encoder layers.
+        encoder_attention_heads: Heads of the encoder's attention.
+        encoder_ffn_dim: Hidden width of the encoder's feed-forward networks.
+        decoder_layers: Decoder layers.
+        decoder_attention_heads: Heads of the decoder's attention.
+        decoder_ffn_dim: Hidden width of the decoder's feed-forward networks.
+        activation_function: Activation of the feed-forward networks, by its name in Transformers.
+        dropout: Dropout of every residual branch.
+        attention_dropout: Dropout of the attention weights.
+        activation_dropout: Dropout between the two layers of a feed-forward network.
+        pre_norm: Normalise before each block instead of after it (`--pre_norm` of the original).
+        position_embedding_type: `"sine"` or `"learned"`.
+        learned_position_grid: Rows and columns of the learned position table, the largest feature map it can serve.
+        auxiliary_loss: Apply the heads and the loss to every decoder layer.
+        class_cost: Weight of the class probability in the matching cost.
+        bbox_cost: Weight of the L1 box distance in the matching cost.
+        giou_cost: Weight of the generalised IoU in the matching cost.
+        bbox_loss_coefficient: Weight of the L1 box loss.
+        giou_loss_coefficient: Weight of the generalised IoU loss.
+        mask_loss_coefficient: Weight of the focal mask loss (panoptic).
+        dice_loss_coefficient: Weight of the dice mask loss (panoptic).
+        eos_coefficient: Weight of the class "no object" in the classification loss.
+
+    Raises:
+        ValueError: A key is unknown (the nearest known one is named), or values do not fit each other.
+    """
+
+    model_type = "modeling_detr"
+    attribute_map = {  # noqa: RUF012 (the library declares it so)
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+
+    backbone: str = "resnet50"
+    backbone_kwargs: dict[str, Any] | None = None
+    out_indices: list[int] | tuple[int, ...] | None = None
+    num_channels: int = 3
+    dilation: bool = False
+    freeze_batch_norm: bool = True
+    freeze_backbone_stem: bool = True
+
+    num_queries: int = 100
+    d_model: int = 256
+    encoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    decoder_layers: int = 6
+    decoder_attention_heads: int = 8
+    decoder_ffn_dim: int = 2048
+    activation_function: str = "relu"
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    activation_dropout: float | int = 0.1
+    pre_norm: bool = False
+    position_embedding_type: str = "sine"
+    learned_position_grid: int = 50
+    is_encoder_decoder: bool = True
+
+    auxiliary_loss: bool = True
+    class_cost: float | int = 1
+    bbox_cost: float | int = 5
+    giou_cost: float | int = 2
+    bbox_loss_coefficient: float | int = 5
+    giou_loss_coefficient: float | int = 2
+    mask_loss_coefficient: float | int = 1
+    dice_loss_coefficient: float | int = 1
+    eos_coefficient: float | int = 0.1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Checks the keys and that the values fit each other; see the class for what is raised."""
+        self._refuse_unknown_keys(kwargs)
+        self._check_values()
+        super().__post_init__(**kwargs)
+
+    def _refuse_unknown_keys(self, extra: dict[str, Any]) -> None:
+        """The library stores any key it does not know; a misspelt option would then be ignored without a word."""
+        known = {field.name for field in fields(self)} | set(self.attribute_map) | _LIBRARY_KEYS
+        for key in extra:
+            if key not in known:
+                nearest = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean '{nearest[0]}'?" if nearest else "."
+                raise ValueError(f"DetrConfig has no key '{key}'{hint}")
+
+    def _check_values(self) -> None:
+        for part in ("encoder", "decoder"):
+            heads = getattr(self, f"{part}_attention_heads")
+            if heads < 1 or self.d_model % heads:
+                raise ValueError(
+                    f"d_model={self.d_model} is not divisible by {part}_attention_heads={heads}; every head needs the "
+                    f"same width. Change one of them."
+                )
+        if self.position_embedding_type not in ("sine", "learned"):
+            raise ValueError(
+                f"position_embedding_type is '{self.position_embedding_type}'; wanted 'sine' or 'learned'."
+            )
+        divisor = 4 if self.position_embedding_type == "sine" else 2
+        if self.d_model % divisor:
+            raise ValueError(
+                f"d_model={self.d_model} is not divisible by {divisor}; the {self.position_embedding_type} position "
+                f"embedding splits it between rows and columns."
+            )
+        for name in ("num_queries", "decoder_layers", "learned_position_grid", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1.")
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted a probability in [0, 1).")
+        if self.out_indices is not None and list(self.out_indices) != sorted(set(self.out_indices)):
+            raise ValueError(f"out_indices is {list(self.out_indices)}; wanted ascending and without repeats.")
+
+
+__all__ = ["DetrConfig"]

@@ -1,0 +1,302 @@
+"""Matching and loss: what makes DETR a set predictor. No weights, no collectives, no state.
+
+Both work on all decoder layers at once: one cost tensor that holds only each image's own targets, one copy to the
+host for the assignment, one cross-entropy. Normalisers are arguments: who trains knows how the optimizer step is split
+over processes and micro-batches, the loss does not.
+
+Shapes: L decoder layers · B images · Q queries · C classes (index C is "no object") · N targets of one image ·
+T targets of all images of the batch · M matched pairs of the batch, Σ min(N, Q).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from .structures_detr import Assignment, DetectionLabels
+
+
+logger = logging.getLogger(__name__)
+
+# Costs are sums of a probability, an L1 distance and a GIoU times small weights; anything near this is not a cost.
+_UNUSABLE_COST = 1e6
+
+
+def boxes_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    """(…, 4) boxes as (centre x, centre y, width, height) → corners (x0, y0, x1, y1), in the same unit."""
+    centre, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+    """Generalised IoU of corresponding boxes, in [-1, 1].
+
+    Args:
+        boxes_xyxy: (…, 4) corners.
+        others_xyxy: (…, 4) corners, broadcast against `boxes_xyxy`.
+
+    Returns:
+        (…) one number a pair. Two boxes without any area give 0 for the IoU, not NaN.
+
+    Paper: app. A.2. Original: util/box_ops.py. Differs from the original: pairs instead of all against all, and
+    nothing is asserted of the boxes, because a diverged model is the training loop's to stop, with a message.
+    """
+    area = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).prod(-1)
+    other_area = (others_xyxy[..., 2:] - others_xyxy[..., :2]).prod(-1)
+    overlap = torch.minimum(boxes_xyxy[..., 2:], others_xyxy[..., 2:]) - torch.maximum(
+        boxes_xyxy[..., :2], others_xyxy[..., :2]
+    )
+    intersection = overlap.clamp(min=0).prod(-1)
+    union = area + other_area - intersection
+    hull = torch.maximum(boxes_xyxy[..., 2:], others_xyxy[..., 2:]) - torch.minimum(
+        boxes_xyxy[..., :2], others_xyxy[..., :2]
+    )
+    hull_area = hull.clamp(min=0).prod(-1)
+    smallest = 1e-12  # a box of a millionth of the image's side: only empty boxes are below
+    return intersection / union.clamp(min=smallest) - (hull_area - union) / hull_area.clamp(min=smallest)
+
+
+def box_distances(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
+    """The two box losses of corresponding (…, 4) cxcywh boxes: L1 distance (…), summed over the four, and 1 - GIoU."""
+    l1 = (boxes_cxcywh - targets_cxcywh).abs().sum(-1)
+    giou = generalized_iou(boxes_cxcywh_to_xyxy(boxes_cxcywh), boxes_cxcywh_to_xyxy(targets_cxcywh))
+    return l1, 1 - giou
+
+
+class HungarianMatcher:
+    """Assigns to each target the query that fits it best, one to one, at the least total cost.
+
+    cost = class_cost · (-p[target class]) + bbox_cost · L1 + giou_cost · (-GIoU)
+
+    Paper: sec. 3.1, eq. 1. Original: models/matcher.py. Differs from the original: only the costs of an image's own
+    targets are computed, for all decoder layers in one tensor, and they reach the host in one copy.
+
+    Args:
+        class_cost: Weight of the class probability.
+        bbox_cost: Weight of the L1 distance of the boxes.
+        giou_cost: Weight of the generalised IoU.
+    """
+
+    def __init__(self, class_cost: float = 1.0, bbox_cost: float = 5.0, giou_cost: float = 2.0) -> None:
+        self.class_cost = class_cost
+        self.bbox_cost = bbox_cost
+        self.giou_cost = giou_cost
+
+    def __call__(self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]) -> list[Assignment]:
+        """Matches one decoder layer.
+
+        Args:
+            logits: (B, Q, C + 1).
+            pred_boxes: (B, Q, 4) cxcywh in [0, 1].
+            labels: B dicts with `class_labels` (N,) int64 and `boxes` (N, 4) cxcywh in [0, 1].
+
+        Returns:
+            An `Assignment` for each image, min(N, Q) pairs ordered by query, on the host.
+        """
+        return self.match_layers(logits[None], pred_boxes[None], labels)[0]
+
+    @torch.no_grad()
+    def match_layers(
+        self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]
+    ) -> list[list[Assignment]]:
+        """Matches every decoder layer by itself: (L, B, Q, C + 1) logits and (L, B, Q, 4) boxes → L lists of B."""
+        counts = [len(label["class_labels"]) for label in labels]
+        costs = self._costs(logits, pred_boxes, labels, counts).to("cpu", torch.float64).numpy()  # (L, T, Q)
+        if not np.isfinite(costs).all():
+            # scipy refuses NaN; the loss of such a step is not finite either, and the training loop stops there
+            costs = np.nan_to_num(costs, nan=_UNUSABLE_COST, posinf=_UNUSABLE_COST, neginf=-_UNUSABLE_COST)
+        ends = np.cumsum(counts)
+        return [
+            [_assign(layer[end - count : end]) for count, end in zip(counts, ends, strict=True)] for layer in costs
+        ]
+
+    def _costs(
+        self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels], counts: list[int]
+    ) -> Tensor:
+        """(L, T, Q) costs of every target against the queries of its own image."""
+        device = logits.device
+        image_of_target = torch.repeat_interleave(
+            torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64)
+        ).to(device)  # (T,), its length known on the host
+        classes = torch.cat([label["class_labels"] for label in labels]).to(device)  # (T,)
+        boxes = torch.cat([label["boxes"] for label in labels]).to(device, pred_boxes.dtype)  # (T, 4)
+        # the two index tensors are apart, so the result is (T, L, Q): no (L, T, Q, C + 1) is ever made
+        probability = logits.softmax(-1)[:, image_of_target, :, classes].transpose(0, 1)  # (L, T, Q)
+        l1, giou_loss = box_distances(pred_boxes[:, image_of_target], boxes[:, None])  # (L, T, Q)
+        return self.bbox_cost * l1 - self.class_cost * probability + self.giou_cost * (giou_loss - 1)
+
+
+def _assign(costs: NDArray[np.float64]) -> Assignment:
+    """(N, Q) costs of one image → its cheapest one-to-one assignment, ordered by query."""
+    targets, queries = linear_sum_assignment(costs)
+    order = np.argsort(queries)
+    return Assignment(torch.from_numpy(queries[order]), torch.from_numpy(targets[order]))
+
+
+class CriterionOutput(NamedTuple):
+    """The weighted sum of all terms, the unweighted terms under the original's names, and who was matched to whom."""
+
+    loss: Tensor
+    loss_dict: dict[str, Tensor]
+    assignments: list[list[Assignment]]
+
+
+class SetCriterion:
+    """The loss of a set of predictions against the set of targets they were matched to.
+
+    Classification over all queries ("no object" weighted by `eos_coefficient`), L1 and generalised IoU over the
+    matched ones. Computed in at least float32.
+
+    Paper: sec. 3.1, eq. 2. Original: models/detr.py, `SetCriterion`. Differs from the original: the normalisers are
+    arguments, because a loss that divides by its own process's counts changes with the number of processes.
+
+    Args:
+        matcher: Makes the assignments.
+        eos_coefficient: Class weight of "no object"; every class weighs 1.
+        bbox_loss_coefficient: Weight of the L1 term in the sum.
+        giou_loss_coefficient: Weight of the generalised IoU term in the sum.
+    """
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        eos_coefficient: float = 0.1,
+        bbox_loss_coefficient: float = 5.0,
+        giou_loss_coefficient: float = 2.0,
+    ) -> None:
+        self.matcher = matcher
+        self.eos_coefficient = eos_coefficient
+        self.weights = {"loss_ce": 1.0, "loss_bbox": bbox_loss_coefficient, "loss_giou": giou_loss_coefficient}
+
+    def __call__(
+        self,
+        logits: Tensor,
+        pred_boxes: Tensor,
+        labels: Sequence[DetectionLabels],
+        *,
+        num_boxes: float | Tensor | None = None,
+        class_weight_sum: float | Tensor | None = None,
+    ) -> CriterionOutput:
+        """The loss of every decoder layer, the last one named without a number.
+
+        Args:
+            logits: (L, B, Q, C + 1).
+            pred_boxes: (L, B, Q, 4) cxcywh in [0, 1].
+            labels: B dicts with `class_labels` (N,) and `boxes` (N, 4) cxcywh in [0, 1] of the unpadded image.
+            num_boxes: What box terms are divided by: the boxes of the whole optimizer step. None: this batch's, at
+                least 1.
+            class_weight_sum: What the class term is divided by: the class weights of all queries of the whole step,
+                see `class_weight_sum`. None: this batch's.
+        """
+        logits, pred_boxes = _at_least_float32(logits), _at_least_float32(pred_boxes)
+        counts = [len(label["class_labels"]) for label in labels]
+        num_queries = logits.shape[2]
+        self._report_surplus(counts, num_queries)
+        if num_boxes is None:
+            num_boxes = max(sum(counts), 1)
+        if class_weight_sum is None:
+            class_weight_sum = self.class_weight_sum(counts, num_queries)
+
+        with torch.autocast(logits.device.type, enabled=False):
+            assignments = self.matcher.match_layers(logits, pred_boxes, labels)
+            queries, targets = _flat_indices(assignments, counts, num_queries, logits.device)  # (L, M) each
+            classes = torch.cat([label["class_labels"] for label in labels]).to(logits.device)  # (T,)
+            boxes = torch.cat([label["boxes"] for label in labels]).to(logits.device, pred_boxes.dtype)  # (T, 4)
+
+            class_loss = self._class_loss(logits, queries, classes[targets])  # (L,)
+            matched_boxes = pred_boxes.flatten(1, 2).take_along_dim(queries[..., None], dim=1)  # (L, M, 4)
+            l1, giou_loss = box_distances(matched_boxes, boxes[targets])  # (L, M)
+            per_layer = {
+                "loss_ce": class_loss / class_weight_sum,
+                "loss_bbox": l1.sum(1) / num_boxes,
+                "loss_giou": giou_loss.sum(1) / num_boxes,
+            }
+            total = sum(
+                (self.weights[name] * values.sum() for name, values in per_layer.items()), logits.new_zeros(())
+            )
+            per_layer["cardinality_error"] = _cardinality_error(logits, counts)
+
+        terms = {}
+        for name, values in per_layer.items():
+            *auxiliary, last = values.detach().unbind()
+            terms[name] = last
+            terms.update({f"{name}_{layer}": value for layer, value in enumerate(auxiliary)})
+        terms["class_error"] = _class_error(logits[-1].detach(), queries[-1], classes[targets[-1]])
+        return CriterionOutput(total, terms, assignments)
+
+    def class_weight_sum(self, counts: Sequence[int], num_queries: int) -> float:
+        """Σ of the class weights of all queries of images with `counts` targets: eos·B·Q + (1 - eos)·Σ min(N, Q)."""
+        matched = sum(min(count, num_queries) for count in counts)
+        return self.eos_coefficient * len(counts) * num_queries + (1 - self.eos_coefficient) * matched
+
+    def _class_loss(self, logits: Tensor, queries: Tensor, matched_classes: Tensor) -> Tensor:
+        """(L, B, Q, C + 1) logits, (L, M) matched queries and their (L, M) classes → (L,) summed cross-entropy."""
+        num_layers, no_object = logits.shape[0], logits.shape[-1] - 1
+        target_classes = queries.new_full((num_layers, logits.shape[1] * logits.shape[2]), no_object)
+        target_classes.scatter_(1, queries, matched_classes)  # (L, B·Q)
+        class_weights = logits.new_ones(no_object + 1)
+        class_weights[no_object] = self.eos_coefficient
+        loss = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), class_weights, reduction="none")
+        return loss.view(num_layers, -1).sum(1)
+
+    def _report_surplus(self, counts: Sequence[int], num_queries: int) -> None:
+        surplus = sum(max(count - num_queries, 0) for count in counts)
+        if surplus:
+            logger.warning(
+                "%d objects of this batch are left out of the loss: an image holds up to %d objects, the model has %d "
+                "queries. Raise num_queries to learn from all of them.",
+                surplus,
+                max(counts),
+                num_queries,
+            )
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _flat_indices(
+    assignments: list[list[Assignment]], counts: Sequence[int], num_queries: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Positions of the matched pairs in the flattened batch: (L, M) of B·Q queries and (L, M) of T targets.
+
+    Every layer matches min(N, Q) pairs an image, so the layers stack. One copy takes both to the device.
+    """
+    target_offsets = np.cumsum([0, *counts[:-1]])
+    pairs = torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.cat([match.queries + image * num_queries for image, match in enumerate(layer)]),
+                    torch.cat(
+                        [match.targets + int(start) for start, match in zip(target_offsets, layer, strict=True)]
+                    ),
+                ]
+            )
+            for layer in assignments
+        ]
+    )  # (L, 2, M)
+    queries, targets = pairs.to(device, non_blocking=True).unbind(1)
+    return queries, targets
+
+
+@torch.no_grad()
+def _cardinality_error(logits: Tensor, counts: Sequence[int]) -> Tensor:
+    """(L,) mean over images of |queries that predict an object - targets|. For the log; no gradient."""
+    predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)  # (L, B)
+    wanted = torch.tensor(counts, device=logits.device)
+    return (predicted - wanted).abs().to(logits.dtype).mean(-1)
+
+
+def _class_error(logits: Tensor, queries: Tensor, classes: Tensor) -> Tensor:
+    """Percentage of matched queries of one layer ((B, Q, C + 1), (M,), (M,)) that name another class; 100 if none."""
+    if len(classes) == 0:
+        return logits.new_tensor(100.0)
+    predicted = logits.flatten(0, 1)[queries].argmax(-1)
+    return 100 * (predicted != classes).to(logits.dtype).mean()

@@ -1,0 +1,945 @@
+"""DETR as the paper draws it: backbone → positions → transformer encoder → decoder → heads.
+
+Read `DetrModel.forward` first: it is figure 2 of "End-to-End Object Detection with Transformers" read aloud. Parameter
+names are those of the DETR checkpoints on the Hub; the numbers are the original's (facebookresearch/detr).
+
+Shapes: B images · Q queries (E extra ones in training) · C classes · D width · A attention heads · H, W pixels ·
+h, w feature cells · S = h·w tokens · L decoder layers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import ModelOutput
+
+from .configuration_detr import DetrConfig
+from .loss_detr import HungarianMatcher, SetCriterion
+from .structures_detr import DetectionLabels, check_labels
+
+
+# What goes in and comes out
+
+
+class ExtraQueries(NamedTuple):
+    """Queries beside the learned ones, with content of their own; training aids such as denoising use them.
+
+    content: (B, E, D), what the decoder starts from. positions: (B, E, D), their query embedding. attention_mask:
+    (Q + E, Q + E) or (B, Q + E, Q + E) bool, True where a query (row) may attend to another (column); each row needs
+    one True.
+    """
+
+    content: Tensor
+    positions: Tensor
+    attention_mask: Tensor
+
+
+@dataclass
+class DetrModelOutput(ModelOutput):
+    """What the transformer makes of a batch.
+
+    Attributes:
+        last_hidden_state: (B, Q + E, D), the last decoder layer, normalised.
+        intermediate_hidden_states: (L, B, Q + E, D), every decoder layer, normalised; the last is `last_hidden_state`.
+        encoder_last_hidden_state: (B, S, D), the encoder's tokens in row-major order.
+        feature_mask: (B, h, w) bool, True where a token shows image and not padding.
+        decoder_hidden_states: L + 1 tensors (B, Q + E, D), not normalised, the first is the decoder's input.
+        decoder_attentions: L tensors (B, A, Q + E, Q + E).
+        cross_attentions: L tensors (B, A, Q + E, S).
+        encoder_hidden_states: One tensor (B, S, D) a layer and the encoder's input before them.
+        encoder_attentions: One tensor (B, A, S, S) an encoder layer.
+    """
+
+    last_hidden_state: Tensor | None = None
+    intermediate_hidden_states: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    feature_mask: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class DetrObjectDetectionOutput(ModelOutput):
+    """Detections of a batch, and their loss if labels were given.
+
+    Attributes:
+        loss: Scalar, the weighted sum of all terms.
+        loss_dict: The terms unweighted, under the original's names, the last decoder layer's without a number.
+        logits: (B, Q, C + 1), the last decoder layer; index C is "no object".
+        pred_boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
+        auxiliary_outputs: The same two, as `{"logits", "pred_boxes"}`, of each decoder layer but the last; None
+            without `auxiliary_loss`.
+        last_hidden_state: See `DetrModelOutput`, like all that follow.
+        intermediate_hidden_states: See there.
+        encoder_last_hidden_state: See there.
+        feature_mask: See there.
+        decoder_hidden_states: See there.
+        decoder_attentions: See there.
+        cross_attentions: See there.
+        encoder_hidden_states: See there.
+        encoder_attentions: See there.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    last_hidden_state: Tensor | None = None
+    intermediate_hidden_states: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    feature_mask: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+# Backbone
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm with fixed statistics and scale, all buffers, so that nothing of it ever trains.
+
+    Original: models/backbone.py, `FrozenBatchNorm2d`. Differs from the original: one fused kernel instead of two
+    passes over the feature map, and timm's batch norms that carry their activation are frozen too.
+
+    Args:
+        norm: The batch norm whose weights and statistics are taken over.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.drop = norm.drop if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        self.act = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        running_mean, running_var = norm.running_mean, norm.running_var
+        if running_mean is None or running_var is None:
+            raise ValueError("A batch norm without running statistics cannot be frozen; set freeze_batch_norm=False.")
+        ones, zeros = torch.ones_like(running_var), torch.zeros_like(running_mean)
+        self.register_buffer("weight", ones if norm.weight is None else norm.weight.detach().clone())
+        self.register_buffer("bias", zeros if norm.bias is None else norm.bias.detach().clone())
+        self.register_buffer("running_mean", running_mean.clone())
+        self.register_buffer("running_var", running_var.clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, channels, h, w) → the same shape."""
+        normed = F.batch_norm(
+            features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+        return cast(Tensor, self.act(self.drop(normed)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # a counter that only training uses
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def freeze_batch_norms(module: nn.Module) -> None:
+    """Replaces every batch norm under `module` by a `FrozenBatchNorm2d` with the same numbers."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child))
+        else:
+            freeze_batch_norms(child)
+
+
+def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
+    """The timm feature extractor that `config` names, with random weights unless `overrides` say `pretrained=True`.
+
+    Raises:
+        ValueError: timm has no such model, it offers no feature maps, or it does not take the arguments.
+    """
+    arguments: dict[str, Any] = {
+        "pretrained": False,
+        "features_only": True,
+        "in_chans": config.num_channels,
+        "out_indices": tuple(config.out_indices) if config.out_indices is not None else (-1,),
+        **({"output_stride": 16} if config.dilation else {}),
+        **(config.backbone_kwargs or {}),
+    }
+    try:
+        return timm.create_model(**{"model_name": config.backbone, **arguments, **overrides})
+    except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"timm cannot build the backbone '{overrides.get('model_name', config.backbone)}' with {arguments}: "
+            f"{error}. Wanted a timm model that offers features_only, and arguments that it takes "
+            f"(config keys backbone, backbone_kwargs, out_indices, dilation)."
+        ) from error
+
+
+class DetrConvEncoder(nn.Module):
+    """The backbone: a timm feature extractor whose deepest requested map feeds the transformer.
+
+    Original: models/backbone.py. Batch norms are frozen, and so is everything up to and including the stride-4 map,
+    as the config says.
+
+    Args:
+        config: Its `backbone…`, `out_indices`, `dilation` and `freeze_…` keys are read.
+    """
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.model = create_timm_backbone(config)
+        if config.freeze_batch_norm:
+            freeze_batch_norms(self.model)
+        if config.freeze_backbone_stem:
+            self._freeze_stem()
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
+            if tensor.device.type != "meta":  # timm has filled it: `post_init` must leave it as it is
+                tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+        info = self.model.feature_info
+        self.channels: list[int] = info.channels()  # type: ignore[union-attr, operator]
+        self.strides: list[int] = info.reduction()  # type: ignore[union-attr, operator]
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) → one (B, channels, h, w) feature map for each of `out_indices`."""
+        features: list[Tensor] = self.model(pixel_values)
+        if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC"):
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return features
+
+    def _freeze_stem(self) -> None:
+        """No gradient for what lies, in the order of the network, up to the last map of stride 4 or less."""
+        stages = [stage["module"] for stage in self.model.feature_info.info if stage["reduction"] <= 4]  # type: ignore
+        if not stages:  # a plain vision transformer begins at stride 16: it has no such stem
+            return
+        prefixes = tuple(form + "." for form in (stages[-1], stages[-1].replace(".", "_")))
+        names = [name for name, _ in self.model.named_parameters()]
+        in_stage = [position for position, name in enumerate(names) if name.startswith(prefixes)]
+        if not in_stage:
+            raise ValueError(
+                f"The stem of this backbone cannot be told from its parameter names (looked for '{prefixes[0]}…'): "
+                f"set freeze_backbone_stem=False and freeze what you want by hand."
+            )
+        for name, parameter in self.model.named_parameters():
+            if name in names[: in_stage[-1] + 1]:
+                parameter.requires_grad_(False)
+
+
+# Positions
+
+
+class DetrSinePositionEmbedding(nn.Module):
+    """Sines and cosines of a cell's row and column, counted over the unpadded image and scaled to 2π.
+
+    Paper: app. A.4. Original: models/position_encoding.py, `PositionEmbeddingSine`.
+
+    Args:
+        width: D, the width of the embedding; half for rows, half for columns.
+        temperature: Ratio of the longest to the shortest wave length, over 2π.
+    """
+
+    def __init__(self, width: int, temperature: float = 10_000.0) -> None:
+        super().__init__()
+        self.width = width
+        self.temperature = temperature
+
+    def forward(self, feature_mask: Tensor) -> Tensor:
+        """(B, h, w) bool, True = image → (B, h, w, D) float32."""
+        counts = [feature_mask.cumsum(axis, dtype=torch.float32) for axis in (1, 2)]
+        last = [counts[0][:, -1:, :], counts[1][:, :, -1:]]
+        return torch.cat(
+            [
+                sine_embedding(count / (end + 1e-6), self.width // 2, self.temperature)
+                for count, end in zip(counts, last, strict=True)
+            ],
+            dim=-1,
+        )
+
+
+def sine_embedding(positions: Tensor, width: int, temperature: float = 10_000.0) -> Tensor:
+    """Positions (…) in [0, 1] → (…, width): sines and cosines, interleaved, of the position times 2π, ever slower."""
+    channel = torch.arange(width, dtype=torch.float32, device=positions.device)
+    wave_length = temperature ** (2 * torch.div(channel, 2, rounding_mode="floor") / width)
+    angles = (positions * 2 * torch.pi)[..., None] / wave_length
+    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+class DetrLearnedPositionEmbedding(nn.Module):
+    """A learned vector for every row and every column.
+
+    Original: models/position_encoding.py, `PositionEmbeddingLearned`. Differs from the original: a feature map larger
+    than the table is a clear error instead of an index error.
+
+    Args:
+        width: D; half for columns, half for rows.
+        grid: Rows and columns of the table.
+    """
+
+    def __init__(self, width: int, grid: int) -> None:
+        super().__init__()
+        self.row_embeddings = nn.Embedding(grid, width // 2)
+        self.column_embeddings = nn.Embedding(grid, width // 2)
+
+    def forward(self, feature_mask: Tensor) -> Tensor:
+        """(B, h, w) bool → (B, h, w, D); padding plays no part.
+
+        Raises:
+            ValueError: The feature map has more rows or columns than the table.
+        """
+        batch, height, width = feature_mask.shape
+        grid = self.row_embeddings.num_embeddings
+        if max(height, width) > grid:
+            raise ValueError(
+                f"The feature map has {height} x {width} cells, but the learned position table has {grid} x {grid}; "
+                f"set learned_position_grid to at least {max(height, width)}, use smaller images, or sine positions."
+            )
+        rows, columns = self.row_embeddings.weight[:height], self.column_embeddings.weight[:width]
+        grid_positions = torch.cat(
+            [columns[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1)], dim=-1
+        )  # (h, w, D)
+        return grid_positions.expand(batch, -1, -1, -1)
+
+
+class DetrBackbone(nn.Module):
+    """Feature maps and the positions of their cells.
+
+    The position embedding lies beside the convolutions, as in the original: a learned one trains at the backbone's
+    rate.
+
+    Args:
+        config: See `DetrConvEncoder`; `position_embedding_type`, `d_model` and `learned_position_grid`.
+    """
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.conv_encoder = DetrConvEncoder(config)
+        self.position_embedding: nn.Module
+        if config.position_embedding_type == "sine":
+            self.position_embedding = DetrSinePositionEmbedding(config.d_model)
+        else:
+            self.position_embedding = DetrLearnedPositionEmbedding(config.d_model, config.learned_position_grid)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Feature maps, the deepest one's mask (B, h, w) bool (True = image) and its positions (B, h, w, D)."""
+        features = self.conv_encoder(pixel_values)
+        batch, _, height, width = features[-1].shape
+        if pixel_mask is None:
+            feature_mask = torch.ones(batch, height, width, dtype=torch.bool, device=pixel_values.device)
+        else:
+            feature_mask = F.interpolate(pixel_mask[:, None].float(), size=(height, width))[:, 0].bool()
+        return features, feature_mask, self.position_embedding(feature_mask)
+
+
+# Transformer
+
+
+class DetrAttention(nn.Module):
+    """Multi-head attention of `queries` over `keys` and `values`.
+
+    Args:
+        width: D.
+        num_heads: A.
+        dropout: Dropout of the attention weights.
+        attn_implementation: `"sdpa"` for PyTorch's fused kernels, `"eager"` for plain matrix products.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float, attn_implementation: str | None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.attn_implementation = attn_implementation
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) queries over (B, S, D) keys and values → (B, T, D), and the weights (B, A, T, S) if asked for.
+
+        `mask` broadcasts to (B, A, T, S) bool, True = may attend; None = everything may.
+        """
+        query_heads = self._split(self.q_proj(queries))  # (B, A, T, D/A)
+        key_heads = self._split(self.k_proj(keys))  # (B, A, S, D/A)
+        value_heads = self._split(self.v_proj(values))  # (B, A, S, D/A)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if output_attentions or self.attn_implementation == "eager":
+            scores = query_heads @ key_heads.transpose(-1, -2) * query_heads.shape[-1] ** -0.5  # (B, A, T, S)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            weights = scores.softmax(-1)
+            context = F.dropout(weights, dropout) @ value_heads
+        else:
+            context = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, mask, dropout)
+        context = context.transpose(1, 2).flatten(2)  # (B, T, D)
+        return self.out_proj(context), weights if output_attentions else None
+
+    def _split(self, states: Tensor) -> Tensor:
+        """(B, T, D) → (B, A, T, D/A)."""
+        return states.view(*states.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+
+class _FeedForward(nn.Module):
+    """The parts that encoder and decoder layers share: feed-forward network and residual dropout."""
+
+    def __init__(self, config: DetrConfig, ffn_dim: int) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.dropout = float(config.dropout)
+        self.activation_dropout = float(config.activation_dropout)
+        self.activation = ACT2FN[config.activation_function]
+        self.fc1 = nn.Linear(config.d_model, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, config.d_model)
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+
+    def residual(self, states: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """states + branch(states), normalised after (the paper) or before the branch (`pre_norm`)."""
+        if self.pre_norm:
+            return states + F.dropout(branch(norm(states)), self.dropout, self.training)
+        return cast(Tensor, norm(states + F.dropout(branch(states), self.dropout, self.training)))
+
+    def feed_forward(self, states: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D)."""
+        hidden = F.dropout(self.activation(self.fc1(states)), self.activation_dropout, self.training)
+        return cast(Tensor, self.fc2(hidden))
+
+
+class DetrEncoderLayer(GradientCheckpointingLayer, _FeedForward):
+    """Self-attention over the image's tokens, then a feed-forward network. Original: `TransformerEncoderLayer`."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config, config.encoder_ffn_dim)
+        self.self_attn = DetrAttention(
+            config.d_model,
+            config.encoder_attention_heads,
+            float(config.attention_dropout),
+            config._attn_implementation,
+        )
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, D) tokens, (B, S, D) positions, (B, 1, 1, S) mask → (B, S, D) and the attention weights."""
+        weights = None
+
+        def self_attention(states: Tensor) -> Tensor:
+            nonlocal weights
+            located = states + positions
+            attended, weights = self.self_attn(located, located, states, mask, output_attentions)
+            return cast(Tensor, attended)
+
+        tokens = self.residual(tokens, self.self_attn_layer_norm, self_attention)
+        tokens = self.residual(tokens, self.final_layer_norm, self.feed_forward)
+        return tokens, weights
+
+
+class DetrDecoderLayer(GradientCheckpointingLayer, _FeedForward):
+    """Self-attention among the queries, attention to the image, feed-forward. Original: `TransformerDecoderLayer`."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config, config.decoder_ffn_dim)
+        arguments = (
+            config.d_model,
+            config.decoder_attention_heads,
+            float(config.attention_dropout),
+            config._attn_implementation,
+        )
+        self.self_attn = DetrAttention(*arguments)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.encoder_attn = DetrAttention(*arguments)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_positions: Tensor,
+        memory: Tensor,
+        located_memory: Tensor,
+        query_mask: Tensor | None,
+        memory_mask: Tensor | None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """One round of the decoder.
+
+        Args:
+            queries: (B, Q + E, D).
+            query_positions: (B, Q + E, D), added to queries where they ask and are asked.
+            memory: (B, S, D), the encoder's tokens.
+            located_memory: (B, S, D), the same with their positions added.
+            query_mask: (1 or B, 1, Q + E, Q + E) bool, True = may attend; None = all.
+            memory_mask: (B, 1, 1, S) bool, True = image; None = no padding.
+            output_attentions: Return both attention weights.
+
+        Returns:
+            (B, Q + E, D), and self- and cross-attention weights or None.
+        """
+        self_weights = cross_weights = None
+
+        def self_attention(states: Tensor) -> Tensor:
+            nonlocal self_weights
+            located = states + query_positions
+            attended, self_weights = self.self_attn(located, located, states, query_mask, output_attentions)
+            return cast(Tensor, attended)
+
+        def cross_attention(states: Tensor) -> Tensor:
+            nonlocal cross_weights
+            attended, cross_weights = self.encoder_attn(
+                states + query_positions, located_memory, memory, memory_mask, output_attentions
+            )
+            return cast(Tensor, attended)
+
+        queries = self.residual(queries, self.self_attn_layer_norm, self_attention)
+        queries = self.residual(queries, self.encoder_attn_layer_norm, cross_attention)
+        queries = self.residual(queries, self.final_layer_norm, self.feed_forward)
+        return queries, self_weights, cross_weights
+
+
+class _EncoderOutput(NamedTuple):
+    memory: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class DetrEncoder(nn.Module):
+    """The encoder layers, and with `pre_norm` a last norm. Original: models/transformer.py, `TransformerEncoder`.
+
+    Args:
+        config: Its `encoder_…`, dropout and norm keys are read.
+    """
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([DetrEncoderLayer(config) for _ in range(config.encoder_layers)])
+        self.layernorm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, output_attentions: bool, output_states: bool
+    ) -> _EncoderOutput:
+        """(B, S, D) tokens, (B, S, D) positions, (B, 1, 1, S) mask → memory (B, S, D) and what was asked for."""
+        states, attentions = [tokens], []
+        for layer in self.layers:
+            tokens, weights = layer(tokens, positions, mask, output_attentions)
+            states.append(tokens)
+            attentions.append(weights)
+        return _EncoderOutput(
+            self.layernorm(tokens),
+            tuple(states) if output_states else None,
+            tuple(attentions) if output_attentions else None,
+        )
+
+
+class _DecoderOutput(NamedTuple):
+    intermediate: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    self_attentions: tuple[Tensor, ...] | None
+    cross_attentions: tuple[Tensor, ...] | None
+
+
+class DetrDecoder(nn.Module):
+    """The decoder layers. Each one's output is read through the shared last norm; what the next layer gets is not.
+
+    Paper: app. A.3. Original: models/transformer.py, `TransformerDecoder`.
+
+    Args:
+        config: Its `decoder_…`, dropout and norm keys are read.
+    """
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([DetrDecoderLayer(config) for _ in range(config.decoder_layers)])
+        self.layernorm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_positions: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        query_mask: Tensor | None,
+        memory_mask: Tensor | None,
+        output_attentions: bool,
+        output_states: bool,
+    ) -> _DecoderOutput:
+        """See `DetrDecoderLayer.forward`; the result's `intermediate` is (L, B, Q + E, D), normalised."""
+        located_memory = memory + memory_positions
+        states, self_attentions, cross_attentions = [queries], [], []
+        for layer in self.layers:
+            queries, self_weights, cross_weights = layer(
+                queries, query_positions, memory, located_memory, query_mask, memory_mask, output_attentions
+            )
+            states.append(queries)
+            self_attentions.append(self_weights)
+            cross_attentions.append(cross_weights)
+        return _DecoderOutput(
+            self.layernorm(torch.stack(states[1:])),
+            tuple(states) if output_states else None,
+            tuple(self_attentions) if output_attentions else None,
+            tuple(cross_attentions) if output_attentions else None,
+        )
+
+
+class DetrMLPPredictionHead(nn.Module):
+    """A multi-layer perceptron with ReLU between its layers; computed in at least float32.
+
+    Original: models/detr.py, `MLP`.
+
+    Args:
+        width: Width of the input and the hidden layers.
+        output_width: Width of the output.
+        num_layers: Number of linear layers.
+    """
+
+    def __init__(self, width: int, output_width: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [width] * num_layers + [output_width]
+        self.layers = nn.ModuleList([nn.Linear(i, o) for i, o in pairwise(widths)])
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(…, width) → (…, output_width)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            states = F.relu(_linear_at_least_float32(layer, states))
+        return _linear_at_least_float32(last, states)
+
+
+def _linear_at_least_float32(layer: nn.Module, states: Tensor) -> Tensor:
+    """A linear layer in float32 (float64 if the states are): half precision moves a box of a large image by pixels."""
+    dtype = torch.float64 if states.dtype == torch.float64 else torch.float32
+    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
+    with torch.autocast(states.device.type, enabled=False):
+        return F.linear(states.to(dtype), weight.to(dtype), bias.to(dtype))
+
+
+# The models
+
+
+class DetrPreTrainedModel(PreTrainedModel):
+    """What all DETR models share: config, names, initialisation."""
+
+    config: DetrConfig
+    config_class = DetrConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["DetrConvEncoder", "DetrEncoderLayer", "DetrDecoderLayer"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r".*num_batches_tracked$"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialises one module as the original does: its transformer by Xavier, the rest by PyTorch's own defaults.
+
+        Original: models/transformer.py, `_reset_parameters`. The three attention projections are one (3D, D) matrix
+        there, whose Xavier bound is that of a (D, D) matrix over √2. Backbone weights are timm's own and already
+        there; the rules below reach them only if a checkpoint lacks them. Children come before their parents, so a
+        parent's rule has the last word.
+        """
+        if isinstance(module, DetrAttention):
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                init.xavier_uniform_(projection.weight, gain=2**-0.5)
+                init.zeros_(projection.bias)
+            init.xavier_uniform_(module.out_proj.weight)
+            init.zeros_(module.out_proj.bias)
+        elif isinstance(module, _FeedForward):
+            init.xavier_uniform_(module.fc1.weight)
+            init.xavier_uniform_(module.fc2.weight)
+        elif isinstance(module, DetrLearnedPositionEmbedding):
+            init.uniform_(module.row_embeddings.weight)
+            init.uniform_(module.column_embeddings.weight)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                fan_in = module.weight[0].numel()
+                init.uniform_(module.bias, -(fan_in**-0.5), fan_in**-0.5)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, FrozenBatchNorm2d)):
+            _init_norm(module)
+        elif hasattr(module, "init_non_persistent_buffers"):  # timm's: not in any checkpoint, lost on the meta device
+            cast(Any, module).init_non_persistent_buffers()
+
+
+def _init_norm(module: nn.Module) -> None:
+    """Scale 1, shift 0, and for batch norms mean 0 and variance 1."""
+    for name, fill in (("weight", init.ones_), ("bias", init.zeros_), ("running_mean", init.zeros_)):
+        if isinstance(tensor := getattr(module, name, None), Tensor):
+            fill(tensor)
+    if isinstance(variance := getattr(module, "running_var", None), Tensor):
+        init.ones_(variance)
+    if isinstance(counter := getattr(module, "num_batches_tracked", None), Tensor):
+        init.zeros_(counter)
+
+
+class DetrModel(DetrPreTrainedModel):
+    """Backbone and transformer without heads: an image in, one state for each object query out.
+
+    Args:
+        config: See `DetrConfig`.
+    """
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config)
+        self.backbone = DetrBackbone(config)
+        self.input_projection = nn.Conv2d(self.backbone.conv_encoder.channels[-1], config.d_model, kernel_size=1)
+        self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
+        self.encoder = DetrEncoder(config)
+        self.decoder = DetrDecoder(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        extra_queries: ExtraQueries | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DetrModelOutput | tuple[Any, ...]:
+        """Paper: fig. 2. Original: models/detr.py and models/transformer.py.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom.
+            pixel_mask: (B, H, W), 1 where there is image and 0 where there is padding; None if nothing is padded.
+            extra_queries: Further queries for the decoder.
+            output_attentions: Return all attention weights (computed by plain matrix products).
+            output_hidden_states: Return the states before each layer.
+            return_dict: False: a tuple instead of `DetrModelOutput`.
+
+        Raises:
+            ValueError: Shapes do not fit, or an image is all padding (checked where it costs no synchronisation: on
+                the CPU).
+        """
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        pixel_values, pixel_mask = self._checked(pixel_values, pixel_mask)
+
+        features, feature_mask, positions = self.backbone(pixel_values, pixel_mask)
+        tokens = self.input_projection(features[-1]).flatten(2).transpose(1, 2)  # (B, D, h, w) → (B, S, D)
+        positions = positions.flatten(1, 2).to(tokens.dtype)  # (B, S, D)
+        memory_mask = None if pixel_mask is None else feature_mask.flatten(1)[:, None, None]  # (B, 1, 1, S)
+        encoded = self.encoder(tokens, positions, memory_mask, output_attentions, output_hidden_states)
+
+        queries, query_positions, query_mask = self._queries(tokens, extra_queries)
+        decoded = self.decoder(
+            queries,
+            query_positions,
+            encoded.memory,
+            positions,
+            query_mask,
+            memory_mask,
+            output_attentions,
+            output_hidden_states,
+        )
+        output = DetrModelOutput(
+            last_hidden_state=decoded.intermediate[-1],
+            intermediate_hidden_states=decoded.intermediate,
+            encoder_last_hidden_state=encoded.memory,
+            feature_mask=feature_mask,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.self_attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+        )
+        return output if self._returns_dict(return_dict) else output.to_tuple()
+
+    def load_backbone_weights(self, source: str | Path) -> None:
+        """Replaces the backbone's weights by pretrained ones; building from a config never does this by itself.
+
+        Args:
+            source: A file (`.safetensors`, `.pth`) with the weights of the config's backbone under timm's names,
+                classifier included or not; or a timm name with its tag (`"resnet50.tv_in1k"`, the weights that the
+                original starts from), which is downloaded.
+
+        Raises:
+            FileNotFoundError: `source` looks like a file that is not there.
+            ValueError: The weights are of another architecture, or cannot be read or downloaded.
+        """
+        path = Path(source)
+        if path.is_file():
+            overrides: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(path)}}
+        elif path.suffix in (".safetensors", ".pth", ".pt", ".bin") or len(path.parts) > 1:
+            raise FileNotFoundError(f"{source}: no such file of backbone weights.")
+        else:
+            overrides = {"model_name": str(source)}
+        try:
+            pretrained = create_timm_backbone(self.config, pretrained=True, **overrides)
+        except Exception as error:  # timm raises whatever its reader or its download does
+            raise ValueError(
+                f"{source}: cannot load weights for the backbone '{self.config.backbone}' ({error}). Wanted a file "
+                f"with that architecture's weights in timm's names, or a timm model name whose weights can be "
+                f"downloaded from here."
+            ) from error
+        if self.config.freeze_batch_norm:
+            freeze_batch_norms(pretrained)
+        try:
+            self.backbone.conv_encoder.model.load_state_dict(pretrained.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{source}: not weights of the backbone '{self.config.backbone}': {error}") from error
+
+    def _queries(self, tokens: Tensor, extra: ExtraQueries | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The decoder's input (B, Q + E, D), its positions, and its self-attention mask."""
+        positions = self.query_position_embeddings.weight.to(tokens.dtype).expand(len(tokens), -1, -1)
+        queries = torch.zeros_like(positions)  # the learned queries have a position only
+        if extra is None:
+            return queries, positions, None
+        mask = extra.attention_mask
+        return (
+            torch.cat([queries, extra.content.to(queries.dtype)], dim=1),
+            torch.cat([positions, extra.positions.to(positions.dtype)], dim=1),
+            mask[None, None] if mask.ndim == 2 else mask[:, None],
+        )
+
+    def _checked(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Shapes and masks that can be computed with; a mask without padding becomes None, the faster way."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; wanted (images, {self.config.num_channels}, "
+                f"height, width)."
+            )
+        if pixel_mask is None:
+            return pixel_values, None
+        if pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
+            raise ValueError(
+                f"pixel_mask has shape {tuple(pixel_mask.shape)}; wanted "
+                f"{(pixel_values.shape[0], *pixel_values.shape[2:])}, as pixel_values has."
+            )
+        if pixel_mask.device.type != "cpu":  # to look at it would stop the device
+            return pixel_values, pixel_mask
+        image = pixel_mask.bool()
+        if bool(image.all()):
+            return pixel_values, None
+        empty = (~image[:, 0, 0]).nonzero().flatten().tolist()  # images lie at the top left: so does each one's pixel
+        if empty:
+            raise ValueError(
+                f"pixel_mask of image {empty[0]} of the batch is 0 at its top left pixel: it is all padding, or says "
+                f"1 for padding. Wanted 1 = image, 0 = padding on the right and at the bottom."
+            )
+        return pixel_values, pixel_mask
+
+    def _returns_dict(self, return_dict: bool | None) -> bool:
+        return bool(self.config.return_dict if return_dict is None else return_dict)
+
+
+class DetrForObjectDetection(DetrPreTrainedModel):
+    """DETR: boxes and classes, one of each for every object query.
+
+    Args:
+        config: See `DetrConfig`; `num_labels` (or `id2label`) is the number of classes without "no object".
+    """
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config)
+        self.model = DetrModel(config)
+        self.class_labels_classifier = nn.Linear(config.d_model, cast(int, config.num_labels) + 1)
+        self.bbox_predictor = DetrMLPPredictionHead(config.d_model, 4, num_layers=3)
+        self.criterion = SetCriterion(
+            HungarianMatcher(float(config.class_cost), float(config.bbox_cost), float(config.giou_cost)),
+            float(config.eos_coefficient),
+            float(config.bbox_loss_coefficient),
+            float(config.giou_loss_coefficient),
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: Sequence[DetectionLabels] | None = None,
+        num_boxes: float | Tensor | None = None,
+        class_weight_sum: float | Tensor | None = None,
+        extra_queries: ExtraQueries | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DetrObjectDetectionOutput | tuple[Any, ...]:
+        """Detects, and with `labels` computes the loss.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom.
+            pixel_mask: (B, H, W), 1 = image, 0 = padding; None if nothing is padded.
+            labels: B dicts with `class_labels` (N,) int64 in 0…C-1 and `boxes` (N, 4) cxcywh in [0, 1] of the unpadded
+                image; N may be 0.
+            num_boxes: Boxes of the whole optimizer step, the divisor of the box losses. None: this batch's.
+            class_weight_sum: Class weights of the whole optimizer step, the divisor of the class loss. None: this
+                batch's. See `SetCriterion.class_weight_sum`.
+            extra_queries: Further queries for the decoder; predictions and loss are those of the learned ones, the
+                states of all are in `intermediate_hidden_states`.
+            output_attentions: See `DetrModel.forward`.
+            output_hidden_states: See there.
+            return_dict: False: a tuple instead of `DetrObjectDetectionOutput`.
+
+        Raises:
+            ValueError: Labels are out of range or boxes are not normalised (checked where it costs no synchronisation:
+                on the CPU), or see `DetrModel.forward`.
+        """
+        states: DetrModelOutput = self.model(
+            pixel_values, pixel_mask, extra_queries, output_attentions, output_hidden_states, return_dict=True
+        )
+        logits, pred_boxes = self.predict(
+            self.layers_for_heads(cast(Tensor, states.intermediate_hidden_states))[:, :, : self.config.num_queries]
+        )
+        output = DetrObjectDetectionOutput(
+            logits=logits[-1],
+            pred_boxes=pred_boxes[-1],
+            auxiliary_outputs=self._auxiliary_outputs(logits, pred_boxes),
+            **{name: value for name, value in states.items() if value is not None},
+        )
+        if labels is not None:
+            self._check_labels(labels, pixel_values)
+            loss = self.criterion(logits, pred_boxes, labels, num_boxes=num_boxes, class_weight_sum=class_weight_sum)
+            output.loss, output.loss_dict = loss.loss, loss.loss_dict
+        returns_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if returns_dict else output.to_tuple()
+
+    def predict(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads: (…, D) decoder states → logits (…, C + 1) and boxes (…, 4) cxcywh in [0, 1], at least float32."""
+        logits = _linear_at_least_float32(self.class_labels_classifier, states)
+        return logits, self.bbox_predictor(states).sigmoid()
+
+    def layers_for_heads(self, layers: Tensor) -> Tensor:
+        """Of (L, B, Q + E, D) decoder layers those that the heads read: all with `auxiliary_loss`, else the last."""
+        return layers if self.config.auxiliary_loss else layers[-1:]
+
+    def _auxiliary_outputs(self, logits: Tensor, pred_boxes: Tensor) -> list[dict[str, Tensor]] | None:
+        if not self.config.auxiliary_loss:
+            return None
+        return [
+            {"logits": layer_logits, "pred_boxes": layer_boxes}
+            for layer_logits, layer_boxes in zip(logits[:-1], pred_boxes[:-1], strict=True)
+        ]
+
+    def _check_labels(self, labels: Sequence[DetectionLabels], pixel_values: Tensor) -> None:
+        if len(labels) != len(pixel_values):
+            raise ValueError(
+                f"labels are of {len(labels)} images, pixel_values of {len(pixel_values)}; wanted as many."
+            )
+        if pixel_values.device.type == "cpu":
+            check_labels(labels, cast(int, self.config.num_labels))
+
+
+__all__ = [
+    "DetrForObjectDetection",
+    "DetrModel",
+    "DetrModelOutput",
+    "DetrObjectDetectionOutput",
+    "DetrPreTrainedModel",
+    "ExtraQueries",
+]

@@ -1,0 +1,264 @@
+"""The nouns that travel through the package: what a dataset, a sample, a batch, a match and a result are.
+
+Every stage of the walk (dataset → sample → batch → model → match → result) takes and returns one of these, so this
+file imports nothing of ours and everything else may import it.
+
+Shapes: N objects of one image · A annotations of a whole dataset · B images of a batch · H, W pixels.
+Boxes carry their format in their name wherever it could be doubted: `boxes_xyxy` are corners in pixels,
+`boxes_cxcywh` centre and size relative to the **unpadded** image. Sizes are `(height, width)`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import tv_tensors
+
+
+# What a dataset is
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image of a dataset.
+
+    Attributes:
+        id: The dataset's own id of the image, used when results are written.
+        path: Where the file lies.
+        height: Height in pixels, as the annotations see the image.
+        width: Width in pixels, as the annotations see the image.
+    """
+
+    id: int | str
+    path: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class of a dataset: its own `id` there (used when results are written) and its `name`."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnnotationTable:
+    """Annotations as columns, one row an object, ordered by image. A million rows stay a few arrays.
+
+    Attributes:
+        image_index: (A,) int64, position of the image in `DetectionIndex.images`; ascending.
+        label: (A,) int64, dense label in 0…C-1, the position of the category in `DetectionIndex.categories`.
+        boxes_xyxy: (A, 4) float64, corners in pixels, as the dataset gives them, clipped to the image.
+        area: (A,) float64, the dataset's own area in square pixels, the box's where it gives none.
+        is_crowd: (A,) bool; a crowd region is never trained on and is kept for the evaluation.
+    """
+
+    image_index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    boxes_xyxy: NDArray[np.float64]
+    area: NDArray[np.float64]
+    is_crowd: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def take(self, rows: "slice | NDArray[np.int64] | NDArray[np.bool_]") -> "AnnotationTable":
+        """The chosen rows, as a table."""
+        return AnnotationTable(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+    @classmethod
+    def concatenate(cls, tables: Sequence["AnnotationTable"]) -> "AnnotationTable":
+        """All rows of `tables` in their order; the empty table if there are none."""
+        return cls(
+            image_index=np.concatenate([np.zeros(0, np.int64), *(table.image_index for table in tables)]),
+            label=np.concatenate([np.zeros(0, np.int64), *(table.label for table in tables)]),
+            boxes_xyxy=np.concatenate([np.zeros((0, 4)), *(table.boxes_xyxy for table in tables)]),
+            area=np.concatenate([np.zeros(0), *(table.area for table in tables)]),
+            is_crowd=np.concatenate([np.zeros(0, np.bool_), *(table.is_crowd for table in tables)]),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectionIndex:
+    """A detection dataset, whatever format it came from: images, categories, annotations.
+
+    Labels are dense, `0…C-1`, in the order of `categories`; `categories[label].id` is the dataset's own id.
+
+    Attributes:
+        name: What it is called in logs and reports.
+        images: The images, in a stable order.
+        categories: The classes; a class keeps its label whichever split is selected.
+        annotations: The objects, ordered by image.
+        splits: Name of each split → ascending positions in `images`. An image may belong to several.
+        notes: What the reader left out or repaired, one plain sentence each.
+    """
+
+    name: str
+    images: tuple[ImageRecord, ...]
+    categories: tuple[Category, ...]
+    annotations: AnnotationTable
+    splits: Mapping[str, NDArray[np.int64]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Dense label → class name, as a model's config wants it."""
+        return {label: category.name for label, category in enumerate(self.categories)}
+
+    def annotation_rows(self, position: int) -> slice:
+        """The rows of `annotations` that belong to the image at `position`."""
+        start, stop = np.searchsorted(self.annotations.image_index, [position, position + 1])
+        return slice(int(start), int(stop))
+
+    def select(self, positions: "Sequence[int] | NDArray[np.int64]", name: str | None = None) -> "DetectionIndex":
+        """The images at `positions` (each once, in ascending order), with their annotations and all categories."""
+        chosen = np.unique(np.asarray(positions, dtype=np.int64))
+        new_position = np.full(len(self.images), -1, dtype=np.int64)
+        new_position[chosen] = np.arange(len(chosen))
+        table = self.annotations.take(new_position[self.annotations.image_index] >= 0)
+        return DetectionIndex(
+            name=name or self.name,
+            images=tuple(self.images[position] for position in chosen),
+            categories=self.categories,
+            annotations=dataclasses.replace(table, image_index=new_position[table.image_index]),
+            splits={
+                split: new_position[members][new_position[members] >= 0] for split, members in self.splits.items()
+            },
+            notes=self.notes,
+        )
+
+    def split(self, names: str) -> "DetectionIndex":
+        """The images of one split, or of several joined by `+` (`"train+val"`), each image once.
+
+        Raises:
+            ValueError: A split of that name does not exist; the message lists those that do.
+        """
+        wanted = names.split("+")
+        for split in wanted:
+            if split not in self.splits:
+                known = ", ".join(sorted(self.splits)) or "none"
+                raise ValueError(f"{self.name} has no split '{split}'; its splits are: {known}.")
+        return self.select(np.concatenate([self.splits[split] for split in wanted]), f"{self.name}[{names}]")
+
+
+# What is trained on
+
+
+class DetectionTarget(TypedDict):
+    """The objects of one image before batching; rows of all fields but `image_index` belong together.
+
+    boxes: (N, 4) float32 corners in pixels (format XYXY). class_labels: (N,) int64, dense. area: (N,) float32 square
+    pixels. image_index: position of the image in its `DetectionIndex`. masks: (N, H, W) bool, where the task has them.
+    """
+
+    boxes: tv_tensors.BoundingBoxes
+    class_labels: Tensor
+    area: Tensor
+    image_index: int
+    masks: NotRequired[tv_tensors.Mask]
+
+
+class DetectionSample(TypedDict):
+    """One image (3, H, W) uint8 RGB with its objects. A dict, since torchvision v2 passes dataclass fields by."""
+
+    image: tv_tensors.Image
+    target: DetectionTarget
+
+
+class DetectionLabels(TypedDict):
+    """The objects of one image as the loss takes them: `class_labels` (N,) int64 and `boxes` (N, 4) cxcywh in [0, 1]
+    of the unpadded image are needed; `image_index` and `size` (2,) say which image it is and its unpadded size."""
+
+    class_labels: Tensor
+    boxes: Tensor
+    masks: NotRequired[Tensor]
+    area: NotRequired[Tensor]
+    image_index: NotRequired[Tensor]
+    size: NotRequired[Tensor]
+
+
+class DetectionBatch(TypedDict):
+    """pixel_values (B, 3, H, W), padded right and bottom with zeros; pixel_mask (B, H, W) int64, 1 = image; labels."""
+
+    pixel_values: Tensor
+    pixel_mask: Tensor
+    labels: list[DetectionLabels]
+
+
+# What comes out
+
+
+class Assignment(NamedTuple):
+    """Which queries an image's targets were matched to: two (K,) int64 tensors, K = min(queries, targets), ordered by
+    query."""
+
+    queries: Tensor
+    targets: Tensor
+
+
+class DetectionResult(TypedDict):
+    """Predictions of one image: scores (K,), labels (K,) int64, boxes (K, 4) xyxy in pixels of the original image."""
+
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+    masks: NotRequired[Tensor]
+
+
+def check_labels(labels: Iterable[DetectionLabels], num_labels: int, names: Sequence[str] | None = None) -> None:
+    """Checks on the host what the loss takes for granted, so that a step on a GPU needs no synchronisation.
+
+    Args:
+        labels: One dict an image with `class_labels` (N,) integers and `boxes` (N, 4) cxcywh in [0, 1].
+        num_labels: Number of classes of the model; labels are `0…num_labels-1`.
+        names: What to call each image in a message; "image 0 of the batch" … if not given.
+
+    Raises:
+        ValueError: A label is out of range (the original would train it as "no object", or crash on the device), boxes
+            are not normalised cxcywh, or shapes do not fit. The message says where, got, wanted and the remedy.
+    """
+    for position, label in enumerate(labels):
+        where = names[position] if names is not None else f"image {position} of the batch"
+        for key in ("class_labels", "boxes"):
+            if key not in label:
+                raise ValueError(f"{where}: its labels lack '{key}'; got {sorted(label)}.")
+        classes, boxes = label["class_labels"], label["boxes"]
+        if classes.ndim != 1 or boxes.ndim != 2 or boxes.shape[-1] != 4 or len(classes) != len(boxes):
+            raise ValueError(
+                f"{where}: class_labels of shape {tuple(classes.shape)} and boxes of shape {tuple(boxes.shape)} do "
+                f"not fit; wanted (N,) and (N, 4)."
+            )
+        if classes.is_floating_point() or classes.dtype == torch.bool:
+            raise ValueError(f"{where}: class_labels have dtype {classes.dtype}; wanted integers (int64).")
+        if len(classes) == 0:
+            continue
+        low, high = int(classes.min()), int(classes.max())
+        if low < 0 or high >= num_labels:
+            raise ValueError(
+                f"{where}: class label {low if low < 0 else high}, but the model has {num_labels} classes "
+                f"(0-{num_labels - 1}); set num_labels, or map the dataset's ids to 0-{num_labels - 1}."
+            )
+        check_boxes_cxcywh(boxes, where)
+
+
+def check_boxes_cxcywh(boxes: Tensor, where: str) -> None:
+    """Raises a ValueError that says `where` if `boxes` (N, 4) are not finite numbers in [0, 1]."""
+    if not bool(torch.isfinite(boxes).all()):
+        raise ValueError(f"{where}: boxes hold NaN or infinite numbers; remove those annotations.")
+    tolerance = 1e-3  # rounding of boxes that end at the edge of a large image
+    outside = ((boxes < -tolerance) | (boxes > 1 + tolerance)).any(-1)
+    if bool(outside.any()):
+        raise ValueError(
+            f"{where}: box {[round(number, 4) for number in boxes[outside][0].tolist()]} is not normalised; wanted "
+            f"(centre x, centre y, width, height) divided by the unpadded image's width and height, all in [0, 1]."
+        )
