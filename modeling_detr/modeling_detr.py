@@ -202,8 +202,8 @@ class DetrConvEncoder(nn.Module):
         self.model = create_timm_backbone(config)
         if config.freeze_batch_norm:
             freeze_batch_norms(self.model)
-        if config.freeze_backbone_stem:
-            self._freeze_stem()
+        self.stem_is_frozen = config.freeze_backbone_stem
+        self.freeze_stem()
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             if tensor.device.type != "meta":  # timm has filled it: `post_init` must leave it as it is
                 tensor._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -218,8 +218,10 @@ class DetrConvEncoder(nn.Module):
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         return features
 
-    def _freeze_stem(self) -> None:
+    def freeze_stem(self) -> None:
         """No gradient for what lies, in the order of the network, up to the last map of stride 4 or less."""
+        if not self.stem_is_frozen:
+            return
         stages = [stage["module"] for stage in self.model.feature_info.info if stage["reduction"] <= 4]  # type: ignore
         if not stages:  # a plain vision transformer begins at stride 16: it has no such stem
             return
@@ -275,6 +277,10 @@ def sine_embedding(positions: Tensor, width: int, temperature: float = 10_000.0)
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
+class PositionTable(nn.Embedding):
+    """An embedding that starts uniform in [0, 1), see `_init_weights`."""
+
+
 class DetrLearnedPositionEmbedding(nn.Module):
     """A learned vector for every row and every column.
 
@@ -288,8 +294,8 @@ class DetrLearnedPositionEmbedding(nn.Module):
 
     def __init__(self, width: int, grid: int) -> None:
         super().__init__()
-        self.row_embeddings = nn.Embedding(grid, width // 2)
-        self.column_embeddings = nn.Embedding(grid, width // 2)
+        self.row_embeddings = PositionTable(grid, width // 2)
+        self.column_embeddings = PositionTable(grid, width // 2)
 
     def forward(self, feature_mask: Tensor) -> Tensor:
         """(B, h, w) bool → (B, h, w, D); padding plays no part.
@@ -344,6 +350,22 @@ class DetrBackbone(nn.Module):
 # Transformer
 
 
+class XavierLinear(nn.Linear):
+    """A linear layer of the transformer: its weight is drawn by Xavier's uniform rule, see `_init_weights`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        gain: Factor of the bound.
+        zero_bias: The bias starts at 0 instead of PyTorch's default.
+    """
+
+    def __init__(self, in_features: int, out_features: int, gain: float = 1.0, zero_bias: bool = False) -> None:
+        self.gain = gain
+        self.zero_bias = zero_bias
+        super().__init__(in_features, out_features)
+
+
 class DetrAttention(nn.Module):
     """Multi-head attention of `queries` over `keys` and `values`.
 
@@ -359,10 +381,11 @@ class DetrAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.attn_implementation = attn_implementation
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        # the original's three input projections are one (3D, D) matrix: Xavier's bound of (D, D) over √2
+        self.q_proj = XavierLinear(width, width, gain=2**-0.5, zero_bias=True)
+        self.k_proj = XavierLinear(width, width, gain=2**-0.5, zero_bias=True)
+        self.v_proj = XavierLinear(width, width, gain=2**-0.5, zero_bias=True)
+        self.out_proj = XavierLinear(width, width, zero_bias=True)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, output_attentions: bool = False
@@ -401,8 +424,8 @@ class _FeedForward(nn.Module):
         self.dropout = float(config.dropout)
         self.activation_dropout = float(config.activation_dropout)
         self.activation = ACT2FN[config.activation_function]
-        self.fc1 = nn.Linear(config.d_model, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, config.d_model)
+        self.fc1 = XavierLinear(config.d_model, ffn_dim)
+        self.fc2 = XavierLinear(ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def residual(self, states: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -640,38 +663,45 @@ class DetrPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["DetrConvEncoder", "DetrEncoderLayer", "DetrDecoderLayer"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r".*num_batches_tracked$"]  # noqa: RUF012
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """`PreTrainedModel.from_pretrained`; what the config freezes is frozen in the loaded model too."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info, a pair
+        for module in model.modules():  # loading replaces the parameters, and with them what froze them
+            if isinstance(module, DetrConvEncoder):
+                module.freeze_stem()
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises one module as the original does: its transformer by Xavier, the rest by PyTorch's own defaults.
 
-        Original: models/transformer.py, `_reset_parameters`. The three attention projections are one (3D, D) matrix
-        there, whose Xavier bound is that of a (D, D) matrix over √2. Backbone weights are timm's own and already
-        there; the rules below reach them only if a checkpoint lacks them. Children come before their parents, so a
-        parent's rule has the last word.
+        Original: models/transformer.py, `_reset_parameters`. Backbone weights are timm's own and already there; the
+        rules below reach them only if a checkpoint lacks them. Only modules with weights of their own get here: the
+        library passes by those that only hold others.
         """
-        if isinstance(module, DetrAttention):
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.xavier_uniform_(projection.weight, gain=2**-0.5)
-                init.zeros_(projection.bias)
-            init.xavier_uniform_(module.out_proj.weight)
-            init.zeros_(module.out_proj.bias)
-        elif isinstance(module, _FeedForward):
-            init.xavier_uniform_(module.fc1.weight)
-            init.xavier_uniform_(module.fc2.weight)
-        elif isinstance(module, DetrLearnedPositionEmbedding):
-            init.uniform_(module.row_embeddings.weight)
-            init.uniform_(module.column_embeddings.weight)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
+        if isinstance(module, XavierLinear):
+            init.xavier_uniform_(module.weight, module.gain)
+            _init_bias(module, zero=module.zero_bias)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
-            if module.bias is not None:
-                fan_in = module.weight[0].numel()
-                init.uniform_(module.bias, -(fan_in**-0.5), fan_in**-0.5)
+            _init_bias(module)
+        elif isinstance(module, PositionTable):
+            init.uniform_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, FrozenBatchNorm2d)):
             _init_norm(module)
         elif hasattr(module, "init_non_persistent_buffers"):  # timm's: not in any checkpoint, lost on the meta device
             cast(Any, module).init_non_persistent_buffers()
+
+
+def _init_bias(module: nn.Linear | nn.Conv2d, zero: bool = False) -> None:
+    """PyTorch's default, uniform within 1/√(inputs), or zero."""
+    if module.bias is not None:
+        bound = 0.0 if zero else module.weight[0].numel() ** -0.5
+        init.uniform_(module.bias, -bound, bound)
 
 
 def _init_norm(module: nn.Module) -> None:

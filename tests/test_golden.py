@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from reference_cases import load_case, needs_shared
 
 from modeling_detr.conversion.original import original_name_to_ours
 from modeling_detr.training.optimization import build_optimizer
-from reference_cases import load_case, needs_shared
 
 
 CASES = ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned", "detr-r50", "detr-r50-dc5"]

@@ -1,0 +1,41 @@
+import pytest
+
+from modeling_detr import DetrConfig
+
+
+def test_defaults_are_the_papers():
+    config = DetrConfig()
+    assert (config.num_queries, config.d_model, config.encoder_layers, config.decoder_layers) == (100, 256, 6, 6)
+    assert (config.dropout, config.attention_dropout, config.activation_dropout) == (0.1, 0.1, 0.1)
+    assert config.auxiliary_loss
+    assert config.eos_coefficient == 0.1
+
+
+def test_config_survives_saving(tmp_path):
+    config = DetrConfig(
+        backbone_kwargs={"channels": [8, 16]}, out_indices=[3], id2label={0: "cat", 1: "dog"}, dropout=0, pre_norm=True
+    )
+    config.save_pretrained(tmp_path)
+    loaded = DetrConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.id2label == {0: "cat", 1: "dog"}
+    assert loaded.model_type == "modeling_detr"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_querys": 5}, "no key 'num_querys'; did you mean 'num_queries'"),
+        ({"d_model": 250}, "d_model=250 is not divisible by encoder_attention_heads=8"),
+        ({"decoder_attention_heads": 7}, "d_model=256 is not divisible by decoder_attention_heads=7"),
+        ({"position_embedding_type": "sinus"}, "wanted 'sine' or 'learned'"),
+        ({"num_queries": 0}, "num_queries is 0; wanted at least 1"),
+        ({"dropout": 1.5}, "dropout is 1.5; wanted a probability"),
+        ({"out_indices": [3, 1]}, "wanted ascending"),
+        ({"num_queries": "many"}, "num_queries"),
+    ],
+)
+def test_bad_values_are_named(arguments, message):
+    with pytest.raises(Exception, match=message) as caught:
+        DetrConfig(**arguments)
+    assert isinstance(caught.value, (ValueError, TypeError)) or "Validation" in type(caught.value).__name__

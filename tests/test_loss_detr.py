@@ -1,0 +1,114 @@
+import logging
+
+import pytest
+import torch
+from torchvision.ops import generalized_box_iou
+
+from modeling_detr.loss_detr import HungarianMatcher, SetCriterion, boxes_cxcywh_to_xyxy, generalized_iou
+
+
+def random_boxes(*shape):
+    """cxcywh inside the image."""
+    size = torch.rand(*shape, 2) * 0.4 + 0.05
+    return torch.cat([size / 2 + torch.rand(*shape, 2) * (1 - size), size], dim=-1)
+
+
+def batch(counts, num_layers=3, num_queries=9, num_classes=5, seed=0):
+    torch.manual_seed(seed)
+    logits = torch.randn(num_layers, len(counts), num_queries, num_classes + 1, dtype=torch.float64)
+    boxes = random_boxes(num_layers, len(counts), num_queries).double()
+    labels = [
+        {"class_labels": torch.randint(0, num_classes, (count,)), "boxes": random_boxes(count).double()}
+        for count in counts
+    ]
+    return logits.requires_grad_(), boxes.requires_grad_(), labels
+
+
+def test_pairwise_giou_is_the_diagonal_of_torchvisions():
+    first, second = boxes_cxcywh_to_xyxy(random_boxes(50)), boxes_cxcywh_to_xyxy(random_boxes(50))
+    torch.testing.assert_close(generalized_iou(first, second), generalized_box_iou(first, second).diag())
+
+
+def test_boxes_without_area_have_a_finite_loss_and_gradient():
+    point = torch.tensor([[0.5, 0.5, 0.5, 0.5]], requires_grad=True)
+    giou = generalized_iou(point, point.detach())
+    giou.sum().backward()
+    assert torch.isfinite(giou).all()
+    assert torch.isfinite(point.grad).all()
+
+
+def test_matching_all_layers_at_once_is_matching_each():
+    logits, boxes, labels = batch([3, 0, 5])
+    matcher = HungarianMatcher()
+    for layer, matches in enumerate(matcher.match_layers(logits, boxes, labels)):
+        for together, alone in zip(matches, matcher(logits[layer], boxes[layer], labels), strict=True):
+            assert together.queries.tolist() == alone.queries.tolist()
+            assert together.targets.tolist() == alone.targets.tolist()
+
+
+def test_perfect_predictions_match_themselves():
+    _, _, labels = batch([4])
+    boxes = labels[0]["boxes"].flip(0)[None].float()
+    logits = torch.nn.functional.one_hot(labels[0]["class_labels"].flip(0), 6)[None] * 20.0
+    (match,) = HungarianMatcher()(logits, boxes, labels)
+    assert match.queries.tolist() == [0, 1, 2, 3]
+    assert match.targets.tolist() == [3, 2, 1, 0]
+
+
+def test_more_boxes_than_queries_keep_the_best_and_say_how_many_are_left_out(caplog):
+    logits, boxes, labels = batch([14, 2], num_queries=9)
+    with caplog.at_level(logging.WARNING):
+        output = SetCriterion(HungarianMatcher())(logits, boxes, labels)
+    assert "5 objects of this batch are left out" in caplog.text
+    first, second = output.assignments[-1]
+    assert sorted(first.queries.tolist()) == list(range(9))
+    assert len(set(first.targets.tolist())) == 9
+    assert len(second.targets) == 2
+    assert torch.isfinite(output.loss)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_predictions_do_not_crash_the_matcher(value):
+    logits, boxes, labels = batch([3, 2])
+    logits = logits.detach().clone()
+    logits[:, 0, 4] = value
+    output = SetCriterion(HungarianMatcher())(logits, boxes.detach(), labels)
+    assert not torch.isfinite(output.loss)
+
+
+def test_images_without_boxes_have_a_class_loss_and_gradients():
+    logits, boxes, labels = batch([0, 0])
+    output = SetCriterion(HungarianMatcher())(logits, boxes, labels)
+    output.loss.backward()
+    assert output.loss_dict["loss_bbox"] == 0
+    assert output.loss_dict["class_error"] == 100
+    assert logits.grad.abs().sum() > 0
+    assert torch.isfinite(boxes.grad).all()
+
+
+def test_with_the_steps_normalisers_micro_batches_add_up_to_the_whole_batch():
+    criterion = SetCriterion(HungarianMatcher())
+    counts = [3, 0, 6, 1]
+    logits, boxes, labels = batch(counts)
+    whole = criterion(logits, boxes, labels).loss
+    whole_gradient = torch.autograd.grad(whole, [logits, boxes])
+    normalisers = {"num_boxes": sum(counts), "class_weight_sum": criterion.class_weight_sum(counts, 9)}
+    parts = sum(
+        criterion(logits[:, part], boxes[:, part], labels[part], **normalisers).loss
+        for part in (slice(0, 2), slice(2, 4))
+    )
+    torch.testing.assert_close(parts, whole)
+    for part, total in zip(torch.autograd.grad(parts, [logits, boxes]), whole_gradient, strict=True):
+        torch.testing.assert_close(part, total)
+
+
+def test_class_loss_is_the_weighted_mean():
+    logits, boxes, labels = batch([2], num_layers=1)
+    criterion = SetCriterion(HungarianMatcher(), eos_coefficient=0.3)
+    output = criterion(logits, boxes, labels)
+    match = output.assignments[-1][0]
+    classes = torch.full((9,), 5)
+    classes[match.queries] = labels[0]["class_labels"][match.targets]
+    weight = torch.tensor([1.0] * 5 + [0.3]).double()
+    wanted = torch.nn.functional.cross_entropy(logits[0, 0], classes, weight)
+    torch.testing.assert_close(output.loss_dict["loss_ce"], wanted.detach())
