@@ -1,7 +1,29 @@
 """DETR, the transformer detector, with the original's numbers, for people who work with Hugging Face."""
 
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+
 from .configuration_detr import DetrConfig
+from .image_processing_detr import DetrTorchvisionImageProcessor
 from .modeling_detr import DetrForObjectDetection, DetrModel
 
 
 __version__ = "0.1.0"
+
+# exist_ok: Transformers has classes of these names; ours are told apart by model_type "modeling_detr"
+AutoConfig.register(DetrConfig.model_type, DetrConfig, exist_ok=True)
+AutoModel.register(DetrConfig, DetrModel, exist_ok=True)
+AutoModelForObjectDetection.register(DetrConfig, DetrForObjectDetection, exist_ok=True)
+AutoImageProcessor.register(DetrConfig, fast_image_processor_class=DetrTorchvisionImageProcessor, exist_ok=True)
+
+# What is saved names the hub files it needs, so that trust_remote_code can load it where this package is not installed
+DetrConfig.register_for_auto_class()
+DetrModel.register_for_auto_class("AutoModel")
+DetrForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+DetrTorchvisionImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+__all__ = [
+    "DetrConfig",
+    "DetrForObjectDetection",
+    "DetrModel",
+    "DetrTorchvisionImageProcessor",
+]

@@ -260,7 +260,9 @@ class TrainingModel(nn.Module):
         if not aided or labels is None:
             return self._touch_unused(output)
 
-        num_boxes = arguments.get("num_boxes") or sum(len(label["class_labels"]) for label in labels)
+        num_boxes = arguments.get("num_boxes")
+        if num_boxes is None:
+            num_boxes = sum(len(label["class_labels"]) for label in labels)
         terms: dict[str, Tensor] = {}
         if self.encoder_supervision is not None:
             terms |= self.encoder_supervision(self.detector, output, pixel_mask, labels, num_boxes)

@@ -1,0 +1,119 @@
+"""What others load: through the Auto classes with this package, and through trust_remote_code without it."""
+
+import subprocess
+import sys
+import textwrap
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForObjectDetection,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from modeling_detr import DetrConfig, DetrForObjectDetection, DetrModel, DetrTorchvisionImageProcessor
+
+
+HUB_FILES = {
+    "configuration_detr.py",
+    "image_processing_detr.py",
+    "loss_detr.py",
+    "modeling_detr.py",
+    "structures_detr.py",
+}
+
+
+def save(model, folder):
+    model.save_pretrained(folder)
+    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+
+
+def test_auto_classes_build_ours_and_not_transformers_own(tiny_detector, tmp_path):
+    save(tiny_detector(), tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is DetrConfig
+    assert type(AutoModel.from_pretrained(tmp_path)) is DetrModel
+    assert type(AutoModelForObjectDetection.from_pretrained(tmp_path)) is DetrForObjectDetection
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is DetrTorchvisionImageProcessor
+
+
+def test_what_is_saved_travels_with_the_five_hub_files_and_no_other_code(tiny_detector, tmp_path):
+    save(tiny_detector(), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} == HUB_FILES
+
+
+def test_the_saved_folder_loads_with_trust_remote_code_where_the_package_is_absent(tiny_detector, tmp_path):
+    model = tiny_detector()
+    save(model, tmp_path / "saved")
+    torch.save(model(torch.ones(1, 3, 64, 96)).logits, tmp_path / "logits.pt")
+    script = f"""
+        import sys
+        sys.modules["modeling_detr"] = None  # importing it now fails
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+        model = AutoModelForObjectDetection.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+        processor = AutoImageProcessor.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
+        assert type(processor).__name__ == "DetrTorchvisionImageProcessor"
+        wanted = torch.load({str(tmp_path / "logits.pt")!r}, weights_only=True)
+        torch.testing.assert_close(model(torch.ones(1, 3, 64, 96)).logits, wanted)
+    """
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_object_detection_pipeline_works(tiny_detector, tmp_path):
+    save(tiny_detector(), tmp_path)
+    detect = pipeline("object-detection", model=str(tmp_path), device="cpu")
+    results = detect(Image.new("RGB", (120, 80), "red"), threshold=0.0)
+    assert len(results) == 7
+    assert set(results[0]) == {"score", "label", "box"}
+
+
+class _Images(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, position):
+        return {
+            "pixel_values": torch.full((3, 64, 96), position / 4),
+            "labels": {"class_labels": torch.tensor([position]), "boxes": torch.full((1, 4), 0.5)},
+        }
+
+
+def test_transformers_trainer_can_train_it(tiny_detector, tmp_path):
+    def collate(samples):
+        return {
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "labels": [sample["labels"] for sample in samples],
+        }
+
+    model = tiny_detector(freeze_batch_norm=False, freeze_backbone_stem=False)
+    before = model.class_labels_classifier.weight.clone()
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            report_to=[],
+            use_cpu=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+        ),
+        data_collator=collate,
+        train_dataset=_Images(),
+        eval_dataset=_Images(),
+    )
+    assert trainer.train().training_loss > 0
+    assert not torch.equal(model.class_labels_classifier.weight, before)
+    assert trainer.evaluate()["eval_loss"] > 0

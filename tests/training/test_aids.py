@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from modeling_detr.training.aids import Denoising, EncoderSupervision, build_training_model, token_centres
+
+
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+
+
+def labels_of(*counts):
+    torch.manual_seed(1)
+    return [{"class_labels": torch.arange(count) % 5, "boxes": 0.3 + 0.2 * torch.rand(count, 4)} for count in counts]
+
+
+def images(batch):
+    return torch.randn(batch, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_token_belongs_to_the_nearest_box_whose_centre_it_is_close_to():
+    mask = torch.ones(1, 1, 10, dtype=torch.bool)  # centres at .05, .15, … .95
+    boxes = torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.2, 1.0]])
+    labels = [{"class_labels": torch.tensor([0, 1]), "boxes": boxes}]
+    owners = EncoderSupervision(0.1).owners(token_centres(mask, None), mask.flatten(1), labels)
+    # within .4 half-sides: .15 to .35 of the first box; .71 to .79 of the second holds one centre
+    assert owners.tolist() == [[-1, 0, 0, 0, -1, -1, -1, 1, -1, -1]]
+
+
+def test_each_box_has_a_token_however_small_it_is():
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.49, 0.49, 0.01, 0.01]])}]
+    owners = EncoderSupervision(0.1).owners(token_centres(mask, None), mask.flatten(1), labels)
+    assert owners.view(4, 4)[1, 1] == 0
+    assert (owners >= 0).sum() == 1
+
+
+def test_padding_is_no_token_and_centres_are_of_the_unpadded_image():
+    pixel_mask = torch.ones(1, 8, 16)
+    pixel_mask[:, :, 8:] = 0
+    feature_mask = torch.tensor([[[True, True, False, False]] * 2])
+    centres = token_centres(feature_mask, pixel_mask)[0].view(2, 4, 2)
+    assert centres[0, :2].tolist() == [[0.25, 0.25], [0.75, 0.25]]
+    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.9, 0.5, 0.1, 0.1]])}]
+    owners = EncoderSupervision(0.1).owners(centres.view(1, 8, 2), feature_mask.flatten(1), labels)
+    assert owners.view(2, 4)[:, 2:].tolist() == [[-1, -1], [-1, -1]]
+    assert (owners >= 0).sum() == 1
+
+
+def test_denoising_queries_see_their_group_and_no_other_and_are_not_seen():
+    allowed = Denoising(5, 32, num_groups=2).queries(labels_of(2, 1), num_queries=3).attention_mask
+    assert allowed.shape == (2, 7, 7)
+    first = allowed[0].long().tolist()
+    assert first[0] == [1, 1, 1, 0, 0, 0, 0]
+    assert first[3] == [1, 1, 1, 1, 1, 0, 0]
+    assert first[6] == [1, 1, 1, 0, 0, 1, 1]
+    second = allowed[1].long().tolist()  # one box: the second query of each group is filling
+    assert second[3] == [1, 1, 1, 1, 0, 0, 0]
+    assert second[4] == [1, 1, 1, 1, 1, 0, 0]
+
+
+def test_without_noise_denoising_queries_hold_the_targets():
+    denoising = Denoising(5, 32, 1, label_noise=0, centre_noise=0, size_noise=0)
+    labels = labels_of(3)
+    assert torch.equal(denoising._noised(labels[0]["boxes"]), labels[0]["boxes"])
+    extra = denoising.queries(labels, 4)
+    assert torch.equal(extra.content[0], denoising.label_embedding(labels[0]["class_labels"]))
+
+
+def test_noise_stays_within_its_bounds():
+    denoising = Denoising(5, 32, 1, centre_noise=0.4, size_noise=0.4)
+    boxes = torch.full((1, 1000, 4), 0.4)
+    noised = denoising._noised(boxes)
+    assert (noised[..., :2] - 0.4).abs().max() <= 0.16 + 1e-6
+    assert 0.24 - 1e-6 <= noised[..., 2:].min() < 0.26
+    assert 0.54 < noised[..., 2:].max() <= 0.56 + 1e-6
+
+
+def test_aids_do_not_change_what_the_detector_predicts(tiny_detector):
+    detector = tiny_detector(**NO_DROPOUT)
+    labels = labels_of(3, 1)
+    plain = detector(images(2), labels=labels)
+    aided = build_training_model(detector, True, 3).train()(images(2), labels=labels)
+    torch.testing.assert_close(aided.logits, plain.logits)
+    torch.testing.assert_close(aided.pred_boxes, plain.pred_boxes)
+    assert aided.loss > plain.loss
+    aids = {"loss_ce", "loss_bbox", "loss_giou"}
+    assert set(aided.loss_dict) - set(plain.loss_dict) == {f"{a}_{b}" for a in aids for b in ("encoder", "denoising")}
+    for name, value in plain.loss_dict.items():
+        torch.testing.assert_close(aided.loss_dict[name], value)
+
+
+def test_in_evaluation_and_without_aids_it_is_the_detector(tiny_detector):
+    detector = tiny_detector(**NO_DROPOUT)
+    labels = labels_of(3, 1)
+    plain = detector(images(2), labels=labels).loss
+    assert torch.equal(build_training_model(detector, True, 3).eval()(images(2), labels=labels).loss, plain)
+    assert torch.equal(build_training_model(detector).train()(images(2), labels=labels).loss, plain)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (2, 0)])
+def test_every_parameter_gets_a_gradient_in_every_batch(tiny_detector, counts):
+    """Distributed training hangs, or fails, when a parameter gets one on one process and none on another."""
+    model = build_training_model(tiny_detector(freeze_batch_norm=False, freeze_backbone_stem=False), True, 2).train()
+    model(images(2), labels=labels_of(*counts)).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_the_encoders_loss_does_not_depend_on_how_a_step_is_split(tiny_detector):
+    detector = tiny_detector(**NO_DROPOUT).double()
+    model = build_training_model(detector, encoder_supervision=True).train()
+    labels, pixel_values = labels_of(3, 1, 0, 2), images(4).double()
+    normalisers = {"num_boxes": 6.0, "class_weight_sum": detector.criterion.class_weight_sum([3, 1, 0, 2], 7)}
+    whole = model(pixel_values, labels=labels, **normalisers).loss
+    parts = sum(
+        model(pixel_values[part], labels=labels[part], **normalisers).loss for part in (slice(0, 2), slice(2, 4))
+    )
+    torch.testing.assert_close(parts, whole)
+
+
+def test_exported_weights_know_nothing_of_the_aids(tiny_detector):
+    detector = tiny_detector()
+    before = set(detector.state_dict())
+    assert set(build_training_model(detector, True, 3).detector.state_dict()) == before
