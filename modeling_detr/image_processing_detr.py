@@ -142,10 +142,12 @@ def pad_images(images: Sequence[Tensor], size: tuple[int, int] | None = None) ->
 
 def _to_three_channels(image: RawImage, channels_first: bool | None) -> Tensor:
     """The image as (3, H, W) with the kind of values that it came with."""
+    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
+        image = load_image(image)
     if isinstance(image, str | Path):
-        url = str(image).startswith(("http://", "https://", "data:"))
-        image = load_image(str(image)) if url else Image.open(image)
-    if isinstance(image, Image.Image):
+        with Image.open(image) as opened:
+            image, channels_first = _pil_to_array(opened), False
+    elif isinstance(image, Image.Image):
         image, channels_first = _pil_to_array(image), False
     if isinstance(image, np.ndarray):
         pixels = _array_to_tensor(image)
@@ -402,6 +404,22 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
     def __init__(self, **kwargs: Any) -> None:
         options = {key: value for key, value in kwargs.items() if key not in _KEYS_WITHOUT_EFFECT}
         super().__init__(**self._checked_options(options))
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+        """A processor from the contents of a saved file; options given beside it win.
+
+        Args:
+            image_processor_dict: The contents of `preprocessor_config.json`.
+            **kwargs: Any option. With `return_unused_kwargs`, those that do not exist are returned beside the
+                processor, as the Auto classes ask for; without, they are an error.
+        """
+        if kwargs.pop("return_unused_kwargs", False):
+            unused = {key: kwargs.pop(key) for key in set(kwargs) - {*cls.valid_kwargs.__annotations__, "max_size"}}
+            return cls.from_dict(image_processor_dict, **kwargs), unused
+        replaced = {"size", "max_size"} if kwargs.get("size") is not None else set()
+        saved = {key: value for key, value in image_processor_dict.items() if key not in replaced}
+        return cls(**(saved | kwargs))
 
     def preprocess(self, images: Any, annotations: Any = None, **options: Any) -> BatchFeature:
         """Images, and their annotations if there are any, as the model takes them.

@@ -178,13 +178,27 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
         **(config.backbone_kwargs or {}),
     }
     try:
-        return timm.create_model(**{"model_name": config.backbone, **arguments, **overrides})
+        backbone = timm.create_model(**{"model_name": config.backbone, **arguments, **overrides})
     except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
         raise ValueError(
             f"timm cannot build the backbone '{overrides.get('model_name', config.backbone)}' with {arguments}: "
             f"{error}. Wanted a timm model that offers features_only, and arguments that it takes "
             f"(config keys backbone, backbone_kwargs, out_indices, dilation)."
         ) from error
+    _drop_unused_stages(backbone)
+    return backbone
+
+
+def _drop_unused_stages(backbone: nn.Module) -> None:
+    """Cuts what lies behind the deepest requested map; timm does so itself for all but its EfficientNet family.
+
+    There, the stages behind it would be computed for nothing, and their weights never get a gradient.
+    """
+    deepest: str = backbone.feature_info.module_name()[-1]  # type: ignore[union-attr, operator]
+    parent, _, index = deepest.rpartition(".")
+    stages = getattr(backbone, parent, None) if parent else None
+    if isinstance(stages, nn.Sequential) and index.isdigit():
+        setattr(backbone, parent, stages[: int(index) + 1])
 
 
 class DetrConvEncoder(nn.Module):

@@ -78,6 +78,15 @@ def test_dilation_doubles_the_resolution(tiny_detector):
     assert features == [(2, 2, 3), (2, 4, 6)]
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050"])
+def test_stages_behind_the_last_requested_map_are_not_there(tiny_config, backbone):
+    config = tiny_config(backbone=backbone, backbone_kwargs=None, out_indices=[3], freeze_backbone_stem=False)
+    model = DetrForObjectDetection(config).train()
+    model(images(), labels=labels_of(2, 1)).loss.backward()
+    assert model.model.backbone.conv_encoder.strides == [16]
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 def test_initialisation_is_the_originals(tiny_config):
     torch.manual_seed(0)
     model = DetrModel(tiny_config(d_model=256, num_queries=100, encoder_attention_heads=8, decoder_attention_heads=8))

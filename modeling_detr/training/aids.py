@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..loss_detr import SetCriterion, box_distances
-from ..modeling_detr import DetrForObjectDetection, DetrObjectDetectionOutput, ExtraQueries, sine_embedding
-from ..structures_detr import DetectionLabels
+from modeling_detr.loss_detr import SetCriterion, box_distances
+from modeling_detr.modeling_detr import DetrForObjectDetection, DetrObjectDetectionOutput, ExtraQueries, sine_embedding
+from modeling_detr.structures_detr import DetectionLabels
 
 
 class EncoderSupervision(nn.Module):

@@ -1,0 +1,53 @@
+"""The model that a command is given, by folder or name on the Hub, and what it sees in one image."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.structures_detr import DetectionResult
+
+
+def load_detector(source: str) -> tuple[DetrForObjectDetection, DetrTorchvisionImageProcessor]:
+    """The model, in evaluation mode, and its image processor.
+
+    Args:
+        source: A folder that `save_pretrained` or training wrote (a run's folder will do), or a Hub id.
+
+    Raises:
+        ValueError: `source` is a checkpoint of the original, or another file, or a folder without a model.
+        OSError: There is nothing of that name, or it is not complete.
+    """
+    path = Path(source)
+    if path.suffix in (".pth", ".pt", ".ckpt"):
+        raise ValueError(
+            f"{source} is a PyTorch checkpoint, which must be converted first; this version cannot do that. "
+            f"Give the folder of a model (with config.json), or a name on the Hub."
+        )
+    if path.is_file():
+        raise ValueError(f"{source} is a file; give the folder of a model (with config.json), or a name on the Hub.")
+    if (path / "model" / "config.json").is_file():  # a run of `detr train`
+        source = str(path / "model")
+    elif path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{source} holds no model: there is no config.json, nor a model/config.json, in it.")
+    model = DetrForObjectDetection.from_pretrained(source)
+    return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(source)
+
+
+def detect(
+    model: DetrForObjectDetection, processor: DetrTorchvisionImageProcessor, pixels: Tensor, threshold: float
+) -> DetectionResult:
+    """The detections in one image (3, H, W) uint8, scores of `threshold` or more, the surest first, on the CPU."""
+    inputs = processor(pixels, device=model.device)
+    with torch.inference_mode():
+        outputs: Any = model(**inputs)
+    (result,) = processor.post_process_object_detection(outputs, threshold, [(pixels.shape[-2], pixels.shape[-1])])
+    order = result["scores"].argsort(descending=True)
+    return {
+        "scores": result["scores"][order].cpu(),
+        "labels": result["labels"][order].cpu(),
+        "boxes": result["boxes"][order].cpu(),
+    }

@@ -1,0 +1,99 @@
+"""Measure the COCO AP of a model on a dataset.
+
+    detr evaluate runs/demo/model shapes --split val --output_dir evaluation
+    torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
+
+prints the figures and writes them as `evaluation.json`, `.md` and `.html`, and all detections, in COCO's format of
+results and with the dataset's own ids, as `predictions.json`. Classes of dataset and model are matched by name.
+Several processes on a machine without GPUs want ACCELERATE_USE_CPU=true in the environment.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from modeling_detr.commands.detector import load_detector
+from modeling_detr.data import (
+    DetectionDataset,
+    DetrCollator,
+    EvalBatchSampler,
+    eval_transform,
+    find_split,
+    open_dataset,
+)
+from modeling_detr.data.transforms import SampleTransform
+from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.evaluation.engine import adopt_model_labels, evaluate
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = argparse.ArgumentParser(
+        "detr evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", help="a model's folder, or its name on the Hub")
+    parser.add_argument("dataset", help="a COCO, YOLO or VOC folder or file, or shapes")
+    parser.add_argument("--split", help="several are joined by '+' (default: the validation or test split)")
+    parser.add_argument("--batch_size", type=int, default=8, help="images a batch and process (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, default=2, help="loading processes (default: %(default)s)")
+    parser.add_argument("--output_dir", type=Path, default=Path("evaluation"), help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+
+    # The model, and the dataset in the order of the model's classes.
+    accelerator = Accelerator()
+    model, processor = load_detector(arguments.model)
+    dataset = open_dataset(arguments.dataset)
+    own_category_ids = {category.id for category in dataset.categories}
+    if arguments.split or dataset.splits:
+        dataset = dataset.split(arguments.split or find_split(dataset, "eval"))
+    id2label = cast(dict[int, str], model.config.id2label)
+    index = adopt_model_labels(dataset, id2label)
+
+    # Whole batches, the same however many processes there are, dealt out to them.
+    samples = DetectionDataset(index, resizing_of(processor))
+    sampler = EvalBatchSampler(
+        samples,
+        arguments.batch_size,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+    names = [image.path for image in index.images]
+    collator = DetrCollator(processor.image_mean, processor.image_std, len(id2label), names, normalize=False)
+    loader = DataLoader(samples, batch_sampler=sampler, collate_fn=collator, num_workers=arguments.num_workers)
+
+    # Judge, show, write.
+    evaluator = CocoEvaluator(index)
+    model.to(accelerator.device)
+    report = evaluate(model, loader, processor, index, accelerator, evaluator=evaluator, progress=True)
+    if accelerator.is_main_process:
+        print(report.metrics_table())
+        print(f"\n{report.summary()}")
+        written = report.save(arguments.output_dir)
+        results = [row for row in evaluator.to_coco_results() if row["category_id"] in own_category_ids]
+        written.append(arguments.output_dir / "predictions.json")
+        written[-1].write_text(json.dumps(results), encoding="utf-8")
+        print("\n".join(map(str, written)))
+    accelerator.end_training()
+    return 0
+
+
+def resizing_of(processor: DetrTorchvisionImageProcessor) -> SampleTransform | None:
+    """The processor's way of resizing, for a whole dataset.
+
+    Raises:
+        ValueError: The processor does not keep the proportions of images.
+    """
+    if not processor.do_resize:
+        return None
+    if processor.size.shortest_edge is None:
+        raise ValueError(
+            f"preprocessor_config.json of the model has size {dict(processor.size)}; evaluation resizes by "
+            f"shortest_edge (and longest_edge) only."
+        )
+    return eval_transform(processor.size.shortest_edge, processor.size.longest_edge)

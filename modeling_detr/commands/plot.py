@@ -1,0 +1,38 @@
+"""Draw the curves of one training run, or of several in one picture.
+
+    detr plot runs/first runs/second --output curves.png
+
+The picture shows loss terms, class error and AP over the epochs, one colour a run.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling_detr.training.metric_logger import LOG, read_log
+from modeling_detr.visualization import plot_curves
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = argparse.ArgumentParser(
+        "detr plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="run", help=f"a run's folder, or its {LOG}")
+    parser.add_argument(
+        "--output", type=Path, help="the picture; its suffix is its format (default: curves.png in the first run)"
+    )
+    arguments = parser.parse_args(argv)
+    logs = [run / LOG if run.is_dir() else run for run in arguments.runs]
+    output = arguments.output or logs[0].with_name("curves.png")
+    print(plot_curves({name: read_log(log) for name, log in zip(run_names(logs), logs, strict=True)}, output))
+    return 0
+
+
+def run_names(logs: Sequence[Path]) -> list[str]:
+    """What each run is called: its folder, with as many of the folders above as tell them apart."""
+    folders = [log.resolve().parent for log in logs]
+    depth = 1
+    while len({folder.parts[-depth:] for folder in folders}) < len(set(folders)):
+        depth += 1
+    return ["/".join(folder.parts[-depth:]) for folder in folders]

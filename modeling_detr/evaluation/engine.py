@@ -1,0 +1,188 @@
+"""One pass over a dataset: batches → model → detections → COCO's figures.
+
+Shapes: B images of a batch · H, W pixels. Each process goes through its own batches; afterwards all have the figures
+of the whole dataset.
+"""
+
+import difflib
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.evaluation.report import EvaluationReport
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, normalize
+from modeling_detr.structures_detr import Category, DetectionBatch, DetectionIndex, DetectionLabels
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[DetectionBatch],
+    processor: DetrTorchvisionImageProcessor,
+    index: DetectionIndex,
+    accelerator: "Accelerator | None" = None,
+    *,
+    evaluator: CocoEvaluator | None = None,
+    progress: bool = False,
+) -> EvaluationReport:
+    """Judges a model on a dataset.
+
+    The model is put into evaluation mode and back. The metrics of several processes are those of one that sees every
+    batch, as long as no batch goes to two of them in different company.
+
+    Args:
+        model: A detector, prepared by Accelerate or not; its labels are those of `index`.
+        batches: This process' batches. `labels[i]["image_index"]` says which image of `index` each is; with
+            `class_labels` and `boxes` the losses are computed too. Pixels may still be uint8: they are then normalised
+            on the device.
+        processor: Normalises, and turns outputs into detections.
+        index: The dataset; all of its images count.
+        accelerator: Says on which device to work and gathers from all processes; every process must call this then.
+            None: one process, on the model's device.
+        evaluator: Collects the predictions, for who wants them afterwards. None: one of its own.
+        progress: Show a bar, in the main process and if the output is a terminal.
+
+    Returns:
+        The figures, the same in every process.
+
+    Raises:
+        ValueError: A batch does not say which images it holds, or predictions make no sense (see `CocoEvaluator`).
+    """
+    started = time.perf_counter()
+    evaluator = CocoEvaluator(index) if evaluator is None else evaluator
+    device = accelerator.device if accelerator is not None else next(model.parameters()).device
+    shows_bar = progress and (accelerator is None or accelerator.is_main_process)
+    loss_sums: defaultdict[str, float | Tensor] = defaultdict(float)
+    num_images = 0
+    with _evaluation_mode(model), torch.inference_mode():
+        for batch in tqdm(batches, desc=f"evaluate {index.name}", leave=False, disable=None if shows_bar else True):
+            positions = _image_positions(batch["labels"])
+            # Not through DistributedDataParallel: its forward is collective, and processes differ in their batches.
+            module = model.module if isinstance(model, DistributedDataParallel) else model
+            outputs = module(**to_device(batch, device, processor.image_mean, processor.image_std))
+            sizes = [(index.images[position].height, index.images[position].width) for position in positions]
+            evaluator.update(positions, processor.post_process_object_detection(outputs, 0.0, sizes))
+            num_images += len(positions)
+            if outputs.loss is not None:
+                for name, loss in {"loss": outputs.loss, **outputs.loss_dict}.items():
+                    loss_sums[name] += loss * len(positions)  # stays on the device: no wait for it here
+    sums = {name: float(total) for name, total in loss_sums.items()}
+    if accelerator is not None and accelerator.num_processes > 1:
+        sums, num_images = _sum_over_processes(sums, num_images)
+        evaluator.gather(accelerator)
+    model_seconds = time.perf_counter() - started
+    metrics = evaluator.compute()
+    return EvaluationReport(
+        dataset=index.name,
+        num_images=num_images,
+        metrics=metrics,
+        losses={name: total / num_images for name, total in sums.items()},
+        seconds=time.perf_counter() - started,
+        images_per_second=num_images / model_seconds,
+    )
+
+
+def to_device(
+    batch: DetectionBatch, device: torch.device, image_mean: Sequence[float], image_std: Sequence[float]
+) -> dict[str, Any]:
+    """A batch as the model takes it: on `device`, normalised if still uint8, without a mask if nothing is padded.
+
+    Labels go along if they have classes and boxes.
+    """
+    padded = not bool(batch["pixel_mask"].all())
+    pixel_mask = batch["pixel_mask"].to(device, non_blocking=True) if padded else None
+    pixel_values = batch["pixel_values"].to(device, non_blocking=True)
+    if not pixel_values.is_floating_point():
+        pixel_values = normalize(pixel_values, image_mean, image_std)
+        if pixel_mask is not None:
+            pixel_values = pixel_values * pixel_mask[:, None]  # padding is zero after normalisation, not before
+    inputs: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+    if all("class_labels" in label and "boxes" in label for label in batch["labels"]):
+        inputs["labels"] = [
+            {key: label[key].to(device, non_blocking=True) for key in ("class_labels", "boxes")}
+            for label in batch["labels"]
+        ]
+    return inputs
+
+
+def adopt_model_labels(index: DetectionIndex, id2label: Mapping[int, str]) -> DetectionIndex:
+    """The dataset with its classes in the model's order, matched by name, so that labels mean the same in both.
+
+    Classes of the model that the dataset lacks are added without objects, under category ids that it does not use.
+
+    Args:
+        index: The dataset.
+        id2label: The model's label → class name (`model.config.id2label`).
+
+    Raises:
+        ValueError: The dataset has a class that the model does not know.
+    """
+    label_of = {name: label for label, name in sorted(id2label.items(), reverse=True)}
+    unknown = [category.name for category in index.categories if category.name not in label_of]
+    if unknown:
+        nearest = difflib.get_close_matches(unknown[0], label_of, n=1)
+        hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
+        raise ValueError(
+            f"{index.name} has classes that the model does not know: {', '.join(unknown)}{hint}. The model's classes "
+            f"are {', '.join(id2label.values())}; use a model trained on this dataset, or rename the classes."
+        )
+    new_label = np.array([label_of[category.name] for category in index.categories], dtype=np.int64)
+    own = {int(label): category for label, category in zip(new_label, index.categories, strict=True)}
+    free_id = max((category.id for category in index.categories), default=0) + 1
+    categories = tuple(own.get(label, Category(free_id + label, id2label[label])) for label in sorted(id2label))
+    table = index.annotations
+    return DetectionIndex(
+        name=index.name,
+        images=index.images,
+        categories=categories,
+        annotations=type(table)(
+            table.image_index, new_label[table.label], table.boxes_xyxy, table.area, table.is_crowd
+        ),
+        splits=index.splits,
+        notes=index.notes,
+    )
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode while it lasts; afterwards every module is in the mode that it was in."""
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+def _image_positions(labels: Sequence[DetectionLabels]) -> list[int]:
+    for label in labels:
+        if "image_index" not in label:
+            raise ValueError(
+                f"A batch does not say which images it holds: labels have {sorted(label)}, wanted 'image_index' too."
+            )
+    return [int(label["image_index"]) for label in labels]
+
+
+def _sum_over_processes(sums: dict[str, float], num_images: int) -> tuple[dict[str, float], int]:
+    from accelerate.utils import gather_object
+
+    # Objects, not tensors: a process without a batch of its own does not know the names of the losses.
+    gathered: list[tuple[dict[str, float], int]] = gather_object([(sums, num_images)])
+    total: defaultdict[str, float] = defaultdict(float)
+    for one_sums, _ in gathered:
+        for name, value in one_sums.items():
+            total[name] += value
+    return dict(total), sum(one_images for _, one_images in gathered)

@@ -1,0 +1,220 @@
+"""Pictures: detections drawn on images, predictions beside the truth, and the curves of training runs.
+
+Shapes: K boxes of one image · H, W pixels. Boxes are corners (xyxy) in pixels of the image they are drawn on.
+"""
+
+import colorsys
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from modeling_detr.image_processing_detr import RawImage, to_rgb
+from modeling_detr.structures_detr import DetectionResult
+
+
+Colour = tuple[int, int, int]
+
+_GOLDEN_RATIO = 0.618034  # steps of it around the colour wheel keep any number of classes apart
+
+
+def class_colour(label: int) -> Colour:
+    """The colour of a class, the same in every picture; neighbouring labels are far apart."""
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + label * _GOLDEN_RATIO) % 1, (0.9, 0.65)[label // 12 % 2], 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_detections(
+    image: RawImage,
+    boxes_xyxy: Tensor,
+    labels: Tensor,
+    scores: Tensor | None = None,
+    id2label: Mapping[int, str] | None = None,
+    *,
+    shortest_side: int = 480,
+) -> Image.Image:
+    """The image with a labelled box for each object.
+
+    Args:
+        image: Any image, see `to_rgb`.
+        boxes_xyxy: (K, 4) corners in pixels of `image`.
+        labels: (K,) integers.
+        scores: (K,) in [0, 1], written behind the name; the surest is drawn last, on top. None: not written.
+        id2label: Names of the classes; without, the numbers are written.
+        shortest_side: A smaller image is first enlarged to this, so that text can be read.
+
+    Returns:
+        An RGB picture, the image's size or larger.
+
+    Raises:
+        ValueError: There are not as many labels or scores as boxes.
+    """
+    if len(labels) != len(boxes_xyxy) or (scores is not None and len(scores) != len(boxes_xyxy)):
+        got = f"{len(boxes_xyxy)} boxes, {len(labels)} labels" + (
+            f", {len(scores)} scores" if scores is not None else ""
+        )
+        raise ValueError(f"{got}: wanted one of each for every object.")
+    picture = Image.fromarray(to_rgb(image).permute(1, 2, 0).cpu().numpy())
+    scale = max(1.0, shortest_side / min(picture.size))
+    if scale > 1:
+        size = round(picture.width * scale), round(picture.height * scale)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    line_width = max(2, round(min(picture.size) / 200))
+    font = ImageFont.load_default(max(13, round(min(picture.size) / 32)))
+    order = range(len(labels)) if scores is None else torch.as_tensor(scores).argsort().tolist()
+    for row in order:
+        label = int(labels[row])
+        x0, y0, x1, y1 = (float(corner) * scale for corner in boxes_xyxy[row])
+        colour = class_colour(label)
+        draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=line_width)
+        text = id2label.get(label, str(label)) if id2label is not None else str(label)
+        if scores is not None:
+            text = f"{text} {float(scores[row]):.2f}"
+        _draw_tag(draw, picture.size, (x0, y0), text, colour, font)
+    return picture
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw,
+    picture_size: tuple[int, int],
+    corner: tuple[float, float],
+    text: str,
+    colour: Colour,
+    font: Any,
+) -> None:
+    """Writes `text` on its own ground above the corner of a box, or inside the box where there is no room above."""
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    margin = 3
+    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    x = min(max(corner[0], 0), max(0, picture_size[0] - width))
+    y = corner[1] - height if corner[1] >= height else min(max(corner[1], 0), max(0, picture_size[1] - height))
+    draw.rectangle((x, y, x + width, y + height), fill=colour)
+    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+    draw.text((x + margin - left, y + margin - top), text, fill=(0, 0, 0) if bright else (255, 255, 255), font=font)
+
+
+def draw_comparison(
+    image: RawImage,
+    predicted: DetectionResult,
+    true_boxes_xyxy: Tensor,
+    true_labels: Tensor,
+    id2label: Mapping[int, str] | None = None,
+    *,
+    threshold: float = 0.5,
+    shortest_side: int = 480,
+) -> Image.Image:
+    """The image twice, side by side: what was predicted with a score of `threshold` or more, and the truth.
+
+    Args:
+        image: Any image, see `to_rgb`.
+        predicted: The detections, boxes in pixels of `image`.
+        true_boxes_xyxy: (N, 4) corners in pixels of `image`.
+        true_labels: (N,) integers.
+        id2label: Names of the classes.
+        threshold: Detections of a lower score are not drawn.
+        shortest_side: See `draw_detections`.
+    """
+    sure = predicted["scores"] >= threshold
+    boxes, labels, scores = predicted["boxes"][sure], predicted["labels"][sure], predicted["scores"][sure]
+    left = draw_detections(image, boxes, labels, scores, id2label, shortest_side=shortest_side)
+    right = draw_detections(image, true_boxes_xyxy, true_labels, None, id2label, shortest_side=shortest_side)
+    return tile([left, right], columns=2, titles=["predicted", "truth"])
+
+
+def tile(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | None = None) -> Image.Image:
+    """Pictures in rows of `columns`, each in a cell of the largest one's size, on white.
+
+    Args:
+        pictures: At least one.
+        columns: Pictures in a row.
+        titles: What to write above each.
+
+    Raises:
+        ValueError: There are no pictures, or not as many titles.
+    """
+    if not pictures or (titles is not None and len(titles) != len(pictures)):
+        raise ValueError(
+            f"{len(pictures)} pictures, {len(titles or ())} titles; wanted at least one, and a title each."
+        )
+    gap = 8
+    cell_width = max(picture.width for picture in pictures)
+    cell_height = max(picture.height for picture in pictures)
+    font_size = max(13, cell_height // 28)
+    head = 0 if titles is None else 2 * font_size
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    size = columns * (cell_width + gap) - gap, rows * (cell_height + head + gap) - gap
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, picture in enumerate(pictures):
+        x = number % columns * (cell_width + gap)
+        y = number // columns * (cell_height + head + gap)
+        if titles is not None:
+            draw.text(
+                (x + 4, y + font_size // 3), titles[number], fill=(0, 0, 0), font=ImageFont.load_default(font_size)
+            )
+        sheet.paste(picture, (x, y + head))
+    return sheet
+
+
+# Panel title → the figures in it, solid and dashed.
+_PANELS = {
+    "loss (dashed: evaluation)": ("loss", "eval_loss"),
+    "class loss": ("loss_ce",),
+    "box loss (L1)": ("loss_bbox",),
+    "box loss (generalised IoU)": ("loss_giou",),
+    "class error, %": ("class_error",),
+    "AP (solid), AP50 (dashed)": ("ap", "ap50"),
+}
+
+
+def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """Draws loss terms, class error and AP over the epochs, one colour a run.
+
+    Args:
+        runs: Name of each run → the entries of its `log.jsonl`; those of kind `"epoch"` are drawn.
+        path: Where the picture goes; its suffix is the format (png, svg, pdf …).
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: There are no runs, or one has no epoch to draw yet.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no display, nothing kept open
+
+    epochs = {name: [entry for entry in entries if entry.get("kind") == "epoch"] for name, entries in runs.items()}
+    empty = [name for name, entries in epochs.items() if not entries]
+    if empty or not epochs:
+        raise ValueError(
+            f"Nothing to draw: {', '.join(empty) or 'no runs were given'}; wanted at least one whole epoch."
+        )
+    logged = {key for entries in epochs.values() for entry in entries for key in entry}
+    panels = {title: keys for title, keys in _PANELS.items() if logged & set(keys)}
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.5 * columns, 3.2 * rows + 0.5), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        for number, entries in enumerate(epochs.values()):
+            for key, style in zip(keys, ("-", "--"), strict=False):
+                points = [(entry["epoch"], entry[key]) for entry in entries if entry.get(key) is not None]
+                marker = "." if len(points) < 40 else ""
+                axes.plot(
+                    *zip(*points, strict=True), style, marker=marker, color=f"C{number % 10}"
+                ) if points else None
+    for unused in figure.axes[len(panels) :]:
+        unused.remove()
+    for number, name in enumerate(epochs):
+        figure.axes[0].plot([], [], color=f"C{number % 10}", label=name)
+    figure.legend(loc="outside lower center", ncols=min(4, len(epochs)), fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,109 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
+from modeling_detr.commands.evaluate import main, resizing_of
+
+
+@pytest.fixture
+def model_folder(tiny_detector: Callable[..., DetrForObjectDetection], tmp_path: Path) -> Path:
+    tiny_detector(num_labels=3, id2label={0: "star", 1: "ring", 2: "disc"}).save_pretrained(tmp_path / "model")
+    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def dataset(folder: Path, names: tuple[str, str] = ("disc", "star")) -> Path:
+    """A COCO folder of five images, two of them for validation."""
+    for split, image_ids in (("train", (1, 2, 3)), ("val", (104, 105))):
+        (folder / split).mkdir(parents=True)
+        (folder / "annotations").mkdir(exist_ok=True)
+        for image_id in image_ids:
+            pixels = np.random.default_rng(image_id).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / split / f"{image_id}.png")
+        truth = {
+            "images": [{"id": n, "file_name": f"{n}.png", "height": 60, "width": 90} for n in image_ids],
+            "categories": [{"id": 7, "name": names[0]}, {"id": 9, "name": names[1]}],
+            "annotations": [
+                {
+                    "id": n,
+                    "image_id": n,
+                    "category_id": (7, 9)[n % 2],
+                    "bbox": [5, 5, 30, 30],
+                    "area": 900,
+                    "iscrowd": 0,
+                }
+                for n in image_ids
+            ],
+        }
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(truth))
+    return folder
+
+
+def test_figures_and_predictions_are_written(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    arguments = [str(model_folder), str(data), "--output_dir", str(out), "--num_workers", "0", "--batch_size", "1"]
+    assert main(arguments) == 0
+    report = json.loads((out / "evaluation.json").read_text())
+    assert report["num_images"] == 2
+    assert 0 <= report["metrics"]["ap"] <= 1
+    assert {name: one["num_boxes"] for name, one in report["metrics"]["per_class"].items()} == {
+        "star": 1,
+        "ring": 0,
+        "disc": 1,
+    }
+    assert report["losses"]["loss"] > 0
+    predictions = json.loads((out / "predictions.json").read_text())
+    assert {row["image_id"] for row in predictions} <= {104, 105}
+    assert {row["category_id"] for row in predictions} <= {7, 9}  # none of the model's "ring"
+    assert {"evaluation.md", "evaluation.html"} <= {path.name for path in out.iterdir()}
+    assert "AP50" in capsys.readouterr().out
+
+
+def test_a_split_can_be_chosen(model_folder: Path, tmp_path: Path) -> None:
+    arguments = [str(model_folder), str(dataset(tmp_path / "data")), "--split", "train+val"]
+    assert main([*arguments, "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]) == 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(model_folder: Path, tmp_path: Path) -> None:
+    arguments = [str(model_folder), str(dataset(tmp_path / "data")), "--split", "train+val", "--batch_size", "2"]
+    assert main([*arguments, "--output_dir", str(tmp_path / "one"), "--num_workers", "0"]) == 0
+    scripts = Path(sys.executable).parent
+    torchrun = [str(scripts / "torchrun"), "--nproc_per_node", "2", "--no-python", str(scripts / "detr"), "evaluate"]
+    done = subprocess.run(
+        [*torchrun, *arguments, "--output_dir", str(tmp_path / "two"), "--num_workers", "0"],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
+    assert two["num_images"] == one["num_images"] == 5
+    assert two["metrics"] == one["metrics"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    lengths = [len(json.loads((tmp_path / name / "predictions.json").read_text())) for name in ("one", "two")]
+    assert lengths[0] == lengths[1]
+
+
+def test_a_class_that_the_model_does_not_know_is_an_error(model_folder: Path, tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data", ("disc", "stars"))
+    with pytest.raises(ValueError, match=r"classes that the model does not know: stars \(did you mean 'star'\?\)"):
+        main([str(model_folder), str(data), "--output_dir", str(tmp_path / "out")])
+
+
+def test_a_processor_that_distorts_images_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"has size {'height': 64, 'width': 64}; evaluation resizes by shortest_edge"):
+        resizing_of(DetrTorchvisionImageProcessor(size=(64, 64)))
+    assert resizing_of(DetrTorchvisionImageProcessor(do_resize=False)) is None

@@ -1,0 +1,112 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
+from modeling_detr.commands.detector import load_detector
+from modeling_detr.commands.predict import find_images, main
+
+
+@pytest.fixture
+def model_folder(tiny_detector: Callable[..., DetrForObjectDetection], tmp_path: Path) -> Path:
+    folder = tmp_path / "run" / "model"
+    tiny_detector(num_labels=2, id2label={0: "disc", 1: "star"}).save_pretrained(folder)
+    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return folder
+
+
+def picture(path: Path, size: tuple[int, int] = (90, 60)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_pictures_and_a_json_are_written(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    picture(folder / "a.jpg")
+    picture(folder / "sub" / "a.jpg", (40, 50))
+    picture(folder / "b.bmp")
+    (folder / "notes.txt").write_text("no image")
+    single = picture(tmp_path / "single.png")
+    arguments = [str(model_folder), str(folder), str(single), "--output_dir", str(out), "--threshold", "0"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    written = json.loads((out / "predictions.json").read_text())
+    assert [entry["picture"] for entry in written] == ["a.jpg", "b.bmp.png", "sub/a.jpg", "single.png"]
+    for entry in written:
+        with Image.open(out / entry["picture"]) as drawn:
+            assert min(drawn.size) == 480  # small images are enlarged
+        assert len(entry["detections"]) == 7
+        scores = [found["score"] for found in entry["detections"]]
+        assert scores == sorted(scores, reverse=True)
+        assert {found["name"] for found in entry["detections"]} <= {"disc", "star"}
+    assert (written[2]["width"], written[2]["height"]) == (40, 50)
+    boxes = np.array([found["box_xyxy"] for found in written[2]["detections"]])
+    assert boxes.shape == (7, 4)
+    assert np.abs(boxes).max() < 100  # in pixels of that image
+    assert "28 objects in 4 images" in capsys.readouterr().out
+
+
+def test_a_broken_image_is_reported_and_left_out(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8\xff not an image")
+    cut = picture(tmp_path / "in" / "cut.png").read_bytes()
+    (tmp_path / "in" / "cut.png").write_bytes(cut[: len(cut) // 2])
+    arguments = [str(model_folder), str(tmp_path / "in"), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(arguments) == 1
+    assert [entry["picture"] for entry in json.loads((tmp_path / "out" / "predictions.json").read_text())] == [
+        "good.png"
+    ]
+    errors = capsys.readouterr().err
+    assert "broken.jpg is left out: cannot identify image file" in errors
+    assert "cut.png is left out" in errors
+    assert "2 of 3 images could not be read" in errors
+
+
+def test_images_of_one_name_from_two_folders_are_kept_apart(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / folder / "a.jpg") for folder in ("one", "two", "three")]
+    found = find_images([path.parent for path in paths], tmp_path / "out")
+    assert found == {"a.jpg": paths[0], "a_2.jpg": paths[1], "a_3.jpg": paths[2]}
+
+
+def test_pictures_of_an_earlier_call_are_not_taken_for_input(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.jpg")
+    picture(tmp_path / "out" / "sub" / "a.jpg")
+    assert find_images([tmp_path], tmp_path / "out") == {"a.jpg": path}
+
+
+def test_missing_and_empty_inputs_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"There is no image or folder .*nowhere"):
+        find_images([tmp_path / "nowhere"], tmp_path / "out")
+    with pytest.raises(ValueError, match="There are no images in"):
+        find_images([tmp_path], tmp_path / "out")
+
+
+# Which model
+
+
+def test_a_runs_folder_will_do_for_its_model(model_folder: Path) -> None:
+    model, processor = load_detector(str(model_folder.parent))
+    assert not model.training
+    assert model.config.id2label == {0: "disc", 1: "star"}
+    assert processor.size == {"shortest_edge": 64, "longest_edge": 96}
+
+
+def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"")
+    cases = {
+        "detr-r50.pth": "is a PyTorch checkpoint, which must be converted first; this version cannot do that",
+        str(tmp_path / "weights.bin"): "is a file; give the folder of a model",
+        str(tmp_path): "holds no model: there is no config.json",
+    }
+    for source, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_detector(source)

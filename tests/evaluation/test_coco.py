@@ -1,0 +1,191 @@
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, DetectionResult, ImageRecord
+
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "coco_metrics"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the COCO files are not on this machine")
+
+
+def result(boxes: Any, labels: Any, scores: Any) -> DetectionResult:
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "scores": torch.tensor(scores, dtype=torch.float64),
+    }
+
+
+def small_index() -> DetectionIndex:
+    """Two images; a cat of 40x40 at (10, 10) and a crowd of cats in the first, a dog of 30x30 in the second."""
+    return DetectionIndex(
+        name="pets",
+        images=(ImageRecord(700, "a.jpg", 100, 100), ImageRecord("b", "b.jpg", 100, 200)),
+        categories=(Category(17, "cat"), Category(18, "dog"), Category(25, "giraffe")),
+        annotations=AnnotationTable(
+            image_index=np.array([0, 0, 1]),
+            label=np.array([0, 0, 1]),
+            boxes_xyxy=np.array([[10.0, 10, 50, 50], [50, 50, 100, 100], [0, 0, 30, 30]]),
+            area=np.array([1600.0, 2500, 900]),
+            is_crowd=np.array([False, True, False]),
+        ),
+    )
+
+
+PERFECT = [result([[10, 10, 50, 50]], [0], [0.9]), result([[0, 0, 30, 30]], [1], [0.8])]
+
+
+@pytest.fixture(scope="module")
+def coco_files() -> tuple[DetectionIndex, list[DetectionResult], dict[str, Any]]:
+    truth = json.loads((DATA / "instances_val2014_100.json").read_text())
+    found = json.loads((DATA / "instances_val2014_fakebbox100_results.json").read_text())
+    position = {image["id"]: number for number, image in enumerate(truth["images"])}
+    label = {category["id"]: number for number, category in enumerate(truth["categories"])}
+    rows = sorted(truth["annotations"], key=lambda row: position[row["image_id"]])
+    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64)
+    index = DetectionIndex(
+        name="val2014",
+        images=tuple(ImageRecord(image["id"], "", image["height"], image["width"]) for image in truth["images"]),
+        categories=tuple(Category(category["id"], category["name"]) for category in truth["categories"]),
+        annotations=AnnotationTable(
+            image_index=np.array([position[row["image_id"]] for row in rows]),
+            label=np.array([label[row["category_id"]] for row in rows]),
+            boxes_xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
+            area=np.array([row["area"] for row in rows]),
+            is_crowd=np.array([bool(row["iscrowd"]) for row in rows]),
+        ),
+    )
+    results = []
+    for image in truth["images"]:
+        mine = [row for row in found if row["image_id"] == image["id"]]
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in mine)]
+        results.append(result(corners, [label[row["category_id"]] for row in mine], [row["score"] for row in mine]))
+    return index, results, json.loads((DATA / "expected.json").read_text())["cocoapi_fake100_bbox"]
+
+
+@needs_data
+def test_the_published_figures_come_out(
+    coco_files: tuple[DetectionIndex, list[DetectionResult], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, results, expected = coco_files
+    assert (len(index.annotations), sum(len(entry["scores"]) for entry in results)) == (
+        expected["n_gt"],
+        expected["n_dt"],
+    )
+    evaluator = CocoEvaluator(index)
+    evaluator.update(range(len(index)), results)
+    metrics = evaluator.compute()
+    names = {
+        "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
+        "AR1": "ar_1", "AR10": "ar_10", "AR100": "ar_100", "ARs": "ar_small", "ARm": "ar_medium", "ARl": "ar_large",
+    }  # fmt: skip
+    assert set(names) == set(expected["metrics"])
+    for theirs, ours in names.items():
+        assert getattr(metrics, ours) == pytest.approx(expected["metrics"][theirs], abs=1e-9), ours
+    for name, ap in expected["per_class"].items():
+        assert metrics.per_class[name].ap == pytest.approx(ap, abs=1e-9), name
+    without_truth = set(metrics.per_class) - set(expected["per_class"])
+    assert all(math.isnan(metrics.per_class[name].ap) for name in without_truth)
+    assert capsys.readouterr().out == ""
+
+
+def test_perfect_predictions_are_ap_one_and_a_class_without_truth_is_left_out() -> None:
+    evaluator = CocoEvaluator(small_index())
+    evaluator.update([0, 1], PERFECT)
+    metrics = evaluator.compute()
+    figures = [metrics.ap, metrics.ap50, metrics.ar_100, metrics.ap_small, metrics.ap_medium]
+    assert figures == pytest.approx([1] * 5)
+    assert math.isnan(metrics.ap_large)
+    assert metrics.per_class["cat"].num_boxes == 1  # the crowd is not counted
+    assert math.isnan(metrics.per_class["giraffe"].ap)
+
+
+def test_no_predictions_are_ap_zero() -> None:
+    for results in ([], [result([], [], [])] * 2):
+        evaluator = CocoEvaluator(small_index())
+        evaluator.update(range(len(results)), results)
+        metrics = evaluator.compute()
+        assert metrics.ap == metrics.ap50 == metrics.ar_100 == metrics.per_class["dog"].ap == 0
+
+
+def test_without_ground_truth_there_is_no_ap() -> None:
+    index = small_index()
+    nothing = index.annotations.take(np.zeros(3, dtype=bool))
+    for images in (index.images, ()):
+        metrics = CocoEvaluator(DetectionIndex("empty", images, index.categories, nothing)).compute()
+        assert math.isnan(metrics.ap)
+        assert metrics.as_dict()["ap"] is None
+        assert metrics.as_dict()["per_class"]["cat"]["ap50"] is None
+
+
+def test_a_detection_inside_a_crowd_is_no_mistake() -> None:
+    evaluator = CocoEvaluator(small_index())
+    evaluator.update([0], [result([[60, 60, 90, 90], [10, 10, 50, 50]], [0, 0], [0.99, 0.5])])
+    assert evaluator.compute().per_class["cat"].ap == pytest.approx(1)
+
+
+def test_an_image_that_comes_twice_counts_once() -> None:
+    evaluator = CocoEvaluator(small_index())
+    evaluator.update([0, 1, 1], [*PERFECT, PERFECT[1]])
+    evaluator.update([0], PERFECT[:1])
+    assert len(evaluator.to_coco_results()) == 2
+    assert evaluator.compute().ap == pytest.approx(1)
+
+
+def test_results_are_written_with_the_datasets_own_ids() -> None:
+    evaluator = CocoEvaluator(small_index())
+    evaluator.update([1, 0], PERFECT[::-1])
+    written = json.loads(json.dumps(evaluator.to_coco_results()))
+    assert [(row["image_id"], row["category_id"], row["bbox"]) for row in written] == [
+        (700, 17, [10, 10, 40, 40]),
+        ("b", 18, [0, 0, 30, 30]),
+    ]
+    assert written[0]["score"] == pytest.approx(0.9)
+
+
+def test_the_metrics_are_plain_json() -> None:
+    evaluator = CocoEvaluator(small_index())
+    evaluator.update([0, 1], PERFECT)
+    read = json.loads(json.dumps(evaluator.compute().as_dict(), allow_nan=False))
+    assert read["ap"] == pytest.approx(1)
+    assert read["per_class"]["cat"] == pytest.approx({"ap": 1, "ap50": 1, "ap75": 1, "ar_100": 1, "num_boxes": 1})
+
+
+def test_gather_merges_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluators = [CocoEvaluator(small_index()), CocoEvaluator(small_index())]
+    evaluators[0].update([0], PERFECT[:1])
+    evaluators[1].update([0, 1], PERFECT)
+    everything = [dict(evaluator._predictions) for evaluator in evaluators]
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda _: everything)
+    for evaluator in evaluators:
+        evaluator.gather(SimpleNamespace(num_processes=2))  # type: ignore[arg-type]
+        assert evaluator.compute().ap == pytest.approx(1)
+        assert len(evaluator.to_coco_results()) == 2
+
+
+bad_updates = [
+    ([0], PERFECT, "1 image indices for 2 results"),
+    ([0, 2], PERFECT, "pets has 2 images, but a result is of image 2"),
+    (
+        [0],
+        [result([[0, 0, 1, 1]], [3], [0.5])],
+        r"image 700 of pets: labels 3…3, but the dataset has 3 classes \(0-2\)",
+    ),
+    ([0], [result([[0, 0, 1, 1]], [0], [math.nan])], "image 700 of pets: scores or boxes hold NaN"),
+    ([1], [result([[0, 0, 1, math.inf]], [0], [0.5])], "image b of pets: scores or boxes hold NaN"),
+    ([0], [result([[0, 0, 1, 1]], [0, 1], [0.5])], r"labels \(2,\) and boxes \(1, 4\) do not fit"),
+]
+
+
+@pytest.mark.parametrize(("positions", "results", "message"), bad_updates)
+def test_predictions_of_another_dataset_are_named(positions: list[int], results: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CocoEvaluator(small_index()).update(positions, results)

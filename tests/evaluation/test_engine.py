@@ -1,0 +1,190 @@
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.evaluation.engine import adopt_model_labels, evaluate, to_device
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, normalize
+from modeling_detr.structures_detr import (
+    AnnotationTable,
+    Category,
+    DetectionBatch,
+    DetectionIndex,
+    ImageRecord,
+)
+
+
+BOXES_XYXY = [[10.0, 20, 50, 60], [0, 0, 100, 50], [5, 5, 25, 45]]
+
+
+def shapes_index() -> DetectionIndex:
+    return DetectionIndex(
+        name="shapes",
+        images=tuple(ImageRecord(10 + number, "", 100, 200) for number in range(3)),
+        categories=(Category(1, "disc"), Category(5, "star")),
+        annotations=AnnotationTable(
+            image_index=np.arange(3),
+            label=np.array([0, 1, 0]),
+            boxes_xyxy=np.array(BOXES_XYXY),
+            area=np.full(3, 2000.0),
+            is_crowd=np.zeros(3, dtype=bool),
+        ),
+    )
+
+
+def batch_of(positions: list[int], pixels: Tensor | None = None) -> DetectionBatch:
+    corners = torch.tensor([BOXES_XYXY[position] for position in positions])[:, None]
+    boxes = torch.cat([(corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] - corners[..., :2]], -1)
+    boxes = boxes / torch.tensor([200.0, 100, 200, 100])
+    return {
+        "pixel_values": torch.zeros(len(positions), 3, 8, 16) if pixels is None else pixels,
+        "pixel_mask": torch.ones(len(positions), 8, 16, dtype=torch.int64),
+        "labels": [
+            {"class_labels": torch.tensor([position % 2]), "boxes": box, "image_index": torch.tensor(position)}
+            for position, box in zip(positions, boxes, strict=True)
+        ],
+    }
+
+
+class Oracle(nn.Module):
+    """Answers with its labels: a sure query for the object, and one for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.norm = nn.BatchNorm2d(3)
+        self.norm.eval()  # frozen: it is to stay in evaluation mode
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None, labels: Any = None) -> Any:
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        logits = torch.zeros(len(labels), 2, 3)
+        logits[:, 1, 2] = 9
+        boxes = torch.full((len(labels), 2, 4), 0.5)
+        for row, label in enumerate(labels):
+            logits[row, 0, label["class_labels"]] = 9
+            boxes[row, 0] = label["boxes"][0]
+        loss = torch.tensor(float(len(labels)))
+        return SimpleNamespace(logits=logits, pred_boxes=boxes, loss=loss, loss_dict={"loss_ce": loss * 2})
+
+
+PROCESSOR = DetrTorchvisionImageProcessor()
+
+
+def test_a_model_that_knows_the_answers_has_ap_one() -> None:
+    report = evaluate(Oracle(), [batch_of([2, 0]), batch_of([1])], PROCESSOR, shapes_index())
+    assert report.metrics.ap == pytest.approx(1)
+    assert report.num_images == 3
+    assert report.losses == pytest.approx({"loss": (2 * 2 + 1) / 3, "loss_ce": (4 * 2 + 2) / 3})
+    assert report.seconds > 0
+    assert report.images_per_second > 0
+
+
+def test_the_mode_of_every_module_is_restored() -> None:
+    model = Oracle()
+    evaluate(model, [batch_of([0])], PROCESSOR, shapes_index())
+    assert model.training
+    assert not model.norm.training
+    with pytest.raises(ValueError, match="image_index"):
+        evaluate(model, [{**batch_of([0]), "labels": [{}]}], PROCESSOR, shapes_index())  # type: ignore[list-item, typeddict-item]
+    assert model.training
+
+
+def test_images_without_predictions_count_as_missed() -> None:
+    assert evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index()).metrics.ap == pytest.approx(0.5)
+
+
+def test_an_evaluator_of_the_callers_keeps_the_predictions() -> None:
+    evaluator = CocoEvaluator(shapes_index())
+    evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), evaluator=evaluator)
+    best = max(evaluator.to_coco_results(), key=lambda row: row["score"])
+    assert (best["image_id"], best["category_id"]) == (11, 5)
+    assert best["bbox"] == pytest.approx([0, 0, 100, 50], abs=1e-4)
+
+
+def test_batches_are_dealt_out_and_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = CocoEvaluator(shapes_index())
+    evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), evaluator=other)
+
+    def gather_object(mine: list[Any]) -> list[Any]:
+        theirs = other._predictions if isinstance(mine[0], dict) else ({"loss": 1.0, "loss_ce": 2.0}, 1)
+        return [*mine, theirs]
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather_object)
+    accelerator: Any = SimpleNamespace(num_processes=2, device=torch.device("cpu"), is_main_process=True)
+    report = evaluate(Oracle(), [batch_of([0, 2])], PROCESSOR, shapes_index(), accelerator)
+    alone = evaluate(Oracle(), [batch_of([0, 2]), batch_of([1])], PROCESSOR, shapes_index())
+    assert report.metrics == alone.metrics
+    assert report.losses == pytest.approx(alone.losses)
+    assert report.num_images == 3
+
+
+def test_bytes_are_normalised_on_the_device_and_padding_is_zero() -> None:
+    pixels = torch.randint(0, 256, (1, 3, 8, 16), dtype=torch.uint8)
+    batch = batch_of([0], pixels)
+    batch["pixel_mask"][:, :, 10:] = 0
+    inputs = to_device(batch, torch.device("cpu"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    wanted = normalize(pixels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    torch.testing.assert_close(inputs["pixel_values"][..., :10], wanted[..., :10])
+    assert inputs["pixel_values"][..., 10:].eq(0).all()
+    assert set(inputs["labels"][0]) == {"class_labels", "boxes"}
+
+
+def test_no_mask_is_given_where_nothing_is_padded() -> None:
+    batch = batch_of([0])
+    inputs = to_device(batch, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3)
+    assert inputs["pixel_mask"] is None
+    assert inputs["pixel_values"] is batch["pixel_values"]  # normalised already
+
+
+def test_classes_are_matched_by_name() -> None:
+    adopted = adopt_model_labels(shapes_index(), {0: "star", 1: "N/A", 2: "disc", 3: "N/A"})
+    assert [category.name for category in adopted.categories] == ["star", "N/A", "disc", "N/A"]
+    assert [category.id for category in adopted.categories][::2] == [5, 1]
+    assert len({category.id for category in adopted.categories}) == 4
+    assert adopted.annotations.label.tolist() == [2, 0, 2]
+    metrics = CocoEvaluator(adopted).compute()
+    assert list(metrics.per_class) == ["star", "N/A (label 1)", "disc", "N/A (label 3)"]
+    assert metrics.ap == 0
+
+
+def test_a_class_that_the_model_does_not_know_is_an_error() -> None:
+    message = r"shapes has classes that the model does not know: disc \(did you mean 'disk'\?\).* are disk, star"
+    with pytest.raises(ValueError, match=message):
+        adopt_model_labels(shapes_index(), {0: "disk", 1: "star"})
+
+
+# The report
+
+
+def test_the_report_is_written_in_three_forms(tmp_path: Any) -> None:
+    index = adopt_model_labels(shapes_index(), {0: "star", 1: "disc", 2: "<b>|"})
+    report = evaluate(Oracle(), [{**batch_of([0, 1, 2]), "labels": batch_of([1, 0, 1])["labels"]}], PROCESSOR, index)
+    written = report.save(tmp_path / "out")
+    assert [path.name for path in written] == ["evaluation.json", "evaluation.md", "evaluation.html"]
+    read = json.loads(written[0].read_text())
+    assert read["metrics"]["ap"] == pytest.approx(report.metrics.ap)
+    assert read["metrics"]["per_class"]["<b>|"]["ap"] is None
+    markdown = written[1].read_text()
+    assert f"| AP        | .50:.95 |        all |        100 | {report.metrics.ap:.3f} |" in markdown
+    assert "| AP large  | .50:.95 | area > 96² |        100 |     - |" in markdown
+    assert "loss_ce" in markdown
+    page = written[2].read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "32² to 96²" in page
+    assert "http" not in page
+    assert page.count("<tr>") == page.count("</tr>") == 13 + 3 + 3
+
+
+def test_names_are_escaped() -> None:
+    index = shapes_index()
+    index = DetectionIndex("a<b", index.images, (Category(1, "<i>|"), Category(2, "x")), index.annotations)
+    report = evaluate(Oracle(), [batch_of([0])], PROCESSOR, index)
+    assert "<td>&lt;i&gt;|</td>" in report.to_html()
+    assert "Evaluation of a&lt;b" in report.to_html()
+    assert r"| <i>\| |" in report.to_markdown()

@@ -1,0 +1,469 @@
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from modeling_detr.image_processing_detr import (
+    DetrTorchvisionImageProcessor,
+    normalize,
+    pad_images,
+    resize_output_size,
+    to_rgb,
+)
+
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "reference" / "golden"
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference files are not on this machine")
+
+GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
+RGB = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
+ALPHA = np.full((5, 7), 128, dtype=np.uint8)
+
+
+def as_array(image: torch.Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+# The steps one by one
+
+
+@needs_golden
+def test_resize_output_size_equals_the_originals_for_every_golden_row() -> None:
+    rows = json.loads((GOLDEN / "resize_sizes.json").read_text())["rows"]
+    assert rows
+    for height, width, shortest, longest, *wanted in rows:
+        assert list(resize_output_size(height, width, shortest, longest)) == wanted, (height, width, shortest, longest)
+
+
+def test_resize_output_size_of_a_very_long_image_keeps_at_least_one_pixel() -> None:
+    assert resize_output_size(1, 5000, 800, 1333) == (1, 5000)
+    assert resize_output_size(2, 9000, 800, 1333) == (1, 4500)
+
+
+rgb_kinds = {
+    "PIL RGB": Image.fromarray(RGB),
+    "PIL RGBA": Image.fromarray(np.concatenate([RGB, ALPHA[..., None]], -1)),
+    "array HWC": RGB,
+    "array CHW": RGB.transpose(2, 0, 1).copy(),
+    "array HWC with alpha": np.concatenate([RGB, ALPHA[..., None]], -1),
+    "array uint16": RGB.astype(np.uint16) * 257,
+    "array big-endian": (RGB.astype(np.uint16) * 257).astype(">u2"),
+    "array int64": RGB.astype(np.int64),
+    "array float in [0, 1]": (RGB / 255).astype(np.float32),
+    "array float64 in [0, 255]": RGB.astype(np.float64),
+    "array read backwards": RGB[::-1].copy()[::-1],
+    "tensor CHW": torch.from_numpy(RGB).permute(2, 0, 1),
+    "tensor HWC": torch.from_numpy(RGB),
+    "tensor half": torch.from_numpy(RGB).permute(2, 0, 1).half() / 255,
+    "tensor uint16": torch.from_numpy(RGB.astype(np.uint16) * 257).permute(2, 0, 1),
+}
+
+
+@pytest.mark.parametrize("kind", rgb_kinds)
+def test_to_rgb_gives_the_same_pixels_for_every_kind_of_colour_image(kind: str) -> None:
+    image = to_rgb(rgb_kinds[kind])
+    assert image.dtype == torch.uint8
+    assert image.is_contiguous()
+    np.testing.assert_array_equal(as_array(image), RGB)
+
+
+sixteen_bit = Image.fromarray(GREY.astype(np.uint16) * 257)
+grey_kinds = {
+    "PIL L": Image.fromarray(GREY),
+    "PIL LA": Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]),
+    "PIL I;16": sixteen_bit,
+    "PIL I": Image.fromarray(GREY.astype(np.int32) * 257),
+    "PIL F": Image.fromarray(GREY.astype(np.float32)),
+    "array HW": GREY,
+    "array HW1": GREY[..., None],
+    "array 1HW": GREY[None],
+    "array grey and alpha": np.stack([GREY, ALPHA], -1),
+    "tensor HW": torch.from_numpy(GREY),
+    "tensor 1HW": torch.from_numpy(GREY)[None],
+}
+
+
+@pytest.mark.parametrize("kind", grey_kinds)
+def test_to_rgb_repeats_grey(kind: str) -> None:
+    np.testing.assert_array_equal(as_array(to_rgb(grey_kinds[kind])), np.repeat(GREY[..., None], 3, -1))
+
+
+def test_to_rgb_reads_palettes_bilevel_and_cmyk_as_pillow_does() -> None:
+    palette = Image.fromarray(RGB).convert("P")
+    np.testing.assert_array_equal(as_array(to_rgb(palette)), np.array(palette.convert("RGB")))
+    palette.info["transparency"] = bytes(range(200))  # Pillow warns when this is converted directly
+    np.testing.assert_array_equal(as_array(to_rgb(palette)), np.array(palette.convert("RGBA"))[..., :3])
+    np.testing.assert_array_equal(np.unique(to_rgb(Image.fromarray(GREY > 100))), [0, 255])
+    np.testing.assert_array_equal(np.unique(to_rgb(GREY > 100)), [0, 255])
+    cmyk = Image.fromarray(RGB).convert("CMYK")
+    np.testing.assert_array_equal(as_array(to_rgb(cmyk)), np.array(cmyk.convert("RGB")))
+
+
+def test_to_rgb_reads_a_16_bit_png_file_over_its_whole_range(tmp_path: Path) -> None:
+    sixteen_bit.save(tmp_path / "sixteen.png")
+    np.testing.assert_array_equal(as_array(to_rgb(tmp_path / "sixteen.png"))[..., 0], GREY)
+
+
+def test_to_rgb_turns_an_image_upright_as_exif_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side
+    file = io.BytesIO()
+    Image.fromarray(RGB).save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(as_array(to_rgb(Image.open(file))), np.rot90(RGB, -1))
+
+
+def test_to_rgb_reads_an_ambiguous_shape_as_is_custom_unless_it_is_told() -> None:
+    assert to_rgb(np.zeros((3, 8, 3), np.uint8)).shape == (3, 3, 8)
+    assert to_rgb(torch.zeros(3, 8, 3, dtype=torch.uint8)).shape == (3, 8, 3)
+    assert to_rgb(np.zeros((3, 8, 3), np.uint8), channels_first=True).shape == (3, 8, 3)
+
+
+bad_images = [
+    (None, TypeError, "An image is a NoneType; wanted a PIL image"),
+    (np.zeros((0, 5, 3), np.uint8), ValueError, r"shape \(0, 5, 3\); wanted \(H, W\)"),
+    (np.zeros((2, 2, 5, 3), np.uint8), ValueError, r"shape \(2, 2, 5, 3\)"),
+    (np.zeros((9, 9, 9), np.uint8), ValueError, "that is 9 channels; wanted 1"),
+    (np.zeros((9, 9), np.complex64), ValueError, "dtype complex64"),
+    (np.full((9, 9), -0.5), ValueError, r"values -0.5…-0.5; wanted 0…255.*normalised already"),
+    (np.full((9, 9), np.nan), ValueError, "values nan…nan"),
+    (np.full((9, 9), 256), ValueError, "values 256…256"),
+    (Image.fromarray(np.full((9, 9), 70000, np.int32)), ValueError, "mode I holds values 70000…70000"),
+    (Image.new("LAB", (4, 4)), ValueError, "mode LAB"),
+]
+
+
+@pytest.mark.parametrize(("image", "error", "message"), bad_images)
+def test_to_rgb_says_what_is_wrong_with_an_image(image: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        to_rgb(image)
+
+
+def test_normalize_is_the_same_for_bytes_and_for_floats() -> None:
+    image = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    wanted = (image.double() / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
+    torch.testing.assert_close(normalize(image, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5)).double(), wanted, atol=1e-6, rtol=0)
+    floats = normalize(image.double() / 255, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    assert floats.dtype == torch.float64
+    torch.testing.assert_close(floats, wanted, atol=1e-6, rtol=0)
+
+
+def test_pad_images_pads_right_and_bottom_with_zeros() -> None:
+    pixels, mask = pad_images([torch.ones(3, 2, 5), torch.ones(3, 4, 3)])
+    assert pixels.shape == (2, 3, 4, 5)
+    assert mask.dtype == torch.int64
+    torch.testing.assert_close(pixels, mask[:, None].expand(-1, 3, -1, -1).float())
+    assert mask[0].sum() == 10
+    assert mask[0, :2].all()
+    assert mask[1, :, :3].all()
+
+
+def test_pad_images_says_when_an_image_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"up to 4x5 .* do not fit into a batch of 4x4"):
+        pad_images([torch.ones(3, 4, 3), torch.ones(3, 2, 5)], (4, 4))
+    with pytest.raises(ValueError, match="no images"):
+        pad_images([])
+
+
+# The processor
+
+
+def test_preprocess_resizes_normalises_and_pads() -> None:
+    processor = DetrTorchvisionImageProcessor(
+        size={"shortest_edge": 40, "longest_edge": 60}, image_mean=0.5, image_std=0.25
+    )
+    batch = processor([Image.new("RGB", (80, 40), (255, 0, 0)), np.full((60, 60), 255, np.uint8)])
+    assert batch["pixel_values"].shape == (2, 3, 40, 60)
+    assert batch["pixel_values"].dtype == torch.float32
+    assert batch["pixel_mask"].sum((1, 2)).tolist() == [30 * 60, 40 * 40]
+    torch.testing.assert_close(batch["pixel_values"][0, :, 29, 59], torch.tensor([2.0, -2.0, -2.0]))
+    assert batch["pixel_values"][0, :, 30:].eq(0).all()  # zeros after the normalisation
+    assert batch["pixel_values"][1, :, :, 40:].eq(0).all()
+
+
+def test_preprocess_uses_imagenets_statistics_by_default() -> None:
+    pixels = DetrTorchvisionImageProcessor()(Image.new("RGB", (800, 800), (255, 255, 255)))["pixel_values"]
+    wanted = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(pixels[0, :, 5, 5], wanted)
+
+
+def test_resize_is_within_one_grey_level_of_pillows_antialiased_bilinear() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8))
+    processor = DetrTorchvisionImageProcessor(size=40, do_normalize=False, do_rescale=False)
+    pixels = processor(picture)["pixel_values"][0]
+    assert pixels.shape == (3, 40, 54)
+    wanted = np.array(picture.resize((54, 40), Image.Resampling.BILINEAR)).astype(float)
+    assert np.abs(as_array(pixels) - wanted).max() <= 1
+
+
+ONES = np.full((20, 30, 3), 255, np.uint8)
+options_for_one_call = [
+    ({"do_resize": False}, (20, 30)),
+    ({"size": 10}, (10, 15)),
+    ({"size": {"shortest_edge": 10, "longest_edge": 12}}, (8, 12)),
+    ({"size": 10, "max_size": 12}, (8, 12)),
+    ({"size": {"height": 7, "width": 9}}, (7, 9)),
+    ({"size": (7, 9)}, (7, 9)),
+    ({"size": {"max_height": 10, "max_width": 60}}, (10, 15)),
+    ({"pad_size": {"height": 50, "width": 64}}, (50, 64)),
+]
+
+
+@pytest.mark.parametrize(("options", "shape"), options_for_one_call)
+def test_sizes_can_be_set_for_one_call(options: dict[str, Any], shape: tuple[int, int]) -> None:
+    processor = DetrTorchvisionImageProcessor(size={"shortest_edge": 40, "longest_edge": 48})
+    assert processor(ONES, **options)["pixel_values"].shape[-2:] == shape
+    assert processor(ONES)["pixel_values"].shape[-2:] == (32, 48)  # and only for that one
+    built = DetrTorchvisionImageProcessor(**({"size": {"shortest_edge": 40, "longest_edge": 48}} | options))
+    assert built(ONES)["pixel_values"].shape[-2:] == shape
+
+
+def test_values_can_be_set_for_one_call() -> None:
+    processor = DetrTorchvisionImageProcessor(do_resize=False)
+
+    def white(**options: Any) -> float:
+        return round(float(processor(ONES, **options)["pixel_values"][0, 0, 0, 0]), 4)
+
+    assert white(do_normalize=False) == 1
+    assert white(do_normalize=False, do_rescale=False) == 255
+    assert white(do_normalize=False, rescale_factor=1 / 127.5) == 2
+    assert white(image_mean=0.5, image_std=[0.5, 0.5, 0.5]) == 1
+    assert white(rescale_factor=1 / 127.5, image_mean=0.5, image_std=0.5) == 3
+    assert "pixel_mask" not in processor(ONES, do_pad=False)
+    assert isinstance(processor(ONES, return_tensors="np")["pixel_mask"], np.ndarray)
+    assert [len(image) for image in processor([ONES, ONES[:10]], do_pad=False)["pixel_values"]] == [3, 3]
+    assert processor([ONES, ONES], do_pad=False)["pixel_values"].shape == (2, 3, 20, 30)
+    assert processor(ONES.transpose(1, 0, 2)[:4], input_data_format="channels_last")["pixel_values"].shape[-1] == 20
+    assert processor(ONES, device="meta")["pixel_values"].device.type == "meta"
+
+
+def test_floats_keep_their_values_without_rescaling() -> None:
+    image = torch.linspace(-2, 2, 3 * 8 * 8).view(3, 8, 8)
+    processor = DetrTorchvisionImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    torch.testing.assert_close(processor(image)["pixel_values"][0], image)
+
+
+def test_a_nearest_neighbour_filter_can_be_chosen() -> None:
+    pixels = DetrTorchvisionImageProcessor(size=40, resample=0, do_normalize=False)(GREY > 100)["pixel_values"]
+    assert pixels.unique().tolist() == [0, 1]
+
+
+def test_batches_in_one_array_are_taken_apart() -> None:
+    processor = DetrTorchvisionImageProcessor(do_resize=False)
+    assert processor(torch.zeros(2, 3, 8, 9))["pixel_values"].shape == (2, 3, 8, 9)
+    assert processor([torch.zeros(2, 3, 8, 9), torch.zeros(1, 3, 4, 4)])["pixel_values"].shape == (3, 3, 8, 9)
+
+
+def test_annotations_become_labels_relative_to_the_unpadded_image() -> None:
+    objects = [
+        {"bbox": [10, 20, 40, 20], "category_id": 7, "area": 500.0, "iscrowd": 0, "id": 1},
+        {"bbox": [0, 0, 50, 50], "category_id": 8, "iscrowd": 1},  # a crowd region
+        {"bbox": [90, -10, 40, 30], "category_id": 9},  # reaches past the image
+        {"bbox": [100, 0, 20, 20], "category_id": 9},  # lies outside it
+        {"bbox": [5, 5, 0, 20], "category_id": 9},  # has no area
+    ]
+    images = [Image.new("RGB", (100, 50)), Image.new("RGB", (300, 300))]
+    annotations = [{"image_id": 42, "annotations": objects}, {"image_id": 43, "annotations": []}]
+    batch = DetrTorchvisionImageProcessor(size=100)(images, annotations)
+    first, second = batch["labels"]
+    assert first["class_labels"].tolist() == [7, 9]
+    torch.testing.assert_close(first["boxes"], torch.tensor([[0.3, 0.6, 0.4, 0.4], [0.95, 0.2, 0.1, 0.4]]))
+    torch.testing.assert_close(first["area"], torch.tensor([500.0 * 4, 40 * 30 * 4]))
+    assert first["image_id"].tolist() == [42]
+    assert first["orig_size"].tolist() == [50, 100]
+    assert first["size"].tolist() == [100, 200]
+    assert second["boxes"].shape == (0, 4)
+    assert second["class_labels"].dtype == torch.int64
+    padded = DetrTorchvisionImageProcessor(size=100, pad_size=400)(images, annotations)
+    torch.testing.assert_close(padded["labels"][0]["boxes"], first["boxes"])
+
+
+BOX = {"bbox": [0, 0, 5, 5], "category_id": 1}
+bad_annotations = [
+    ([], "1 images, but 0 annotations"),
+    (["x"], "image 0: its annotation must be a dict .* got str"),
+    ({"image_id": 1, "segments_info": []}, r"image 0: .* got \['image_id', 'segments_info'\]"),
+    ({"image_id": "a", "annotations": []}, "image 0: image_id is 'a'; wanted an integer"),
+    ({"annotations": [BOX, {"bbox": [0, 0, 5, 5]}]}, "image 0: annotation 1 has no category_id"),
+    ({"annotations": [{**BOX, "bbox": [0, 0, 5]}]}, "annotation 0 has bbox .* wanted four finite numbers"),
+    ({"annotations": [{**BOX, "bbox": [0, 0, 5, float("nan")]}]}, "annotation 0 has bbox"),
+]
+
+
+@pytest.mark.parametrize(("annotations", "message"), bad_annotations)
+def test_a_bad_annotation_is_named(annotations: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DetrTorchvisionImageProcessor(size=20)(ONES, annotations)
+
+
+bad_options = [
+    ({"do_rezise": False}, "has no option 'do_rezise'; did you mean 'do_resize'?"),
+    ({"zzz": 1}, "has no option 'zzz'; it has do_resize, size"),
+    ({"do_center_crop": True}, "cannot do do_center_crop=True; only False"),
+    ({"do_pad": "no"}, "do_pad is 'no'; wanted True or False"),
+    ({"size": {"shortest": 5}}, "size is {'shortest': 5}; wanted"),
+    ({"size": {"height": 5}}, "size is {'height': 5}; wanted"),
+    ({"size": 0}, "size is {'shortest_edge': 0}"),
+    ({"pad_size": {"shortest_edge": 5}}, "pad_size is .* wanted {'height': …, 'width': …}"),
+    ({"size": {"height": 5, "width": 5}, "max_size": 9}, "max_size=9 goes with an integer size"),
+    ({"image_mean": [0.5, 0.5]}, r"image_mean is \[0.5, 0.5\]; wanted one number or three"),
+    ({"image_std": 0}, "image_std is 0; wanted one number or three, above 0"),
+    ({"return_tensors": "tf"}, "return_tensors is 'tf'; wanted 'pt' or 'np'"),
+    ({"input_data_format": "last"}, "input_data_format is 'last'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), bad_options)
+def test_a_bad_option_is_an_error_when_built_and_when_called(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DetrTorchvisionImageProcessor(**options)
+    with pytest.raises(ValueError, match=message):
+        DetrTorchvisionImageProcessor(do_resize=False)(ONES, **options)
+
+
+# Saved and loaded
+
+
+def test_a_saved_processor_loads_as_it_was(tmp_path: Path) -> None:
+    processor = DetrTorchvisionImageProcessor(
+        size={"shortest_edge": 240, "longest_edge": 320}, image_mean=[0.5] * 3, image_std=0.5, do_pad=False
+    )
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "DetrTorchvisionImageProcessor"
+    assert saved["size"] == {"shortest_edge": 240, "longest_edge": 320}
+    loaded = DetrTorchvisionImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == {key: value for key, value in processor.to_dict().items() if key != "auto_map"}
+    torch.testing.assert_close(loaded(ONES)["pixel_values"], processor(ONES)["pixel_values"])
+    assert DetrTorchvisionImageProcessor.from_pretrained(tmp_path, size=64).size == {"shortest_edge": 64}
+
+
+def test_options_given_at_loading_win_and_unknown_ones_are_errors(tmp_path: Path) -> None:
+    DetrTorchvisionImageProcessor(size=64, image_mean=0.5).save_pretrained(tmp_path)
+    load = DetrTorchvisionImageProcessor.from_pretrained
+    assert load(tmp_path, size=32, max_size=48).size == {"shortest_edge": 32, "longest_edge": 48}
+    assert load(tmp_path, do_pad=False).image_mean == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"no option 'do_rezise'; did you mean 'do_resize'?"):
+        load(tmp_path, do_rezise=False)
+    processor, unused = load(tmp_path, size=32, nonsense=1, return_unused_kwargs=True)
+    assert (processor.size, unused) == ({"shortest_edge": 32}, {"nonsense": 1})
+
+
+def test_files_of_stock_detr_are_read(tmp_path: Path) -> None:
+    oldest = {
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "DetrFeatureExtractor",
+        "format": "coco_detection",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "max_size": 1333,
+        "size": 800,
+    }
+    newer = {
+        "do_convert_annotations": True,
+        "do_pad": True,
+        "image_processor_type": "DetrImageProcessor",
+        "pad_size": None,
+        "resample": 2,
+        "size": {"longest_edge": 1333, "shortest_edge": 800},
+    }
+    for config in (oldest, newer):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+        processor = DetrTorchvisionImageProcessor.from_pretrained(tmp_path)
+        assert processor.to_dict() == DetrTorchvisionImageProcessor().to_dict()
+
+
+@pytest.mark.slow
+def test_the_code_travels_beside_the_weights(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+DetrTorchvisionImageProcessor.register_for_auto_class("AutoImageProcessor")
+DetrTorchvisionImageProcessor(size=32).save_pretrained({str(tmp_path / "model")!r})
+"""
+    load = f"""
+import sys
+sys.modules["modeling_detr"] = None
+import numpy, torch
+from transformers import AutoImageProcessor
+processor = AutoImageProcessor.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True)
+assert type(processor).__name__ == "DetrTorchvisionImageProcessor", type(processor)
+assert processor(numpy.zeros((64, 48, 3), numpy.uint8))["pixel_values"].shape == (1, 3, 42, 32)
+"""
+    environment = {
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": "",
+        "HOME": str(tmp_path),
+    }
+    for script in (code, load):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert {file.name for file in (tmp_path / "model").glob("*.py")} == {
+        "image_processing_detr.py",
+        "structures_detr.py",
+    }
+
+
+# Out of the model
+
+
+def outputs(logits: torch.Tensor, boxes: torch.Tensor) -> Any:
+    return SimpleNamespace(logits=logits, pred_boxes=boxes)
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned", "detr-r50", "detr-r50-dc5"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_post_processing_equals_the_originals(name: str, as_tensor: bool) -> None:
+    golden = load_file(GOLDEN / f"{name}.safetensors")
+    sizes = json.loads((GOLDEN / f"{name}.json").read_text())["post_process_sizes"]
+    results = DetrTorchvisionImageProcessor().post_process_object_detection(
+        outputs(golden["pred_logits"], golden["pred_boxes"]), 0, torch.tensor(sizes) if as_tensor else sizes
+    )
+    assert len(results) == len(sizes)
+    for position, result in enumerate(results):
+        torch.testing.assert_close(result["scores"], golden[f"post{position}_scores"])
+        torch.testing.assert_close(result["boxes"], golden[f"post{position}_boxes"], atol=1e-3, rtol=1e-6)
+        assert torch.equal(result["labels"], golden[f"post{position}_labels"])
+
+
+def test_threshold_keeps_scores_at_least_as_high() -> None:
+    logits = torch.tensor([[[9.0, 0, 0], [0, 3, 0], [0, 0, 9], [0, 0, 200.0]]])
+    boxes = torch.tensor([[[0.5, 0.5, 0.5, 0.5]]]).expand(1, 4, 4)
+    processor = DetrTorchvisionImageProcessor()
+    (result,) = processor.post_process_object_detection(outputs(logits, boxes))
+    assert result["labels"].tolist() == [0, 1]
+    torch.testing.assert_close(result["boxes"], torch.tensor([[0.25, 0.25, 0.75, 0.75]] * 2))
+    (everything,) = processor.post_process_object_detection(outputs(logits, boxes), threshold=0)
+    assert len(everything["scores"]) == 4  # the last one's score is exactly 0
+    (nothing,) = processor.post_process_object_detection(outputs(logits, boxes), threshold=1.1)
+    assert nothing["boxes"].shape == (0, 4)
+
+
+def test_half_precision_outputs_are_worked_on_in_float32() -> None:
+    logits, boxes = torch.randn(1, 4, 3).bfloat16(), torch.rand(1, 4, 4).bfloat16()
+    processor = DetrTorchvisionImageProcessor()
+    (result,) = processor.post_process_object_detection(outputs(logits, boxes), 0, [(1333, 1333)])
+    (wanted,) = processor.post_process_object_detection(outputs(logits.float(), boxes.float()), 0, [(1333, 1333)])
+    assert result["boxes"].dtype == torch.float32
+    assert torch.equal(result["boxes"], wanted["boxes"])
+
+
+@pytest.mark.parametrize("sizes", [[(10, 10)], [(10, 10)] * 3, [10, 10], torch.ones(2, 3)])
+def test_target_sizes_must_be_one_pair_an_image(sizes: Any) -> None:
+    with pytest.raises(ValueError, match=r"target_sizes has shape .* for 2 images; wanted one \(height, width\)"):
+        DetrTorchvisionImageProcessor().post_process_object_detection(
+            outputs(torch.zeros(2, 4, 3), torch.zeros(2, 4, 4)), 0, sizes
+        )
