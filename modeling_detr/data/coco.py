@@ -1,0 +1,349 @@
+"""Reads datasets in the COCO format (https://cocodataset.org/#format-data).
+
+Three layouts are known, and one JSON file by itself:
+
+    annotations/instances_train2017.json    train/_annotations.coco.json    annotations.json
+    train2017/*.jpg                         train/*.jpg                     images/*.jpg
+
+A million annotations open in seconds: everything is built as columns, and only what does not convert as a whole is
+looked at one by one.
+"""
+
+import gc
+import json
+import mmap
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_detr.data.annotations import clean_annotations
+from modeling_detr.data.image_files import header_size, is_split_name, locate_images
+from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
+
+
+_NOT_A_SPLIT = {"instances", "annotations", "annotation", "coco", "bbox", "labels", "result", "results", "dataset"}
+_WHOLE = "all"  # the split of a dataset that has none
+
+
+@dataclass(frozen=True)
+class _Split:
+    name: str
+    file: Path
+    root: Path
+
+
+def find_coco_files(path: Path) -> list[Path]:
+    """The annotation files of the dataset at `path`, a folder or one JSON file; none if it is not in this format."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".json" else []
+    official = sorted(path.glob("annotations/instances_*.json"))
+    if official:
+        return official
+    nested = [*path.glob("annotations/*.json"), *path.glob("*/*.json"), *path.glob("*/annotations/*.json")]
+    return [file for file in sorted({*path.glob("*.json"), *nested}) if _looks_like_coco(file)]
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Millions of small dicts make the collector walk them over and over, for half of the loading time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_garbage_collection_paused()
+def read_coco(path: str | Path, require_images: bool = True) -> DetectionIndex:
+    """Reads a COCO dataset: every annotation file of a folder as one split each, or one JSON file.
+
+    Labels are dense in ascending order of the category ids, over the categories of all files. An annotation that has
+    no `iscrowd` is no crowd; one that has no `area` gets its box's.
+
+    Args:
+        path: The dataset's folder, or one annotation file.
+        require_images: False where only the annotations are wanted; `ImageRecord.path` is then the bare file name
+            of each image that is not found.
+
+    Raises:
+        FileNotFoundError: There is no annotation file, or images are missing.
+        ValueError: A file is not what it should be; the message names file, entry and remedy.
+    """
+    path = Path(path)
+    files = find_coco_files(path)
+    if not files:
+        raise FileNotFoundError(
+            f"{path} holds no COCO annotations; looked for annotations/instances_*.json, and for other JSON files in "
+            f"it and its sub-folders with 'images', 'annotations' and 'categories' in them."
+        )
+    splits = _name_splits(path, files)
+    contents = [_load(split.file) for split in splits]
+    labels = _merge_categories([split.file for split in splits], contents)
+
+    images: list[ImageRecord] = []
+    tables: list[AnnotationTable] = []
+    members: dict[str, NDArray[np.int64]] = {}
+    notes: list[str] = []
+    for split, content in zip(splits, contents, strict=True):
+        records = _read_images(split, content["images"], require_images, notes)
+        table = _read_annotations(split.file, content["annotations"], records, labels.of_id, notes)
+        tables.append(replace(table, image_index=table.image_index + len(images)))
+        members[split.name] = np.arange(len(images), len(images) + len(records))
+        images.extend(records)
+    name = path.stem if path.is_file() else path.resolve().name
+    return DetectionIndex(
+        name, tuple(images), labels.categories, AnnotationTable.concatenate(tables), members, tuple(notes)
+    )
+
+
+# Files and splits
+
+
+def _looks_like_coco(file: Path) -> bool:
+    """Whether the three lists of a COCO file of boxes are in it; told without parsing what may be hundreds of MB."""
+    if file.stat().st_size == 0:
+        return False
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        if text.find(b'"segments_info"') >= 0:  # panoptic annotations: no boxes of objects
+            return False
+        return all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"'))
+
+
+def _name_splits(path: Path, files: Sequence[Path]) -> list[_Split]:
+    splits: list[_Split] = []
+    for file in files:
+        folder = file.parent
+        inner = folder if folder.name.lower() != "annotations" else folder.parent
+        root = path if path.is_dir() else inner.parent if is_split_name(inner.name) else inner
+        words = [word for word in re.split(r"[_.\-\s]+", file.stem) if word and word.lower() not in _NOT_A_SPLIT]
+        if words:
+            name = "_".join(words)
+        elif inner.resolve() != root.resolve():
+            name = inner.name
+        else:
+            name = _WHOLE
+        if len(files) == 1 and not is_split_name(name):
+            name = _WHOLE
+        if any(split.name == name for split in splits):
+            name = file.relative_to(path).with_suffix("").as_posix()
+        splits.append(_Split(name, file, root))
+    return splits
+
+
+def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); write it anew, it may be cut off.") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{file}: holds a JSON {type(content).__name__}; wanted an object with 'images', 'annotations' and "
+            f"'categories'. (A list of predictions or annotations alone names neither images nor classes.)"
+        )
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            got = f"a {type(entries).__name__}" if key in content else f"only {sorted(content)}"
+            raise ValueError(f"{file}: '{key}' must be a list of objects; got {got}.")
+    return content
+
+
+# Categories
+
+
+@dataclass(frozen=True)
+class _Labels:
+    categories: tuple[Category, ...]
+    of_id: Mapping[Any, int]  # the file's id, as it is written there → dense label
+
+
+def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> _Labels:
+    names: dict[int, tuple[str, Path]] = {}
+    spelled: dict[Any, int] = {}
+    for file, content in zip(files, contents, strict=True):
+        for entry in content["categories"]:
+            raw = entry.get("id")
+            try:
+                category_id = int(raw)
+            except (TypeError, ValueError):
+                raise ValueError(f"{file}: category {entry} has the id {raw!r}; wanted a whole number.") from None
+            name = str(entry.get("name", category_id))
+            known, known_in = names.setdefault(category_id, (name, file))
+            if known != name:
+                raise ValueError(
+                    f"{file}: category {category_id} is named '{name}', but '{known}' in {known_in}; the files of "
+                    f"one dataset must agree: rename it, or give it an id of its own."
+                )
+            spelled[raw] = category_id
+    categories = tuple(Category(category_id, names[category_id][0]) for category_id in sorted(names))
+    label = {category.id: position for position, category in enumerate(categories)}
+    return _Labels(categories, {**label, **{raw: label[category_id] for raw, category_id in spelled.items()}})
+
+
+# Images
+
+
+def _read_images(
+    split: _Split, entries: Sequence[Mapping[str, Any]], require_images: bool, notes: list[str]
+) -> list[ImageRecord]:
+    for key in ("id", "file_name"):
+        position = next((position for position, entry in enumerate(entries) if entry.get(key) is None), None)
+        if position is not None:
+            raise ValueError(f"{split.file}: image {position} of the list has no '{key}'; got {entries[position]}.")
+    ids = [entry["id"] for entry in entries]
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise ValueError(
+            f"{split.file}: {ids.count(twice)} images have the id {twice!r}, so their annotations cannot be told "
+            f"apart; give each image an id of its own."
+        )
+    names = [str(entry["file_name"]) for entry in entries]
+    paths = _locate(split, names, require_images)
+    records, unsized = [], []
+    for entry, path in zip(entries, paths, strict=True):
+        height, width = entry.get("height"), entry.get("width")
+        if not height or not width:
+            if not require_images and not Path(path).is_file():
+                raise ValueError(f"{split.file}: image {entry['id']!r} has no height and width, and no file to ask.")
+            height, width = header_size(path)
+            unsized.append(path)
+        records.append(ImageRecord(entry["id"], path, int(height), int(width)))
+    if unsized:
+        notes.append(
+            f"{split.file}: {len(unsized)} images have no height and width, which are taken from the image files; "
+            f"the first: {unsized[0]}."
+        )
+    return records
+
+
+def _locate(split: _Split, names: Sequence[str], require_images: bool) -> list[str]:
+    root, folder = split.root, split.file.parent
+    usual = [root / split.name, root / "images" / split.name, folder, folder / "images", root / "images", root]
+    folders = [
+        place for place in dict.fromkeys([*usual, *_folders(root), *_folders(root / "images")]) if place.is_dir()
+    ]
+    paths = locate_images(names, folders)
+    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
+    if missing and require_images:
+        places = ", ".join(str(place) for place in folders[:8])
+        many = f"none of its {len(names)} images is" if len(missing) == len(names) else f"{len(missing)} are not"
+        raise FileNotFoundError(
+            f"{split.file}: {many} there; the first: '{missing[0]}', looked for in {places}. Put the images into "
+            f"{root / split.name} or {root / 'images'}, or take those entries out of the annotation file."
+        )
+    return [path if path is not None else name for path, name in zip(paths, names, strict=True)]
+
+
+def _folders(parent: Path) -> list[Path]:
+    """The folders in `parent`, which may hold a hundred thousand images as well."""
+    if not parent.is_dir():
+        return []
+    with os.scandir(parent) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+# Annotations
+
+
+def _read_annotations(
+    file: Path,
+    entries: Sequence[Mapping[str, Any]],
+    records: Sequence[ImageRecord],
+    label_of: Mapping[Any, int],
+    notes: list[str],
+) -> AnnotationTable:
+    position_of: dict[Any, int] = {record.id: position for position, record in enumerate(records)}
+
+    def describe(row: int) -> str:
+        entry = entries[row]
+        return f"{file}: annotation {entry.get('id', f'number {row}')} of image {entry.get('image_id')!r}"
+
+    known = [position_of.get(entry.get("image_id"), -1) for entry in entries]
+    image_index = np.array(known, dtype=np.int64)
+    if (image_index < 0).any():
+        first = int(np.argmax(image_index < 0))
+        notes.append(
+            f"{int((image_index < 0).sum())} annotations belong to images that the file does not list and are left "
+            f"out; the first: {describe(first)}."
+        )
+        entries = [entry for entry, position in zip(entries, known, strict=True) if position >= 0]
+        image_index = image_index[image_index >= 0]
+
+    try:
+        label = np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64)
+    except (KeyError, TypeError):
+        row = next(row for row, entry in enumerate(entries) if entry.get("category_id") not in label_of)
+        ids = ", ".join(str(category_id) for category_id in list(label_of)[:20])
+        raise ValueError(
+            f"{describe(row)} has category_id {entries[row].get('category_id')!r}, but the dataset's categories are "
+            f"{ids}; add the category to the file's 'categories', or fix the annotation."
+        ) from None
+    corners = _read_boxes(entries, describe)
+    corners[:, 2:] += corners[:, :2]  # COCO writes x, y, width, height
+    area = _read_areas(entries, describe)
+    crowd = np.array([bool(entry.get("iscrowd")) for entry in entries], dtype=np.bool_)
+    sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
+    table, findings = clean_annotations(
+        image_index=image_index,
+        label=label,
+        boxes_xyxy=corners,
+        area=area,
+        is_crowd=crowd,
+        image_sizes=sizes,
+        describe=describe,
+    )
+    notes.extend(findings)
+    return table
+
+
+def _read_boxes(entries: Sequence[Mapping[str, Any]], describe: Callable[[int], str]) -> NDArray[np.float64]:
+    """Boxes (A, 4) as written; a row of an annotation without one is not a number."""
+    try:
+        written = [entry["bbox"] for entry in entries]
+        if set(map(len, written)) <= {4}:
+            return np.fromiter(chain.from_iterable(written), np.float64, 4 * len(written)).reshape(-1, 4)
+    except (KeyError, TypeError, ValueError):
+        pass  # one of them is not four numbers: which one is found below
+    boxes = np.full((len(entries), 4), np.nan)
+    for row, entry in enumerate(entries):
+        box = entry.get("bbox")
+        if box is None or box == []:
+            continue
+        try:
+            boxes[row] = [float(number) for number in box]
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{describe(row)} has the bbox {box!r}; wanted four numbers [x, y, width, height] in pixels."
+            ) from None
+    return boxes
+
+
+def _read_areas(entries: Sequence[Mapping[str, Any]], describe: Callable[[int], str]) -> NDArray[np.float64]:
+    """Areas (A,) as written; not a number where there is none."""
+    try:
+        return np.array([entry.get("area") for entry in entries], dtype=np.float64)
+    except (TypeError, ValueError):
+        for row, entry in enumerate(entries):
+            area = entry.get("area")
+            if area is not None and not _is_number(area):
+                raise ValueError(f"{describe(row)} has the area {area!r}; wanted a number of square pixels.") from None
+        raise
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""The dataset that PyTorch's loader reads from: one augmented sample at a time, the same on any worker."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from modeling_detr.data.images import read_image
+from modeling_detr.data.transforms import GeometryPlan, GeometryPolicy, SampleTransform
+from modeling_detr.structures_detr import DetectionIndex, DetectionSample
+
+
+class SampleKey(NamedTuple):
+    """Which image, by its position in the index, and in which epoch: together with the seed, all that its random
+    numbers depend on."""
+
+    position: int
+    epoch: int = 0
+
+
+def sample_seed(seed: int, key: SampleKey) -> int:
+    """One whole number for every (seed, epoch, position)."""
+    return (seed % 2**32) << 96 | (key.epoch % 2**32) << 64 | key.position
+
+
+class DetectionDataset(Dataset[DetectionSample]):
+    """Samples of a `DetectionIndex`; crowd regions are left out.
+
+    Attributes:
+        index: The images and annotations.
+        transform: What is done to each sample; None: nothing.
+        seed: Of the random numbers of the transform.
+    """
+
+    def __init__(self, index: DetectionIndex, transform: SampleTransform | None = None, seed: int = 0) -> None:
+        self.index = index
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: int | SampleKey) -> DetectionSample:
+        """The sample of a position (epoch 0) or of a `SampleKey`.
+
+        Raises:
+            IndexError: There is no such position.
+            OSError: The image cannot be read; the message names it.
+            ValueError: The image is not of the size that its annotations say, or the transform returned no sample.
+        """
+        key = key if isinstance(key, SampleKey) else SampleKey(int(key))
+        if not 0 <= key.position < len(self.index):
+            raise IndexError(f"{self.index.name} has {len(self.index)} images; there is none at {key.position}.")
+        sample = self._read(key.position)
+        try:
+            return self._transform(sample, key)
+        except Exception as error:
+            error.add_note(f"while transforming {self.index.images[key.position].path}")
+            raise
+
+    def plan(self, key: SampleKey) -> GeometryPlan:
+        """What will be done to a sample, without reading it. Where the transform makes no plans, nothing is."""
+        record = self.index.images[key.position]
+        if not isinstance(self.transform, GeometryPolicy):
+            return GeometryPlan(record.height, record.width)
+        return self.transform.plan(record.height, record.width, random.Random(sample_seed(self.seed, key)))
+
+    def _read(self, position: int) -> DetectionSample:
+        record, table = self.index.images[position], self.index.annotations
+        rows = self.index.annotation_rows(position)
+        objects = np.flatnonzero(~table.is_crowd[rows]) + rows.start
+        boxes = torch.from_numpy(table.boxes_xyxy[objects].astype(np.float32))
+        return {
+            "image": read_image(record),
+            "target": {
+                "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(record.height, record.width)),
+                "class_labels": torch.from_numpy(table.label[objects]),
+                "area": torch.from_numpy(table.area[objects].astype(np.float32)),
+                "image_index": position,
+            },
+        }
+
+    def _transform(self, sample: DetectionSample, key: SampleKey) -> DetectionSample:
+        if self.transform is None:
+            return sample
+        if isinstance(self.transform, GeometryPolicy):
+            return self.transform.apply(sample, self.plan(key))
+        with _global_seed(sample_seed(self.seed, key)):
+            transformed = self.transform(sample)
+        _check_sample(transformed, self.transform)
+        return transformed
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seeds the global random states of Python, NumPy and PyTorch (CPU), and puts them back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (others draw from it)
+    own = random.Random(seed)
+    random.seed(own.getrandbits(64))
+    np.random.seed(own.getrandbits(32))  # noqa: NPY002
+    torch.default_generator.manual_seed(own.getrandbits(63))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+def _check_sample(sample: DetectionSample, transform: SampleTransform) -> None:
+    """Raises a ValueError if a transform from outside did not return what the collator takes."""
+    name = getattr(transform, "__qualname__", type(transform).__qualname__)
+    try:
+        image, target = sample["image"], sample["target"]
+        boxes, labels, area, _ = target["boxes"], target["class_labels"], target["area"], target["image_index"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"The transform {name} returned a {type(sample).__name__} that lacks {error}; wanted a DetectionSample: "
+            f"image, and target with boxes, class_labels, area and image_index."
+        ) from error
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        got = f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(
+            f"The transform {name} returned the image as {got}; wanted a uint8 tensor (3, H, W): they are "
+            f"normalised later."
+        )
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(labels) == len(area):
+        raise ValueError(
+            f"The transform {name} returned boxes of shape {tuple(boxes.shape)} with {len(labels)} class_labels and "
+            f"{len(area)} areas; wanted (N, 4), N and N. If it drops boxes, drop the other fields too: "
+            f"SanitizeBoundingBoxes(labels_getter=lambda sample: (sample['target']['class_labels'], "
+            f"sample['target']['area']))."
+        )
+    box_format = getattr(boxes, "format", None)
+    if box_format is not None and box_format != tv_tensors.BoundingBoxFormat.XYXY:
+        raise ValueError(f"The transform {name} returned boxes as {box_format.value}; wanted XYXY, corners in pixels.")

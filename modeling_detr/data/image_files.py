@@ -1,0 +1,102 @@
+"""Where the image files of a dataset lie, and how large they are, without decoding one."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+
+IMAGE_SUFFIXES = frozenset(
+    ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"]
+)
+EXIF_ORIENTATION = 0x0112
+_SPLIT_NAME = re.compile(r"(train(ing|val)?|val(id|idation)?|dev|eval|test(ing)?)[-_]?\d*", re.IGNORECASE)
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a folder or file of that name is a split by custom (train, valid, test2017, …)."""
+    return _SPLIT_NAME.fullmatch(name) is not None
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the name ends as image files do, in upper or lower case; hidden files are none."""
+    stem, _, suffix = name.rpartition(".")
+    return suffix.lower() in IMAGE_SUFFIXES and bool(stem) and not name.startswith(".")
+
+
+class FolderListings:
+    """Lists each folder once, so that a hundred thousand names are looked up without as many calls to the disk.
+
+    Folders are strings, and `name`s may hold sub-folders: path objects would take most of the time.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {}
+        self._lower: dict[str, dict[str, str]] = {}
+
+    def names(self, folder: str) -> set[str]:
+        """The names in `folder`; none if it is not a folder."""
+        if folder not in self._names:
+            is_folder = Path(folder).is_dir()
+            self._names[folder] = {entry.name for entry in os.scandir(folder)} if is_folder else set()
+        return self._names[folder]
+
+    def images(self, folder: str) -> list[str]:
+        """The paths of the image files that lie directly in `folder`, sorted by name."""
+        return [f"{folder}/{name}" for name in sorted(self.names(folder)) if is_image_name(name)]
+
+    def find(self, folder: str, name: str) -> str | None:
+        """The path of `name` in `folder`, exactly or, failing that, in another case; None if there is neither."""
+        parent, _, last = name.rpartition("/")
+        place = f"{folder}/{parent}" if parent else folder
+        if last in self.names(place):
+            return f"{place}/{last}"
+        if place not in self._lower:
+            self._lower[place] = {entry.lower(): entry for entry in sorted(self.names(place), reverse=True)}
+        other_case = self._lower[place].get(last.lower())
+        return f"{place}/{other_case}" if other_case else None
+
+
+def locate_images(names: Sequence[str], folders: Iterable[Path]) -> list[str | None]:
+    """The path of each image, looked for in `folders` in turn; None where there is none.
+
+    A name may hold folders of the machine that wrote it; if it is not found as it stands, its last part is looked for.
+    """
+    places, listings = [str(folder) for folder in folders], FolderListings()
+    return [_locate(name.replace("\\", "/").removeprefix("./"), places, listings) for name in names]
+
+
+def _locate(name: str, places: Sequence[str], listings: FolderListings) -> str | None:
+    last = name.rpartition("/")[2]
+    if name.startswith("/"):
+        if Path(name).is_file():
+            return name
+        name = last
+    for candidate in (name,) if name == last else (name, last):
+        for place in places:
+            path = listings.find(place, candidate)
+            if path is not None:
+                return path
+    return None
+
+
+def header_size(path: str) -> tuple[int, int]:
+    """Height and width of an image file from its header, after its EXIF orientation.
+
+    Raises:
+        OSError: The file cannot be read, or is no image; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where hardly any has it.
+            has_exif = image.format in ("JPEG", "MPO", "TIFF", "WEBP") or "exif" in image.info
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1) if has_exif else 1
+    except UnidentifiedImageError as error:
+        size = Path(path).stat().st_size
+        raise OSError(f"{path}: not an image that can be read ({size} bytes); replace or remove it.") from error
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read: {error}; replace or remove it.") from error
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)

@@ -1,0 +1,126 @@
+"""Opens a dataset whatever its format, and finds its splits by their usual names."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from modeling_detr.data.coco import find_coco_files, read_coco
+from modeling_detr.data.shapes import is_shapes, read_shapes
+from modeling_detr.data.voc import is_voc, read_voc
+from modeling_detr.data.yolo import find_yolo_file, read_yolo
+from modeling_detr.structures_detr import DetectionIndex
+
+
+_READERS: dict[str, tuple[Callable[[Path], object], Callable[[Path], DetectionIndex]]] = {
+    "coco": (find_coco_files, read_coco),
+    "yolo": (find_yolo_file, read_yolo),
+    "voc": (is_voc, read_voc),
+}
+_ROLE_NAMES = {
+    "train": ("train", "training", "trainval"),
+    "eval": ("val", "valid", "validation", "dev", "eval", "test"),
+}
+
+
+def open_dataset(
+    path: str | Path,
+    split: str | None = None,
+    format: str | None = None,  # noqa: A002 (the word that users know)
+) -> DetectionIndex:
+    """Opens a dataset in the format of COCO, YOLO or Pascal VOC, or the built-in shapes.
+
+    Args:
+        path: The dataset's folder; a COCO annotation file (.json); a YOLO description (.yaml); or `shapes`, with
+            options as in `shapes?size=128&train=8000&val=400&seed=0`. Where a folder holds nothing but one other
+            folder, that one is looked into.
+        split: Name of a split, several joined by `+` (`train+val`), or None for every image. The classes and their
+            labels are those of the whole dataset, whichever split is chosen.
+        format: `coco`, `yolo` or `voc`; None: found out.
+
+    Returns:
+        The index of its images and annotations; `notes` say what was left out or changed.
+
+    Raises:
+        FileNotFoundError: Nothing is there, or images or labels are missing.
+        ValueError: The format cannot be told, there is no such split, or a file is not what it should be.
+    """
+    index = read_shapes(str(path)) if is_shapes(path) else _open_files(Path(path).expanduser(), format)
+    return index if split is None else index.split(split)
+
+
+def _open_files(path: Path, chosen: str | None) -> DetectionIndex:
+    if chosen is not None and chosen not in _READERS:
+        raise ValueError(f"There is no dataset format '{chosen}'; wanted one of {', '.join(_READERS)}.")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no dataset at {path} ({path.resolve()}); wanted a folder in COCO, YOLO or Pascal VOC format, a "
+            f"COCO .json, a YOLO .yaml, or the built-in 'shapes'."
+        )
+    if chosen is not None:
+        return _READERS[chosen][1](path)
+    place: Path | None = path
+    while place is not None:
+        fitting = [name for name, (finds, _) in _READERS.items() if finds(place)]
+        if len(fitting) > 1 and "yolo" in fitting and not _has_yaml(place):
+            fitting.remove("yolo")  # a classes.txt alone says little beside the annotations of another format
+        if len(fitting) > 1:
+            raise ValueError(
+                f"{place} could be read as {' or as '.join(fitting)}; say which with format=, or give the path of the "
+                f"annotation file (.json) or description (.yaml) itself."
+            )
+        if fitting:
+            return _READERS[fitting[0]][1](place)
+        place = _only_folder(place)
+    raise ValueError(_what_was_looked_for(path))
+
+
+def _has_yaml(path: Path) -> bool:
+    file = find_yolo_file(path)
+    return file is not None and file.suffix.lower() in (".yaml", ".yml")
+
+
+def _only_folder(path: Path) -> Path | None:
+    """The one folder in `path`, where archives are often unpacked to; None if there are none or several."""
+    if not path.is_dir():
+        return None
+    with os.scandir(path) as entries:
+        folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
+    return Path(folders[0].path) if len(folders) == 1 else None
+
+
+def _what_was_looked_for(path: Path) -> str:
+    if path.is_file():
+        return f"{path} is no dataset; wanted a folder, a COCO annotation file (.json) or a YOLO description (.yaml)."
+    entries = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
+    shown = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "")
+    return (
+        f"{path} is in no format that is known. Looked for COCO: annotations/instances_*.json, or JSON files with "
+        f"'images', 'annotations' and 'categories' in it or its sub-folders; YOLO: a .yaml file with 'names', or "
+        f"classes.txt; Pascal VOC: .xml files that begin with <annotation>. It holds: {shown or 'nothing'}."
+    )
+
+
+def find_split(index: DetectionIndex, role: Literal["train", "eval"]) -> str:
+    """The split to train on or to evaluate on, by the names that are usual: train, train2017 / val, valid, test, ….
+
+    Raises:
+        ValueError: No split has such a name, or several have; the message lists the splits.
+    """
+    if role not in _ROLE_NAMES:
+        raise ValueError(f"The role of a split is 'train' or 'eval'; got '{role}'.")
+    for name in _ROLE_NAMES[role]:
+        pattern = re.compile(rf"{name}[-_]?\d*", re.IGNORECASE)
+        fitting = [split for split in index.splits if pattern.fullmatch(split)]
+        exact = [split for split in fitting if split.lower() == name]
+        if len(exact or fitting) == 1:
+            return (exact or fitting)[0]
+        if fitting:
+            raise ValueError(f"{index.name} has several splits to {role} on: {', '.join(sorted(fitting))}; name one.")
+    known = ", ".join(sorted(index.splits)) or "none"
+    use = "training" if role == "train" else "evaluation"
+    raise ValueError(
+        f"{index.name} has no split with a usual name for {use} ({', '.join(_ROLE_NAMES[role])}); its splits are: "
+        f"{known}. Name the one to use."
+    )

@@ -1,0 +1,262 @@
+"""Reads datasets in the format of Pascal VOC: one XML file an image.
+
+    Annotations/*.xml  JPEGImages/*.jpg  ImageSets/Main/train.txt      the official layout, also VOCdevkit/VOC2012/…
+    train/a.xml  train/a.jpg  valid/…                                  XML beside images, a folder for each split
+    a.xml  a.jpg                                                       or no splits at all
+
+Coordinates are taken as they are written. (The original challenge counted pixels from 1; most files written since do
+not, and a shift would spoil those.) Objects marked difficult are ordinary boxes.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_detr.data.annotations import AnnotationRows, clean_annotations
+from modeling_detr.data.image_files import header_size, is_image_name, is_split_name
+from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord
+
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
+
+
+@dataclass
+class _Files:
+    """The files of a dataset, found in one walk; images are keyed by folder and stem, and by stem alone."""
+
+    xml: list[Path] = field(default_factory=list)
+    images: dict[tuple[str, str], str] = field(default_factory=dict)
+    by_stem: dict[str, list[str]] = field(default_factory=dict)
+    image_sets: list[Path] = field(default_factory=list)
+
+
+def is_voc(path: Path) -> bool:
+    """Whether a VOC annotation file lies in `path`, at most four folders down."""
+    patterns = ("*.xml", "Annotations/*.xml", "*/*.xml", "*/*/*.xml", "*/*/*/*.xml")
+    return path.is_dir() and any(_is_annotation(file) for pattern in patterns for file in _first(path.glob(pattern)))
+
+
+def read_voc(path: str | Path) -> DetectionIndex:
+    """Reads a VOC dataset. Classes are sorted by name over all files; images without an XML file are left out.
+
+    Args:
+        path: The dataset's folder.
+
+    Raises:
+        FileNotFoundError: There is no XML file, or an image is missing.
+        ValueError: A file is not what it should be; the message names file, object, got and wanted.
+    """
+    root = Path(path)
+    files = _walk(root)
+    notes: list[str] = []
+    trees = _parse_all(files.xml, notes)
+    if not trees:
+        raise FileNotFoundError(f"{root} holds no Pascal VOC annotations: no XML file that begins with <annotation>.")
+
+    records, names = [], sorted({name for _, tree in trees for name in _class_names(tree)})
+    label_of = {name: label for label, name in enumerate(names)}
+    rows = AnnotationRows()
+    for position, (file, tree) in enumerate(trees):
+        records.append(_read_record(root, file, tree, files, notes))
+        for number, element in enumerate(tree.iterfind("object"), start=1):
+            label, box = _read_object(file, number, element)
+            rows.append(position, label_of[label], box, number)
+
+    table, findings = clean_annotations(
+        image_index=np.array(rows.image_index, dtype=np.int64),
+        label=np.array(rows.label, dtype=np.int64),
+        boxes_xyxy=rows.boxes,
+        image_sizes=np.array([(record.height, record.width) for record in records], dtype=np.int64),
+        describe=lambda row: f"{trees[rows.image_index[row]][0]}: object {rows.place[row]}",
+    )
+    _note_unused_images(files, records, notes)
+    return DetectionIndex(
+        name=root.resolve().name,
+        images=tuple(records),
+        categories=tuple(Category(label, name) for label, name in enumerate(names)),
+        annotations=table,
+        splits=_read_splits(root, [file for file, _ in trees], files),
+        notes=(*notes, *findings),
+    )
+
+
+# Files
+
+
+def _first(files: Iterable[Path], number: int = 3) -> list[Path]:
+    return [file for file, _ in zip(files, range(number), strict=False)]
+
+
+def _is_annotation(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return b"<annotation" in stream.read(4096)
+
+
+def _walk(root: Path) -> _Files:
+    files = _Files()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        if Path(folder).name == "ImageSets":
+            main = Path(folder) / "Main"
+            files.image_sets.append(main if main.is_dir() else Path(folder))
+            inner.clear()
+            continue
+        for name in sorted(names):
+            stem, _, suffix = name.rpartition(".")
+            if suffix.lower() == "xml" and not name.startswith("."):
+                files.xml.append(Path(folder) / name)
+            elif is_image_name(name):
+                files.images[folder, stem] = f"{folder}/{name}"
+                files.by_stem.setdefault(stem, []).append(f"{folder}/{name}")
+    return files
+
+
+def _parse_all(files: Sequence[Path], notes: list[str]) -> list[tuple[Path, ElementTree.Element]]:
+    trees: list[tuple[Path, ElementTree.Element]] = []
+    others: list[tuple[Path, ElementTree.Element]] = []
+    for file in files:
+        try:
+            tree = ElementTree.parse(file).getroot()
+        except ElementTree.ParseError as error:
+            raise ValueError(f"{file}: not well-formed XML ({error}); write it anew or remove it.") from error
+        (trees if tree.tag == "annotation" else others).append((file, tree))
+    if others:
+        file, tree = others[0]
+        notes.append(
+            f"{len(others)} XML files are no VOC annotations and are left out; the first: {file} begins with "
+            f"<{tree.tag}>, not with <annotation>."
+        )
+    return trees
+
+
+def _find_image(root: Path, file: Path, tree: ElementTree.Element, files: _Files) -> str:
+    written = Path((tree.findtext("filename") or "").strip().replace("\\", "/"))
+    folders = [str(file.parent), *_image_folders(root, file.parent)]
+    for stem in dict.fromkeys([file.stem, written.stem]):
+        for folder in folders:
+            if (folder, stem) in files.images:
+                return files.images[folder, stem]
+        if len(files.by_stem.get(stem, [])) == 1:
+            return files.by_stem[stem][0]
+    raise FileNotFoundError(
+        f"{file}: its image is missing; looked for '{file.stem}' and '{written.name}' with the endings of images in "
+        f"{', '.join(folders)}. Put the image there, or remove the XML file."
+    )
+
+
+def _image_folders(root: Path, folder: Path) -> list[str]:
+    """Where the images of the XML files in `folder` may lie: …/Annotations/x ↔ …/JPEGImages/x."""
+    parts = folder.relative_to(root).parts
+    found = []
+    for position in reversed(range(len(parts))):
+        if parts[position].lower() in ("annotations", "annotation", "xml", "xmls", "labels"):
+            for name in _IMAGE_FOLDERS:
+                found.append(str(root.joinpath(*parts[:position], name, *parts[position + 1 :])))
+            found.append(str(root.joinpath(*parts[:position], *parts[position + 1 :])))
+    return found
+
+
+def _note_unused_images(files: _Files, records: Sequence[ImageRecord], notes: list[str]) -> None:
+    used = {record.path for record in records}
+    unused = [path for path in files.images.values() if path not in used]
+    if unused:
+        notes.append(
+            f"{len(unused)} images have no XML file and are left out (an image without objects has an XML file "
+            f"without objects); the first: {unused[0]}."
+        )
+
+
+# Content
+
+
+def _class_names(tree: ElementTree.Element) -> list[str]:
+    return [name for element in tree.iterfind("object") if (name := (element.findtext("name") or "").strip())]
+
+
+def _read_record(root: Path, file: Path, tree: ElementTree.Element, files: _Files, notes: list[str]) -> ImageRecord:
+    path = _find_image(root, file, tree, files)
+    size = []
+    for key in ("height", "width"):
+        text = (tree.findtext(f"size/{key}") or "0").strip()
+        try:
+            size.append(int(float(text)))
+        except ValueError:
+            raise ValueError(f"{file}: <{key}> of the image is '{text}'; wanted a whole number of pixels.") from None
+    if min(size) <= 0:
+        notes.append(f"{file}: gives no size of the image, so that of {path} is taken.")
+        size = list(header_size(path))
+    inner = file.relative_to(root).with_suffix("").parts
+    image_id = "/".join(part for part in inner if part.lower() not in ("annotations", "annotation"))
+    return ImageRecord(image_id, path, size[0], size[1])
+
+
+def _read_object(
+    file: Path, number: int, element: ElementTree.Element
+) -> tuple[str, tuple[float, float, float, float]]:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise ValueError(f"{file}: object {number} has no <name>; name its class, or remove it.")
+    box = element.find("bndbox")
+    if box is None:
+        raise ValueError(f"{file}: object {number} ({name}) has no <bndbox>; wanted <xmin>, <ymin>, <xmax>, <ymax>.")
+    corners = []
+    for key in _CORNERS:
+        text = (box.findtext(key) or "").strip()
+        try:
+            corners.append(float(text))
+        except ValueError:
+            raise ValueError(
+                f"{file}: object {number} ({name}) has the {key} '{text}'; wanted a number of pixels, such as 12 or "
+                f"12.5."
+            ) from None
+    return name, (corners[0], corners[1], corners[2], corners[3])
+
+
+# Splits
+
+
+def _read_splits(root: Path, files: Sequence[Path], found: _Files) -> dict[str, NDArray[np.int64]]:
+    members: dict[str, set[int]] = {}
+    for folder in found.image_sets:
+        base = folder.parent if folder.name == "ImageSets" else folder.parent.parent
+        position_of = {file.stem: position for position, file in enumerate(files) if file.is_relative_to(base)}
+        for list_file in sorted(folder.glob("*.txt")):
+            positions = _read_list(list_file, position_of)
+            if positions is not None:
+                members.setdefault(list_file.stem, set()).update(positions)
+    if not members:
+        for position, file in enumerate(files):
+            for part in file.relative_to(root).parts[:-1]:
+                if is_split_name(part):
+                    members.setdefault(part, set()).add(position)
+                    break
+    if not members:
+        members["all"] = set(range(len(files)))
+    return {name: np.array(sorted(positions), dtype=np.int64) for name, positions in members.items()}
+
+
+def _read_list(file: Path, position_of: dict[str, int]) -> list[int] | None:
+    """The images that a list in ImageSets names; None for the list of one class (`name 1`, `name -1`)."""
+    positions = []
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        name = line.strip()
+        if not name:
+            continue
+        if name not in position_of:
+            stem, _, mark = name.rpartition(" ")
+            if mark in ("-1", "0", "1") and stem.strip() in position_of:
+                return None
+            name = Path(name).stem if is_image_name(name) else name
+        if name not in position_of:
+            raise FileNotFoundError(
+                f"{file}: line {number} names '{name}', but there is no annotation file {name}.xml; add it, or take "
+                f"the line out."
+            )
+        positions.append(position_of[name])
+    return positions

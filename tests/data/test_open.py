@@ -1,0 +1,116 @@
+"""Every format gives the same index, and what does not fit is said."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modeling_detr.data import find_split, open_dataset
+from modeling_detr.structures_detr import DetectionIndex
+
+
+def _boxes_by_file(index: DetectionIndex) -> dict[str, list]:
+    found = {}
+    for position, record in enumerate(index.images):
+        rows = index.annotation_rows(position)
+        names = [index.id2label[label] for label in index.annotations.label[rows].tolist()]
+        found[Path(record.path).stem] = [
+            (record.height, record.width),
+            sorted(zip(names, np.round(index.annotations.boxes_xyxy[rows], 6).tolist(), strict=True)),
+        ]
+    return found
+
+
+def test_the_same_images_in_three_formats_give_the_same_boxes(coco_folder, voc_folder, yolo_folder):
+    coco, voc, yolo = (open_dataset(folder) for folder in (coco_folder, voc_folder, yolo_folder))
+    assert _boxes_by_file(coco) == _boxes_by_file(voc) == _boxes_by_file(yolo)
+    assert _boxes_by_file(coco)["a"] == [(60, 80), [("cat", [10, 20, 40, 50]), ("dog", [0, 0, 80, 60])]]
+    for index in (coco, voc, yolo):
+        assert {name: len(members) for name, members in index.splits.items()} == {"train": 2, "val": 2}
+        assert index.id2label == {0: "cat", 1: "dog"}
+        assert index.annotations.area.tolist() == pytest.approx([900, 4800, 344.375, 4])
+        assert not index.annotations.is_crowd.any()
+
+
+def test_labels_do_not_depend_on_the_split(yolo_folder):
+    assert open_dataset(yolo_folder, "val").id2label == open_dataset(yolo_folder).id2label
+    assert len(open_dataset(yolo_folder, "train+val")) == 4
+    with pytest.raises(ValueError, match="has no split 'tset'; its splits are: train, val"):
+        open_dataset(yolo_folder, "tset")
+
+
+def test_the_shared_data_loads_whole(shared):
+    bccd = open_dataset(shared / "data" / "bccd")
+    assert (len(bccd), len(bccd.annotations)) == (364, 4886)
+    assert {name: len(members) for name, members in bccd.splits.items()} == {
+        "train": 205,
+        "val": 87,
+        "test": 72,
+        "trainval": 292,
+    }
+    assert [note for note in bccd.notes if note.startswith("2 boxes of zero area")]
+
+    dino = open_dataset(shared / "data" / "dino_yolo")
+    assert (len(dino), len(dino.annotations)) == (686, 1830)
+    assert {name: len(members) for name, members in dino.splits.items()} == {"train": 582, "val": 59, "test": 45}
+    assert dino.id2label == {0: "bird", 1: "cactus", 2: "dino"}
+
+    coco = open_dataset(shared / "data" / "coco_sample")
+    content = [json.loads(file.read_text()) for file in sorted(shared.glob("data/coco_sample/annotations/*.json"))]
+    assert len(coco) == sum(len(part["images"]) for part in content) == 33
+    assert len(coco.annotations) == sum(len(part["annotations"]) for part in content)
+    assert [category.id for category in coco.categories] == sorted(entry["id"] for entry in content[0]["categories"])
+
+
+def test_an_archive_unpacked_into_a_folder_of_its_own_is_found(tmp_path, yolo_folder):
+    outer = tmp_path / "download" / "unpacked"
+    outer.parent.mkdir()
+    shutil.move(yolo_folder, outer)
+    assert len(open_dataset(tmp_path / "download")) == 4
+
+
+def test_a_folder_in_no_format_says_what_was_looked_for(tmp_path):
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(ValueError, match=r"instances_\*\.json.*\.yaml.*<annotation>.*It holds: holiday\.jpg"):
+        open_dataset(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no dataset at .*nowhere"):
+        open_dataset(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no dataset format 'yollo'; wanted one of coco, yolo, voc"):
+        open_dataset(tmp_path, format="yollo")
+
+
+def test_a_folder_in_two_formats_is_asked_about(coco_folder, voc_folder):
+    shutil.copytree(voc_folder / "Annotations", coco_folder / "xml")
+    with pytest.raises(ValueError, match="could be read as coco or as voc"):
+        open_dataset(coco_folder)
+    assert len(open_dataset(coco_folder, format="coco")) == 4
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "evaluation"),
+    [
+        (["train", "val", "test"], "train", "val"),
+        (["train2017", "val2017"], "train2017", "val2017"),
+        (["train", "valid", "test"], "train", "valid"),
+        (["train", "val", "trainval", "test"], "train", "val"),
+        (["trainval", "test"], "trainval", "test"),
+    ],
+)
+def test_splits_are_found_by_their_usual_names(splits, train, evaluation, yolo_folder):
+    index = open_dataset(yolo_folder)
+    renamed = DetectionIndex(
+        "set", index.images, index.categories, index.annotations, dict.fromkeys(splits, np.arange(2))
+    )
+    assert (find_split(renamed, "train"), find_split(renamed, "eval")) == (train, evaluation)
+
+
+def test_splits_without_a_usual_name_are_listed(yolo_folder):
+    index = open_dataset(yolo_folder)
+    other = DetectionIndex("set", index.images, index.categories, index.annotations, {"all": np.arange(2)})
+    with pytest.raises(ValueError, match="no split with a usual name for training .*its splits are: all"):
+        find_split(other, "train")
+    two = {"train2014": np.arange(2), "train2017": np.arange(2)}
+    with pytest.raises(ValueError, match="several splits to train on: train2014, train2017"):
+        find_split(DetectionIndex("set", index.images, index.categories, index.annotations, two), "train")

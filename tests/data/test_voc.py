@@ -1,0 +1,100 @@
+"""Pascal VOC: coordinates as written, layouts, lists of images, and what is wrong."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from modeling_detr.data import open_dataset
+
+
+def test_coordinates_are_as_written_and_difficult_objects_are_boxes(voc_folder):
+    index = open_dataset(voc_folder)
+    assert index.annotations.boxes_xyxy[:2].tolist() == [[10, 20, 40, 50], [0, 0, 80, 60]]
+    assert [record.id for record in index.images] == ["a", "b", "c", "d"]
+
+
+def test_an_image_in_no_list_belongs_to_the_dataset(voc_folder):
+    (voc_folder / "ImageSets" / "Main" / "val.txt").write_text("c\n")
+    index = open_dataset(voc_folder)
+    assert len(index) == 4
+    assert {name: members.tolist() for name, members in index.splits.items()} == {"train": [0, 1], "val": [2]}
+
+
+def test_xml_beside_images_in_folders_of_splits(voc_folder):
+    for split, stems in (("train", "ab"), ("valid", "cd")):
+        (voc_folder / split).mkdir()
+        for stem in stems:
+            shutil.move(voc_folder / "Annotations" / f"{stem}.xml", voc_folder / split)
+            shutil.move(next((voc_folder / "JPEGImages").glob(f"{stem}.*")), voc_folder / split)
+    shutil.rmtree(voc_folder / "ImageSets")
+    index = open_dataset(voc_folder)
+    assert {name: members.tolist() for name, members in index.splits.items()} == {"train": [0, 1], "valid": [2, 3]}
+    assert len(index.annotations) == 4
+
+
+def test_xml_beside_images_without_splits(voc_folder):
+    for folder in ("Annotations", "JPEGImages"):
+        for file in (voc_folder / folder).iterdir():
+            shutil.move(file, voc_folder / file.name)
+    shutil.rmtree(voc_folder / "ImageSets")
+    assert {name: len(members) for name, members in open_dataset(voc_folder).splits.items()} == {"all": 4}
+
+
+def test_parts_of_an_object_are_no_objects(voc_folder, edit):
+    part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+    edit(voc_folder / "Annotations" / "a.xml", "<name>cat</name>", f"<name>cat</name>{part}")
+    index = open_dataset(voc_folder)
+    assert len(index.annotations) == 4
+    assert index.annotations.boxes_xyxy[0].tolist() == [10, 20, 40, 50]
+
+
+def test_an_image_is_found_by_the_name_of_the_xml_then_by_what_it_says(voc_folder, edit):
+    edit(voc_folder / "Annotations" / "a.xml", "a.jpg", "c.jpg")
+    assert Path(open_dataset(voc_folder).images[0].path).name == "a.jpg"
+    shutil.move(voc_folder / "Annotations" / "a.xml", voc_folder / "Annotations" / "x.xml")
+    shutil.rmtree(voc_folder / "ImageSets")
+    assert Path(open_dataset(voc_folder).images[-1].path).name == "c.jpg"
+
+
+def test_a_missing_size_is_read_from_the_image_and_said(voc_folder, edit):
+    edit(voc_folder / "Annotations" / "a.xml", "<width>80</width>", "<width>0</width>")
+    index = open_dataset(voc_folder)
+    assert (index.images[0].height, index.images[0].width) == (60, 80)
+    assert [note for note in index.notes if "a.xml: gives no size" in note]
+
+
+def test_images_without_xml_and_other_xml_are_left_out_and_said(voc_folder):
+    (voc_folder / "Annotations" / "d.xml").unlink()
+    (voc_folder / "ImageSets" / "Main" / "val.txt").write_text("c\n")
+    (voc_folder / "ImageSets" / "Main" / "cat_val.txt").unlink()
+    (voc_folder / "Annotations" / "about.xml").write_text("<readme/>")
+    index = open_dataset(voc_folder)
+    assert len(index) == 3
+    notes = "\n".join(index.notes)
+    assert "1 images have no XML file" in notes
+    assert "about.xml begins with <readme>" in notes
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("a.xml", "<xmin>10</xmin>", "<xmin>ten</xmin>", r"a.xml: object 1 \(cat\) has the xmin 'ten'; wanted"),
+        ("a.xml", "<name>dog</name>", "<name> </name>", r"a.xml: object 2 has no <name>"),
+        ("a.xml", "bndbox>", "box>", r"a.xml: not well-formed XML"),
+        ("a.xml", "<width>80", "<width>wide", r"a.xml: <width> of the image is 'wide'"),
+    ],
+)
+def test_what_is_wrong_is_named(voc_folder, edit, file, old, new, message):
+    edit(voc_folder / "Annotations" / file, old, new)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(voc_folder)
+
+
+def test_missing_files_are_named(voc_folder):
+    (voc_folder / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nz\n")
+    with pytest.raises(FileNotFoundError, match=r"train.txt: line 3 names 'z', but there is no annotation file z.xml"):
+        open_dataset(voc_folder)
+    (voc_folder / "JPEGImages" / "a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a.xml: its image is missing; looked for 'a' .*JPEGImages"):
+        open_dataset(voc_folder)
