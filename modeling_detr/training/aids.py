@@ -1,7 +1,7 @@
 """Supervision that exists only while a DETR trains, so that it learns from little.
 
-`build_training_model` puts both beside the detector in one module. Its forward has the detector's signature and output;
-its loss has further terms. What is exported is `.detector`, the plain DETR, which knows nothing of all this.
+`build_training_model` puts both beside the detector in one module. Its forward has the detector's signature and
+output; its loss has further terms. What is exported is `.detector`, the plain DETR, which knows nothing of all this.
 
 Shapes: B images · Q queries · S encoder tokens, the cells of the feature map · D width · C classes · N targets of
 one image, n the most of any image of the batch · G groups of denoising queries · E = G·n extra queries.
@@ -275,9 +275,17 @@ class TrainingModel(nn.Module):
         return output
 
     def _touch_unused(self, output: DetrObjectDetectionOutput) -> DetrObjectDetectionOutput:
-        """A batch without objects has nothing to denoise, but distributed training waits for every gradient."""
-        if self.training and self.denoising is not None and output.loss is not None:
+        """A batch without objects has nothing to denoise, but other processes wait for its gradients and its terms."""
+        if not self.training or output.loss is None:
+            return output
+        if self.denoising is not None:
             output.loss = output.loss + 0.0 * sum(parameter.sum() for parameter in self.denoising.parameters())
+        aids = {"encoder": self.encoder_supervision, "denoising": self.denoising}
+        zero = output.loss.detach().new_zeros(())
+        terms = {
+            f"{term}_{name}": zero for name, aid in aids.items() if aid for term in self.detector.criterion.weights
+        }
+        output.loss_dict = {**cast(dict[str, Tensor], output.loss_dict), **terms}
         return output
 
 

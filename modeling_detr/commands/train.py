@@ -1,0 +1,50 @@
+r"""Trains a detector as a recipe says.
+
+    detr train configs/shapes.yaml --output_dir runs/demo
+    accelerate launch --config_file configs/accelerate/several_gpus.yaml scripts/train.py configs/detr_r50.yaml \
+        --data COCO_FOLDER
+
+Every key of the recipe can be given on the command line, where it wins over the file. In the run's folder lie the
+recipe, `log.jsonl`, the trackers' files, the newest checkpoints, and `model/`: the best model so far, ready for use.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from modeling_detr.training.recipe import parse_recipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains; returns the exit code, 128 and the signal's number if one stopped the run."""
+    recipe = parse_recipe(list(sys.argv[1:] if argv is None else argv))
+
+    # Only now what takes seconds to import: `--help` and a mistake in the recipe answer at once.
+    from modeling_detr.training.metric_logger import LOG, read_log
+    from modeling_detr.training.trainer import Trainer, TrainingInterrupted
+    from modeling_detr.visualization import plot_curves
+
+    # Build everything, and say what is about to happen before it does.
+    trainer = Trainer(recipe)
+    on_main_process = trainer.accelerator.is_main_process
+    if on_main_process:
+        print(trainer.plan(), flush=True)
+
+    # Train; a signal ends the run between two steps and leaves a checkpoint.
+    try:
+        report = trainer.train()
+    except TrainingInterrupted as interruption:
+        if on_main_process:
+            print(interruption, flush=True)
+        return 128 + interruption.signal_number
+
+    # Say what came of it, and where it lies.
+    if on_main_process:
+        report.save(trainer.run_dir)
+        curves = trainer.run_dir / "curves.png"
+        plot_curves({recipe.run_dir.name: read_log(trainer.run_dir / LOG)}, curves)
+        print(f"\n{report.metrics_table()}\n")
+        print(f"Best AP {trainer.state.best_ap:.3f}, after epoch {trainer.state.best_epoch}.")
+        print(f"model   {trainer.run_dir / 'model'}")
+        print(f"curves  {curves}")
+    trainer.accelerator.end_training()
+    return 0

@@ -1,0 +1,1 @@
+"""Training: the recipe, the optimizer, the loop, training-only supervision, checkpoints, logs."""

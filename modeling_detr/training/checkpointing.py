@@ -1,0 +1,277 @@
+"""Checkpoints of a run, and the model that it leaves for use.
+
+    runs/NAME/
+      recipe.yaml               the resolved recipe
+      log.jsonl                 one JSON object a line
+      checkpoints/step_00001200/
+        model.safetensors       weights, those of training-only supervision included
+        optimizer.pt            AdamW's moments, tensors and numbers only (read with `weights_only`)
+        recipe.yaml
+        state.json              where the run is, and size and checksum of the files beside it
+      model/                    the best model so far: weights, processor, model card
+
+Everything is written to a hidden folder first and then renamed, so that a folder with its own name is whole. Random
+numbers need no file: those of a sample depend on seed, epoch and position, those of a step on seed, step and process.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_model, save_model
+from torch import nn
+from torch.optim import Optimizer
+from transformers.utils import logging
+
+from modeling_detr.training.recipe import Recipe
+
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+RECIPE = "recipe.yaml"
+_STATE = "state.json"
+
+
+class Savable(Protocol):
+    """What writes itself into a folder: a model, an image processor."""
+
+    def save_pretrained(self, save_directory: Path, /) -> Any:
+        """Writes the files that `from_pretrained` reads."""
+
+
+@dataclass
+class Averages:
+    """Running means of named numbers, which survive a checkpoint."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, values: dict[str, float]) -> None:
+        """Adds one observation of each number."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means so far; the next ones begin anew."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+@dataclass
+class TrainingState:
+    """Where a run is.
+
+    Attributes:
+        epoch: The epoch it is in, from 0.
+        step_in_epoch: Optimizer steps taken in that epoch.
+        step: Optimizer steps taken in all.
+        best_ap: AP of the model in `model/`; None before the first evaluation.
+        best_epoch: The epoch, from 1, after which that was measured.
+        last_ap: AP of the last evaluation.
+        seconds: Time spent so far, evaluations included.
+        num_processes: How many processes trained.
+        step_averages: Since the last log entry.
+        epoch_averages: Since the beginning of the epoch.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best_ap: float | None = None
+    best_epoch: int | None = None
+    last_ap: float | None = None
+    seconds: float = 0.0
+    num_processes: int = 1
+    step_averages: Averages = field(default_factory=Averages)
+    epoch_averages: Averages = field(default_factory=Averages)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainingState":
+        """The state that `dataclasses.asdict` turned into plain values."""
+        averages = {name: Averages(**values[name]) for name in ("step_averages", "epoch_averages")}
+        return cls(**{**values, **averages})
+
+
+def save_checkpoint(
+    run_dir: Path,
+    state: TrainingState,
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+) -> Path:
+    """Writes `checkpoints/step_…` on the main process, then removes all but the newest `keep_checkpoints`.
+
+    Args:
+        run_dir: The run's folder.
+        state: Where the run is.
+        recipe: The resolved recipe.
+        model: The model as prepared by `accelerator`.
+        optimizer: The raw optimizer.
+        accelerator: Its gradient scaler, if there is one, is saved too.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: It cannot be written, as on a full disk; earlier checkpoints are left as they are.
+    """
+    folder = run_dir / CHECKPOINTS / f"step_{state.step:08d}"
+
+    def write(temporary: Path) -> None:
+        save_model(accelerator.unwrap_model(model), str(temporary / "model.safetensors"))
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        (temporary / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        content = {
+            "state": dataclasses.asdict(state),
+            "gradient_scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+            "files": {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())},
+        }
+        (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    if accelerator.is_main_process:
+        _write_folder(folder, write)
+        for old in _checkpoint_folders(run_dir)[: -recipe.keep_checkpoints]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The run's newest checkpoint that is whole; a damaged one is passed over with a warning. None: there is none."""
+    for folder in reversed(_checkpoint_folders(run_dir)):
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        warnings.warn(f"{folder} is damaged ({damage}); the checkpoint before it is taken.", stacklevel=2)
+    return None
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None if they are as they were written."""
+    try:
+        files = json.loads((folder / _STATE).read_text(encoding="utf-8"))["files"]
+        for name, fingerprint in files.items():
+            if _fingerprint(folder / name) != fingerprint:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{_STATE} is not readable"
+    return None
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator) -> TrainingState:
+    """Puts model, optimizer and gradient scaler back to where `save_checkpoint` found them.
+
+    Args:
+        folder: A checkpoint's folder.
+        model: The model as prepared by `accelerator`.
+        optimizer: The raw optimizer.
+        accelerator: Its gradient scaler, if there is one, is loaded too.
+
+    Returns:
+        Where the run was.
+
+    Raises:
+        ValueError: The folder holds no whole checkpoint, or one of another model.
+    """
+    damage = find_damage(folder)
+    if damage is not None:
+        raise ValueError(f"{folder}: no whole checkpoint ({damage}); give another one, or --resume auto.")
+    content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    try:
+        load_model(accelerator.unwrap_model(model), str(folder / "model.safetensors"))
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{folder}: a checkpoint of another model: {' '.join(str(error).split())}") from error
+    if accelerator.scaler is not None and content["gradient_scaler"] is not None:
+        accelerator.scaler.load_state_dict(content["gradient_scaler"])
+    return TrainingState.from_dict(content["state"])
+
+
+def export_model(run_dir: Path, detector: Savable, processor: Savable, model_card: str) -> Path:
+    """Writes `model/`: weights and config, processor, model card. What was there before is replaced as a whole.
+
+    Returns:
+        The folder, for `from_pretrained`.
+    """
+
+    def write(temporary: Path) -> None:
+        with _no_progress_bars():
+            detector.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        (temporary / "README.md").write_text(model_card, encoding="utf-8")
+
+    return _write_folder(run_dir / MODEL, write)
+
+
+def restore_replaced_model(run_dir: Path) -> None:
+    """Brings `model/` back if a kill came between taking the old one away and giving the new one its name."""
+    folder = run_dir / MODEL
+    previous = _previous(folder)
+    if previous.exists() and not folder.exists():
+        previous.rename(folder)
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run has already left something in the folder."""
+    names = (RECIPE, "log.jsonl", CHECKPOINTS, MODEL, _previous(Path(MODEL)).name)
+    return any((run_dir / name).exists() for name in names)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Transformers draws a bar for each file it writes, in the middle of the run's own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Lets `write` fill a hidden folder and gives it its name; a folder of that name is replaced."""
+    temporary, previous = folder.with_name(f".{folder.name}.writing"), _previous(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        if folder.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+    return folder
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _checkpoint_folders(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / CHECKPOINTS).glob("step_*"), key=lambda folder: int(folder.name.removeprefix("step_")))
+
+
+def _fingerprint(path: Path) -> dict[str, int]:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return {"size": path.stat().st_size, "crc32": checksum}

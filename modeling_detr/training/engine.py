@@ -1,0 +1,261 @@
+"""The training loop: optimizer steps that mean the same however they are split, and epochs of them.
+
+A step's loss is a sum over all its images divided by numbers of the whole step (its boxes, its class weights). Those
+are known before the forward pass, so each process and each accumulated batch adds its share, and the gradient is that
+of one process with one large batch.
+"""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from modeling_detr.configuration_detr import DetrConfig
+from modeling_detr.data import normalize_batch
+from modeling_detr.structures_detr import DetectionBatch
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss or the gradient became NaN or infinite; the optimizer has not moved.
+
+    Attributes:
+        terms: The names of what is not finite.
+        image_indices: Positions in the dataset of the images it came from, as far as that is known.
+    """
+
+    def __init__(
+        self, terms: Sequence[str], image_indices: Sequence[int], where: str = "a step", images: str = ""
+    ) -> None:
+        seen = images or f"the images at {', '.join(map(str, image_indices)) or 'unknown positions'}"
+        super().__init__(
+            f"{where}: not finite: {', '.join(terms)}. The optimizer has not moved. It came from {seen}: "
+            f"look at them and at their boxes; if they are sound, lower the rates, or do without mixed precision."
+        )
+        self.terms = tuple(terms)
+        self.image_indices = tuple(image_indices)
+
+
+# One optimizer step
+
+
+class StepNormalizers(NamedTuple):
+    """What the losses of one optimizer step are divided by, over all its batches and processes.
+
+    num_boxes: at least 1. class_weight_sum: eos·B·Q + (1 - eos)·Σ min(n, Q) for B images with n boxes each.
+    """
+
+    num_images: float | Tensor
+    num_boxes: float | Tensor
+    class_weight_sum: float | Tensor
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step did: means over all processes of `loss` and the unweighted terms, the norm of the
+    gradient before clipping, images seen, and whether some process was asked to stop."""
+
+    losses: dict[str, float]
+    grad_norm: float
+    num_images: int
+    stop_requested: bool
+
+
+def step_normalizers(
+    batches: Sequence[DetectionBatch], config: DetrConfig, accelerator: Accelerator
+) -> StepNormalizers:
+    """Counts images and boxes of a step over its batches and over all processes, without a host synchronisation."""
+    counts = [len(label["class_labels"]) for batch in batches for label in batch["labels"]]
+    matched = sum(min(count, config.num_queries) for count in counts)
+    totals: Sequence[float | Tensor] = [float(len(counts)), float(sum(counts)), float(matched)]
+    if accelerator.num_processes > 1:
+        local = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
+        totals = list(cast(Tensor, accelerator.reduce(local, "sum")))
+    num_images, num_boxes, num_matched = totals
+    eos = float(config.eos_coefficient)
+    return StepNormalizers(
+        num_images=num_images,
+        num_boxes=num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(1.0, num_boxes),
+        class_weight_sum=eos * num_images * config.num_queries + (1 - eos) * num_matched,
+    )
+
+
+def training_step(
+    model: nn.Module,
+    batches: Sequence[DetectionBatch],
+    config: DetrConfig,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    accelerator: Accelerator,
+    *,
+    max_grad_norm: float = 0.0,
+    image_mean: Sequence[float] = (0.0, 0.0, 0.0),
+    image_std: Sequence[float] = (1.0, 1.0, 1.0),
+    stop_requested: bool = False,
+) -> StepResult:
+    """One optimizer step over `batches` of this process and of all others.
+
+    Args:
+        model: The training model as prepared by `accelerator`; called like `DetrForObjectDetection`.
+        batches: What this process contributes, one forward and backward pass each.
+        config: The detector's.
+        optimizer: As prepared by `accelerator`.
+        scheduler: Built on the raw optimizer; it moves on by one.
+        accelerator: Its processes all call this together.
+        max_grad_norm: The gradient is scaled down to this norm; 0: left as it is.
+        image_mean: For batches that are still uint8: mean of each channel, in units of [0, 1].
+        image_std: For batches that are still uint8: standard deviation of each channel.
+        stop_requested: Whether this process was asked to stop; the result tells whether any was.
+
+    Raises:
+        NonFiniteLossError: On all processes, before the optimizer moves.
+    """
+    normalizers = step_normalizers(batches, config, accelerator)
+    outcomes: list[dict[str, Tensor]] = []
+    for position, batch in enumerate(batches):
+        inputs = to_device(batch, accelerator.device, image_mean, image_std)
+        last = position == len(batches) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            output = model(**inputs, num_boxes=normalizers.num_boxes, class_weight_sum=normalizers.class_weight_sum)
+            # Distributed training averages gradients over processes and Accelerate divides by its accumulation steps;
+            # the loss is already this batch's share of the whole step's.
+            accelerator.backward(output.loss * (accelerator.num_processes * accelerator.gradient_accumulation_steps))
+        outcomes.append({"loss": output.loss.detach(), **output.loss_dict})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    grad_norm = accelerator.clip_grad_norm_(parameters, max_grad_norm if max_grad_norm > 0 else math.inf)
+
+    # The one host synchronisation of the step: everything that is to be known comes in a single vector.
+    names = sorted(outcomes[0])
+    local = torch.stack([torch.stack([outcome[name].float() for name in names]) for outcome in outcomes])
+    extra = local.new_tensor([float(stop_requested), len(outcomes)])
+    reduced = cast(Tensor, accelerator.reduce(torch.cat([local.sum(0), extra]), "sum"))
+    num_images = torch.as_tensor(normalizers.num_images, dtype=torch.float32, device=reduced.device)
+    values = torch.cat([reduced, num_images[None], cast(Tensor, grad_norm).detach().float()[None]]).tolist()
+    *totals, stops, num_batches, images, norm = values
+    losses = {
+        # shares of the step add up; errors in percent and counts are means over the batches
+        name: total if name.startswith("loss") else total / num_batches
+        for name, total in zip(names, totals, strict=True)
+    }
+    bad_terms = [name for name, value in losses.items() if name.startswith("loss") and not math.isfinite(value)]
+    if not bad_terms and not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step itself
+        bad_terms = ["gradient"]
+    if bad_terms:
+        suspects = [bad_terms == ["gradient"] or not bool(row.isfinite().all()) for row in local]
+        raise NonFiniteLossError(bad_terms, _image_indices(batches, suspects, accelerator))
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
+    return StepResult(losses, norm, int(images), stops > 0)
+
+
+def to_device(
+    batch: DetectionBatch, device: torch.device, image_mean: Sequence[float], image_std: Sequence[float]
+) -> dict[str, Any]:
+    """A batch as the model takes it: on `device`, normalised if still uint8, without a mask if nothing is padded.
+
+    Padding is zero after the normalisation, as in the original. Images travel as bytes, a quarter of their size.
+    """
+    padded = not bool(batch["pixel_mask"].all())
+    moved: DetectionBatch = {
+        "pixel_values": batch["pixel_values"].to(device, non_blocking=True),
+        "pixel_mask": batch["pixel_mask"].to(device, non_blocking=True),
+        "labels": batch["labels"],
+    }
+    if not moved["pixel_values"].is_floating_point():
+        moved = normalize_batch(moved, image_mean, image_std)
+    labels = [
+        {
+            "class_labels": label["class_labels"].to(device, non_blocking=True),
+            "boxes": label["boxes"].to(device, non_blocking=True),
+        }
+        for label in batch["labels"]
+    ]
+    pixel_mask = moved["pixel_mask"] if padded else None
+    return {"pixel_values": moved["pixel_values"], "pixel_mask": pixel_mask, "labels": labels}
+
+
+def _image_indices(batches: Sequence[DetectionBatch], suspects: Sequence[bool], accelerator: Accelerator) -> list[int]:
+    """Where the images of suspected batches stand in the dataset, from all processes."""
+    indices = [
+        int(label["image_index"])
+        for batch, suspected in zip(batches, suspects, strict=True)
+        if suspected
+        for label in batch["labels"]
+        if "image_index" in label
+    ]
+    return gather_object(indices) if accelerator.num_processes > 1 else indices
+
+
+# One epoch
+
+
+def train_one_epoch(
+    model: nn.Module,
+    batches: Iterable[DetectionBatch],
+    config: DetrConfig,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    accelerator: Accelerator,
+    *,
+    batches_per_step: int = 1,
+    max_grad_norm: float = 0.0,
+    image_mean: Sequence[float] = (0.0, 0.0, 0.0),
+    image_std: Sequence[float] = (1.0, 1.0, 1.0),
+    seed: int = 0,
+    first_step: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[StepResult]:
+    """Takes one optimizer step after the other over `batches`, and yields what each did.
+
+    Random numbers of a step (dropout, denoising) depend on `seed`, the step and the process alone, so that a run that
+    is resumed in the middle goes on as if nothing had happened.
+
+    Args:
+        model: See `training_step`.
+        batches: This process's batches of the epoch, as many as every other process has.
+        config: The detector's.
+        optimizer: See `training_step`.
+        scheduler: See there.
+        accelerator: See there.
+        batches_per_step: Batches of each process in one optimizer step; the last step takes what is left.
+        max_grad_norm: See `training_step`.
+        image_mean: See there.
+        image_std: See there.
+        seed: The run's.
+        first_step: Optimizer steps that the run has taken before.
+        stop: Whether this process was asked to stop; asked before every step.
+
+    Raises:
+        NonFiniteLossError: See `training_step`.
+    """
+    model.train()
+    iterator = iter(batches)
+    for step in itertools.count(first_step):
+        group = list(itertools.islice(iterator, batches_per_step))
+        if not group:
+            return
+        torch.manual_seed(_step_seed(seed, step, accelerator.process_index))
+        yield training_step(
+            model,
+            group,
+            config,
+            optimizer,
+            scheduler,
+            accelerator,
+            max_grad_norm=max_grad_norm,
+            image_mean=image_mean,
+            image_std=image_std,
+            stop_requested=stop(),
+        )
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0])

@@ -1,0 +1,150 @@
+"""What a run tells while it runs: a progress bar or a line an epoch, `log.jsonl`, and the trackers of Accelerate.
+
+`log.jsonl` has one JSON object a line. `"kind": "step"` holds the rates, and the means of all loss terms and of the
+gradient norm since the entry before; `"kind": "epoch"` the means over the epoch and the metrics, where it was evaluated.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+
+LOG = "log.jsonl"
+
+
+class MetricLogger:
+    """Writes a run's log on the main process; on the others every method does nothing.
+
+    Args:
+        run_dir: The run's folder.
+        accelerator: Its trackers, if it has any, must have been started.
+        total_steps: Optimizer steps of the whole run.
+        epochs: Epochs of the whole run.
+        first_step: Steps that earlier starts of the run have taken; what the log holds past them is removed, since it
+            will be written again.
+    """
+
+    def __init__(
+        self, run_dir: Path, accelerator: Accelerator, *, total_steps: int, epochs: int, first_step: int = 0
+    ) -> None:
+        self.path = run_dir / LOG
+        self.accelerator = accelerator
+        self.total_steps = total_steps
+        self.epochs = epochs
+        self.bar: tqdm[Any] | None = None
+        self._shown: dict[str, str] = {}
+        self._started, self._first_step = time.monotonic(), first_step
+        if not accelerator.is_main_process:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            _drop_later_entries(self.path, first_step)
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def advance(self, epoch: int, loss: float) -> None:
+        """Moves the bar by one optimizer step."""
+        if self.bar is not None:
+            self._shown |= {"loss": f"{loss:.3f}"}
+            self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+            self.bar.set_postfix(self._shown, refresh=False)
+            self.bar.update()
+
+    def step(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """Logs an entry of kind `"step"`; `values` are means since the one before."""
+        if self.accelerator.is_main_process:
+            self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values})
+            self._shown |= {"img/s": f"{values['images_per_second']:.1f}"}
+            self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+
+    def epoch(self, epoch: int, step: int, losses: Mapping[str, float], metrics: Mapping[str, Any]) -> None:
+        """Logs an entry of kind `"epoch"`, and without a terminal prints its line.
+
+        Args:
+            epoch: From 0.
+            step: Optimizer steps taken in all.
+            losses: Means over the epoch.
+            metrics: What the evaluation measured; empty if the epoch was not evaluated.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        self._append({"kind": "epoch", "epoch": epoch + 1, "step": step, **losses, **metrics})
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        self.accelerator.log({f"eval/{name}": value for name, value in numbers.items()}, step=step)
+        parts = [f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total_steps}", f"loss {losses['loss']:.3f}"]
+        if "ap" in metrics:
+            self._shown = {"AP": f"{metrics['ap']:.3f}", **self._shown}
+            parts += [f"AP {metrics['ap']:.3f}", f"AP50 {metrics['ap50']:.3f}"]
+        if "images_per_second" in losses:
+            parts.append(f"{losses['images_per_second']:.1f} images/s")
+        parts.append(f"{self._time_left(step)} left")
+        if self.bar is None:
+            self.message(" · ".join(parts))
+
+    def images(self, name: str, pictures: Sequence[NDArray[np.uint8]], step: int) -> None:
+        """Hands pictures, (H, W, 3) each, to every tracker that takes pictures."""
+        if not self.accelerator.is_main_process or not pictures:
+            return
+        named = {f"{name}/{number}": picture[None] for number, picture in enumerate(pictures)}  # (1, H, W, 3) each
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images(named, step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images(named, step)
+
+    def message(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Ends bar and trackers."""
+        if self.bar is not None:
+            self.bar.close()
+        self.accelerator.end_training()
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({name: _plain(value) for name, value in entry.items()}) + "\n")
+
+    def _time_left(self, step: int) -> str:
+        seconds = (time.monotonic() - self._started) / max(1, step - self._first_step) * (self.total_steps - step)
+        hours, minutes = divmod(math.ceil(seconds / 60), 60)
+        return f"{hours}:{minutes:02d} h" if hours else f"{minutes} min"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a `log.jsonl`; a last line that was cut off by a kill is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def _drop_later_entries(path: Path, step: int) -> None:
+    kept = [entry for entry in read_log(path) if entry["step"] <= step]
+    rewritten = path.with_name(f".{path.name}.writing")
+    rewritten.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+    rewritten.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers rounded to what they are worth, NaN and infinity as null, so that every line is JSON."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    return value

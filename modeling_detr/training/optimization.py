@@ -1,0 +1,112 @@
+"""AdamW with the backbone's own rate, and how the rates go over a run.
+
+Paper: sec. A.4. Original: main.py. The schedule is a function of the optimizer step alone, so that a resumed run has
+the rates of one that was never interrupted.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+LearningRateSchedule = Literal["step", "cosine", "constant"]
+
+_DROP_FACTOR = 0.1
+_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def build_optimizer(
+    model: nn.Module, *, learning_rate: float, backbone_learning_rate: float, weight_decay: float
+) -> AdamW:
+    """AdamW over what trains, in two groups: transformer and heads, and the backbone.
+
+    The backbone's group is every trainable parameter with `backbone` in its name, a learned position embedding
+    included, as in the original; all parameters decay, biases and norms too. The fused implementation is used where
+    the device has it (on a CPU it is four times faster for 41 M parameters).
+
+    Args:
+        model: The model (or its training-only wrapper); parameters without `requires_grad` are left out.
+        learning_rate: Rate of the transformer and the heads.
+        backbone_learning_rate: Rate of the backbone.
+        weight_decay: Decoupled weight decay.
+
+    Raises:
+        ValueError: Nothing in the model trains.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError(f"No parameter of {type(model).__name__} trains; set requires_grad on those that shall.")
+    groups = [
+        {
+            "name": "transformer and heads",
+            "params": [parameter for name, parameter in trainable if "backbone" not in name],
+            "lr": learning_rate,
+        },
+        {
+            "name": "backbone",
+            "params": [parameter for name, parameter in trainable if "backbone" in name],
+            "lr": backbone_learning_rate,
+        },
+    ]
+    fused = all(parameter.device.type in _FUSED_DEVICES for _, parameter in trainable)
+    return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+
+
+def build_lr_scheduler(
+    optimizer: Optimizer,
+    schedule: LearningRateSchedule,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    drop_every_steps: int | None = None,
+    first_step: int = 0,
+) -> LambdaLR:
+    """The learning rate schedule, to be stepped once after every optimizer step.
+
+    Build it on the raw optimizer and do not let Accelerate prepare it: a prepared scheduler moves on by the number of
+    processes at every step.
+
+    Args:
+        optimizer: The raw optimizer; each group's rate is the one that the schedule scales.
+        schedule: `"step"` (rates fall to a tenth every `drop_every_steps`), `"cosine"` (to zero at `total_steps`) or
+            `"constant"`.
+        total_steps: Optimizer steps of the whole run.
+        warmup_steps: Steps at the beginning over which the rates rise linearly.
+        drop_every_steps: For `"step"`.
+        first_step: Optimizer steps that have been taken before, for a run that goes on.
+
+    Raises:
+        ValueError: `"step"` without `drop_every_steps`.
+    """
+    if schedule == "step" and not drop_every_steps:
+        raise ValueError("The schedule 'step' needs drop_every_steps; wanted a number of optimizer steps.")
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    factor = _rate_factor(schedule, total_steps, warmup_steps, drop_every_steps or 1)
+    return LambdaLR(optimizer, factor, last_epoch=first_step - 1)
+
+
+def _rate_factor(
+    schedule: LearningRateSchedule, total_steps: int, warmup_steps: int, drop_every_steps: int
+) -> Callable[[int], float]:
+    """A function from the number of steps taken to what the rates are multiplied with."""
+
+    def factor(step: int) -> float:
+        warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+        if schedule == "step":
+            return warmup * _DROP_FACTOR ** (step // drop_every_steps)
+        if schedule == "cosine":
+            progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+            return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+        return warmup
+
+    return factor
+
+
+def num_parameters(parameters: Iterable[Tensor]) -> int:
+    """How many numbers `parameters` hold together."""
+    return sum(parameter.numel() for parameter in parameters)

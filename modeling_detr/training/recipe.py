@@ -1,0 +1,441 @@
+"""The recipe: everything that decides one training run, typed, from one YAML file and the command line.
+
+`detr train configs/bccd.yaml --learning_rate 2e-4 --model_config.num_queries 50` reads the file, lets the command
+line win, and refuses what it does not know. What the weights mean is the model's `config.json`, what the pixels mean
+the processor's `preprocessor_config.json`: a recipe only says, under `model_config` and `processor_config`, what a new
+model and processor shall be made of.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+from modeling_detr.training.optimization import LearningRateSchedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. Batch sizes are per process.
+
+    Attributes:
+        data: Dataset: a folder or file in COCO, YOLO or VOC format, or 'shapes'.
+        data_format: Format of the dataset; none: found out.
+        train_split: Split to train on, several joined by '+'; none: the one with a usual name.
+        eval_split: Split to evaluate on; none: the one with a usual name.
+        eval_fraction: Share of the training images that is held out for evaluation, for data without such a split.
+        output_dir: Folder of the run; none: runs/ and the name of the YAML file.
+        model: Model to start from: a folder or Hub id; none: a new one from model_config.
+        model_config: Keys of DetrConfig, for a new model or to change those of 'model'.
+        processor_config: Keys of the image processor, e.g. its size.
+        backbone_weights: Weights of a new model's backbone: a timm name (resnet50.tv_in1k, downloaded), or a
+            .safetensors or .pth file with timm's names.
+        transform: Augmentation: 'original', 'light', 'none', or a dotted name of your own.
+        transform_options: Arguments of the augmentation, e.g. its scales; sizes follow the processor's by themselves.
+        batching: Which images share a batch: 'random', as in the original, or 'size': those of like size, which
+            saves padding.
+        batch_size: Images in a batch of one process.
+        gradient_accumulation_steps: Batches of each process in one optimizer step.
+        num_workers: Loader processes beside each training process.
+        epochs: Passes over the training images.
+        max_steps: Stop after this many optimizer steps, even within the epochs.
+        learning_rate: Rate of the transformer and the heads.
+        backbone_learning_rate: Rate of the backbone; 0 freezes it.
+        weight_decay: Decoupled weight decay of AdamW, on every parameter.
+        max_grad_norm: Largest norm of the gradient, which is scaled down to it; 0: any.
+        lr_schedule: How the rates go on after the warm-up.
+        lr_drop_epochs: With lr_schedule 'step': the rates fall to a tenth every so many epochs.
+        warmup_steps: Optimizer steps over which the rates rise from zero.
+        mixed_precision: Precision of the forward pass; none: as `accelerate launch` says, else full.
+        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+        seed: Seed of weights, order, augmentation and dropout.
+        encoder_supervision: Let the heads predict from every encoder token too, while training.
+        denoising_groups: Groups of noised ground-truth queries in the decoder, while training.
+        eval_batch_size: Images in an evaluation batch of one process; none: batch_size.
+        eval_every_epochs: Epochs between evaluations; the last is always evaluated.
+        checkpoint_every_epochs: Epochs between checkpoints; the last always has one.
+        checkpoint_every_steps: Optimizer steps between further checkpoints.
+        keep_checkpoints: How many of the newest checkpoints are kept.
+        resume: 'auto': go on from the run's newest whole checkpoint, if it has one; or a checkpoint's folder.
+        log_every_steps: Optimizer steps between log entries.
+        trackers: Trackers of Accelerate that are written to, e.g. tensorboard,wandb.
+        num_images_to_log: Evaluation images drawn with predicted and true boxes; 0: none.
+    """
+
+    # What is learnt from, and where the run lies
+    data: str | None = None
+    data_format: Literal["coco", "yolo", "voc"] | None = None
+    train_split: str | None = None
+    eval_split: str | None = None
+    eval_fraction: float = 0.0
+    output_dir: str | None = None
+
+    # The model
+    model: str | None = None
+    model_config: dict[str, Any] = field(default_factory=dict)
+    processor_config: dict[str, Any] = field(default_factory=dict)
+    backbone_weights: str | None = None
+
+    # Augmentation and batches
+    transform: str = "original"
+    transform_options: dict[str, Any] = field(default_factory=dict)
+    batching: Literal["random", "size"] = "random"
+    batch_size: int = 2
+    gradient_accumulation_steps: int = 1
+    num_workers: int = 2
+
+    # Optimization
+    epochs: int = 300
+    max_steps: int | None = None
+    learning_rate: float = 1e-4
+    backbone_learning_rate: float = 1e-5
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 0.1
+    lr_schedule: LearningRateSchedule = "step"
+    lr_drop_epochs: int = 200
+    warmup_steps: int = 0
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    gradient_checkpointing: bool = False
+    seed: int = 42
+
+    # Training-only supervision
+    encoder_supervision: bool = False
+    denoising_groups: int = 0
+
+    # Evaluation, checkpoints, logs
+    eval_batch_size: int | None = None
+    eval_every_epochs: int = 1
+    checkpoint_every_epochs: int = 1
+    checkpoint_every_steps: int | None = None
+    keep_checkpoints: int = 2
+    resume: str | None = None
+    log_every_steps: int = 10
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    num_images_to_log: int = 8
+
+    def __post_init__(self) -> None:
+        """Checks ranges, and keys that exclude each other.
+
+        Raises:
+            ValueError: A value is out of its range or does not fit another key.
+        """
+        for smallest, names in _SMALLEST.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not value >= smallest:  # so written that NaN is refused
+                    raise ValueError(f"{name}: got {value}; wanted at least {smallest}.")
+        if self.eval_fraction >= 1:
+            raise ValueError(f"eval_fraction: got {self.eval_fraction}; wanted a share below 1.")
+        if self.eval_split is not None and self.eval_fraction > 0:
+            raise ValueError("eval_split and eval_fraction exclude each other; give one of them.")
+        if self.model is not None and self.backbone_weights is not None:
+            raise ValueError(
+                "backbone_weights is for a new model, but model is given, which has a backbone's weights."
+            )
+
+    @property
+    def data_source(self) -> str:
+        """`data`, which a run cannot do without.
+
+        Raises:
+            ValueError: It is not given.
+        """
+        if self.data is None:
+            raise ValueError("data is not given; wanted a dataset: --data FOLDER, or 'data: FOLDER' in the YAML file.")
+        return self.data
+
+    @property
+    def run_dir(self) -> Path:
+        """`output_dir` as a path.
+
+        Raises:
+            ValueError: It is not given.
+        """
+        if self.output_dir is None:
+            raise ValueError("output_dir is not given; wanted the folder for the run: --output_dir FOLDER.")
+        return Path(self.output_dir)
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included, as YAML that `parse_recipe` reads back."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+
+_TYPES: dict[str, Any] = typing.get_type_hints(Recipe)
+_SMALLEST = {
+    0: (
+        "eval_fraction",
+        "num_workers",
+        "learning_rate",
+        "backbone_learning_rate",
+        "weight_decay",
+        "max_grad_norm",
+        "warmup_steps",
+        "seed",
+        "denoising_groups",
+        "num_images_to_log",
+    ),
+    1: (
+        "batch_size",
+        "gradient_accumulation_steps",
+        "epochs",
+        "max_steps",
+        "lr_drop_epochs",
+        "eval_batch_size",
+        "eval_every_epochs",
+        "checkpoint_every_epochs",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+    ),
+}
+_MAPPINGS = tuple(name for name, kind in _TYPES.items() if typing.get_origin(kind) is dict)
+
+
+def parse_recipe(arguments: Sequence[str], program: str = "detr train") -> Recipe:
+    """Reads a recipe from command line arguments: a YAML file, if any, and `--key value` pairs, which win over it.
+
+    Mappings are set key by key (`--model_config.num_queries 50`). Values are YAML: `1e-4`, `true`, `[480, 512]`.
+
+    Args:
+        arguments: The arguments after the name of the command.
+        program: Name of the command in `--help`.
+
+    Raises:
+        ValueError: A key is unknown (the nearest is named), or a value has the wrong type or is out of range.
+        FileNotFoundError: The YAML file does not exist.
+    """
+    parser = _argument_parser(program, arguments)
+    given, unknown = parser.parse_known_args(list(arguments))
+    for token in unknown:
+        if token.startswith("-"):
+            raise ValueError(f"command line: {_unknown_key(token.lstrip('-').split('=')[0])}")
+    if unknown:
+        raise ValueError(f"command line: '{unknown[0]}' belongs to no key; wanted one YAML file and --key value.")
+    from_command_line = vars(given)
+    config_path = from_command_line.pop("config")
+    values = read_recipe_file(config_path) if config_path is not None else {}
+    for name, text in from_command_line.items():
+        mapping, _, inner = name.partition(".")
+        if inner:
+            values[mapping] = _merged(values.get(mapping, {}), inner, _from_text(name, text, Any))
+        else:
+            values[name] = _from_text(name, text, _TYPES[name])
+    if values.get("output_dir") is None and config_path is not None:
+        values["output_dir"] = str(Path("runs", Path(config_path).stem))
+    return Recipe(**values)
+
+
+def read_recipe_file(path: str | Path) -> dict[str, Any]:
+    """The keys that a YAML file sets, typed and checked, without the defaults of the others.
+
+    Raises:
+        ValueError: It is no YAML mapping, or a key is unknown, twice there, or has a value of the wrong type.
+        FileNotFoundError: The file does not exist.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such recipe; wanted a YAML file such as configs/shapes.yaml.")
+    try:
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: got a {type(loaded).__name__}; wanted lines of 'key: value'.")
+    values = {}
+    for name, value in loaded.items():
+        if name not in _TYPES:
+            raise ValueError(f"{path}: {_unknown_key(str(name))}")
+        values[name] = _typed(f"{path}: {name}", value, _TYPES[name])
+    return values
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str:
+    """`; did you mean '…'?` with the known name nearest to `name`, or what there is to choose from."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{nearest[0]}'?" if nearest else f"; the known ones are: {', '.join(known)}."
+
+
+def _unknown_key(name: str) -> str:
+    mapping, _, inner = name.partition(".")
+    if inner and mapping in _TYPES:
+        return f"key '{mapping}' holds one value, so '{name}' cannot be set; only {', '.join(_MAPPINGS)} have keys."
+    return f"unknown key '{name}'{nearest_name(name.replace('-', '_'), list(_TYPES))}"
+
+
+def _merged(mapping: Any, dotted: str, value: object) -> dict[str, Any]:
+    """`mapping` with the key `dotted` (`a.b`: key `b` of the mapping `a`) set to `value`."""
+    first, _, rest = dotted.partition(".")
+    mapping = mapping if isinstance(mapping, dict) else {}
+    return {**mapping, first: _merged(mapping.get(first), rest, value) if rest else value}
+
+
+# Values and their types
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Safe YAML with YAML 1.2's numbers and booleans (`1e-4` is a number, `no` a word); repeated keys are errors."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Builds a mapping whose keys are all different."""
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is there twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_RecipeLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _RecipeLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _from_text(name: str, text: str, wanted: Any) -> Any:
+    """The value of a key that was given as text on the command line."""
+    where = f"--{name}"
+    options = _union_members(wanted)
+    if types.NoneType in options and text.lower() in ("none", "null", "~"):
+        return None
+    if str in options:
+        return text
+    if typing.get_origin(wanted) is list and not text.startswith("["):
+        text = f"[{text}]"
+    try:
+        value = yaml.load(text, Loader=_RecipeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: got '{text}', which is no YAML; wanted {_type_name(wanted)}.") from error
+    return _typed(where, value, wanted)
+
+
+def _union_members(wanted: Any) -> tuple[Any, ...]:
+    return typing.get_args(wanted) if typing.get_origin(wanted) in (types.UnionType, typing.Union) else (wanted,)
+
+
+def _typed(where: str, value: Any, wanted: Any) -> Any:
+    """`value` if it is of the type `wanted`, an integer as a float where that is wanted.
+
+    Raises:
+        ValueError: It is not; the message says where, what it got and what was wanted.
+    """
+    for option in _union_members(wanted):
+        if option is Any or (option is types.NoneType and value is None):
+            return value
+        origin, members = typing.get_origin(option), typing.get_args(option)
+        if origin is Literal and isinstance(value, str) and value in members:
+            return value
+        if origin is list and isinstance(value, list):
+            return [_typed(f"{where}[{position}]", item, members[0]) for position, item in enumerate(value)]
+        if origin is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if origin is None and type(value) is option:
+            return value
+    raise ValueError(f"{where}: got {value!r} ({type(value).__name__}); wanted {_type_name(wanted)}.")
+
+
+def _type_name(wanted: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
+    words = []
+    for option in _union_members(wanted):
+        if typing.get_origin(option) is Literal:
+            words += [f"'{member}'" for member in typing.get_args(option)]
+        elif typing.get_origin(option) is list:
+            words.append("a list")
+        elif typing.get_origin(option) is dict:
+            words.append("keys with values")
+        else:
+            words.append(names[option])
+    return " or ".join(words)
+
+
+# The command line
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are exceptions, for the command to show in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse has to say."""
+        raise ValueError(f"command line: {message}")
+
+
+def _argument_parser(program: str, arguments: Sequence[str]) -> _Parser:
+    """A parser that knows every key of the recipe, and those keys of mappings that occur in `arguments`."""
+    parser = _Parser(
+        prog=program,
+        description="Trains a DETR as a recipe says. Every key can be set here too, and wins over the file.",
+        epilog="Mappings are set key by key: --model_config.num_queries 50. Values are written as in YAML.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("config", nargs="?", default=None, help="the recipe, a YAML file such as configs/shapes.yaml")
+    explanations, defaults = _explanations(), dataclasses.asdict(Recipe())
+    for name, wanted in _TYPES.items():
+        explanation = _help(name, explanations, defaults[name])
+        if name in _MAPPINGS:
+            parser.add_argument(f"--{name}.KEY", dest=argparse.SUPPRESS, metavar="VALUE", help=explanation)
+            parser.add_argument(f"--{name}", metavar="{KEY: VALUE}", help=argparse.SUPPRESS)
+        elif wanted is bool:
+            parser.add_argument(f"--{name}", nargs="?", const="true", metavar="BOOL", help=explanation)
+        else:
+            parser.add_argument(f"--{name}", metavar=_metavar(wanted), help=explanation)
+    inner_keys = {token[2:].split("=")[0] for token in arguments if re.match(rf"--({'|'.join(_MAPPINGS)})\.\w", token)}
+    for name in sorted(inner_keys):
+        parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
+    return parser
+
+
+def _metavar(wanted: Any) -> str:
+    for option in _union_members(wanted):
+        if typing.get_origin(option) is Literal:
+            return "{" + ",".join(typing.get_args(option)) + "}"
+        if typing.get_origin(option) is list:
+            return "A,B"
+    kind = _union_members(wanted)[0]
+    return {int: "N", float: "X", str: "TEXT"}[kind]
+
+
+def _help(name: str, explanations: Mapping[str, str], default: object) -> str:
+    if isinstance(default, list):
+        shown = ",".join(default)
+    elif default is None or isinstance(default, bool):
+        shown = str(default).lower()
+    else:
+        shown = "no keys" if default == {} else str(default)
+    return f"{explanations.get(name, '')} (default: {shown})".replace("%", "%%")
+
+
+def _explanations() -> dict[str, str]:
+    """What the docstring of `Recipe` says of each key."""
+    attributes = (inspect.getdoc(Recipe) or "").partition("Attributes:")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", attributes, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def differing_keys(recipe: Recipe, other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys in which `other` (a recipe as a mapping) differs from `recipe`: name → (here, there)."""
+    mine = dataclasses.asdict(recipe)
+    return {name: (mine[name], other.get(name)) for name in mine if mine[name] != other.get(name)}

@@ -1,0 +1,237 @@
+"""What a recipe names, built: the data of a run, its processor, its model, its loaders."""
+
+import hashlib
+import signal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
+from torch.utils.data import DataLoader
+
+from modeling_detr.configuration_detr import DetrConfig
+from modeling_detr.data import (
+    DetectionDataset,
+    DetrCollator,
+    EvalBatchSampler,
+    TrainBatchSampler,
+    eval_transform,
+    find_split,
+    open_dataset,
+    train_transform,
+)
+from modeling_detr.data.transforms import SCALES, SampleTransform
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.training.recipe import Recipe
+
+
+def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
+    """The images to train on and those to evaluate on.
+
+    Raises:
+        ValueError: There are no such splits, one is empty, or nothing is annotated to train on.
+    """
+    dataset = open_dataset(recipe.data_source, format=recipe.data_format)
+    if recipe.eval_fraction > 0:
+        everything = recipe.train_split is None and not dataset.splits
+        pool = dataset if everything else dataset.split(recipe.train_split or _usual_split(dataset, "train"))
+        train, evaluation = hold_out(pool, recipe.eval_fraction, recipe.seed)
+    else:
+        train = dataset.split(recipe.train_split or _usual_split(dataset, "train"))
+        evaluation = dataset.split(recipe.eval_split or _usual_split(dataset, "eval"))
+    for index, key in ((train, "train_split"), (evaluation, "eval_split")):
+        if len(index) == 0:
+            raise ValueError(f"{index.name} has no images; choose another {key}.")
+    if len(train.annotations) == 0:
+        raise ValueError(f"{train.name} has no annotated object, so there is nothing to learn; choose another split.")
+    return train, evaluation
+
+
+def _usual_split(dataset: DetectionIndex, role: Literal["train", "eval"]) -> str:
+    try:
+        return find_split(dataset, role)
+    except ValueError as error:
+        remedy = f"--{role}_split" + (", or hold some images out: --eval_fraction 0.1" if role == "eval" else "")
+        raise ValueError(f"{error} ({remedy})") from error
+
+
+def hold_out(index: DetectionIndex, fraction: float, seed: int) -> tuple[DetectionIndex, DetectionIndex]:
+    """Splits off a share of the images that depends on their ids and the seed alone, not on their order."""
+    keys = [hashlib.sha256(f"{seed}/{image.id}".encode()).digest() for image in index.images]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    num_held_out = min(len(index) - 1, max(1, round(fraction * len(index))))
+    held_out, rest = order[:num_held_out], order[num_held_out:]
+    return (
+        index.select(np.sort(np.asarray(rest)), f"{index.name} less held-out"),
+        index.select(np.sort(np.asarray(held_out)), f"{index.name} held-out"),
+    )
+
+
+def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDetection:
+    """A new detector, or the one that the recipe starts from, with a class head for `id2label`.
+
+    Raises:
+        ValueError: `model_config` does not fit; or a new backbone would stay random because it is frozen.
+        OSError: The model to start from cannot be found or read.
+    """
+    labels: dict[str, Any] = {
+        "id2label": dict(id2label),
+        "label2id": {name: label for label, name in id2label.items()},
+    }
+    for key in ("num_labels", *labels):
+        if key in recipe.model_config:
+            raise ValueError(f"model_config: {key} comes from the dataset; leave it out.")
+    torch.manual_seed(recipe.seed)
+    if recipe.model is not None:
+        model: DetrForObjectDetection = DetrForObjectDetection.from_pretrained(
+            recipe.model, **labels, **recipe.model_config, ignore_mismatched_sizes=True
+        )
+    else:
+        model = DetrForObjectDetection(_new_config(recipe, labels))
+        if recipe.backbone_weights is not None:
+            model.model.load_backbone_weights(recipe.backbone_weights)
+        else:
+            _refuse_frozen_random_backbone(model)
+    if recipe.backbone_learning_rate == 0:
+        for name, parameter in model.named_parameters():
+            if "backbone" in name:
+                parameter.requires_grad_(False)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageProcessor:
+    """The processor of the model that the recipe starts from, or a new one with the mean and std of the backbone.
+
+    Raises:
+        ValueError: `processor_config` has an unknown key or a value that makes no sense.
+        OSError: The processor of the model to start from cannot be found or read.
+    """
+    if recipe.model is not None:
+        return DetrTorchvisionImageProcessor.from_pretrained(recipe.model, **recipe.processor_config)
+    pretrained = timm.get_pretrained_cfg(_timm_name(recipe, config), allow_unregistered=True)
+    normalisation = {"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}
+    try:
+        return DetrTorchvisionImageProcessor(**{**normalisation, **recipe.processor_config})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"processor_config: {error}") from error
+
+
+def _timm_name(recipe: Recipe, config: DetrConfig) -> str:
+    """The backbone's name, with the tag of its weights if those are named by one: tags differ in mean and std."""
+    source = recipe.backbone_weights or ""
+    return source if source.split(".")[0] == config.backbone.split(".")[0] else config.backbone
+
+
+def _new_config(recipe: Recipe, labels: Mapping[str, Any]) -> DetrConfig:
+    try:
+        return DetrConfig(**recipe.model_config, **labels)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ValueError(f"model_config: {' '.join(str(error).split())}") from error
+
+
+def _refuse_frozen_random_backbone(model: DetrForObjectDetection) -> None:
+    """Random weights under frozen batch norm, or frozen random weights, learn nothing, without a sign of it."""
+    config = model.config
+    frozen = [key for key in ("freeze_batch_norm", "freeze_backbone_stem") if getattr(config, key)]
+    if frozen:
+        raise ValueError(
+            f"model_config: the backbone '{config.backbone}' begins with random weights, and {' and '.join(frozen)} "
+            f"would keep them so. Give backbone_weights (a timm name such as {config.backbone}, or a file), or set "
+            f"{' and '.join(f'model_config.{key}: false' for key in frozen)}."
+        )
+
+
+class Loaders(NamedTuple):
+    """What a run reads `DetectionBatch`es from; pixels are still uint8 and are normalised on the device."""
+
+    train: DataLoader[Any]
+    train_sampler: TrainBatchSampler
+    eval: DataLoader[Any]
+
+
+def build_loaders(
+    recipe: Recipe,
+    train_index: DetectionIndex,
+    eval_index: DetectionIndex,
+    processor: DetrTorchvisionImageProcessor,
+    num_labels: int,
+    accelerator: Accelerator,
+) -> Loaders:
+    """The loaders of this process.
+
+    Raises:
+        ValueError: The transform does not exist or its options do not fit; the processor's size is not one of edges.
+    """
+    shortest_edge, longest_edge = _edges(processor)
+    train_set = DetectionDataset(train_index, _augmentation(recipe, shortest_edge, longest_edge), recipe.seed)
+    eval_set = DetectionDataset(eval_index, eval_transform(shortest_edge, longest_edge))
+    split: dict[str, int] = {
+        "num_processes": accelerator.num_processes,
+        "process_index": accelerator.process_index,
+    }
+    train_sampler = TrainBatchSampler(
+        train_set,
+        recipe.batch_size,
+        accumulation=recipe.gradient_accumulation_steps,
+        batching=recipe.batching,
+        **split,
+    )
+    eval_sampler = EvalBatchSampler(eval_set, recipe.eval_batch_size or recipe.batch_size, **split)
+    return Loaders(
+        train=_loader(recipe, train_set, train_sampler, processor, num_labels, accelerator),
+        train_sampler=train_sampler,
+        eval=_loader(recipe, eval_set, eval_sampler, processor, num_labels, accelerator),
+    )
+
+
+def _loader(
+    recipe: Recipe,
+    dataset: DetectionDataset,
+    sampler: TrainBatchSampler | EvalBatchSampler,
+    processor: DetrTorchvisionImageProcessor,
+    num_labels: int,
+    accelerator: Accelerator,
+) -> DataLoader[Any]:
+    names = [image.path for image in dataset.index.images]
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=DetrCollator(processor.image_mean, processor.image_std, num_labels, names, normalize=False),
+        num_workers=recipe.num_workers,
+        persistent_workers=recipe.num_workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=_prepare_worker,
+    )
+
+
+def _prepare_worker(_number: int) -> None:
+    """A loader process computes with one thread, and leaves Ctrl-C to the process that it loads for."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _edges(processor: DetrTorchvisionImageProcessor) -> tuple[int, int | None]:
+    size = dict(processor.size)
+    if not size.get("shortest_edge"):
+        raise ValueError(
+            f"processor_config: the size {size} has no shortest_edge; training wants a size such as "
+            f"{{shortest_edge: 800, longest_edge: 1333}}."
+        )
+    return int(size["shortest_edge"]), size.get("longest_edge")
+
+
+def _augmentation(recipe: Recipe, shortest_edge: int, longest_edge: int | None) -> SampleTransform:
+    """The training transform; the sizes of the built-in policies follow the processor's unless they are given."""
+    options = dict(recipe.transform_options)
+    if recipe.transform in ("original", "light", "none"):
+        proportions = SCALES if recipe.transform == "original" else (max(SCALES),)
+        options.setdefault("scales", [round(scale * shortest_edge / max(SCALES)) for scale in proportions])
+        options.setdefault("longest_edge", longest_edge)
+    return train_transform(recipe.transform, **options)

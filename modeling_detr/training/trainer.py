@@ -1,0 +1,451 @@
+"""A run from its recipe to its best model: epochs, evaluations, checkpoints, logs, stopping and resuming."""
+
+import math
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast
+from numpy.typing import NDArray
+from torch import nn
+
+from modeling_detr.data import read_image
+from modeling_detr.evaluation.engine import evaluate
+from modeling_detr.evaluation.report import EvaluationReport
+from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.training.aids import build_training_model
+from modeling_detr.training.checkpointing import (
+    RECIPE,
+    TrainingState,
+    export_model,
+    holds_run,
+    load_checkpoint,
+    newest_checkpoint,
+    restore_replaced_model,
+    save_checkpoint,
+)
+from modeling_detr.training.engine import NonFiniteLossError, train_one_epoch
+from modeling_detr.training.metric_logger import MetricLogger
+from modeling_detr.training.model_card import model_card
+from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer, num_parameters
+from modeling_detr.training.recipe import Recipe, differing_keys
+from modeling_detr.training.setup import build_loaders, build_model, build_processor, open_splits
+from modeling_detr.visualization import draw_comparison
+
+
+# With another value of these a checkpoint's weights do not fit, or mean something else.
+_KEYS_OF_THE_MODEL = ("model", "model_config", "encoder_supervision", "denoising_groups")
+# These decide which images a step sees; with another value an epoch cannot be continued where it was left.
+_KEYS_OF_THE_ORDER = (
+    "data",
+    "data_format",
+    "train_split",
+    "eval_fraction",
+    "batching",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+)
+
+
+class TrainingInterrupted(Exception):
+    """A signal ended the run between two steps; a checkpoint has been written.
+
+    Attributes:
+        signal_number: The signal; a shell expects 128 + this as exit code.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class Trainer:
+    """A run. Every process builds one; build it, show its `plan`, let it `train`.
+
+    Args:
+        recipe: The run.
+
+    Raises:
+        ValueError: The recipe does not fit the data or the model; or the folder already holds a run and the recipe
+            does not say to resume it.
+        OSError: Something that the recipe names does not exist or cannot be read.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.run_dir = recipe.run_dir
+        self.checkpoint = _checkpoint_to_resume(recipe)
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with=list(recipe.trackers),
+            project_config=ProjectConfiguration(str(self.run_dir), logging_dir=str(self.run_dir / "trackers")),
+        )
+        self.accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked at it
+        with self.accelerator.main_process_first():  # what is made or downloaded is then there for the others
+            self.train_index, self.eval_index = open_splits(recipe)
+            self.detector = build_model(recipe, self.train_index.id2label)
+            self.processor = build_processor(recipe, self.detector.config)
+        self.loaders = build_loaders(
+            recipe,
+            self.train_index,
+            self.eval_index,
+            self.processor,
+            len(self.train_index.categories),
+            self.accelerator,
+        )
+        training_model = build_training_model(self.detector, recipe.encoder_supervision, recipe.denoising_groups)
+        # convolutions are a third faster with channels last (measured on a CPU; on a GPU tensor cores want it)
+        training_model.to(self.accelerator.device).to(memory_format=torch.channels_last)
+        self.raw_optimizer = build_optimizer(
+            training_model,
+            learning_rate=recipe.learning_rate,
+            backbone_learning_rate=recipe.backbone_learning_rate,
+            weight_decay=recipe.weight_decay,
+        )
+        self.model, self.optimizer = self.accelerator.prepare(training_model, self.raw_optimizer)
+        self.state = TrainingState(num_processes=self.accelerator.num_processes)
+        self.notes: list[str] = []
+        if self.checkpoint is not None:
+            self._resume(self.checkpoint)
+        self.steps_per_epoch = self.loaders.train_sampler.steps_per_epoch
+        steps_left = self.steps_per_epoch * (recipe.epochs - self.state.epoch) - self.state.step_in_epoch
+        self.total_steps = min(self.state.step + max(0, steps_left), recipe.max_steps or sys.maxsize)
+        self.scheduler = build_lr_scheduler(
+            self.raw_optimizer,
+            recipe.lr_schedule,
+            total_steps=self.total_steps,
+            warmup_steps=recipe.warmup_steps,
+            drop_every_steps=recipe.lr_drop_epochs * self.steps_per_epoch,
+            first_step=self.state.step,
+        )
+
+    # Before the first step
+
+    def plan(self) -> str:
+        """What is about to happen: data, classes, steps, rates, what is frozen, where it runs."""
+        recipe, accelerator = self.recipe, self.accelerator
+        names = self.train_index.id2label
+        counts = [int((self.train_index.annotations.label == label).sum()) for label in names]
+        images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
+        lines = [
+            f"train     {_describe(self.train_index)}",
+            f"evaluate  {_describe(self.eval_index)}",
+            "classes   " + ", ".join(f"{names[label]} {count:,}" for label, count in enumerate(counts)),
+            f"steps     {self.total_steps:,} of {images_per_step} images ({recipe.batch_size} x "
+            f"{recipe.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes), "
+            f"{self.steps_per_epoch:,} an epoch, {recipe.epochs} epochs"
+            + (f", at most {recipe.max_steps:,} steps" if recipe.max_steps else ""),
+            *(
+                f"rate      {group['initial_lr']:g} for {group['name']}: "
+                f"{num_parameters(group['params']):,} parameters in {len(group['params'])} tensors"
+                for group in self.raw_optimizer.param_groups
+            ),
+            f"schedule  {recipe.lr_schedule}"
+            + (f", a tenth every {recipe.lr_drop_epochs} epochs" if recipe.lr_schedule == "step" else "")
+            + (f", {recipe.warmup_steps} steps of warm-up" if recipe.warmup_steps else ""),
+            f"frozen    {_frozen_summary(self.detector)}",
+            f"runs on   {accelerator.device.type}, {accelerator.num_processes} process(es), "
+            f"precision {accelerator.mixed_precision}, {recipe.num_workers} loader processes each",
+            f"run       {self.run_dir}"
+            + (f", resumed from {self.checkpoint} at step {self.state.step}" if self.checkpoint else ""),
+        ]
+        notes = dict.fromkeys([*self.train_index.notes, *self.eval_index.notes, *self.notes])
+        return "\n".join(lines + [f"note      {note}" for note in notes])
+
+    def _resume(self, folder: Path) -> None:
+        """Continues from a checkpoint: exactly, if the recipe still says the same."""
+        before = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        changes = differing_keys(self.recipe, before)
+        for name in _KEYS_OF_THE_MODEL:
+            if name in changes:
+                now, then = changes[name]
+                raise ValueError(
+                    f"{folder}: it was written with {name} {then}, the recipe now says {now}; the checkpoint does not "
+                    f"fit. Undo that, or begin a new run with another --output_dir."
+                )
+        self.state = load_checkpoint(folder, self.model, self.raw_optimizer, self.accelerator)
+        rates = (self.recipe.learning_rate, self.recipe.backbone_learning_rate)
+        for group, rate in zip(self.raw_optimizer.param_groups, rates, strict=True):
+            group["lr"], group["weight_decay"] = rate, self.recipe.weight_decay  # the recipe's, not the checkpoint's
+        self.notes += [
+            f"{name} was {then} and is now {now}"
+            for name, (now, then) in changes.items()
+            if name not in ("resume", "output_dir")
+        ]
+        reordered = [name for name in _KEYS_OF_THE_ORDER if name in changes]
+        if self.state.num_processes != self.accelerator.num_processes:
+            self.notes.append(f"{self.state.num_processes} processes trained, now {self.accelerator.num_processes}")
+            reordered.append("the number of processes")
+        if reordered and self.state.step_in_epoch > 0:
+            self.notes.append(
+                f"goes on with the next epoch, since {', '.join(reordered)} changed in the middle of one"
+            )
+            self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
+            self.state.epoch_averages.take()
+        self.state.num_processes = self.accelerator.num_processes
+
+    # The run
+
+    def train(self) -> EvaluationReport:
+        """Trains from wherever the run is to its end.
+
+        Returns:
+            The last evaluation.
+
+        Raises:
+            NonFiniteLossError: A loss or gradient is not finite; on all processes, before the optimizer moves.
+            TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint has been written.
+            OSError: Something cannot be written.
+        """
+        report = None
+        logger = self._open_run()
+        try:
+            with StopSignals() as signals:
+                while self.state.epoch < self.recipe.epochs and self.state.step < self.total_steps:
+                    self._train_epoch(logger, signals)
+                    report = self._end_epoch(logger, signals)
+        finally:
+            logger.close()
+        return report if report is not None else self.evaluate()  # the run had been at its end before
+
+    def evaluate(self) -> EvaluationReport:
+        """The detector as it is, on the evaluation images."""
+        if self.accelerator.num_processes > 1:  # running statistics of batch norms differ between processes
+            broadcast(list(self.detector.buffers()))
+        with self.accelerator.autocast():
+            return evaluate(self.detector, self.loaders.eval, self.processor, self.eval_index, self.accelerator)
+
+    def _open_run(self) -> MetricLogger:
+        step = self.state.step
+        if self.accelerator.is_main_process:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            restore_replaced_model(self.run_dir)
+            (self.run_dir / RECIPE).write_text(self.recipe.to_yaml(), encoding="utf-8")
+        # A viewer then forgets what an earlier start has logged past the checkpoint.
+        self.accelerator.init_trackers(self.run_dir.name, init_kwargs={"tensorboard": {"purge_step": step + 1}})
+        return MetricLogger(
+            self.run_dir,
+            self.accelerator,
+            total_steps=self.total_steps,
+            epochs=self.recipe.epochs,
+            first_step=step,
+        )
+
+    def _train_epoch(self, logger: MetricLogger, signals: "StopSignals") -> None:
+        """Trains from `state.step_in_epoch` to the end of the epoch, or of the run, or until a signal comes."""
+        state, recipe = self.state, self.recipe
+        self.loaders.train_sampler.set_epoch(state.epoch, first_step=state.step_in_epoch)
+        clock = _Clock()
+        steps = train_one_epoch(
+            self.model,
+            self.loaders.train,
+            self.detector.config,
+            self.optimizer,
+            self.scheduler,
+            self.accelerator,
+            batches_per_step=recipe.gradient_accumulation_steps,
+            max_grad_norm=recipe.max_grad_norm,
+            image_mean=self.processor.image_mean,
+            image_std=self.processor.image_std,
+            seed=recipe.seed,
+            first_step=state.step,
+            stop=lambda: signals.received is not None,
+        )
+        while state.step < self.total_steps:
+            rates = [group["lr"] for group in self.raw_optimizer.param_groups]
+            try:
+                result = next(steps, None)
+            except NonFiniteLossError as error:
+                raise self._located(error) from None
+            if result is None:
+                return
+            state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
+            values = {**result.losses, "grad_norm": result.grad_norm}
+            state.step_averages.add(values)
+            state.epoch_averages.add(values)
+            clock.images += result.num_images
+            logger.advance(state.epoch, result.losses["loss"])
+            if state.step % recipe.log_every_steps == 0:
+                named_rates = {"learning_rate": rates[0], "backbone_learning_rate": rates[1]}
+                speed = {"images_per_second": clock.images_per_second()}
+                logger.step(state.epoch, state.step, {**state.step_averages.take(), **named_rates, **speed})
+            if result.stop_requested:
+                raise self._interrupted(signals)
+            due = recipe.checkpoint_every_steps and state.step % recipe.checkpoint_every_steps == 0
+            if due and state.step_in_epoch < self.steps_per_epoch:  # else the epoch's end will write one
+                self._save_checkpoint()
+
+    def _end_epoch(self, logger: MetricLogger, signals: "StopSignals") -> EvaluationReport | None:
+        """Evaluates, keeps the model if it is the best, logs, writes a checkpoint; each if it is due."""
+        state, recipe = self.state, self.recipe
+        ends_run = state.step >= self.total_steps
+        losses, metrics, report = state.epoch_averages.take(), {}, None
+        if ends_run or (state.epoch + 1) % recipe.eval_every_epochs == 0:
+            report = self.evaluate()
+            metrics = {**report.metrics.as_dict(), "eval_loss": report.losses["loss"], "seconds": report.seconds}
+            self._keep_best(report)
+            logger.images("predictions", self._draw_predictions(), state.step)
+        logger.epoch(state.epoch, state.step, losses, metrics)
+        epoch_is_whole = state.step_in_epoch >= self.steps_per_epoch
+        if epoch_is_whole:
+            state.epoch, state.step_in_epoch = state.epoch + 1, 0
+        interrupted = self._any_process(signals.received is not None)
+        if interrupted and not ends_run:
+            raise self._interrupted(signals)
+        if ends_run or state.epoch % recipe.checkpoint_every_epochs == 0:
+            self._save_checkpoint()
+        return report
+
+    def _keep_best(self, report: EvaluationReport) -> None:
+        """Exports the model if no earlier one had a higher AP."""
+        state, ap = self.state, report.metrics.ap
+        state.last_ap = ap = -1.0 if math.isnan(ap) else ap  # nan: no ground truth to judge by
+        if state.best_ap is not None and ap <= state.best_ap:
+            return
+        state.best_ap, state.best_epoch = ap, state.epoch + 1
+        if self.accelerator.is_main_process:
+            card = model_card(self.recipe, self.detector.config, self.train_index, report, state)
+            export_model(self.run_dir, self.detector, self.processor, card)
+
+    @torch.inference_mode()
+    def _draw_predictions(self) -> list[NDArray[np.uint8]]:
+        """The first evaluation images with predicted and true boxes side by side, (H, W, 3) each."""
+        if not self.accelerator.is_main_process:
+            return []
+        self.detector.eval()
+        pictures = []
+        for position in range(min(self.recipe.num_images_to_log, len(self.eval_index))):
+            record = self.eval_index.images[position]
+            image = read_image(record)
+            inputs = self.processor(image).to(self.accelerator.device)
+            outputs = self.detector(**inputs)
+            size = [(record.height, record.width)]
+            prediction = self.processor.post_process_object_detection(outputs, 0.0, size)[0]
+            truth = self.eval_index.annotations.take(self.eval_index.annotation_rows(position))
+            boxes, labels = torch.from_numpy(truth.boxes_xyxy), torch.from_numpy(truth.label)
+            names = self.eval_index.id2label
+            pictures.append(np.asarray(draw_comparison(image, prediction, boxes, labels, names, shortest_side=320)))
+        return pictures
+
+    def _save_checkpoint(self) -> Path:
+        return save_checkpoint(self.run_dir, self.state, self.recipe, self.model, self.raw_optimizer, self.accelerator)
+
+    def _interrupted(self, signals: "StopSignals") -> TrainingInterrupted:
+        folder = self._save_checkpoint()
+        number = signals.received or signal.SIGTERM  # None: it was another process that a signal reached
+        return TrainingInterrupted(
+            number,
+            f"Stopped by {signal.Signals(number).name} after step {self.state.step}; {folder} holds everything. "
+            f"Go on with the same command and --resume auto.",
+        )
+
+    def _located(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        """The error with epoch, step and files."""
+        paths = [self.train_index.images[position].path for position in error.image_indices]
+        where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}"
+        return NonFiniteLossError(error.terms, error.image_indices, where, ", ".join(paths))
+
+    def _any_process(self, flag: bool) -> bool:
+        votes = torch.tensor(float(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(votes, "sum") > 0)
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM while it lasts, so that a run can end between two steps. The second SIGINT kills.
+
+    Attributes:
+        received: The signal that came; None as long as none has.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class _Clock:
+    """Images over time, from one question to the next."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._since = time.monotonic()
+
+    def images_per_second(self) -> float:
+        now = time.monotonic()
+        rate = self.images / max(now - self._since, 1e-9)
+        self.images, self._since = 0, now
+        return rate
+
+
+def _checkpoint_to_resume(recipe: Recipe) -> Path | None:
+    """The checkpoint that the recipe goes on from; None for a new run, whose folder must be free.
+
+    Raises:
+        ValueError: The folder holds a run that the recipe does not say to resume.
+        FileNotFoundError: The checkpoint to resume does not exist.
+    """
+    run_dir = recipe.run_dir
+    if recipe.resume is None:
+        if holds_run(run_dir):
+            raise ValueError(
+                f"{run_dir} already holds a run; go on with --resume auto, or choose another --output_dir."
+            )
+        return None
+    if recipe.resume == "auto":
+        return newest_checkpoint(run_dir)
+    folder = Path(recipe.resume)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such checkpoint; wanted a folder checkpoints/step_…, or --resume auto.")
+    return folder
+
+
+def _describe(index: DetectionIndex) -> str:
+    boxes, crowds = len(index.annotations), int(index.annotations.is_crowd.sum())
+    return f"{index.name}: {len(index):,} images, {boxes:,} boxes" + (f" ({crowds:,} of crowds)" if crowds else "")
+
+
+def _frozen_summary(model: nn.Module) -> str:
+    """Which modules do not train, as few names as say it, and how many parameters that are."""
+    parameters = dict(model.named_parameters())
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+    if not frozen:
+        return "nothing"
+    prefixes: list[str] = []
+    for name in sorted(frozen):
+        parts = name.split(".")
+        for depth in range(1, len(parts) + 1):
+            prefix = ".".join(parts[:depth])
+            members = [other for other in parameters if other == prefix or other.startswith(f"{prefix}.")]
+            if frozen.issuperset(members):
+                prefixes.append(prefix)
+                break
+    count = num_parameters(parameters[name] for name in frozen)
+    return f"{', '.join(dict.fromkeys(prefixes))} ({count:,} parameters)"

@@ -1,0 +1,6 @@
+"""`detr evaluate`, for `accelerate launch` and `torchrun`."""
+
+from modeling_detr.commands import run_command
+
+
+raise SystemExit(run_command("evaluate"))

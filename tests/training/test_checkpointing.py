@@ -1,0 +1,155 @@
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from modeling_detr.training import checkpointing
+from modeling_detr.training.checkpointing import (
+    Averages,
+    TrainingState,
+    export_model,
+    find_damage,
+    holds_run,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+
+
+class Run:
+    """A model and optimizer that have taken a few steps."""
+
+    def __init__(self, width: int = 3) -> None:
+        torch.manual_seed(width)
+        self.accelerator = Accelerator(cpu=True)
+        self.model = nn.Linear(2, width)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
+
+    def step(self) -> None:
+        self.model(torch.ones(1, 2)).square().sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def save(self, folder, recipe, step):
+        state = TrainingState(step=step, best_ap=0.25, epoch_averages=Averages({"loss": 1 / 3}, 2))
+        return save_checkpoint(folder, state, recipe, self.model, self.optimizer, self.accelerator)
+
+
+def test_a_loaded_checkpoint_goes_on_bit_for_bit(tmp_path, tiny_recipe):
+    run = Run()
+    run.step()
+    folder = run.save(tmp_path, tiny_recipe(), step=12)
+    run.step()
+    other = Run(width=3)
+    state = load_checkpoint(folder, other.model, other.optimizer, other.accelerator)
+    other.step()
+    assert torch.equal(other.model.weight, run.model.weight)
+    assert folder.name == "step_00000012"
+    assert state == TrainingState(step=12, best_ap=0.25, epoch_averages=Averages({"loss": 1 / 3}, 2))
+
+
+def test_only_the_newest_are_kept(tmp_path, tiny_recipe):
+    run = Run()
+    for step in (5, 9, 100):
+        run.save(tmp_path, tiny_recipe(keep_checkpoints=2), step)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000009", "step_00000100"]
+    assert newest_checkpoint(tmp_path).name == "step_00000100"
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "state", "changed"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, tiny_recipe, damage):
+    run = Run()
+    older, newer = run.save(tmp_path, tiny_recipe(), 1), run.save(tmp_path, tiny_recipe(), 2)
+    optimizer = newer / "optimizer.pt"
+    data = optimizer.read_bytes()
+    if damage == "cut":
+        optimizer.write_bytes(data[:-10])
+    elif damage == "gone":
+        optimizer.unlink()
+    elif damage == "changed":
+        optimizer.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:
+        (newer / "state.json").write_text('{"state": {')
+    with pytest.warns(UserWarning, match="step_00000002 is damaged"):
+        assert newest_checkpoint(tmp_path) == older
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        load_checkpoint(newer, run.model, run.optimizer, run.accelerator)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, tiny_recipe):
+    folder = Run(width=3).save(tmp_path, tiny_recipe(), 1)
+    other = Run(width=4)
+    with pytest.raises(ValueError, match="a checkpoint of another model"):
+        load_checkpoint(folder, other.model, other.optimizer, other.accelerator)
+
+
+def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, tiny_recipe, monkeypatch):
+    run = Run()
+    first = run.save(tmp_path, tiny_recipe(keep_checkpoints=1), 1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpointing, "save_model", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.save(tmp_path, tiny_recipe(keep_checkpoints=1), 2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [first.name]
+    assert find_damage(first) is None
+
+
+def test_a_folder_that_a_kill_left_half_written_is_no_checkpoint(tmp_path, tiny_recipe):
+    whole = Run().save(tmp_path, tiny_recipe(), 1)
+    half = tmp_path / "checkpoints" / ".step_00000002.writing"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path) == whole
+
+
+class Part:
+    def __init__(self, name: str, fails: bool = False) -> None:
+        self.name, self.fails = name, fails
+
+    def save_pretrained(self, folder) -> None:
+        if self.fails:
+            raise OSError("disk full")
+        (folder / self.name).write_text("new")
+
+
+def test_an_exported_model_replaces_the_one_before_as_a_whole(tmp_path):
+    export_model(tmp_path, Part("old.bin"), Part("processor.json"), "card 1")
+    folder = export_model(tmp_path, Part("new.bin"), Part("processor.json"), "card 2")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "new.bin", "processor.json"]
+    with pytest.raises(OSError, match="disk full"):
+        export_model(tmp_path, Part("newer.bin"), Part("processor.json", fails=True), "card 3")
+    assert (folder / "README.md").read_text() == "card 2"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_whose_replacement_was_killed_half_way_comes_back(tmp_path):
+    folder = export_model(tmp_path, Part("a.bin"), Part("b.json"), "card")
+    folder.rename(tmp_path / ".model.previous")
+    assert holds_run(tmp_path)
+    checkpointing.restore_replaced_model(tmp_path)
+    assert (folder / "README.md").read_text() == "card"
+
+
+def test_state_is_json_that_anyone_can_read(tmp_path, tiny_recipe):
+    folder = Run().save(tmp_path, tiny_recipe(), 3)
+    content = json.loads((folder / "state.json").read_text())
+    assert content["state"]["step"] == 3
+    assert set(content["files"]) == {"model.safetensors", "optimizer.pt", "recipe.yaml"}
+
+
+def test_averages_are_means_and_begin_anew():
+    averages = Averages()
+    averages.add({"loss": 1.0})
+    averages.add({"loss": 2.0})
+    assert averages.take() == {"loss": 1.5}
+    assert averages.take() == {}
+
+
+def test_an_empty_folder_holds_no_run(tmp_path):
+    assert not holds_run(tmp_path)
+    assert not holds_run(tmp_path / "missing")

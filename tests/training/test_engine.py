@@ -1,0 +1,169 @@
+import copy
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR
+
+from modeling_detr.training.aids import build_training_model
+from modeling_detr.training.engine import NonFiniteLossError, train_one_epoch, training_step
+
+
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+
+
+def batch_of(counts, size=64, first_index=0, dtype=torch.float64):
+    """Images without padding, each from a seed of its own, with so many boxes."""
+    images, labels = [], []
+    for position, count in enumerate(counts, start=first_index):
+        generator = torch.Generator().manual_seed(position)
+        images.append(torch.randn(3, size, size, generator=generator, dtype=dtype))
+        labels.append(
+            {
+                "class_labels": torch.randint(5, (count,), generator=generator),
+                "boxes": 0.3 + 0.2 * torch.rand(count, 4, generator=generator, dtype=dtype),
+                "image_index": torch.tensor(position),
+            }
+        )
+    return {
+        "pixel_values": torch.stack(images),
+        "pixel_mask": torch.ones(len(counts), size, size, dtype=torch.int64),
+        "labels": labels,
+    }
+
+
+def step_with_sgd(model, batches, **options):
+    """Takes one step of SGD with rate 1 and returns the gradient it must have had, and the result."""
+    model = copy.deepcopy(model).train()
+    before = torch.cat([p.detach().clone().flatten() for p in model.parameters() if p.requires_grad])
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    accelerator = Accelerator(cpu=True)
+    model, prepared = accelerator.prepare(model, optimizer)
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    result = training_step(model, batches, model.detector.config, prepared, scheduler, accelerator, **options)
+    after = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+    return before - after, result
+
+
+@pytest.mark.parametrize("encoder_supervision", [False, True])
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(tiny_detector, encoder_supervision):
+    model = build_training_model(tiny_detector(**NO_DROPOUT).double(), encoder_supervision=encoder_supervision)
+    counts = [3, 0, 9, 1, 0, 0, 2, 5]  # 9 boxes are more than the 7 queries
+    whole, whole_result = step_with_sgd(model, [batch_of(counts)])
+    split, split_result = step_with_sgd(
+        model, [batch_of(counts[:3]), batch_of(counts[3:4], first_index=3), batch_of(counts[4:], first_index=4)]
+    )
+    torch.testing.assert_close(split, whole, rtol=1e-8, atol=1e-12)
+    assert split_result.num_images == whole_result.num_images == 8
+    for name, value in whole_result.losses.items():
+        if name.startswith("loss"):
+            assert split_result.losses[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_clipping_bounds_the_gradient_and_reports_its_norm_before(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT).double())
+    free, result = step_with_sgd(model, [batch_of([2, 1])])
+    assert result.grad_norm == pytest.approx(float(free.norm()), rel=1e-5)
+    clipped, result = step_with_sgd(model, [batch_of([2, 1])], max_grad_norm=0.1)
+    assert result.grad_norm == pytest.approx(float(free.norm()), rel=1e-5)
+    assert float(clipped.norm()) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_bytes_are_normalised_on_the_device_and_padding_stays_zero(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT))
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
+    batch = batch_of([2, 1], dtype=torch.float32)
+    batch["pixel_values"] = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    batch["pixel_values"][1, :, :, 40:] = 0
+    batch["pixel_mask"][1, :, 40:] = 0
+    by_hand = dict(batch)
+    values = (batch["pixel_values"] / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    by_hand["pixel_values"] = values * batch["pixel_mask"][:, None]
+    _, from_bytes = step_with_sgd(model, [batch], image_mean=mean, image_std=std)
+    _, from_floats = step_with_sgd(model, [by_hand])
+    assert from_bytes.losses["loss"] == pytest.approx(from_floats.losses["loss"], rel=1e-5)
+
+
+def test_a_step_without_any_box_trains(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT), encoder_supervision=True, denoising_groups=2)
+    gradient, result = step_with_sgd(model, [batch_of([0, 0], dtype=torch.float32)])
+    assert math.isfinite(result.losses["loss"])
+    assert bool(gradient.any())
+
+
+def test_a_batch_without_boxes_beside_one_with_boxes_trains(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT), encoder_supervision=True, denoising_groups=2)
+    batches = [batch_of([0, 0], dtype=torch.float32), batch_of([2, 1], first_index=2, dtype=torch.float32)]
+    _, result = step_with_sgd(model, batches)
+    assert {"loss_ce_encoder", "loss_ce_denoising"} <= set(result.losses)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_non_finite_loss_stops_before_the_optimizer_moves_and_names_term_and_images(tiny_detector, number):
+    model = build_training_model(tiny_detector(**NO_DROPOUT).double())
+    good, bad = batch_of([2, 1]), batch_of([1, 1], first_index=2)
+    bad["pixel_values"][0, 0, 0, 0] = number
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    prepared_model, prepared = accelerator.prepare(model, optimizer)
+    before = copy.deepcopy({name: p for name, p in model.named_parameters()})
+    with pytest.raises(NonFiniteLossError) as error:
+        training_step(
+            prepared_model.train(),
+            [good, bad],
+            model.detector.config,
+            prepared,
+            LambdaLR(optimizer, lambda step: 1.0),
+            accelerator,
+        )
+    assert error.value.image_indices == (2, 3)
+    assert "loss_ce" in error.value.terms
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_an_epoch_groups_batches_into_steps_and_the_last_takes_what_is_left(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT))
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    prepared_model, prepared = accelerator.prepare(model, optimizer)
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    batches = [batch_of([1, 1], first_index=2 * number, dtype=torch.float32) for number in range(3)]
+    results = list(
+        train_one_epoch(
+            prepared_model,
+            batches,
+            model.detector.config,
+            prepared,
+            scheduler,
+            accelerator,
+            batches_per_step=2,
+            stop=lambda: True,
+        )
+    )
+    assert [result.num_images for result in results] == [4, 2]
+    assert all(result.stop_requested for result in results)
+    assert scheduler.last_epoch == 2
+
+
+def test_dropout_of_a_step_depends_on_seed_and_step_alone(tiny_detector):
+    losses = []
+    for history in (0, 3):
+        model = build_training_model(tiny_detector())
+        accelerator = Accelerator(cpu=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        prepared_model, prepared = accelerator.prepare(model, optimizer)
+        torch.rand(history)
+        (result,) = train_one_epoch(
+            prepared_model,
+            [batch_of([1, 2], dtype=torch.float32)],
+            model.detector.config,
+            prepared,
+            LambdaLR(optimizer, lambda step: 1.0),
+            accelerator,
+            seed=5,
+            first_step=9,
+        )
+        losses.append(result.losses)
+    assert losses[0] == losses[1]

@@ -1,0 +1,71 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from modeling_detr.training.metric_logger import MetricLogger, read_log
+
+
+def entries(path):
+    return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+
+
+def test_every_line_is_json_even_where_a_number_is_not_finite(tmp_path):
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
+    logger.step(0, 2, {"loss": math.nan, "images_per_second": 3.0})
+    logger.epoch(0, 2, {"loss": 1.25}, {"ap": 0.5, "ap50": 0.75, "per_class": {"cat": {"ap": math.inf}}})
+    step, epoch = entries(tmp_path)
+    assert step == {"kind": "step", "epoch": 1, "step": 2, "loss": None, "images_per_second": 3.0}
+    assert epoch["kind"] == "epoch"
+    assert epoch["ap"] == 0.5
+    assert epoch["per_class"] == {"cat": {"ap": None}}
+
+
+def test_a_resumed_run_has_no_line_twice(tmp_path):
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=9, epochs=3)
+    for step in (2, 4, 6):
+        logger.step(0, step, {"loss": 1.0, "images_per_second": 1.0})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"kind": "step", "epo')  # a kill in the middle of a line
+    resumed = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=9, epochs=3, first_step=4)
+    resumed.step(0, 6, {"loss": 2.0, "images_per_second": 1.0})
+    assert [(entry["step"], entry["loss"]) for entry in entries(tmp_path)] == [(2, 1.0), (4, 1.0), (6, 2.0)]
+    assert read_log(tmp_path / "log.jsonl") == entries(tmp_path)
+
+
+def test_without_a_terminal_an_epoch_is_one_line(tmp_path, capsys):
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
+    logger.epoch(0, 2, {"loss": 1.25}, {"ap": 0.5, "ap50": 0.75})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("epoch 1/2 · step 2/4 · loss 1.250 · AP 0.500 · AP50 0.750")
+
+
+def test_on_a_terminal_a_bar_shows_epoch_loss_and_ap(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
+    logger.epoch(0, 2, {"loss": 1.0}, {"ap": 0.5, "ap50": 0.75})
+    logger.advance(1, 1.234)
+    logger.close()
+    shown = capsys.readouterr()
+    assert "epoch 2/2" in shown.err
+    assert "loss=1.234" in shown.err
+    assert "AP=0.500" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+    accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
+    accelerator.init_trackers("run")
+    logger = MetricLogger(tmp_path, accelerator, total_steps=4, epochs=2)
+    logger.step(0, 2, {"loss": 1.5, "images_per_second": 3.0})
+    logger.epoch(0, 2, {"loss": 1.25}, {"ap": 0.5, "ap50": 0.75})
+    logger.images("predictions", [np.zeros((8, 8, 3), np.uint8)], 2)
+    logger.close()
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
+    assert events.Scalars("train/loss")[0].value == 1.5
+    assert events.Scalars("eval/ap")[0].step == 2
+    assert events.Images("predictions/0")[0].width == 8

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+
+from modeling_detr.training.recipe import Recipe, differing_keys, parse_recipe
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_command_line_wins_over_the_file_and_nested_keys_merge(tmp_path):
+    config = write(
+        tmp_path / "small.yaml",
+        "learning_rate: 1e-4\nepochs: 7\nmodel_config:\n  num_queries: 20\n  backbone_kwargs: {stem_width: 8}\n",
+    )
+    recipe = parse_recipe(
+        [config, "--learning_rate", "2e-4", "--model_config.backbone_kwargs.channels", "[8, 16]", "--resume=auto"]
+    )
+    assert recipe.learning_rate == 2e-4
+    assert recipe.epochs == 7
+    assert recipe.model_config == {"num_queries": 20, "backbone_kwargs": {"stem_width": 8, "channels": [8, 16]}}
+    assert recipe.resume == "auto"
+    assert recipe.output_dir == "runs/small"
+
+
+def test_numbers_booleans_and_lists_get_their_types(tmp_path):
+    config = write(
+        tmp_path / "a.yaml",
+        "weight_decay: 1e-4\ngradient_checkpointing: true\nmixed_precision: no\ntrackers: [tensorboard, wandb]\n"
+        "model_config: {class_cost: 2e0, name: no}\nmax_steps: null\n",
+    )
+    recipe = parse_recipe([config, "--encoder_supervision", "--max_grad_norm", "1"])
+    assert recipe.weight_decay == 1e-4
+    assert recipe.gradient_checkpointing is True
+    assert recipe.mixed_precision == "no"
+    assert recipe.trackers == ["tensorboard", "wandb"]
+    assert recipe.model_config == {"class_cost": 2.0, "name": "no"}
+    assert recipe.max_steps is None
+    assert recipe.encoder_supervision is True
+    assert isinstance(recipe.max_grad_norm, float)
+
+
+def test_what_a_run_writes_is_read_back_as_the_same_recipe(tmp_path):
+    recipe = Recipe(data="x", learning_rate=3e-5, model_config={"dropout": 1e-3}, trackers=["tensorboard"], seed=7)
+    again = parse_recipe([write(tmp_path / "recipe.yaml", recipe.to_yaml()), "--output_dir", "none"])
+    assert differing_keys(recipe, vars(again)) == {"output_dir": (None, "runs/recipe")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lerning_rate", "1"], "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
+        (["--learning-rate", "1"], "unknown key 'learning-rate'; did you mean 'learning_rate'?"),
+        (["--learning_r", "1"], "unknown key 'learning_r'"),  # no abbreviations
+        (["--batch_size", "2.5"], "--batch_size: got 2.5 (float); wanted a whole number."),
+        (["--batch_size", "true"], "--batch_size: got True (bool); wanted a whole number."),
+        (["--learning_rate", "fast"], "--learning_rate: got 'fast' (str); wanted a number."),
+        (["--learning_rate", "nan"], "learning_rate: got"),
+        (["--gradient_checkpointing", "2"], "wanted true or false"),
+        (["--lr_schedule", "stp"], "wanted 'step' or 'cosine' or 'constant'"),
+        (["--batch_size", "0"], "batch_size: got 0; wanted at least 1."),
+        (["--data.x", "3"], "key 'data' holds one value"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["a.yaml", "b.yaml"], "'b.yaml' belongs to no key"),
+        (["--eval_split", "val", "--eval_fraction", "0.1"], "exclude each other"),
+        (["--model", "x", "--backbone_weights", "y"], "backbone_weights is for a new model"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message):
+    with pytest.raises(ValueError, match=".") as error:
+        parse_recipe(arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3\n", "unknown key 'epoch'; did you mean 'epochs'?"),
+        ("epochs: three\n", "epochs: got 'three' (str); wanted a whole number."),
+        ("epochs: 3\nepochs: 4\n", "key 'epochs' is there twice"),
+        ("model_config: 3\n", "model_config: got 3 (int); wanted keys with values."),
+        ("trackers: [1]\n", "trackers[0]: got 1 (int); wanted text."),
+        ("- epochs\n", "got a list; wanted lines of 'key: value'."),
+        ("a: [\n", "not readable as YAML"),
+    ],
+)
+def test_mistakes_in_the_file_name_it(tmp_path, text, message):
+    config = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(ValueError, match=".") as error:
+        parse_recipe([config])
+    assert message in str(error.value)
+    assert str(error.value).startswith(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        parse_recipe(["nowhere.yaml"])
+
+
+def test_help_explains_every_key_with_its_default(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_recipe(["--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in Recipe.__dataclass_fields__:
+        assert f"--{name}" in text
+        assert f" {name}: " not in text
+    assert "Images in a batch of one process. (default: 2)" in text
+    assert text.count("(default: ") == len(Recipe.__dataclass_fields__)
+    assert ". (default: " in text
+    assert " (default: none)" in text
+    assert "  (default" not in text  # each has an explanation

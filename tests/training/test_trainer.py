@@ -1,0 +1,159 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
+from modeling_detr.structures_detr import DetectionBatch
+from modeling_detr.training import trainer as trainer_module
+from modeling_detr.training.engine import NonFiniteLossError
+from modeling_detr.training.metric_logger import MetricLogger
+from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.trainer import Trainer, TrainingInterrupted
+
+
+TIMES = {"images_per_second", "seconds"}
+
+
+def entries(recipe: Recipe):
+    lines = (recipe.run_dir / "log.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def weights(recipe: Recipe):
+    (newest,) = sorted((recipe.run_dir / "checkpoints").iterdir())[-1:]
+    return load_file(newest / "model.safetensors") | torch.load(newest / "optimizer.pt")["state"]
+
+
+def signal_at(monkeypatch, step, number=signal.SIGTERM):
+    """Sends this process a signal while it takes that optimizer step."""
+    original = MetricLogger.advance
+
+    def advance(self, epoch, loss):
+        advance.calls += 1
+        if advance.calls == step:
+            os.kill(os.getpid(), number)
+        original(self, epoch, loss)
+
+    advance.calls = 0
+    monkeypatch.setattr(MetricLogger, "advance", advance)
+
+
+def test_a_run_leaves_log_checkpoints_pictures_and_a_model_for_use(tiny_recipe):
+    recipe = tiny_recipe(encoder_supervision=True, denoising_groups=1, keep_checkpoints=1)
+    trainer = Trainer(recipe)
+    plan = trainer.plan()
+    for expected in ("20 images", "circle", "10 of 4 images", "backbone", "nothing", "cpu", "cosine"):
+        assert expected in plan
+    report = trainer.train()
+    steps = [entry for entry in entries(recipe) if entry["kind"] == "step"]
+    epochs = [entry for entry in entries(recipe) if entry["kind"] == "epoch"]
+    assert [entry["step"] for entry in steps] == [2, 4, 6, 8, 10]
+    assert {"loss", "loss_ce", "loss_giou_0", "loss_ce_encoder", "grad_norm", "learning_rate"} <= set(steps[0])
+    assert [entry["step"] for entry in epochs] == [5, 10]
+    assert epochs[-1]["ap"] == pytest.approx(report.metrics.ap)
+    assert [path.name for path in (recipe.run_dir / "checkpoints").iterdir()] == ["step_00000010"]
+    model = DetrForObjectDetection.from_pretrained(recipe.run_dir / "model")
+    assert list(model.config.id2label.values()) == ["circle", "square", "triangle", "star"]
+    processor = DetrTorchvisionImageProcessor.from_pretrained(recipe.run_dir / "model")
+    assert dict(processor.size) == {"shortest_edge": 64, "longest_edge": 64}
+    card = (recipe.run_dir / "model/README.md").read_text()
+    assert "circle, square, triangle, star" in card
+    assert "learning_rate: 0.001" in card
+    assert list((recipe.run_dir / "trackers").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("step", [3, 5, 8])
+def test_a_resumed_run_is_bit_for_bit_one_that_was_never_interrupted(tiny_recipe, tmp_path, monkeypatch, step):
+    options = {"denoising_groups": 1, "gradient_accumulation_steps": 1, "log_every_steps": 2}
+    whole = tiny_recipe(**options, output_dir=str(tmp_path / "whole"))
+    Trainer(whole).train()
+
+    cut = tiny_recipe(**options, output_dir=str(tmp_path / "cut"))
+    with monkeypatch.context() as patch:
+        signal_at(patch, step)
+        with pytest.raises(TrainingInterrupted, match="--resume auto") as interruption:
+            Trainer(cut).train()
+    assert interruption.value.signal_number == signal.SIGTERM
+    resumed = tiny_recipe(**options, output_dir=str(tmp_path / "cut"), resume="auto")
+    torch.rand(5)  # whatever another process has drawn before
+    trainer = Trainer(resumed)
+    assert f"at step {step + (step < 5 or step > 5)}" in trainer.plan() or f"at step {step}" in trainer.plan()
+    trainer.train()
+
+    assert entries(resumed) == entries(whole)
+    expected, got = weights(whole), weights(resumed)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        if isinstance(value, dict):
+            assert all(torch.equal(value[key], got[name][key]) for key in value), name
+        else:
+            assert torch.equal(value, got[name]), name
+
+
+def test_the_best_model_stays_when_a_later_one_is_worse(tiny_recipe, monkeypatch):
+    recipe = tiny_recipe(epochs=2)
+    aps = iter([0.5, 0.25])
+    original = Trainer.evaluate
+
+    def evaluate(self):
+        report = original(self)
+        object.__setattr__(report.metrics, "ap", next(aps))
+        return report
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    trainer = Trainer(recipe)
+    trainer.train()
+    assert (trainer.state.best_ap, trainer.state.best_epoch, trainer.state.last_ap) == (0.5, 1, 0.25)
+    assert "after epoch 1 (5 optimizer steps)" in (recipe.run_dir / "model/README.md").read_text()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_recipe):
+    recipe = tiny_recipe()
+    recipe.run_dir.mkdir()
+    (recipe.run_dir / "log.jsonl").write_text("precious")
+    with pytest.raises(ValueError, match="already holds a run; go on with --resume auto"):
+        Trainer(recipe)
+    assert (recipe.run_dir / "log.jsonl").read_text() == "precious"
+
+
+def test_resume_auto_without_a_run_begins_one(tiny_recipe):
+    assert Trainer(tiny_recipe(resume="auto")).state.step == 0
+
+
+def test_a_checkpoint_does_not_fit_another_model_and_other_changes_are_told(tiny_recipe, tmp_path):
+    Trainer(tiny_recipe(max_steps=3)).train()
+    with pytest.raises(ValueError, match="denoising_groups"):
+        Trainer(tiny_recipe(resume="auto", denoising_groups=2))
+    changed = Trainer(tiny_recipe(resume="auto", batch_size=5, learning_rate=5e-4))
+    assert "learning_rate was 0.001 and is now 0.0005" in changed.plan()
+    assert "goes on with the next epoch, since batch_size changed" in changed.plan()
+    assert (changed.state.epoch, changed.state.step, changed.total_steps) == (1, 3, 3 + 4)
+    assert changed.raw_optimizer.param_groups[0]["initial_lr"] == 5e-4
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        Trainer(tiny_recipe(resume=str(tmp_path / "nowhere")))
+
+
+def test_a_non_finite_loss_names_epoch_step_and_files(tiny_recipe, monkeypatch):
+    original = trainer_module.train_one_epoch
+
+    def poisoned(model, batches, *arguments, **options):
+        def spoil(number: int, batch: DetectionBatch) -> DetectionBatch:
+            if number == 2:
+                batch["pixel_values"] = torch.full(batch["pixel_values"].shape, torch.nan)
+            return batch
+
+        return original(model, (spoil(*pair) for pair in enumerate(batches)), *arguments, **options)
+
+    monkeypatch.setattr(trainer_module, "train_one_epoch", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 3: not finite: loss.*shapes.*/train/0000\d\d"):
+        Trainer(tiny_recipe()).train()
+
+
+def test_frozen_parts_are_named_and_a_backbone_rate_of_zero_freezes(tiny_recipe):
+    trainer = Trainer(tiny_recipe(backbone_learning_rate=0.0))
+    assert "frozen    model.backbone (" in trainer.plan()
+    assert trainer.raw_optimizer.param_groups[1]["params"] == []
