@@ -9,6 +9,8 @@ import torch
 from modeling_detr import DetrConfig, DetrForObjectDetection
 
 
+torch.set_num_threads(1)  # as many tests as cores run at a time; threads that share a core wait for each other
+
 TINY = {
     "backbone": "resnet10t",
     "backbone_kwargs": {"channels": [8, 8, 16, 16], "stem_width": 8},

@@ -43,8 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         curves = trainer.run_dir / "curves.png"
         plot_curves({recipe.run_dir.name: read_log(trainer.run_dir / LOG)}, curves)
         print(f"\n{report.metrics_table()}\n")
-        print(f"Best AP {trainer.state.best_ap:.3f}, after epoch {trainer.state.best_epoch}.")
-        print(f"model   {trainer.run_dir / 'model'}")
-        print(f"curves  {curves}")
+        state = trainer.state
+        print(f"{state.step:,} steps in {state.seconds / 60:.1f} minutes; ", end="")
+        print(f"best AP {state.best_ap:.3f}, after epoch {state.best_epoch}.")
+        print(f"model     {trainer.run_dir / 'model'}")
+        print(f"pictures  {trainer.run_dir / 'predictions'}")
+        print(f"curves    {curves}")
     trainer.accelerator.end_training()
     return 0

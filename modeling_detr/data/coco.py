@@ -237,10 +237,10 @@ def _locate(split: _Split, names: Sequence[str], require_images: bool) -> list[s
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing and require_images:
         places = ", ".join(str(place) for place in folders[:8])
-        many = f"none of its {len(names)} images is" if len(missing) == len(names) else f"{len(missing)} are not"
+        many = "all" if len(missing) == len(names) else f"{len(missing)} of the {len(names)}"
         raise FileNotFoundError(
-            f"{split.file}: {many} there; the first: '{missing[0]}', looked for in {places}. Put the images into "
-            f"{root / split.name} or {root / 'images'}, or take those entries out of the annotation file."
+            f"{split.file}: {many} images are missing; the first: '{missing[0]}', looked for in {places}. Put them "
+            f"into {root / split.name} or {root / 'images'}, or take those entries out of the annotation file."
         )
     return [path if path is not None else name for path, name in zip(paths, names, strict=True)]
 

@@ -1,7 +1,7 @@
 """What a run tells while it runs: a progress bar or a line an epoch, `log.jsonl`, and the trackers of Accelerate.
 
 `log.jsonl` has one JSON object a line. `"kind": "step"` holds the rates, and the means of all loss terms and of the
-gradient norm since the entry before; `"kind": "epoch"` the means over the epoch and the metrics, where it was evaluated.
+gradient norm since the entry before; `"kind": "epoch"` the means over the epoch and, if it was evaluated, the metrics.
 """
 
 import json
@@ -111,7 +111,8 @@ class MetricLogger:
         """Ends bar and trackers."""
         if self.bar is not None:
             self.bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

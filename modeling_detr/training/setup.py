@@ -47,8 +47,8 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
     for index, key in ((train, "train_split"), (evaluation, "eval_split")):
         if len(index) == 0:
             raise ValueError(f"{index.name} has no images; choose another {key}.")
-    if len(train.annotations) == 0:
-        raise ValueError(f"{train.name} has no annotated object, so there is nothing to learn; choose another split.")
+        if len(index.annotations) == 0:
+            raise ValueError(f"{index.name} has no annotated object; choose another {key}.")
     return train, evaluation
 
 
@@ -102,7 +102,9 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
             if "backbone" in name:
                 parameter.requires_grad_(False)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Newer versions of Transformers have renamed it, and warn of the old name.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model
 
 

@@ -1,10 +1,12 @@
 """A run from its recipe to its best model: epochs, evaluations, checkpoints, logs, stopping and resuming."""
 
 import math
+import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -13,8 +15,9 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast
+from accelerate.utils import LoggerType, ProjectConfiguration, broadcast
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from modeling_detr.data import read_image
@@ -36,7 +39,7 @@ from modeling_detr.training.engine import NonFiniteLossError, train_one_epoch
 from modeling_detr.training.metric_logger import MetricLogger
 from modeling_detr.training.model_card import model_card
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer, num_parameters
-from modeling_detr.training.recipe import Recipe, differing_keys
+from modeling_detr.training.recipe import Recipe, differing_keys, nearest_name
 from modeling_detr.training.setup import build_loaders, build_model, build_processor, open_splits
 from modeling_detr.visualization import draw_comparison
 
@@ -81,14 +84,12 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe) -> None:
+        _check_trackers(recipe.trackers)
         self.recipe = recipe
         self.run_dir = recipe.run_dir
         self.checkpoint = _checkpoint_to_resume(recipe)
-        self.accelerator = Accelerator(
-            mixed_precision=recipe.mixed_precision,
-            log_with=list(recipe.trackers),
-            project_config=ProjectConfiguration(str(self.run_dir), logging_dir=str(self.run_dir / "trackers")),
-        )
+        self.accelerator = _build_accelerator(recipe)
+        _leave_cores_to_loaders(self.accelerator, recipe.num_workers)
         self.accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked at it
         with self.accelerator.main_process_first():  # what is made or downloaded is then there for the others
             self.train_index, self.eval_index = open_splits(recipe)
@@ -112,6 +113,7 @@ class Trainer:
             weight_decay=recipe.weight_decay,
         )
         self.model, self.optimizer = self.accelerator.prepare(training_model, self.raw_optimizer)
+        self._watch = time.monotonic()
         self.state = TrainingState(num_processes=self.accelerator.num_processes)
         self.notes: list[str] = []
         if self.checkpoint is not None:
@@ -135,12 +137,11 @@ class Trainer:
         recipe, accelerator = self.recipe, self.accelerator
         names = self.train_index.id2label
         counts = [int((self.train_index.annotations.label == label).sum()) for label in names]
-        images_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
         lines = [
             f"train     {_describe(self.train_index)}",
             f"evaluate  {_describe(self.eval_index)}",
             "classes   " + ", ".join(f"{names[label]} {count:,}" for label, count in enumerate(counts)),
-            f"steps     {self.total_steps:,} of {images_per_step} images ({recipe.batch_size} x "
+            f"steps     {self.total_steps:,} of {self.loaders.train_sampler.step_size} images ({recipe.batch_size} x "
             f"{recipe.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes), "
             f"{self.steps_per_epoch:,} an epoch, {recipe.epochs} epochs"
             + (f", at most {recipe.max_steps:,} steps" if recipe.max_steps else ""),
@@ -208,21 +209,25 @@ class Trainer:
         """
         report = None
         logger = self._open_run()
+        self._watch = time.monotonic()
         try:
             with StopSignals() as signals:
                 while self.state.epoch < self.recipe.epochs and self.state.step < self.total_steps:
-                    self._train_epoch(logger, signals)
-                    report = self._end_epoch(logger, signals)
+                    images_per_second = self._train_epoch(logger, signals)
+                    report = self._end_epoch(logger, signals, images_per_second)
+            return report if report is not None else self.evaluate()  # the run had been at its end before
         finally:
             logger.close()
-        return report if report is not None else self.evaluate()  # the run had been at its end before
 
     def evaluate(self) -> EvaluationReport:
         """The detector as it is, on the evaluation images."""
         if self.accelerator.num_processes > 1:  # running statistics of batch norms differ between processes
             broadcast(list(self.detector.buffers()))
+        show = sys.stderr.isatty()
         with self.accelerator.autocast():
-            return evaluate(self.detector, self.loaders.eval, self.processor, self.eval_index, self.accelerator)
+            return evaluate(
+                self.detector, self.loaders.eval, self.processor, self.eval_index, self.accelerator, progress=show
+            )
 
     def _open_run(self) -> MetricLogger:
         step = self.state.step
@@ -240,11 +245,15 @@ class Trainer:
             first_step=step,
         )
 
-    def _train_epoch(self, logger: MetricLogger, signals: "StopSignals") -> None:
-        """Trains from `state.step_in_epoch` to the end of the epoch, or of the run, or until a signal comes."""
+    def _train_epoch(self, logger: MetricLogger, signals: "StopSignals") -> float:
+        """Trains from `state.step_in_epoch` to the end of the epoch, or of the run; returns the images per second.
+
+        Raises:
+            TrainingInterrupted: A signal came; a checkpoint has been written.
+        """
         state, recipe = self.state, self.recipe
         self.loaders.train_sampler.set_epoch(state.epoch, first_step=state.step_in_epoch)
-        clock = _Clock()
+        clock, epoch_clock = _Clock(), _Clock()
         steps = train_one_epoch(
             self.model,
             self.loaders.train,
@@ -267,12 +276,13 @@ class Trainer:
             except NonFiniteLossError as error:
                 raise self._located(error) from None
             if result is None:
-                return
+                break
             state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
             values = {**result.losses, "grad_norm": result.grad_norm}
             state.step_averages.add(values)
             state.epoch_averages.add(values)
             clock.images += result.num_images
+            epoch_clock.images += result.num_images
             logger.advance(state.epoch, result.losses["loss"])
             if state.step % recipe.log_every_steps == 0:
                 named_rates = {"learning_rate": rates[0], "backbone_learning_rate": rates[1]}
@@ -283,18 +293,25 @@ class Trainer:
             due = recipe.checkpoint_every_steps and state.step % recipe.checkpoint_every_steps == 0
             if due and state.step_in_epoch < self.steps_per_epoch:  # else the epoch's end will write one
                 self._save_checkpoint()
+        return epoch_clock.images_per_second()
 
-    def _end_epoch(self, logger: MetricLogger, signals: "StopSignals") -> EvaluationReport | None:
+    def _end_epoch(
+        self, logger: MetricLogger, signals: "StopSignals", images_per_second: float
+    ) -> EvaluationReport | None:
         """Evaluates, keeps the model if it is the best, logs, writes a checkpoint; each if it is due."""
         state, recipe = self.state, self.recipe
         ends_run = state.step >= self.total_steps
-        losses, metrics, report = state.epoch_averages.take(), {}, None
+        losses = {**state.epoch_averages.take(), "images_per_second": images_per_second}
+        metrics: dict[str, Any] = {}
+        report = None
         if ends_run or (state.epoch + 1) % recipe.eval_every_epochs == 0:
             report = self.evaluate()
-            metrics = {**report.metrics.as_dict(), "eval_loss": report.losses["loss"], "seconds": report.seconds}
-            self._keep_best(report)
-            logger.images("predictions", self._draw_predictions(), state.step)
-        logger.epoch(state.epoch, state.step, losses, metrics)
+            metrics = {**report.metrics.as_dict(), "eval_loss": report.losses["loss"]}
+            pictures = self._draw_predictions()
+            self._keep_best(report, pictures)
+            logger.images("predictions", list(pictures.values()), state.step)
+        self._count_seconds()
+        logger.epoch(state.epoch, state.step, losses, {**metrics, "seconds": state.seconds})
         epoch_is_whole = state.step_in_epoch >= self.steps_per_epoch
         if epoch_is_whole:
             state.epoch, state.step_in_epoch = state.epoch + 1, 0
@@ -305,8 +322,8 @@ class Trainer:
             self._save_checkpoint()
         return report
 
-    def _keep_best(self, report: EvaluationReport) -> None:
-        """Exports the model if no earlier one had a higher AP."""
+    def _keep_best(self, report: EvaluationReport, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Exports the model, and the pictures of its predictions, if no earlier one had a higher AP."""
         state, ap = self.state, report.metrics.ap
         state.last_ap = ap = -1.0 if math.isnan(ap) else ap  # nan: no ground truth to judge by
         if state.best_ap is not None and ap <= state.best_ap:
@@ -315,14 +332,18 @@ class Trainer:
         if self.accelerator.is_main_process:
             card = model_card(self.recipe, self.detector.config, self.train_index, report, state)
             export_model(self.run_dir, self.detector, self.processor, card)
+            for name, picture in pictures.items():
+                path = self.run_dir / "predictions" / f"{name}.png"
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(picture).save(path)
 
     @torch.inference_mode()
-    def _draw_predictions(self) -> list[NDArray[np.uint8]]:
-        """The first evaluation images with predicted and true boxes side by side, (H, W, 3) each."""
+    def _draw_predictions(self) -> dict[str, NDArray[np.uint8]]:
+        """The first evaluation images with predicted and true boxes side by side: name → (H, W, 3)."""
         if not self.accelerator.is_main_process:
-            return []
+            return {}
         self.detector.eval()
-        pictures = []
+        pictures = {}
         for position in range(min(self.recipe.num_images_to_log, len(self.eval_index))):
             record = self.eval_index.images[position]
             image = read_image(record)
@@ -333,11 +354,17 @@ class Trainer:
             truth = self.eval_index.annotations.take(self.eval_index.annotation_rows(position))
             boxes, labels = torch.from_numpy(truth.boxes_xyxy), torch.from_numpy(truth.label)
             names = self.eval_index.id2label
-            pictures.append(np.asarray(draw_comparison(image, prediction, boxes, labels, names, shortest_side=320)))
+            drawn = draw_comparison(image, prediction, boxes, labels, names, shortest_side=320)
+            pictures[f"{position:03d}_{Path(record.path).stem}"] = np.asarray(drawn)
         return pictures
 
     def _save_checkpoint(self) -> Path:
+        self._count_seconds()
         return save_checkpoint(self.run_dir, self.state, self.recipe, self.model, self.raw_optimizer, self.accelerator)
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self.state.seconds, self._watch = self.state.seconds + now - self._watch, now
 
     def _interrupted(self, signals: "StopSignals") -> TrainingInterrupted:
         folder = self._save_checkpoint()
@@ -403,6 +430,36 @@ class _Clock:
         rate = self.images / max(now - self._since, 1e-9)
         self.images, self._since = 0, now
         return rate
+
+
+def _build_accelerator(recipe: Recipe) -> Accelerator:
+    try:
+        return Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with=list(recipe.trackers),
+            project_config=ProjectConfiguration(recipe.output_dir, logging_dir=str(recipe.run_dir / "trackers")),
+        )
+    except ValueError as error:  # such as fp16 on a CPU
+        raise ValueError(f"Accelerate cannot start with mixed_precision {recipe.mixed_precision}: {error}") from error
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    known = [kind.value for kind in LoggerType if kind is not LoggerType.ALL]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"trackers: there is no tracker '{name}'{nearest_name(name, known)}")
+
+
+def _leave_cores_to_loaders(accelerator: Accelerator, num_workers: int) -> None:
+    """On a CPU, computes with as many threads as there are cores left by loaders and by other processes.
+
+    Threads that share a core with a loader wait for each other all the time: a small model is then several times
+    slower. `OMP_NUM_THREADS` has the last word.
+    """
+    if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_processes - num_workers)))
 
 
 def _checkpoint_to_resume(recipe: Recipe) -> Path | None:

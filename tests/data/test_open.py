@@ -75,7 +75,7 @@ def test_a_folder_in_no_format_says_what_was_looked_for(tmp_path):
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(ValueError, match=r"instances_\*\.json.*\.yaml.*<annotation>.*It holds: holiday\.jpg"):
         open_dataset(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no dataset at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no dataset at .*nowhere"):
         open_dataset(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no dataset format 'yollo'; wanted one of coco, yolo, voc"):
         open_dataset(tmp_path, format="yollo")
@@ -109,7 +109,7 @@ def test_splits_are_found_by_their_usual_names(splits, train, evaluation, yolo_f
 def test_splits_without_a_usual_name_are_listed(yolo_folder):
     index = open_dataset(yolo_folder)
     other = DetectionIndex("set", index.images, index.categories, index.annotations, {"all": np.arange(2)})
-    with pytest.raises(ValueError, match="no split with a usual name for training .*its splits are: all"):
+    with pytest.raises(ValueError, match=r"no split with a usual name for training .*its splits are: all"):
         find_split(other, "train")
     two = {"train2014": np.arange(2), "train2017": np.arange(2)}
     with pytest.raises(ValueError, match="several splits to train on: train2014, train2017"):

@@ -138,7 +138,7 @@ def test_missing_or_broken_files_are_named(yolo_folder):
     with pytest.raises(OSError, match=r"a.jpg: not an image that can be read \(0 bytes\)"):
         open_dataset(yolo_folder)
     shutil.rmtree(yolo_folder / "labels")
-    with pytest.raises(FileNotFoundError, match="not one image has a label file; looked in .*labels/train"):
+    with pytest.raises(FileNotFoundError, match=r"not one image has a label file; looked in .*labels/train"):
         open_dataset(yolo_folder)
     _image_lists(yolo_folder)
     (yolo_folder / "images" / "val" / "c.jpg").unlink()

@@ -2,13 +2,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 
 from modeling_detr.training.recipe import Recipe
 
-
-torch.set_num_threads(1)  # as many tests as cores run at a time
 
 TINY_MODEL = {
     "backbone": "resnet10t",

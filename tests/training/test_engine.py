@@ -107,7 +107,7 @@ def test_a_non_finite_loss_stops_before_the_optimizer_moves_and_names_term_and_i
     accelerator = Accelerator(cpu=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     prepared_model, prepared = accelerator.prepare(model, optimizer)
-    before = copy.deepcopy({name: p for name, p in model.named_parameters()})
+    before = copy.deepcopy(dict(model.named_parameters()))
     with pytest.raises(NonFiniteLossError) as error:
         training_step(
             prepared_model.train(),

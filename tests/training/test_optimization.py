@@ -52,8 +52,8 @@ def test_step_schedule_has_the_rates_of_the_original():
     golden = json.loads(GOLDEN.read_text())
     steps = len(golden["steps"])
     # the file lists rates after each of the original's steps of StepLR
-    rates = [*rates_of("step", steps + 1, drop_every_steps=golden["lr_drop_every_steps"])]
-    assert [rate for rate in rates[1:]] == [pytest.approx(step["lr"]) for step in golden["steps"]]
+    rates = rates_of("step", steps + 1, drop_every_steps=golden["lr_drop_every_steps"])
+    assert rates[1:] == [pytest.approx(step["lr"]) for step in golden["steps"]]
 
 
 def test_cosine_rises_in_the_warmup_and_ends_near_zero():

@@ -69,7 +69,7 @@ def test_what_a_run_writes_is_read_back_as_the_same_recipe(tmp_path):
     ],
 )
 def test_mistakes_on_the_command_line(arguments, message):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         parse_recipe(arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -89,7 +89,7 @@ def test_mistakes_on_the_command_line(arguments, message):
 )
 def test_mistakes_in_the_file_name_it(tmp_path, text, message):
     config = write(tmp_path / "bad.yaml", text)
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         parse_recipe([config])
     assert message in str(error.value)
     assert str(error.value).startswith(config)
@@ -97,7 +97,7 @@ def test_mistakes_in_the_file_name_it(tmp_path, text, message):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         parse_recipe(["nowhere.yaml"])
 
 

@@ -1,0 +1,184 @@
+"""`detr train` as a user runs it: in a process of its own, from its recipe to its model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from modeling_detr import commands
+from modeling_detr.commands import train
+
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """\
+data: shapes?size=64&train=16&val=4
+model_config:
+  backbone: resnet10t
+  backbone_kwargs: {channels: [8, 8, 16, 16], stem_width: 8}
+  out_indices: [3]
+  num_queries: 6
+  d_model: 16
+  encoder_layers: 1
+  decoder_layers: 2
+  encoder_attention_heads: 2
+  decoder_attention_heads: 2
+  encoder_ffn_dim: 16
+  decoder_ffn_dim: 16
+  dropout: 0.0
+  attention_dropout: 0.0
+  activation_dropout: 0.0
+processor_config:
+  size: {shortest_edge: 64, longest_edge: 64}
+transform: light
+num_workers: 0
+epochs: 1
+encoder_supervision: true
+log_every_steps: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def backbone_weights(tmp_path_factory) -> Path:
+    """Weights of the tiny backbone under timm's names, as a pretrained one would be."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", channels=(8, 8, 16, 16), stem_width=8)
+    path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, backbone_weights) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"{RECIPE}backbone_weights: {backbone_weights}\noutput_dir: {tmp_path / 'run'}\n")
+    return path
+
+
+def launch(*arguments, processes=1, **options):
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    start = [sys.executable, "scripts/train.py"]
+    if processes > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "scripts/train.py"]
+        start[3:3] = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return subprocess.Popen(
+        [*start, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def entries(run_dir: Path, kind: str):
+    return [
+        entry for entry in map(json.loads, (run_dir / "log.jsonl").read_text().splitlines()) if entry["kind"] == kind
+    ]
+
+
+def test_the_command_shows_its_plan_trains_and_says_where_things_lie(config, tmp_path, capsys):
+    assert train.main([str(config), "--batch_size", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "train     shapes" in out
+    assert "frozen    model.backbone.conv_encoder.model" in out
+    assert "| AP  " in out
+    for name in ("model", "curves.png", "evaluation.json", "recipe.yaml", "log.jsonl"):
+        assert (tmp_path / "run" / name).exists()
+
+
+def test_a_random_backbone_that_is_frozen_is_refused(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"{RECIPE}output_dir: {tmp_path / 'run'}\n")
+    with pytest.raises(ValueError, match=r"resnet10t.*random weights.*backbone_weights") as error:
+        train.main([str(path)])
+    assert "model_config.freeze_batch_norm: false" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model_config.num_querys", "3"], "model_config: DetrConfig has no key 'num_querys'; did you mean"),
+        (["--model_config.d_model", "wide"], "model_config: "),
+        (["--model_config.num_labels", "3"], "num_labels comes from the dataset"),
+        (["--processor_config.sise", "3"], "processor_config: "),
+        (["--processor_config.size", "{height: 64, width: 64}"], "has no shortest_edge"),
+        (["--transform", "lite"], "light"),
+        (["--transform_options.scale", "3"], "has no option 'scale'"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--train_split", "training"], "has no split 'training'"),
+        (["--backbone_weights", "no/such/file.safetensors"], "no such file"),
+        (["--trackers", "tensorbord"], "did you mean 'tensorboard'?"),
+    ],
+)
+def test_mistakes_are_one_line_without_a_traceback(config, arguments, message, capsys):
+    assert commands.main(["train", str(config), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("detr train: ")
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_error_that_is_not_the_users_keeps_its_traceback(config, monkeypatch):
+    def broken(*_):
+        return int("not our words")
+
+    monkeypatch.setattr(train, "parse_recipe", lambda _: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        commands.main(["train", str(config)])
+
+
+def test_unknown_commands_and_help(capsys):
+    assert commands.main(["trian"]) == 2
+    assert "there is no command 'trian'" in capsys.readouterr().err
+    assert commands.main(["--help"]) == 0
+    assert "evaluate" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_with_the_whole_batch(config, tmp_path):
+    for processes, batch_size in ((1, 8), (2, 4)):
+        run = launch(
+            *(config, "--batch_size", batch_size, "--output_dir", tmp_path / str(processes)), processes=processes
+        )
+        out, _ = run.communicate(timeout=240)
+        assert run.returncode == 0, out
+        assert f"{processes} process(es)" in out
+    for one, two in zip(entries(tmp_path / "1", "step"), entries(tmp_path / "2", "step"), strict=True):
+        assert {name: two[name] for name in one if name.startswith(("loss", "grad"))} == pytest.approx(
+            {name: one[name] for name in one if name.startswith(("loss", "grad"))}, rel=2e-3
+        )
+    (one,), (two,) = entries(tmp_path / "1", "epoch"), entries(tmp_path / "2", "epoch")
+    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=2e-3)
+    assert two["ap"] == pytest.approx(one["ap"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_and_the_run_can_be_resumed(config, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = (config, "--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--lr_schedule", "constant")
+    run = launch(*arguments, start_new_session=True)
+    until = time.monotonic() + 120
+    while not (run_dir / "log.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to the loader processes too
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 130, out
+    assert "Stopped by SIGINT" in out
+    assert "Traceback" not in out
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    stopped_at = int(checkpoint.name.removeprefix("step_"))
+    resumed = launch(*arguments, "--resume", "auto", "--max_steps", stopped_at + 2)
+    out, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, out
+    assert f"at step {stopped_at}" in out
+    steps = [entry["step"] for entry in entries(run_dir, "step")]
+    assert steps == list(range(1, stopped_at + 3))

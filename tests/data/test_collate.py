@@ -1,0 +1,75 @@
+"""Batches: padded with zeros, boxes relative to the unpadded image, labels checked."""
+
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from modeling_detr.data import DetrCollator, normalize_batch
+from modeling_detr.image_processing_detr import normalize, pad_images
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _sample(height, width, boxes, labels, image_index):
+    torch.manual_seed(image_index)
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return {
+        "image": tv_tensors.Image(torch.randint(0, 256, (3, height, width), dtype=torch.uint8)),
+        "target": {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "class_labels": torch.tensor(labels, dtype=torch.int64),
+            "area": (boxes[:, 2:] - boxes[:, :2]).prod(1),
+            "image_index": image_index,
+        },
+    }
+
+
+@pytest.fixture
+def samples():
+    return [_sample(20, 40, [(10, 5, 30, 15)], [2], 0), _sample(30, 25, [], [], 1)]
+
+
+def test_pixels_are_normalised_then_padded_with_zeros(samples):
+    batch = DetrCollator(MEAN, STD, num_labels=3)(samples)
+    expected, mask = pad_images(
+        [normalize(sample["image"].as_subclass(torch.Tensor), MEAN, STD) for sample in samples]
+    )
+    torch.testing.assert_close(batch["pixel_values"], expected, rtol=0, atol=1e-6)
+    assert torch.equal(batch["pixel_mask"], mask)
+    assert batch["pixel_mask"].dtype == torch.int64
+    assert not batch["pixel_values"][0, :, 20:].any()
+
+
+def test_normalising_later_gives_the_same_batch(samples):
+    raw = DetrCollator(MEAN, STD, num_labels=3, normalize=False)(samples)
+    assert raw["pixel_values"].dtype == torch.uint8
+    late, early = normalize_batch(raw, MEAN, STD), DetrCollator(MEAN, STD, num_labels=3)(samples)
+    torch.testing.assert_close(late["pixel_values"], early["pixel_values"], rtol=0, atol=1e-6)
+    assert torch.equal(late["pixel_mask"], early["pixel_mask"])
+    assert late["pixel_mask"].dtype == torch.int64
+    assert not late["pixel_values"][0, :, 20:].any()
+
+
+def test_boxes_are_relative_to_the_unpadded_image(samples):
+    with_box, empty = DetrCollator(MEAN, STD, num_labels=3)(samples)["labels"]
+    torch.testing.assert_close(with_box["boxes"], torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
+    assert with_box["size"].tolist() == [20, 40]
+    assert int(with_box["image_index"]) == 0
+    assert with_box["area"].tolist() == [200]
+    assert empty["boxes"].shape == (0, 4)
+    assert empty["class_labels"].dtype == torch.int64
+
+
+def test_masks_are_padded_like_the_pixels(samples):
+    samples[0]["target"]["masks"] = tv_tensors.Mask(torch.ones(1, 20, 40, dtype=torch.bool))
+    labels = DetrCollator(MEAN, STD, num_labels=3)(samples)["labels"]
+    assert labels[0]["masks"].shape == (1, 30, 40)
+    assert int(labels[0]["masks"].sum()) == 20 * 40
+
+
+def test_a_label_that_the_model_does_not_have_names_the_image(samples):
+    with pytest.raises(ValueError, match=r"cat\.jpg: class label 2, but the model has 2 classes"):
+        DetrCollator(MEAN, STD, num_labels=2, names=["cat.jpg", "dog.jpg"])(samples)
+    with pytest.raises(ValueError, match=r"image 0 of the dataset: class label 2"):
+        DetrCollator(MEAN, STD, num_labels=2)(samples)

@@ -1,0 +1,95 @@
+"""The built-in shapes: deterministic, exact, with nothing hidden, and other shapes for validation."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_detr.data import open_dataset, read_image
+from modeling_detr.data.shapes import KINDS, MOST_COVER, coverage, draw_scene, render
+
+
+def test_the_same_options_give_the_same_dataset():
+    first, again = open_dataset("shapes?train=20&val=5"), open_dataset("shapes?train=20&val=5")
+    np.testing.assert_array_equal(first.annotations.boxes_xyxy, again.annotations.boxes_xyxy)
+    assert torch.equal(read_image(first.images[3]), read_image(again.images[3]))
+    other = open_dataset("shapes?train=20&val=5&seed=1")
+    assert not np.array_equal(first.annotations.boxes_xyxy[:10], other.annotations.boxes_xyxy[:10])
+
+
+def test_an_image_does_not_depend_on_how_many_there_are():
+    few, many = open_dataset("shapes?train=3&val=3"), open_dataset("shapes?train=30&val=3")
+    assert few.split("train").images == many.split("train").images[:3]
+    assert [record.path for record in few.split("val").images] == [record.path for record in many.split("val").images]
+
+
+def test_train_and_validation_differ():
+    scenes = {split: [draw_scene(128, 0, split, number) for number in range(50)] for split in ("train", "val")}
+    assert not set(scenes["train"]) & set(scenes["val"])
+
+
+def test_the_default_is_as_documented():
+    index = open_dataset("shapes")
+    assert {name: len(members) for name, members in index.splits.items()} == {"train": 8000, "val": 400}
+    assert {(record.height, record.width) for record in index.images} == {(128, 128)}
+    assert [category.name for category in index.categories] == list(KINDS)
+    counts = np.bincount(index.annotations.image_index, minlength=len(index))
+    assert (counts.min(), counts.max()) == (1, 5)
+    sides = index.annotations.boxes_xyxy[:, 2:] - index.annotations.boxes_xyxy[:, :2]
+    assert sides.min() >= 0.18 * 128
+    assert sides.max() <= 0.45 * 128
+    assert (np.bincount(index.annotations.label) > 0.2 * len(index.annotations)).all()
+
+
+def test_boxes_are_the_extent_of_what_is_drawn():
+    for number in range(60):
+        for shape in draw_scene(128, 0, "val", number).shapes:
+            inside, top, left = coverage(shape.outline(), 128, 128)
+            rows, columns = np.nonzero(inside.max(1))[0], np.nonzero(inside.max(0))[0]
+            drawn = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
+            assert np.abs(np.array(drawn) - shape.box).max() <= 1
+            if KINDS[shape.kind] == "square":
+                assert inside.sum() / 255 == pytest.approx(shape.side**2, rel=0.05)
+
+
+def test_what_is_drawn_is_what_is_annotated():
+    """Inside a square the image has the shape's colour, up to the grain of the ground."""
+    index = open_dataset("shapes?train=0&val=30")
+    checked = 0
+    for number, record in enumerate(index.images):
+        shape = draw_scene(128, 0, "val", number).shapes[-1]  # on top
+        x0, y0, x1, y1 = index.annotations.boxes_xyxy[index.annotation_rows(number)][-1]
+        if KINDS[shape.kind] == "square":
+            patch = render(record.path)[int(y0) + 2 : int(y1) - 2, int(x0) + 2 : int(x1) - 2]
+            assert np.abs(patch.reshape(-1, 3).mean(0) - shape.colour).max() < 10
+            checked += 1
+    assert checked > 3
+
+
+def test_no_shape_is_hidden():
+    for number in range(200):
+        shapes = draw_scene(128, 0, "train", number).shapes
+        for position, mine in enumerate(shapes):
+            for other in shapes[position + 1 :]:
+                width = min(mine.x + mine.side, other.x + other.side) - max(mine.x, other.x)
+                height = min(mine.y + mine.side, other.y + other.side) - max(mine.y, other.y)
+                cover = max(width, 0) * max(height, 0) / min(mine.side, other.side) ** 2
+                assert cover <= MOST_COVER + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("shapes?sise=64", "unknown option 'sise'; did you mean 'size'"),
+        ("shapes?size=big", "size is 'big'; wanted a whole number of at least 16"),
+        ("shapes?size=8", "size is '8'"),
+        ("shapes?train=-1", "train is '-1'"),
+    ],
+)
+def test_wrong_options_are_named(path, message):
+    with pytest.raises(ValueError, match=message):
+        open_dataset(path)
+
+
+def test_a_path_that_is_none_of_its_own_is_an_error():
+    with pytest.raises(ValueError, match="is no image of the built-in shapes"):
+        render("shapes?size=128/middle/000001.png")

@@ -1,0 +1,100 @@
+"""The house: layers, recipes, launch configs, and that what the README says to type exists."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from importlinter.cli import lint_imports
+
+from modeling_detr import DetrConfig
+from modeling_detr.commands import _COMMANDS
+from modeling_detr.training.recipe import parse_recipe
+
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+ORIGINALS = [path for path in CONFIGS if path.stem.startswith("detr_")]
+LAUNCH_CONFIGS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
+
+
+def test_nothing_imports_what_lies_above_it(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(no_cache=True) == 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_is_read_and_its_model_config_holds(path):
+    recipe = parse_recipe([str(path)])
+    DetrConfig(**recipe.model_config)
+    assert recipe.run_dir == Path("runs", path.stem)
+
+
+@pytest.mark.parametrize("path", ORIGINALS, ids=lambda path: path.stem)
+def test_recipes_of_the_original_have_its_hyperparameters(path):
+    recipe = parse_recipe([str(path)])
+    assert (recipe.epochs, recipe.lr_schedule, recipe.lr_drop_epochs) == (300, "step", 200)
+    assert (recipe.learning_rate, recipe.backbone_learning_rate, recipe.weight_decay) == (1e-4, 1e-5, 1e-4)
+    assert (recipe.max_grad_norm, recipe.transform) == (0.1, "original")
+    config = DetrConfig(**recipe.model_config)
+    assert config.dilation == ("dc5" in path.stem)
+    assert recipe.batch_size == (1 if config.dilation else 2)
+    assert config.backbone == ("resnet101" if "r101" in path.stem else "resnet50")
+    assert recipe.backbone_weights == f"{config.backbone}.tv_in1k"
+    default = DetrConfig()
+    for name in recipe.model_config.keys() - {"backbone", "dilation"}:
+        assert getattr(config, name) == getattr(default, name), name
+
+
+@pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=lambda path: path.stem)
+def test_every_launch_config_is_one_that_accelerate_reads(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1
+    assert config.num_processes % config.num_machines == 0
+
+
+def test_constraints_are_exact_versions_within_the_ranges_of_the_project():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        wanted = Requirement(text)
+        (pin,) = pins[canonicalize_name(wanted.name)].specifier
+        assert pin.operator == "=="
+        assert wanted.specifier.contains(pin.version), text
+
+
+def test_every_command_has_a_module_and_a_script():
+    for name in _COMMANDS:
+        assert (ROOT / "modeling_detr/commands" / f"{name}.py").is_file()
+        assert f'run_command("{name}")' in (ROOT / "scripts" / f"{name}.py").read_text()
+
+
+def test_the_readme_types_only_what_exists():
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for command in re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?detr (\w+)", text, flags=re.MULTILINE):
+        assert command in _COMMANDS
+    for target in re.findall(r"\bmake (\w+)", text):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), target
+    for path in re.findall(r"\b(?:configs|scripts)/[\w/]+\.(?:yaml|py)", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_workflow_files_are_yaml():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert all(repository["repo"] == "local" for repository in hooks["repos"])  # nothing is downloaded
+
+
+@pytest.mark.slow
+def test_the_console_command_is_installed():
+    result = subprocess.run([Path(sys.executable).with_name("detr"), "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "detr COMMAND" in result.stdout

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+
+from modeling_detr.data import open_dataset
+from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.training.setup import build_model, build_processor, hold_out, open_splits
+
+
+NAMES = {0: "circle", 1: "square"}
+
+
+def test_held_out_images_depend_on_their_ids_and_not_on_their_order():
+    index = open_dataset("shapes?size=64&train=40&val=4").split("train")
+    train, held_out = hold_out(index, 0.25, seed=3)
+    assert (len(train), len(held_out)) == (30, 10)
+    assert not {image.id for image in train.images} & {image.id for image in held_out.images}
+    fewer = index.select(np.arange(20))
+    assert {image.id for image in hold_out(fewer, 0.99, seed=3)[1].images} > {
+        image.id for image in held_out.images if image.id in {record.id for record in fewer.images}
+    }
+    assert [image.id for image in hold_out(index, 0.25, seed=4)[1].images] != [image.id for image in held_out.images]
+
+
+def test_splits_are_found_by_their_usual_names_or_held_out(tiny_recipe):
+    train, evaluation = open_splits(tiny_recipe())
+    assert (len(train), len(evaluation)) == (20, 4)
+    train, evaluation = open_splits(tiny_recipe(eval_fraction=0.2))
+    assert (len(train), len(evaluation)) == (16, 4)
+    train, evaluation = open_splits(tiny_recipe(train_split="train+val", eval_split="val"))
+    assert (len(train), len(evaluation)) == (24, 4)
+
+
+def test_data_without_a_split_to_evaluate_on_says_what_to_do(tiny_recipe, monkeypatch):
+    whole = open_dataset("shapes?size=64&train=8&val=2")
+    only_train = DetectionIndex(
+        whole.name, whole.images, whole.categories, whole.annotations, {"train": whole.splits["train"]}
+    )
+    monkeypatch.setattr("modeling_detr.training.setup.open_dataset", lambda *_, **__: only_train)
+    with pytest.raises(ValueError, match=r"--eval_split, or hold some images out: --eval_fraction"):
+        open_splits(tiny_recipe())
+
+
+def test_a_model_to_start_from_keeps_its_weights_and_gets_a_head_for_the_dataset(tiny_recipe, tiny_detector, tmp_path):
+    pretrained = tiny_detector()
+    pretrained.save_pretrained(tmp_path / "pretrained")
+    recipe = tiny_recipe(model=str(tmp_path / "pretrained"), model_config={"dropout": 0.25})
+    model = build_model(recipe, NAMES)
+    assert model.config.id2label == NAMES
+    assert model.class_labels_classifier.weight.shape[0] == 3
+    assert model.config.dropout == 0.25
+    for name, parameter in model.model.named_parameters():
+        assert torch.equal(parameter, pretrained.model.get_parameter(name)), name
+
+
+def test_the_same_seed_makes_the_same_model(tiny_recipe):
+    one, two = (build_model(tiny_recipe(seed=5), NAMES) for _ in range(2))
+    other = build_model(tiny_recipe(seed=6), NAMES)
+    assert torch.equal(one.model.query_position_embeddings.weight, two.model.query_position_embeddings.weight)
+    assert not torch.equal(one.model.query_position_embeddings.weight, other.model.query_position_embeddings.weight)
+
+
+def test_gradient_checkpointing_is_switched_on(tiny_recipe):
+    assert build_model(tiny_recipe(gradient_checkpointing=True), NAMES).is_gradient_checkpointing
+
+
+def test_a_new_processor_has_the_mean_of_the_backbone_that_it_serves(tiny_recipe, tiny_config):
+    recipe = tiny_recipe()
+    assert tuple(build_processor(recipe, tiny_config()).image_mean) == (0.485, 0.456, 0.406)
+    processor = build_processor(recipe, tiny_config(backbone="tf_efficientnet_lite0", backbone_kwargs=None))
+    assert tuple(processor.image_mean) == (0.5, 0.5, 0.5)
+    assert dict(processor.size) == {"shortest_edge": 64, "longest_edge": 64}
