@@ -325,12 +325,14 @@ class DetrImageProcessorKwargs(TypedDict, total=False):
     return_tensors: Any
 
 
-# Keys that the library and other processors write into a saved file and that decide nothing here, and those that are
-# accepted with the one value that says what this processor does anyway.
+# Keys that the library and other processors write into a saved file, or that a pipeline hands to model and processor
+# alike, and that decide nothing here; and those that are accepted with the one value that says what is done anyway.
 _KEYS_WITHOUT_EFFECT = {
     "auto_map",
     "default_to_square",
+    "device_map",
     "disable_grouping",
+    "dtype",
     "feature_extractor_type",
     "format",  # annotations say themselves what they are
     "image_processor_type",

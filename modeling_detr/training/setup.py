@@ -1,7 +1,7 @@
 """What a recipe names, built: the data of a run, its processor, its model, its loaders."""
 
 import hashlib
-import signal
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -214,9 +214,14 @@ def _loader(
 
 
 def _prepare_worker(_number: int) -> None:
-    """A loader process computes with one thread, and leaves Ctrl-C to the process that it loads for."""
+    """A loader process computes with one thread, and stays until the process that it loads for has ended the run.
+
+    Ctrl-C in a terminal and SIGTERM from torchrun go to a whole group of processes; a group of its own spares it. It
+    notices by itself when the process that it loads for is gone.
+    """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def _edges(processor: DetrTorchvisionImageProcessor) -> tuple[int, int | None]:

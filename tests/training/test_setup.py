@@ -61,7 +61,8 @@ def test_the_same_seed_makes_the_same_model(tiny_recipe):
 
 
 def test_gradient_checkpointing_is_switched_on(tiny_recipe):
-    assert build_model(tiny_recipe(gradient_checkpointing=True), NAMES).is_gradient_checkpointing
+    model = build_model(tiny_recipe(gradient_checkpointing=True), NAMES)
+    assert model.model.encoder.layers[0].gradient_checkpointing
 
 
 def test_a_new_processor_has_the_mean_of_the_backbone_that_it_serves(tiny_recipe, tiny_config):
