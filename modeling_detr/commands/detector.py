@@ -1,6 +1,5 @@
 """The model that a command is given, by folder or name on the Hub, and what it sees in one image."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.structures_detr import DetectionResult
+from modeling_detr.training.checkpointing import find_model
 
 
 def load_detector(source: str) -> tuple[DetrForObjectDetection, DetrTorchvisionImageProcessor]:
@@ -21,18 +21,7 @@ def load_detector(source: str) -> tuple[DetrForObjectDetection, DetrTorchvisionI
         ValueError: `source` is a checkpoint of the original, or another file, or a folder without a model.
         OSError: There is nothing of that name, or it is not complete.
     """
-    path = Path(source)
-    if path.suffix in (".pth", ".pt", ".ckpt"):
-        raise ValueError(
-            f"{source} is a PyTorch checkpoint, which must be converted first; this version cannot do that. "
-            f"Give the folder of a model (with config.json), or a name on the Hub."
-        )
-    if path.is_file():
-        raise ValueError(f"{source} is a file; give the folder of a model (with config.json), or a name on the Hub.")
-    if (path / "model" / "config.json").is_file():  # a run of `detr train`
-        source = str(path / "model")
-    elif path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{source} holds no model: there is no config.json, nor a model/config.json, in it.")
+    source = find_model(source)
     model = DetrForObjectDetection.from_pretrained(source)
     return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(source)
 

@@ -1,7 +1,7 @@
 """Datasets in any of the usual formats, and the way from a file on disk to a batch."""
 
 from modeling_detr.data.coco import read_coco
-from modeling_detr.data.collate import DetrCollator, normalize_batch
+from modeling_detr.data.collate import DetrCollator
 from modeling_detr.data.dataset import DetectionDataset, SampleKey
 from modeling_detr.data.images import read_image
 from modeling_detr.data.open import find_split, open_dataset
@@ -18,7 +18,6 @@ __all__ = [
     "TrainBatchSampler",
     "eval_transform",
     "find_split",
-    "normalize_batch",
     "open_dataset",
     "read_coco",
     "read_image",

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from modeling_detr.image_processing_detr import normalize
 from modeling_detr.structures_detr import DetectionBatch, DetectionLabels, DetectionSample, check_labels
 
 
@@ -40,8 +39,8 @@ class DetrCollator:
             image_std: Standard deviation of each channel.
             num_labels: Classes of the model, which labels are checked against.
             names: What each image of the index is called in messages (its path), by `image_index`.
-            normalize: False leaves `pixel_values` in uint8 and `pixel_mask` in bool, a fifth of what would go to the
-                device; `normalize_batch` makes of them there what they are otherwise.
+            normalize: False leaves `pixel_values` in uint8 and `pixel_mask` in bool, a fifth of what goes to the
+                device otherwise, for `evaluation.engine.to_device` to normalise there.
         """
         self.image_mean = tuple(image_mean)
         self.image_std = tuple(image_std)
@@ -102,11 +101,3 @@ def _to_labels(sample: DetectionSample, canvas: tuple[int, int]) -> DetectionLab
         masks = target["masks"].as_subclass(Tensor)
         labels["masks"] = torch.nn.functional.pad(masks, (0, canvas[1] - width, 0, canvas[0] - height))
     return labels
-
-
-def normalize_batch(batch: DetectionBatch, image_mean: Sequence[float], image_std: Sequence[float]) -> DetectionBatch:
-    """Normalises a batch that the collator left in uint8, on the device where it is. Padding is exactly zero
-    afterwards, and the mask int64."""
-    pixel_values = normalize(batch["pixel_values"], image_mean, image_std)
-    pixel_mask = batch["pixel_mask"].to(torch.int64)
-    return {**batch, "pixel_values": pixel_values * pixel_mask[:, None], "pixel_mask": pixel_mask}

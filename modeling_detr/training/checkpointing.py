@@ -225,6 +225,30 @@ def restore_replaced_model(run_dir: Path) -> None:
         previous.rename(folder)
 
 
+def find_model(source: str) -> str:
+    """What `from_pretrained` is to be given, wherever a person may name a model.
+
+    Args:
+        source: A model's folder, the folder of a run (its `model/` is meant), or a Hub id.
+
+    Raises:
+        ValueError: `source` is a checkpoint of the original, another file, or a folder without a model.
+    """
+    path = Path(source)
+    if path.suffix in (".pth", ".pt", ".ckpt"):
+        raise ValueError(
+            f"{source} is a PyTorch checkpoint, which must be converted first; this version cannot do that. "
+            f"Give the folder of a model (with config.json), or a name on the Hub."
+        )
+    if path.is_file():
+        raise ValueError(f"{source} is a file; give the folder of a model (with config.json), or a name on the Hub.")
+    if (path / MODEL / "config.json").is_file():
+        return str(path / MODEL)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{source} holds no model: there is no config.json, nor a {MODEL}/config.json, in it.")
+    return source
+
+
 def holds_run(run_dir: Path) -> bool:
     """Whether a run has already left something in the folder."""
     names = (RECIPE, "log.jsonl", CHECKPOINTS, MODEL, _previous(Path(MODEL)).name)

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from modeling_detr.configuration_detr import DetrConfig
-from modeling_detr.data import normalize_batch
+from modeling_detr.evaluation.engine import to_device
 from modeling_detr.structures_detr import DetectionBatch
 
 
@@ -154,32 +154,6 @@ def training_step(
     scheduler.step()
     optimizer.zero_grad()
     return StepResult(losses, norm, int(images), stops > 0)
-
-
-def to_device(
-    batch: DetectionBatch, device: torch.device, image_mean: Sequence[float], image_std: Sequence[float]
-) -> dict[str, Any]:
-    """A batch as the model takes it: on `device`, normalised if still uint8, without a mask if nothing is padded.
-
-    Padding is zero after the normalisation, as in the original. Images travel as bytes, a quarter of their size.
-    """
-    padded = not bool(batch["pixel_mask"].all())
-    moved: DetectionBatch = {
-        "pixel_values": batch["pixel_values"].to(device, non_blocking=True),
-        "pixel_mask": batch["pixel_mask"].to(device, non_blocking=True),
-        "labels": batch["labels"],
-    }
-    if not moved["pixel_values"].is_floating_point():
-        moved = normalize_batch(moved, image_mean, image_std)
-    labels = [
-        {
-            "class_labels": label["class_labels"].to(device, non_blocking=True),
-            "boxes": label["boxes"].to(device, non_blocking=True),
-        }
-        for label in batch["labels"]
-    ]
-    pixel_mask = moved["pixel_mask"] if padded else None
-    return {"pixel_values": moved["pixel_values"], "pixel_mask": pixel_mask, "labels": labels}
 
 
 def _image_indices(batches: Sequence[DetectionBatch], suspects: Sequence[bool], accelerator: Accelerator) -> list[int]:

@@ -88,7 +88,7 @@ class Recipe:
     # Augmentation and batches
     transform: str = "original"
     transform_options: dict[str, Any] = field(default_factory=dict)
-    batching: Literal["random", "size"] = "random"
+    batching: Literal["random", "size"] = "size"
     batch_size: int = 2
     gradient_accumulation_steps: int = 1
     num_workers: int = 2

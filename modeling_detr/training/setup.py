@@ -27,6 +27,7 @@ from modeling_detr.data.transforms import SCALES, SampleTransform
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.training.checkpointing import find_model
 from modeling_detr.training.recipe import Recipe
 
 
@@ -89,7 +90,7 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
     torch.manual_seed(recipe.seed)
     if recipe.model is not None:
         model: DetrForObjectDetection = DetrForObjectDetection.from_pretrained(
-            recipe.model, **labels, **recipe.model_config, ignore_mismatched_sizes=True
+            find_model(recipe.model), **labels, **recipe.model_config, ignore_mismatched_sizes=True
         )
     else:
         model = DetrForObjectDetection(_new_config(recipe, labels))
@@ -108,6 +109,24 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
     return model
 
 
+def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
+    """What becomes of the class head of the model that the recipe starts from; None for a new model."""
+    if recipe.model is None:
+        return None
+    before = DetrConfig.from_pretrained(find_model(recipe.model)).id2label or {}
+    if dict(before) == dict(id2label):
+        return f"the class head of {recipe.model} is kept: its classes are those of the dataset"
+    if len(before) == len(id2label):
+        return (
+            f"the class head of {recipe.model} is kept, but its {len(before)} classes have other names than those of "
+            f"the dataset or another order: it has to learn them anew"
+        )
+    return (
+        f"the class head starts anew: {recipe.model} has {len(before)} classes, the dataset {len(id2label)}; "
+        f"everything else is kept"
+    )
+
+
 def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageProcessor:
     """The processor of the model that the recipe starts from, or a new one with the mean and std of the backbone.
 
@@ -116,7 +135,7 @@ def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageP
         OSError: The processor of the model to start from cannot be found or read.
     """
     if recipe.model is not None:
-        return DetrTorchvisionImageProcessor.from_pretrained(recipe.model, **recipe.processor_config)
+        return DetrTorchvisionImageProcessor.from_pretrained(find_model(recipe.model), **recipe.processor_config)
     pretrained = timm.get_pretrained_cfg(_timm_name(recipe, config), allow_unregistered=True)
     normalisation = {"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}
     try:

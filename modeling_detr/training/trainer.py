@@ -40,7 +40,7 @@ from modeling_detr.training.metric_logger import MetricLogger
 from modeling_detr.training.model_card import model_card
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer, num_parameters
 from modeling_detr.training.recipe import Recipe, differing_keys, nearest_name
-from modeling_detr.training.setup import build_loaders, build_model, build_processor, open_splits
+from modeling_detr.training.setup import build_loaders, build_model, build_processor, head_note, open_splits
 from modeling_detr.visualization import draw_comparison
 
 
@@ -115,7 +115,8 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(training_model, self.raw_optimizer)
         self._watch = time.monotonic()
         self.state = TrainingState(num_processes=self.accelerator.num_processes)
-        self.notes: list[str] = []
+        note = head_note(recipe, self.train_index.id2label)
+        self.notes: list[str] = [] if note is None else [note]
         if self.checkpoint is not None:
             self._resume(self.checkpoint)
         self.steps_per_epoch = self.loaders.train_sampler.steps_per_epoch

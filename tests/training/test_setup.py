@@ -1,10 +1,12 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from modeling_detr.data import open_dataset
 from modeling_detr.structures_detr import DetectionIndex
-from modeling_detr.training.setup import build_model, build_processor, hold_out, open_splits
+from modeling_detr.training.setup import build_model, build_processor, head_note, hold_out, open_splits
 
 
 NAMES = {0: "circle", 1: "square"}
@@ -71,3 +73,17 @@ def test_a_new_processor_has_the_mean_of_the_backbone_that_it_serves(tiny_recipe
     processor = build_processor(recipe, tiny_config(backbone="tf_efficientnet_lite0", backbone_kwargs=None))
     assert tuple(processor.image_mean) == (0.5, 0.5, 0.5)
     assert dict(processor.size) == {"shortest_edge": 64, "longest_edge": 64}
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({0: "a", 1: "b"}, "is kept: its classes are those of the dataset"),
+        ({0: "b", 1: "a"}, "is kept, but its 2 classes have other names than those of the dataset or another order"),
+        ({0: "a", 1: "b", 2: "c"}, "starts anew: .* has 2 classes, the dataset 3"),
+    ],
+)
+def test_the_plan_says_what_becomes_of_the_class_head(tiny_recipe, tiny_detector, tmp_path, names, says):
+    tiny_detector(num_labels=2, id2label={0: "a", 1: "b"}).save_pretrained(tmp_path / "model")
+    assert re.search(says, head_note(tiny_recipe(model=str(tmp_path)), names))
+    assert head_note(tiny_recipe(), names) is None
