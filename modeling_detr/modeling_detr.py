@@ -7,6 +7,7 @@ Shapes: B images · Q queries (E extra ones in training) · C classes · D width
 h, w feature cells · S = h·w tokens · L decoder layers.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -823,6 +824,9 @@ class DetrModel(DetrPreTrainedModel):
             raise FileNotFoundError(f"{source}: no such file of backbone weights.")
         else:
             overrides = {"model_name": str(source)}
+        timm_logger = logging.getLogger("timm")
+        level = timm_logger.level
+        timm_logger.setLevel(logging.ERROR)  # it warns of the classifier, which is left out on purpose
         try:
             pretrained = create_timm_backbone(self.config, pretrained=True, **overrides)
         except Exception as error:  # timm raises whatever its reader or its download does
@@ -831,6 +835,8 @@ class DetrModel(DetrPreTrainedModel):
                 f"with that architecture's weights in timm's names, or a timm model name whose weights can be "
                 f"downloaded from here."
             ) from error
+        finally:
+            timm_logger.setLevel(level)
         if self.config.freeze_batch_norm:
             freeze_batch_norms(pretrained)
         try:

@@ -59,24 +59,22 @@ class EncoderSupervision(nn.Module):
         first_target = (counts.cumsum(0) - counts).to(owner.device)  # (B,) row of each image's first target
         image_share = counts.to(owner.device) / num_boxes  # (B,)
 
-        positive = owner >= 0
-        image, token = positive.nonzero(as_tuple=True)  # (P,)
-        target = owner[image, token] + first_target[image]  # (P,)
+        positive = owner >= 0  # (B, S)
+        target = torch.where(positive, owner + first_target[:, None], 0)  # (B, S) rows of the batch's targets
         no_object = logits.shape[-1] - 1
-        classes = torch.full_like(owner, no_object)
-        classes[image, token] = torch.cat([label["class_labels"] for label in labels])[target]
+        all_classes = torch.cat([label["class_labels"] for label in labels])
+        all_boxes = torch.cat([label["boxes"] for label in labels]).to(boxes.dtype)
+        classes = torch.where(positive, all_classes[target], no_object)
         class_weights = logits.new_ones(no_object + 1)
         class_weights[no_object] = self.eos_coefficient
         class_loss = F.cross_entropy(logits.transpose(1, 2), classes, class_weights, reduction="none")  # (B, S)
+        l1, giou_loss = box_distances(boxes, all_boxes[target])  # (B, S)
 
-        num_positives = positive.sum(1).clamp(min=1)  # (B,)
-        target_boxes = torch.cat([label["boxes"] for label in labels]).to(boxes.dtype)[target]
-        l1, giou_loss = box_distances(boxes[image, token], target_boxes)  # (P,)
-        token_share = image_share / num_positives  # (B,)
+        token_share = image_share / positive.sum(1).clamp(min=1)  # (B,)
         return {
             "loss_ce_encoder": ((class_loss * real).sum(1) * token_share).sum(),
-            "loss_bbox_encoder": (l1 * token_share[image]).sum(),
-            "loss_giou_encoder": (giou_loss * token_share[image]).sum(),
+            "loss_bbox_encoder": ((l1 * positive).sum(1) * token_share).sum(),
+            "loss_giou_encoder": ((giou_loss * positive).sum(1) * token_share).sum(),
         }
 
     def owners(self, centres: Tensor, real: Tensor, labels: Sequence[DetectionLabels]) -> Tensor:
