@@ -62,6 +62,9 @@ class DetrConfig(PreTrainedConfig):
         activation_dropout: Dropout between the two layers of a feed-forward network.
         pre_norm: Normalise before each block instead of after it (`--pre_norm` of the original).
         position_embedding_type: `"sine"` or `"learned"`.
+        position_temperature: Ratio of the longest to the shortest wave length of the sine positions. The original's
+            10,000 leaves most channels nearly constant over an image; 20 makes positions easier to tell apart, so that
+            small datasets with many alike objects start much earlier.
         learned_position_grid: Rows and columns of the learned position table, the largest feature map it can serve.
         auxiliary_loss: Apply the heads and the loss to every decoder layer.
         class_cost: Weight of the class probability in the matching cost.
@@ -106,6 +109,7 @@ class DetrConfig(PreTrainedConfig):
     activation_dropout: float | int = 0.1
     pre_norm: bool = False
     position_embedding_type: str = "sine"
+    position_temperature: float | int = 10_000
     learned_position_grid: int = 50
     is_encoder_decoder: bool = True
 
@@ -155,6 +159,8 @@ class DetrConfig(PreTrainedConfig):
         for name in ("num_queries", "decoder_layers", "learned_position_grid", "num_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1.")
+        if self.position_temperature <= 1:
+            raise ValueError(f"position_temperature is {self.position_temperature}; wanted a number above 1.")
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted a probability in [0, 1).")

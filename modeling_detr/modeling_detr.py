@@ -263,10 +263,10 @@ class DetrSinePositionEmbedding(nn.Module):
 
     Args:
         width: D, the width of the embedding; half for rows, half for columns.
-        temperature: Ratio of the longest to the shortest wave length, over 2π.
+        temperature: Ratio of the longest to the shortest wave length.
     """
 
-    def __init__(self, width: int, temperature: float = 10_000.0) -> None:
+    def __init__(self, width: int, temperature: float) -> None:
         super().__init__()
         self.width = width
         self.temperature = temperature
@@ -284,7 +284,7 @@ class DetrSinePositionEmbedding(nn.Module):
         )
 
 
-def sine_embedding(positions: Tensor, width: int, temperature: float = 10_000.0) -> Tensor:
+def sine_embedding(positions: Tensor, width: int, temperature: float) -> Tensor:
     """Positions (…) in [0, 1] → (…, width): sines and cosines, interleaved, of the position times 2π, ever slower."""
     channel = torch.arange(width, dtype=torch.float32, device=positions.device)
     wave_length = temperature ** (2 * torch.div(channel, 2, rounding_mode="floor") / width)
@@ -347,7 +347,7 @@ class DetrBackbone(nn.Module):
         self.conv_encoder = DetrConvEncoder(config)
         self.position_embedding: nn.Module
         if config.position_embedding_type == "sine":
-            self.position_embedding = DetrSinePositionEmbedding(config.d_model)
+            self.position_embedding = DetrSinePositionEmbedding(config.d_model, float(config.position_temperature))
         else:
             self.position_embedding = DetrLearnedPositionEmbedding(config.d_model, config.learned_position_grid)
 

@@ -30,6 +30,7 @@ def test_config_survives_saving(tmp_path):
         ({"decoder_attention_heads": 7}, "d_model=256 is not divisible by decoder_attention_heads=7"),
         ({"position_embedding_type": "sinus"}, "wanted 'sine' or 'learned'"),
         ({"num_queries": 0}, "num_queries is 0; wanted at least 1"),
+        ({"position_temperature": 0}, "position_temperature is 0; wanted a number above 1"),
         ({"dropout": 1.5}, "dropout is 1.5; wanted a probability"),
         ({"out_indices": [3, 1]}, "wanted ascending"),
         ({"num_queries": "many"}, "num_queries"),

@@ -129,6 +129,7 @@ class Denoising(nn.Module):
         num_labels: C.
         width: D.
         num_groups: G.
+        temperature: Of the sine embedding of the noised boxes; best that of the model's positions.
         label_noise: Probability that a label is replaced by a random one.
         centre_noise: A centre moves by up to this share of the side, each way.
         size_noise: A side is scaled by 1 ± this.
@@ -139,6 +140,7 @@ class Denoising(nn.Module):
         num_labels: int,
         width: int,
         num_groups: int,
+        temperature: float,
         label_noise: float = 0.2,
         centre_noise: float = 0.4,
         size_noise: float = 0.4,
@@ -147,6 +149,7 @@ class Denoising(nn.Module):
         self.num_labels = num_labels
         self.width = width
         self.num_groups = num_groups
+        self.temperature = temperature
         self.label_noise = label_noise
         self.centre_noise = centre_noise
         self.size_noise = size_noise
@@ -167,7 +170,9 @@ class Denoising(nn.Module):
         flipped = torch.rand(classes.shape, device=device) < self.label_noise
         classes = torch.where(flipped, torch.randint_like(classes, self.num_labels), classes)
         content = self.label_embedding(classes)
-        embedded = sine_embedding(self._noised(boxes), self.width // 2).flatten(-2)  # (B, E, 4 · D/2)
+        embedded = sine_embedding(self._noised(boxes), self.width // 2, self.temperature).flatten(
+            -2
+        )  # (B, E, 4 · D/2)
         positions = self.position_mlp(embedded.to(content.dtype))
         return ExtraQueries(content, positions, self._attention_mask(counts, most, num_queries, device))
 
@@ -240,7 +245,11 @@ class TrainingModel(nn.Module):
         config = detector.config
         self.encoder_supervision = EncoderSupervision(float(config.eos_coefficient)) if encoder_supervision else None
         self.denoising = (
-            Denoising(cast(int, config.num_labels), config.d_model, denoising_groups) if denoising_groups else None
+            Denoising(
+                cast(int, config.num_labels), config.d_model, denoising_groups, float(config.position_temperature)
+            )
+            if denoising_groups
+            else None
         )
 
     def forward(

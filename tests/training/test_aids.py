@@ -46,7 +46,7 @@ def test_padding_is_no_token_and_centres_are_of_the_unpadded_image():
 
 
 def test_denoising_queries_see_their_group_and_no_other_and_are_not_seen():
-    allowed = Denoising(5, 32, num_groups=2).queries(labels_of(2, 1), num_queries=3).attention_mask
+    allowed = Denoising(5, 32, num_groups=2, temperature=20).queries(labels_of(2, 1), num_queries=3).attention_mask
     assert allowed.shape == (2, 7, 7)
     first = allowed[0].long().tolist()
     assert first[0] == [1, 1, 1, 0, 0, 0, 0]
@@ -58,7 +58,7 @@ def test_denoising_queries_see_their_group_and_no_other_and_are_not_seen():
 
 
 def test_without_noise_denoising_queries_hold_the_targets():
-    denoising = Denoising(5, 32, 1, label_noise=0, centre_noise=0, size_noise=0)
+    denoising = Denoising(5, 32, 1, 20, label_noise=0, centre_noise=0, size_noise=0)
     labels = labels_of(3)
     assert torch.equal(denoising._noised(labels[0]["boxes"]), labels[0]["boxes"])
     extra = denoising.queries(labels, 4)
@@ -66,7 +66,7 @@ def test_without_noise_denoising_queries_hold_the_targets():
 
 
 def test_noise_stays_within_its_bounds():
-    denoising = Denoising(5, 32, 1, centre_noise=0.4, size_noise=0.4)
+    denoising = Denoising(5, 32, 1, 20, centre_noise=0.4, size_noise=0.4)
     boxes = torch.full((1, 1000, 4), 0.4)
     noised = denoising._noised(boxes)
     assert (noised[..., :2] - 0.4).abs().max() <= 0.16 + 1e-6
