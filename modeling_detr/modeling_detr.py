@@ -273,15 +273,15 @@ class DetrSinePositionEmbedding(nn.Module):
 
     def forward(self, feature_mask: Tensor) -> Tensor:
         """(B, h, w) bool, True = image → (B, h, w, D) float32."""
-        counts = [feature_mask.cumsum(axis, dtype=torch.float32) for axis in (1, 2)]
-        last = [counts[0][:, -1:, :], counts[1][:, :, -1:]]
-        return torch.cat(
-            [
-                sine_embedding(count / (end + 1e-6), self.width // 2, self.temperature)
-                for count, end in zip(counts, last, strict=True)
-            ],
-            dim=-1,
-        )
+        rows, columns = (feature_mask.cumsum(axis, dtype=torch.float32) for axis in (1, 2))
+        x = columns / (columns[:, :, -1:] + 1e-6)
+        y = rows / (rows[:, -1:, :] + 1e-6)
+        return sine_position(torch.stack([x, y], dim=-1), self.width, self.temperature)
+
+
+def sine_position(points: Tensor, width: int, temperature: float) -> Tensor:
+    """Points (…, 2) as (x, y) in [0, 1] → (…, width): the embedding of y, then that of x."""
+    return sine_embedding(points.flip(-1), width // 2, temperature).flatten(-2)
 
 
 def sine_embedding(positions: Tensor, width: int, temperature: float) -> Tensor:

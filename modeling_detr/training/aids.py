@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling_detr.loss_detr import SetCriterion, box_distances
-from modeling_detr.modeling_detr import DetrForObjectDetection, DetrObjectDetectionOutput, ExtraQueries, sine_embedding
+from modeling_detr.modeling_detr import (
+    DetrDecoderLayer,
+    DetrForObjectDetection,
+    DetrObjectDetectionOutput,
+    ExtraQueries,
+    sine_embedding,
+    sine_position,
+)
 from modeling_detr.structures_detr import DetectionLabels
 
 
@@ -120,7 +127,8 @@ class Denoising(nn.Module):
     """Queries that start at a noised target and have to find back; they bypass the matching, so they learn at once.
 
     Each group holds every target once, with its label flipped at times, its centre moved and its sides scaled. The
-    content of such a query embeds the label, its position the noised box. Groups see neither each other nor are they
+    content of such a query embeds the label, its position the noised box: the encoder's own code of the centre, and
+    what a small network makes of the whole box. Groups see neither each other nor are they
     seen by the learned queries, so that what those compute is what they compute alone.
 
     Paper: DN-DETR, sec. 4.
@@ -155,6 +163,8 @@ class Denoising(nn.Module):
         self.size_noise = size_noise
         self.label_embedding = nn.Embedding(num_labels, width)
         self.position_mlp = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
+        nn.init.zeros_(cast(Tensor, self.position_mlp[-1].weight))  # at first a position is that of the centre alone
+        nn.init.zeros_(cast(Tensor, self.position_mlp[-1].bias))
 
     def queries(self, labels: Sequence[DetectionLabels], num_queries: int) -> ExtraQueries:
         """G·n noised queries for each image; those past an image's own targets attend only to themselves."""
@@ -170,10 +180,10 @@ class Denoising(nn.Module):
         flipped = torch.rand(classes.shape, device=device) < self.label_noise
         classes = torch.where(flipped, torch.randint_like(classes, self.num_labels), classes)
         content = self.label_embedding(classes)
-        embedded = sine_embedding(self._noised(boxes), self.width // 2, self.temperature).flatten(
-            -2
-        )  # (B, E, 4 · D/2)
-        positions = self.position_mlp(embedded.to(content.dtype))
+        noised = self._noised(boxes)
+        embedded = sine_embedding(noised, self.width // 2, self.temperature).flatten(-2)  # (B, E, 4 · D/2)
+        centres = sine_position(noised[..., :2], self.width, self.temperature)  # (B, E, D), as tokens have
+        positions = centres + self.position_mlp(embedded.to(content.dtype))
         return ExtraQueries(content, positions, self._attention_mask(counts, most, num_queries, device))
 
     def _noised(self, boxes: Tensor) -> Tensor:
@@ -308,3 +318,32 @@ def build_training_model(
 ) -> TrainingModel:
     """The module that trains: `detector` with the aids asked for, or with none. See `TrainingModel`."""
     return TrainingModel(detector, encoder_supervision, denoising_groups)
+
+
+@torch.no_grad()
+def start_local(detector: DetrForObjectDetection) -> None:
+    """Initialises a new detector so that its queries look at one place each from the first step.
+
+    Each query begins as the position code of a point (the points are spread over the image), and the decoder's
+    attention to the image with equal projections of queries and keys, so that what lies close in position scores high.
+    From the original's random start a decoder takes long to find this; the network is the same.
+
+    Args:
+        detector: A new detector with sine positions; a `position_temperature` far below 10,000 tells points apart.
+
+    Raises:
+        ValueError: The detector has learned positions.
+    """
+    config = detector.config
+    if config.position_embedding_type != "sine":
+        raise ValueError(
+            f"Queries can only start at points of the image with sine positions; position_embedding_type is "
+            f"'{config.position_embedding_type}'. Set local_start to false, or use sine positions."
+        )
+    points = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(config.num_queries)  # (Q, 2) in [0, 1]
+    codes = sine_position(points, config.d_model, float(config.position_temperature))
+    detector.model.query_position_embeddings.weight.copy_(codes)
+    for layer in detector.model.decoder.layers:
+        attention = cast(DetrDecoderLayer, layer).encoder_attn
+        nn.init.xavier_uniform_(attention.q_proj.weight)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)

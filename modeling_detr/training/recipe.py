@@ -60,6 +60,8 @@ class Recipe:
         seed: Seed of weights, order, augmentation and dropout.
         encoder_supervision: Let the heads predict from every encoder token too, while training.
         denoising_groups: Groups of noised ground-truth queries in the decoder, while training.
+        local_start: Begin a new model with queries that each look at one place, instead of the original's random
+            start.
         eval_batch_size: Images in an evaluation batch of one process; none: batch_size.
         eval_every_epochs: Epochs between evaluations; the last is always evaluated.
         checkpoint_every_epochs: Epochs between checkpoints; the last always has one.
@@ -107,9 +109,10 @@ class Recipe:
     gradient_checkpointing: bool = False
     seed: int = 42
 
-    # Training-only supervision
+    # What helps a DETR to learn from little; the exported model is the same network
     encoder_supervision: bool = False
     denoising_groups: int = 0
+    local_start: bool = False
 
     # Evaluation, checkpoints, logs
     eval_batch_size: int | None = None
@@ -141,6 +144,8 @@ class Recipe:
             raise ValueError(
                 "backbone_weights is for a new model, but model is given, which has a backbone's weights."
             )
+        if self.model is not None and self.local_start:
+            raise ValueError("local_start is for a new model, but model is given, whose weights are kept.")
 
     @property
     def data_source(self) -> str:

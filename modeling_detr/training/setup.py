@@ -27,6 +27,7 @@ from modeling_detr.data.transforms import SCALES, SampleTransform
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.training.aids import start_local
 from modeling_detr.training.checkpointing import find_model
 from modeling_detr.training.recipe import Recipe
 
@@ -98,6 +99,8 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
             model.model.load_backbone_weights(recipe.backbone_weights)
         else:
             _refuse_frozen_random_backbone(model)
+        if recipe.local_start:
+            start_local(model)
     if recipe.backbone_learning_rate == 0:
         for name, parameter in model.named_parameters():
             if "backbone" in name:

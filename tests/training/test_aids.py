@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from modeling_detr.training.aids import Denoising, EncoderSupervision, build_training_model, token_centres
+from modeling_detr.training.aids import Denoising, EncoderSupervision, build_training_model, start_local, token_centres
 
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -120,3 +120,23 @@ def test_exported_weights_know_nothing_of_the_aids(tiny_detector):
     detector = tiny_detector()
     before = set(detector.state_dict())
     assert set(build_training_model(detector, True, 3).detector.state_dict()) == before
+
+
+def test_with_a_local_start_every_query_looks_at_its_own_place(tiny_detector, monkeypatch):
+    points = torch.tensor([[0.2, 0.2], [0.8, 0.3], [0.5, 0.9]])
+    monkeypatch.setattr("torch.quasirandom.SobolEngine.draw", lambda self, count: points[:count])
+    detector = tiny_detector(
+        position_temperature=20, num_queries=3, d_model=64, encoder_attention_heads=1, decoder_attention_heads=1
+    )
+    start_local(detector)
+    pixel_values = torch.zeros(1, 3, 320, 320)  # 10 x 10 tokens that hardly differ but in their position
+    attention = detector(pixel_values, output_attentions=True).cross_attentions[0][0, 0].view(3, 10, 10)
+    for weights, (x, y) in zip(attention, points.tolist(), strict=True):
+        row, column = divmod(int(weights.argmax()), 10)
+        assert abs((row + 1) / 10 - y) <= 0.15
+        assert abs((column + 1) / 10 - x) <= 0.15
+
+
+def test_a_local_start_needs_sine_positions(tiny_detector):
+    with pytest.raises(ValueError, match="only start at points of the image with sine positions"):
+        start_local(tiny_detector(position_embedding_type="learned"))
