@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 # What `PreTrainedConfig` takes beside its declared fields, and what it writes into a saved config.
@@ -28,6 +29,38 @@ _LIBRARY_KEYS = {
     "per_layer_config",
     "torch_dtype",
     "transformers_version",
+}
+
+_LEAST = {
+    0: (
+        "encoder_layers",
+        "class_cost",
+        "bbox_cost",
+        "giou_cost",
+        "bbox_loss_coefficient",
+        "giou_loss_coefficient",
+        "mask_loss_coefficient",
+        "dice_loss_coefficient",
+        "eos_coefficient",
+    ),
+    1: (
+        "num_queries",
+        "decoder_layers",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+        "learned_position_grid",
+        "num_channels",
+    ),
+}
+
+# Arguments of `timm.create_model` that other keys decide
+_KEYS_OF_THE_BACKBONE = {
+    "model_name": "which the key backbone says",
+    "pretrained": "but building from a config never downloads; load weights by DetrModel.load_backbone_weights",
+    "features_only": "but feature maps are what is needed",
+    "in_chans": "which the key num_channels says",
+    "out_indices": "which the key out_indices says",
+    "output_stride": "which the key dilation says",
 }
 
 
@@ -131,7 +164,8 @@ class DetrConfig(PreTrainedConfig):
 
     def _refuse_unknown_keys(self, extra: dict[str, Any]) -> None:
         """The library stores any key it does not know; a misspelt option would then be ignored without a word."""
-        known = {field.name for field in fields(self)} | set(self.attribute_map) | _LIBRARY_KEYS
+        library = _LIBRARY_KEYS | set(PreTrainedConfig().to_dict())  # what this version of it writes into every file
+        known = {field.name for field in fields(self)} | set(self.attribute_map) | library
         for key in extra:
             if key not in known:
                 nearest = difflib.get_close_matches(key, known, n=1)
@@ -156,9 +190,16 @@ class DetrConfig(PreTrainedConfig):
                 f"d_model={self.d_model} is not divisible by {divisor}; the {self.position_embedding_type} position "
                 f"embedding splits it between rows and columns."
             )
-        for name in ("num_queries", "decoder_layers", "learned_position_grid", "num_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1.")
+        for least, names in _LEAST.items():
+            for name in names:
+                if getattr(self, name) < least:
+                    raise ValueError(f"{name} is {getattr(self, name)}; wanted at least {least}.")
+        if self.activation_function not in ACT2FN:
+            nearest = difflib.get_close_matches(self.activation_function, ACT2FN, n=1)
+            hint = f"did you mean '{nearest[0]}'?" if nearest else "wanted a name of Transformers' ACT2FN."
+            raise ValueError(f"activation_function is '{self.activation_function}'; {hint}")
+        for name in set(self.backbone_kwargs or {}) & set(_KEYS_OF_THE_BACKBONE):
+            raise ValueError(f"backbone_kwargs has '{name}', {_KEYS_OF_THE_BACKBONE[name]}.")
         if self.position_temperature <= 1:
             raise ValueError(f"position_temperature is {self.position_temperature}; wanted a number above 1.")
         for name in ("dropout", "attention_dropout", "activation_dropout"):

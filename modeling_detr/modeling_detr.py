@@ -7,8 +7,10 @@ Shapes: B images · Q queries (E extra ones in training) · C classes · D width
 h, w feature cells · S = h·w tokens · L decoder layers.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -188,6 +190,30 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
         ) from error
     _drop_unused_stages(backbone)
     return backbone
+
+
+@contextlib.contextmanager
+def _missing_keys() -> Iterator[list[str]]:
+    """The parameters that timm does not find while it loads weights; it only logs their names and goes on.
+
+    What it says of surplus weights (a classifier's, left out on purpose) is kept from the screen.
+    """
+    said: list[str] = []
+
+    def listen(record: logging.LogRecord) -> bool:
+        if match := re.match(r"Missing keys \((.*?)\)", record.getMessage()):
+            said.extend(match[1].split(", "))
+        return record.levelno > logging.WARNING
+
+    timm_logger = logging.getLogger("timm.models._builder")
+    level = timm_logger.level
+    timm_logger.setLevel(logging.INFO)
+    timm_logger.addFilter(listen)
+    try:
+        yield said
+    finally:
+        timm_logger.removeFilter(listen)
+        timm_logger.setLevel(level)
 
 
 def _drop_unused_stages(backbone: nn.Module) -> None:
@@ -385,17 +411,17 @@ class DetrAttention(nn.Module):
     """Multi-head attention of `queries` over `keys` and `values`.
 
     Args:
-        width: D.
+        config: Its `d_model` and `attention_dropout`; and how attention is computed, which may change later: `"sdpa"`
+            by PyTorch's fused kernels, `"eager"` by plain matrix products.
         num_heads: A.
-        dropout: Dropout of the attention weights.
-        attn_implementation: `"sdpa"` for PyTorch's fused kernels, `"eager"` for plain matrix products.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float, attn_implementation: str | None) -> None:
+    def __init__(self, config: DetrConfig, num_heads: int) -> None:
         super().__init__()
+        self.config = config
         self.num_heads = num_heads
-        self.dropout = dropout
-        self.attn_implementation = attn_implementation
+        self.dropout = float(config.attention_dropout)
+        width = config.d_model
         # the original's three input projections are one (3D, D) matrix: Xavier's bound of (D, D) over √2
         self.q_proj = XavierLinear(width, width, gain=2**-0.5, zero_bias=True)
         self.k_proj = XavierLinear(width, width, gain=2**-0.5, zero_bias=True)
@@ -414,7 +440,7 @@ class DetrAttention(nn.Module):
         value_heads = self._split(self.v_proj(values))  # (B, A, S, D/A)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if output_attentions or self.attn_implementation == "eager":
+        if output_attentions or self.config._attn_implementation == "eager":
             scores = query_heads @ key_heads.transpose(-1, -2) * query_heads.shape[-1] ** -0.5  # (B, A, T, S)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
@@ -430,8 +456,8 @@ class DetrAttention(nn.Module):
         return states.view(*states.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
-class _FeedForward(nn.Module):
-    """The parts that encoder and decoder layers share: feed-forward network and residual dropout."""
+class _TransformerLayer(nn.Module):
+    """What encoder and decoder layers share: the feed-forward network, and residual branches with their norm."""
 
     def __init__(self, config: DetrConfig, ffn_dim: int) -> None:
         super().__init__()
@@ -455,17 +481,12 @@ class _FeedForward(nn.Module):
         return cast(Tensor, self.fc2(hidden))
 
 
-class DetrEncoderLayer(GradientCheckpointingLayer, _FeedForward):
+class DetrEncoderLayer(GradientCheckpointingLayer, _TransformerLayer):
     """Self-attention over the image's tokens, then a feed-forward network. Original: `TransformerEncoderLayer`."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__(config, config.encoder_ffn_dim)
-        self.self_attn = DetrAttention(
-            config.d_model,
-            config.encoder_attention_heads,
-            float(config.attention_dropout),
-            config._attn_implementation,
-        )
+        self.self_attn = DetrAttention(config, config.encoder_attention_heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(
@@ -485,20 +506,14 @@ class DetrEncoderLayer(GradientCheckpointingLayer, _FeedForward):
         return tokens, weights
 
 
-class DetrDecoderLayer(GradientCheckpointingLayer, _FeedForward):
+class DetrDecoderLayer(GradientCheckpointingLayer, _TransformerLayer):
     """Self-attention among the queries, attention to the image, feed-forward. Original: `TransformerDecoderLayer`."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__(config, config.decoder_ffn_dim)
-        arguments = (
-            config.d_model,
-            config.decoder_attention_heads,
-            float(config.attention_dropout),
-            config._attn_implementation,
-        )
-        self.self_attn = DetrAttention(*arguments)
+        self.self_attn = DetrAttention(config, config.decoder_attention_heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.encoder_attn = DetrAttention(*arguments)
+        self.encoder_attn = DetrAttention(config, config.decoder_attention_heads)
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(
@@ -679,6 +694,12 @@ class DetrPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r".*num_batches_tracked$"]  # noqa: RUF012
 
     @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return (
+            True  # each attention asks the config when it runs; the library guesses from the source, and wrongly here
+        )
+
+    @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """`PreTrainedModel.from_pretrained`; what the config freezes is frozen in the loaded model too."""
         loaded = super().from_pretrained(*args, **kwargs)
@@ -820,23 +841,26 @@ class DetrModel(DetrPreTrainedModel):
         path = Path(source)
         if path.is_file():
             overrides: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(path)}}
-        elif path.suffix in (".safetensors", ".pth", ".pt", ".bin") or len(path.parts) > 1:
+        elif path.suffix in (".safetensors", ".pth", ".pt", ".bin") or path.is_dir():
             raise FileNotFoundError(f"{source}: no such file of backbone weights.")
         else:
-            overrides = {"model_name": str(source)}
-        timm_logger = logging.getLogger("timm")
-        level = timm_logger.level
-        timm_logger.setLevel(logging.ERROR)  # it warns of the classifier, which is left out on purpose
+            overrides = {"model_name": str(source).removeprefix("hf-hub:").removeprefix("timm/")}
         try:
-            pretrained = create_timm_backbone(self.config, pretrained=True, **overrides)
+            with _missing_keys() as missing:
+                pretrained = create_timm_backbone(self.config, pretrained=True, **overrides)
         except Exception as error:  # timm raises whatever its reader or its download does
             raise ValueError(
                 f"{source}: cannot load weights for the backbone '{self.config.backbone}' ({error}). Wanted a file "
                 f"with that architecture's weights in timm's names, or a timm model name whose weights can be "
                 f"downloaded from here."
             ) from error
-        finally:
-            timm_logger.setLevel(level)
+        needed = {name.replace(".", "_") for name in pretrained.state_dict()}  # timm flattens some names for features
+        lacking = [name for name in missing if name.replace(".", "_") in needed]
+        if lacking:
+            raise ValueError(
+                f"{source}: not the weights of the backbone '{self.config.backbone}' in timm's names; it lacks "
+                f"{len(lacking)} of {len(needed)}, first '{lacking[0]}'."
+            )
         if self.config.freeze_batch_norm:
             freeze_batch_norms(pretrained)
         try:
@@ -946,16 +970,20 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         logits, pred_boxes = self.predict(
             self.layers_for_heads(cast(Tensor, states.intermediate_hidden_states))[:, :, : self.config.num_queries]
         )
+        loss, loss_dict = None, None
+        if labels is not None:
+            self._check_labels(labels, pixel_values)
+            loss, loss_dict, _ = self.criterion(
+                logits, pred_boxes, labels, num_boxes=num_boxes, class_weight_sum=class_weight_sum
+            )
         output = DetrObjectDetectionOutput(
+            loss=loss,
+            loss_dict=loss_dict,
             logits=logits[-1],
             pred_boxes=pred_boxes[-1],
             auxiliary_outputs=self._auxiliary_outputs(logits, pred_boxes),
             **{name: value for name, value in states.items() if value is not None},
         )
-        if labels is not None:
-            self._check_labels(labels, pixel_values)
-            loss = self.criterion(logits, pred_boxes, labels, num_boxes=num_boxes, class_weight_sum=class_weight_sum)
-            output.loss, output.loss_dict = loss.loss, loss.loss_dict
         returns_dict = self.config.return_dict if return_dict is None else return_dict
         return output if returns_dict else output.to_tuple()
 

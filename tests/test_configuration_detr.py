@@ -30,6 +30,13 @@ def test_config_survives_saving(tmp_path):
         ({"decoder_attention_heads": 7}, "d_model=256 is not divisible by decoder_attention_heads=7"),
         ({"position_embedding_type": "sinus"}, "wanted 'sine' or 'learned'"),
         ({"num_queries": 0}, "num_queries is 0; wanted at least 1"),
+        ({"encoder_layers": -1}, "encoder_layers is -1; wanted at least 0"),
+        ({"eos_coefficient": -3}, "eos_coefficient is -3; wanted at least 0"),
+        ({"activation_function": "rellu"}, "activation_function is 'rellu'; did you mean 'relu'"),
+        (
+            {"backbone_kwargs": {"pretrained": True}},
+            "backbone_kwargs has 'pretrained', but building .* never downloads",
+        ),
         ({"position_temperature": 0}, "position_temperature is 0; wanted a number above 1"),
         ({"dropout": 1.5}, "dropout is 1.5; wanted a probability"),
         ({"out_indices": [3, 1]}, "wanted ascending"),

@@ -162,7 +162,25 @@ def test_attentions_and_hidden_states_have_the_documented_shapes(tiny_detector):
     assert len(output.encoder_hidden_states) == 2
     assert len(output.decoder_hidden_states) == 3
     torch.testing.assert_close(output.logits, model(images()).logits)
-    assert isinstance(model(images(), return_dict=False), tuple)
+
+
+def test_the_first_output_is_the_loss_as_everywhere_in_transformers(tiny_detector):
+    model = tiny_detector()
+    output = model(images(), labels=labels_of(1, 1))
+    assert output[0] is output.loss
+    loss, loss_dict, logits = model(images(), labels=labels_of(1, 1), return_dict=False)[:3]
+    assert torch.equal(loss, output.loss)
+    assert set(loss_dict) == set(output.loss_dict)
+    assert torch.equal(logits, output.logits)
+    assert torch.equal(model(images(), return_dict=False)[0], output.logits)
+
+
+def test_the_kind_of_attention_can_be_changed_later(tiny_detector, monkeypatch):
+    model = tiny_detector()
+    fused = model(images()).logits
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", None)
+    torch.testing.assert_close(model(images()).logits, fused)
 
 
 def test_extra_queries_that_are_masked_out_leave_the_learned_ones_alone(tiny_detector):
@@ -300,6 +318,19 @@ def test_backbone_weights_are_read_from_a_file_of_a_whole_classifier(tiny_detect
         model.model.load_backbone_weights(tmp_path / name)
         torch.testing.assert_close(model.model.backbone.conv_encoder(images())[-1], wanted)
         assert torch.equal(before["weight"], model.class_labels_classifier.weight)
+
+
+@pytest.mark.parametrize("damage", ["prefixed", "half"])
+def test_backbone_weights_that_lack_something_are_refused(tiny_detector, tmp_path, damage):
+    """timm only logs what it did not find; the backbone would stay random under frozen batch norm."""
+    weights = timm.create_model("resnet10t", channels=[8, 8, 16, 16], stem_width=8).state_dict()
+    if damage == "prefixed":
+        weights = {f"backbone.{name}": tensor for name, tensor in weights.items()}
+    else:
+        weights = {name: tensor for name, tensor in weights.items() if "layer3" not in name}
+    save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"not the weights of the backbone 'resnet10t' in timm's names; it lacks \d+"):
+        tiny_detector().model.load_backbone_weights(tmp_path / "weights.safetensors")
 
 
 def test_backbone_weights_of_another_architecture_are_refused(tiny_detector, tmp_path):
