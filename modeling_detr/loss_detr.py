@@ -172,6 +172,7 @@ class SetCriterion:
     ) -> None:
         self.matcher = matcher
         self.eos_coefficient = eos_coefficient
+        self._reported_surplus = 0
         self.weights = {"loss_ce": 1.0, "loss_bbox": bbox_loss_coefficient, "loss_giou": giou_loss_coefficient}
 
     def __call__(
@@ -247,7 +248,8 @@ class SetCriterion:
 
     def _report_surplus(self, counts: Sequence[int], num_queries: int) -> None:
         surplus = sum(max(count - num_queries, 0) for count in counts)
-        if surplus:
+        if surplus > self._reported_surplus:  # each larger number once, not every batch of every epoch
+            self._reported_surplus = surplus
             logger.warning(
                 "%d objects of this batch are left out of the loss: an image holds up to %d objects, the model has %d "
                 "queries. Raise num_queries to learn from all of them.",

@@ -57,9 +57,13 @@ def test_perfect_predictions_match_themselves():
 
 def test_more_boxes_than_queries_keep_the_best_and_say_how_many_are_left_out(caplog):
     logits, boxes, labels = batch([14, 2], num_queries=9)
+    criterion = SetCriterion(HungarianMatcher())
     with caplog.at_level(logging.WARNING):
-        output = SetCriterion(HungarianMatcher())(logits, boxes, labels)
+        output = criterion(logits, boxes, labels)
     assert "5 objects of this batch are left out" in caplog.text
+    caplog.clear()
+    criterion(logits, boxes, labels)
+    assert not caplog.text  # said once, not in every batch
     first, second = output.assignments[-1]
     assert sorted(first.queries.tolist()) == list(range(9))
     assert len(set(first.targets.tolist())) == 9

@@ -35,19 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingInterrupted as interruption:
         if on_main_process:
             print(interruption, flush=True)
+        trainer.accelerator.end_training()
         return 128 + interruption.signal_number
 
     # Say what came of it, and where it lies.
     if on_main_process:
-        report.save(trainer.run_dir)
-        curves = trainer.run_dir / "curves.png"
-        plot_curves({recipe.run_dir.name: read_log(trainer.run_dir / LOG)}, curves)
-        print(f"\n{report.metrics_table()}\n")
-        state = trainer.state
-        print(f"{state.step:,} steps in {state.seconds / 60:.1f} minutes; ", end="")
-        print(f"best AP {state.best_ap:.3f}, after epoch {state.best_epoch}.")
-        print(f"model     {trainer.run_dir / 'model'}")
+        state, log = trainer.state, read_log(trainer.run_dir / LOG)
+        print(f"\nThe last evaluation, after {state.step:,} steps:\n\n{report.metrics_table()}\n")
+        print(f"{state.seconds / 60:.1f} minutes; best AP {state.best_ap:.3f}, after epoch {state.best_epoch}.")
+        print(f"model     {trainer.run_dir / 'model'}, the best; its figures are in evaluation.md beside it")
         print(f"pictures  {trainer.run_dir / 'predictions'}")
-        print(f"curves    {curves}")
+        if any(entry["kind"] == "epoch" for entry in log):
+            print(f"curves    {plot_curves({recipe.run_dir.name: log}, trainer.run_dir / 'curves.png')}")
     trainer.accelerator.end_training()
     return 0

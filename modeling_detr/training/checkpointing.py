@@ -148,6 +148,13 @@ def save_checkpoint(
     return folder
 
 
+def drop_later_checkpoints(run_dir: Path, step: int) -> None:
+    """Removes checkpoints past `step`, which a run that goes on from there has left behind."""
+    for folder in _checkpoint_folders(run_dir):
+        if _step_of(folder) > step:
+            shutil.rmtree(folder)
+
+
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The run's newest checkpoint that is whole; a damaged one is passed over with a warning. None: there is none."""
     for folder in reversed(_checkpoint_folders(run_dir)):
@@ -290,7 +297,11 @@ def _previous(folder: Path) -> Path:
 
 
 def _checkpoint_folders(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / CHECKPOINTS).glob("step_*"), key=lambda folder: int(folder.name.removeprefix("step_")))
+    return sorted((run_dir / CHECKPOINTS).glob("step_*"), key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def _fingerprint(path: Path) -> dict[str, int]:

@@ -131,7 +131,7 @@ def training_step(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grad_norm = accelerator.clip_grad_norm_(parameters, max_grad_norm if max_grad_norm > 0 else math.inf)
 
-    # The one host synchronisation of the step: everything that is to be known comes in a single vector.
+    # Beside the matching costs the only copy from the device: everything that is to be known, in a single vector.
     names = sorted(outcomes[0])
     local = torch.stack([torch.stack([outcome[name].float() for name in names]) for outcome in outcomes])
     extra = local.new_tensor([float(stop_requested), len(outcomes)])
@@ -151,7 +151,8 @@ def training_step(
         suspects = [bad_terms == ["gradient"] or not bool(row.isfinite().all()) for row in local]
         raise NonFiniteLossError(bad_terms, _image_indices(batches, suspects, accelerator))
     optimizer.step()
-    scheduler.step()
+    if not getattr(optimizer, "step_was_skipped", False):  # by a gradient scaler, which looks for a better scale
+        scheduler.step()
     optimizer.zero_grad()
     return StepResult(losses, norm, int(images), stops > 0)
 

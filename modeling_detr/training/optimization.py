@@ -4,8 +4,9 @@ Paper: sec. A.4. Original: main.py. The schedule is a function of the optimizer 
 the rates of one that was never interrupted.
 """
 
+import bisect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def build_lr_scheduler(
     *,
     total_steps: int,
     warmup_steps: int = 0,
-    drop_every_steps: int | None = None,
+    drop_at: Sequence[int] = (),
     first_step: int = 0,
 ) -> LambdaLR:
     """The learning rate schedule, to be stepped once after every optimizer step.
@@ -72,33 +73,28 @@ def build_lr_scheduler(
 
     Args:
         optimizer: The raw optimizer; each group's rate is the one that the schedule scales.
-        schedule: `"step"` (rates fall to a tenth every `drop_every_steps`), `"cosine"` (to zero at `total_steps`) or
+        schedule: `"step"` (rates fall to a tenth at each of `drop_at`), `"cosine"` (to zero at `total_steps`) or
             `"constant"`.
         total_steps: Optimizer steps of the whole run.
         warmup_steps: Steps at the beginning over which the rates rise linearly.
-        drop_every_steps: For `"step"`.
+        drop_at: For `"step"`: ascending numbers of steps taken.
         first_step: Optimizer steps that have been taken before, for a run that goes on.
-
-    Raises:
-        ValueError: `"step"` without `drop_every_steps`.
     """
-    if schedule == "step" and not drop_every_steps:
-        raise ValueError("The schedule 'step' needs drop_every_steps; wanted a number of optimizer steps.")
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    factor = _rate_factor(schedule, total_steps, warmup_steps, drop_every_steps or 1)
+    factor = _rate_factor(schedule, total_steps, warmup_steps, drop_at)
     return LambdaLR(optimizer, factor, last_epoch=first_step - 1)
 
 
 def _rate_factor(
-    schedule: LearningRateSchedule, total_steps: int, warmup_steps: int, drop_every_steps: int
+    schedule: LearningRateSchedule, total_steps: int, warmup_steps: int, drop_at: Sequence[int]
 ) -> Callable[[int], float]:
     """A function from the number of steps taken to what the rates are multiplied with."""
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (warmup_steps + 1))
         if schedule == "step":
-            return warmup * _DROP_FACTOR ** (step // drop_every_steps)
+            return warmup * _DROP_FACTOR ** bisect.bisect_right(drop_at, step)
         if schedule == "cosine":
             progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
             return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))

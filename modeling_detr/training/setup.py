@@ -90,9 +90,7 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
             raise ValueError(f"model_config: {key} comes from the dataset; leave it out.")
     torch.manual_seed(recipe.seed)
     if recipe.model is not None:
-        model: DetrForObjectDetection = DetrForObjectDetection.from_pretrained(
-            find_model(recipe.model), **labels, **recipe.model_config, ignore_mismatched_sizes=True
-        )
+        model = _from_pretrained(recipe.model, {**labels, **recipe.model_config})
     else:
         model = DetrForObjectDetection(_new_config(recipe, labels))
         if recipe.backbone_weights is not None:
@@ -109,6 +107,22 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
         # Newer versions of Transformers have renamed it, and warn of the old name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    return model
+
+
+def _from_pretrained(source: str, changes: Mapping[str, Any]) -> DetrForObjectDetection:
+    """The model at `source` with a class head of the right size, and everything else as it was."""
+    model: DetrForObjectDetection
+    model, info = DetrForObjectDetection.from_pretrained(
+        find_model(source), **changes, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    mismatched = {name for name, *_ in info["mismatched_keys"]} | {*info["missing_keys"]}
+    lost = sorted(name for name in mismatched if not name.startswith("class_labels_classifier."))
+    if lost:
+        raise ValueError(
+            f"{source}: with this model_config {len(lost)} of its weights have another shape or are not there, first "
+            f"'{lost[0]}'; they would start anew. Leave out the keys that change shapes, or begin a new model."
+        )
     return model
 
 

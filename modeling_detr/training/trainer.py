@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import LoggerType, ProjectConfiguration, broadcast
+from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration, broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -28,6 +28,7 @@ from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.checkpointing import (
     RECIPE,
     TrainingState,
+    drop_later_checkpoints,
     export_model,
     holds_run,
     load_checkpoint,
@@ -52,6 +53,9 @@ _KEYS_OF_THE_ORDER = (
     "data_format",
     "train_split",
     "eval_fraction",
+    "transform",
+    "transform_options",
+    "processor_config",
     "batching",
     "batch_size",
     "gradient_accumulation_steps",
@@ -127,9 +131,18 @@ class Trainer:
             recipe.lr_schedule,
             total_steps=self.total_steps,
             warmup_steps=recipe.warmup_steps,
-            drop_every_steps=recipe.lr_drop_epochs * self.steps_per_epoch,
+            drop_at=self._drops(),
             first_step=self.state.step,
         )
+
+    def _drops(self) -> list[int]:
+        """When the rates drop, in optimizer steps: with the epochs, though earlier ones may have had other steps."""
+        every, state = self.recipe.lr_drop_epochs, self.state
+        begun = state.step - state.step_in_epoch  # steps before this epoch
+        return [
+            begun + max(0, epoch - state.epoch) * self.steps_per_epoch
+            for epoch in range(every, self.recipe.epochs, every)
+        ]
 
     # Before the first step
 
@@ -160,6 +173,7 @@ class Trainer:
             f"run       {self.run_dir}"
             + (f", resumed from {self.checkpoint} at step {self.state.step}" if self.checkpoint else ""),
         ]
+        self.notes += _surplus_note(self.train_index, self.detector.config.num_queries)
         notes = dict.fromkeys([*self.train_index.notes, *self.eval_index.notes, *self.notes])
         return "\n".join(lines + [f"note      {note}" for note in notes])
 
@@ -194,6 +208,11 @@ class Trainer:
             self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
             self.state.epoch_averages.take()
         self.state.num_processes = self.accelerator.num_processes
+        if len({*gather_object([(self.state.step, self.state.epoch)])}) > 1:
+            raise ValueError(
+                f"{self.run_dir}: the processes see different checkpoints in it; with several machines output_dir "
+                f"must be a folder that all of them share."
+            )
 
     # The run
 
@@ -216,7 +235,11 @@ class Trainer:
                 while self.state.epoch < self.recipe.epochs and self.state.step < self.total_steps:
                     images_per_second = self._train_epoch(logger, signals)
                     report = self._end_epoch(logger, signals, images_per_second)
-            return report if report is not None else self.evaluate()  # the run had been at its end before
+                if report is None:  # the run had been at its end before
+                    report = self.evaluate()
+                    if self.state.best_ap is None:
+                        self._keep_best(report, self._draw_predictions())
+            return report
         finally:
             logger.close()
 
@@ -235,6 +258,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             restore_replaced_model(self.run_dir)
+            drop_later_checkpoints(self.run_dir, step)
             (self.run_dir / RECIPE).write_text(self.recipe.to_yaml(), encoding="utf-8")
         # A viewer then forgets what an earlier start has logged past the checkpoint.
         self.accelerator.init_trackers(self.run_dir.name, init_kwargs={"tensorboard": {"purge_step": step + 1}})
@@ -333,6 +357,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             card = model_card(self.recipe, self.detector.config, self.train_index, report, state)
             export_model(self.run_dir, self.detector, self.processor, card)
+            report.save(self.run_dir)
             for name, picture in pictures.items():
                 path = self.run_dir / "predictions" / f"{name}.png"
                 path.parent.mkdir(exist_ok=True)
@@ -435,13 +460,24 @@ class _Clock:
 
 def _build_accelerator(recipe: Recipe) -> Accelerator:
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
-            log_with=list(recipe.trackers),
+            log_with=list(recipe.trackers) or None,
             project_config=ProjectConfiguration(recipe.output_dir, logging_dir=str(recipe.run_dir / "trackers")),
         )
     except ValueError as error:  # such as fp16 on a CPU
         raise ValueError(f"Accelerate cannot start with mixed_precision {recipe.mixed_precision}: {error}") from error
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise ValueError(
+            f"Accelerate is set up for {accelerator.distributed_type.value}; training works on one process or with "
+            f"one copy of the model a process. Choose such a configuration, e.g. configs/accelerate/several_gpus.yaml."
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"Accelerate is set up for {accelerator.gradient_accumulation_steps} accumulation steps; say it in the "
+            f"recipe instead: --gradient_accumulation_steps {accelerator.gradient_accumulation_steps}."
+        )
+    return accelerator
 
 
 def _check_trackers(names: Sequence[str]) -> None:
@@ -482,12 +518,27 @@ def _checkpoint_to_resume(recipe: Recipe) -> Path | None:
     folder = Path(recipe.resume)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such checkpoint; wanted a folder checkpoints/step_…, or --resume auto.")
+    if folder.resolve().parents[1] != run_dir.resolve() and holds_run(run_dir):
+        raise ValueError(
+            f"{run_dir} already holds a run, and {folder} is a checkpoint of another; choose another --output_dir."
+        )
     return folder
 
 
 def _describe(index: DetectionIndex) -> str:
     boxes, crowds = len(index.annotations), int(index.annotations.is_crowd.sum())
     return f"{index.name}: {len(index):,} images, {boxes:,} boxes" + (f" ({crowds:,} of crowds)" if crowds else "")
+
+
+def _surplus_note(index: DetectionIndex, num_queries: int) -> list[str]:
+    counts = np.bincount(index.annotations.image_index[~index.annotations.is_crowd], minlength=len(index))
+    surplus = np.maximum(counts - num_queries, 0)
+    if not surplus.any():
+        return []
+    return [
+        f"{int((surplus > 0).sum()):,} images hold more objects than the model has queries ({num_queries}), up to "
+        f"{int(counts.max())}; {int(surplus.sum()):,} objects take no part. Raise model_config.num_queries for them."
+    ]
 
 
 def _frozen_summary(model: nn.Module) -> str:

@@ -87,3 +87,10 @@ def test_the_plan_says_what_becomes_of_the_class_head(tiny_recipe, tiny_detector
     tiny_detector(num_labels=2, id2label={0: "a", 1: "b"}).save_pretrained(tmp_path / "model")
     assert re.search(says, head_note(tiny_recipe(model=str(tmp_path)), names))
     assert head_note(tiny_recipe(), names) is None
+
+
+def test_a_model_config_that_would_throw_weights_away_is_refused(tiny_recipe, tiny_detector, tmp_path):
+    tiny_detector().save_pretrained(tmp_path / "model")
+    recipe = tiny_recipe(model=str(tmp_path / "model"), model_config={"num_queries": 9})
+    with pytest.raises(ValueError, match=r"1 of its weights .* first 'model.query_position_embeddings.weight'"):
+        build_model(recipe, NAMES)

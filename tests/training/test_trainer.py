@@ -160,3 +160,45 @@ def test_frozen_parts_are_named_and_a_backbone_rate_of_zero_freezes(tiny_recipe)
     trainer = Trainer(tiny_recipe(backbone_learning_rate=0.0))
     assert "frozen    model.backbone (" in trainer.plan()
     assert trainer.raw_optimizer.param_groups[1]["params"] == []
+
+
+def test_rates_drop_with_the_epochs_though_a_resumed_run_has_other_steps(tiny_recipe, tmp_path):
+    first = tiny_recipe(lr_schedule="step", lr_drop_epochs=2, epochs=1)
+    Trainer(first).train()  # 5 steps an epoch
+    resumed = Trainer(tiny_recipe(lr_schedule="step", lr_drop_epochs=2, epochs=5, batch_size=2, resume="auto"))
+    assert resumed.steps_per_epoch == 10
+    assert resumed._drops() == [15, 35]
+
+
+def test_going_on_from_an_older_checkpoint_leaves_the_later_ones_behind(tiny_recipe):
+    Trainer(tiny_recipe(keep_checkpoints=5)).train()
+    checkpoints = tiny_recipe().run_dir / "checkpoints"
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["step_00000005", "step_00000010"]
+    older = str(checkpoints / "step_00000005")
+    Trainer(tiny_recipe(keep_checkpoints=5, resume=older, max_steps=7)).train()
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["step_00000005", "step_00000007"]
+
+
+def test_a_checkpoint_of_another_run_does_not_overwrite_this_one(tiny_recipe, tmp_path):
+    Trainer(tiny_recipe(epochs=1)).train()
+    other = tiny_recipe(epochs=1, output_dir=str(tmp_path / "other"))
+    Trainer(other).train()
+    with pytest.raises(ValueError, match=r"already holds a run, and .* is a checkpoint of another"):
+        Trainer(tiny_recipe(resume=str(other.run_dir / "checkpoints" / "step_00000005")))
+
+
+def test_a_run_stopped_before_its_first_evaluation_can_be_closed(tiny_recipe, monkeypatch):
+    signal_at(monkeypatch, 3)
+    with pytest.raises(TrainingInterrupted):
+        Trainer(tiny_recipe()).train()
+    trainer = Trainer(tiny_recipe(resume="auto", max_steps=2))
+    trainer.train()
+    assert (trainer.run_dir / "model" / "config.json").is_file()
+
+
+def test_objects_without_a_query_are_told_before_the_first_step(tiny_recipe):
+    model_config = tiny_recipe().model_config | {"num_queries": 2}
+    assert (
+        "objects take no part. Raise model_config.num_queries"
+        in Trainer(tiny_recipe(model_config=model_config)).plan()
+    )
