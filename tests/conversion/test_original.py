@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
+from reference_cases import REFERENCE, needs_shared
 
 from modeling_detr.conversion import original_to_ours
 from modeling_detr.conversion.original import original_name_to_ours
-from reference_cases import REFERENCE, needs_shared
 
 
 def test_the_three_projections_of_an_attention_are_cut_apart_in_their_order():
