@@ -182,7 +182,7 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
     }
     try:
         backbone = timm.create_model(**{"model_name": config.backbone, **arguments, **overrides})
-    except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
         raise ValueError(
             f"timm cannot build the backbone '{overrides.get('model_name', config.backbone)}' with {arguments}: "
             f"{error}. Wanted a timm model that offers features_only, and arguments that it takes "

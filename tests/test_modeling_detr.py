@@ -99,9 +99,12 @@ def test_initialisation_is_the_originals(tiny_config):
     assert model.query_position_embeddings.weight.std().item() == pytest.approx(1, rel=0.05)
 
 
-def test_a_backbone_that_timm_lacks_is_a_clear_error(tiny_config):
-    with pytest.raises(ValueError, match="timm cannot build the backbone 'resnet5000'"):
-        DetrModel(tiny_config(backbone="resnet5000", backbone_kwargs=None))
+@pytest.mark.parametrize(
+    "changes", [{"backbone": "resnet5000"}, {"out_indices": [9]}, {"backbone_kwargs": {"chanels": [8, 8, 16, 16]}}]
+)
+def test_a_backbone_that_timm_cannot_build_is_a_clear_error(tiny_config, changes):
+    with pytest.raises(ValueError, match="timm cannot build the backbone 'resnet"):
+        DetrModel(tiny_config(**{"backbone_kwargs": None, **changes}))
 
 
 # Computing
