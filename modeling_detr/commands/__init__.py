@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
-        print(f"detr {name}: {error}", file=sys.stderr)
+        print(f"detr {name}: {_message(error)}", file=sys.stderr)
         return 2
     return code or 0
 
@@ -60,8 +61,26 @@ def _is_for_the_user(error: Exception) -> bool:
     """Whether the message is enough: something with a file or the network, or an error that this package raised."""
     if isinstance(error, OSError):
         return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
+    if _from_loader_worker(error):
+        raised_in = re.findall(r'^ *File "(.+?)", line', str(error), flags=re.MULTILINE)[-1]
+    else:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(Path(__file__).parents[1])
+
+
+def _from_loader_worker(error: Exception) -> re.Match[str] | None:
+    """An error that a loader process had comes out with the text of its traceback as message."""
+    return re.match(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback", str(error))
+
+
+def _message(error: Exception) -> str:
+    """What went wrong, without the traceback that PyTorch puts around an error of a loader process."""
+    caught = _from_loader_worker(error)
+    if caught is None:
+        return str(error)
+    # The last line of the traceback is the error, and the message may go on over further lines.
+    said = re.split(rf"^(?:\w+\.)*{caught[1]}: ", str(error), flags=re.MULTILINE)[-1]
+    return " ".join(said.split())
 
 
 def _usage() -> str:

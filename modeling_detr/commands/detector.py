@@ -8,7 +8,7 @@ from torch import Tensor
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.structures_detr import DetectionResult
-from modeling_detr.training.checkpointing import find_model
+from modeling_detr.training.checkpointing import find_model, telling_missing_models
 
 
 def load_detector(source: str) -> tuple[DetrForObjectDetection, DetrTorchvisionImageProcessor]:
@@ -21,9 +21,10 @@ def load_detector(source: str) -> tuple[DetrForObjectDetection, DetrTorchvisionI
         ValueError: `source` is a checkpoint of the original, or another file, or a folder without a model.
         OSError: There is nothing of that name, or it is not complete.
     """
-    source = find_model(source)
-    model = DetrForObjectDetection.from_pretrained(source)
-    return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(source)
+    with telling_missing_models(source):
+        found = find_model(source)
+        model = DetrForObjectDetection.from_pretrained(found)
+        return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(found)
 
 
 def detect(

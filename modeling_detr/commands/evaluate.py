@@ -10,6 +10,7 @@ Several processes on a machine without GPUs want ACCELERATE_USE_CPU=true in the 
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -30,6 +31,9 @@ from modeling_detr.data.transforms import SampleTransform
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import adopt_model_labels, evaluate
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.setup import has_splits, hold_out_of_split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,19 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", help="a model's folder, or its name on the Hub")
     parser.add_argument("dataset", help="a COCO, YOLO or VOC folder or file, or shapes")
+    parser.add_argument("--data_format", choices=("coco", "yolo", "voc"), help="default: found out")
     parser.add_argument("--split", help="several are joined by '+' (default: the validation or test split)")
+    parser.add_argument(
+        "--eval_fraction",
+        type=float,
+        default=0.0,
+        help="evaluate on what training with this eval_fraction and seed held out; --split is then what it trained on",
+    )
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of that training (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images a batch and process (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loading processes (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("evaluation"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
 
-    # The model, and the dataset in the order of the model's classes.
+    # The dataset, the model, and the dataset in the order of the model's classes.
     accelerator = Accelerator()
-    model, processor = load_detector(arguments.model)
-    dataset = open_dataset(arguments.dataset)
+    dataset = open_dataset(arguments.dataset, format=arguments.data_format)
     own_category_ids = {category.id for category in dataset.categories}
-    if arguments.split or dataset.splits:
-        dataset = dataset.split(arguments.split or find_split(dataset, "eval"))
+    dataset = choose_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
+    model, processor = load_detector(arguments.model)
     id2label = cast(dict[int, str], model.config.id2label)
     index = adopt_model_labels(dataset, id2label)
 
@@ -81,6 +92,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(map(str, written)))
     accelerator.end_training()
     return 0
+
+
+def choose_images(dataset: DetectionIndex, split: str | None, eval_fraction: float, seed: int) -> DetectionIndex:
+    """The images to evaluate on.
+
+    Args:
+        dataset: The whole dataset.
+        split: Several are joined by '+'; None: the one with a usual name, or every image if there are no splits.
+        eval_fraction: Above 0: the share that training on `split` with this `seed` held out.
+        seed: See `eval_fraction`.
+
+    Raises:
+        ValueError: There is no such split, it has no images, or the share is not one.
+    """
+    if not 0 <= eval_fraction < 1:
+        raise ValueError(f"--eval_fraction: got {eval_fraction:g}; wanted a share of at least 0 and below 1.")
+    try:
+        if eval_fraction > 0:
+            chosen = hold_out_of_split(dataset, split, eval_fraction, seed)[1]
+        elif split is None and not has_splits(dataset):
+            chosen = dataset
+        else:
+            chosen = dataset.split(split or find_split(dataset, "eval"))
+    except ValueError as error:
+        said = re.sub("--(eval|train)_split", "--split", str(error))  # the names that the option has in training
+        raise ValueError(f"--split: {said}") from error
+    if len(chosen) == 0:
+        raise ValueError(f"--split: {chosen.name} has no images; choose another.")
+    return chosen
 
 
 def resizing_of(processor: DetrTorchvisionImageProcessor) -> SampleTransform | None:

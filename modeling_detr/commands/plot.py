@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     logs = [run / LOG if run.is_dir() else run for run in arguments.runs]
+    for given, log in zip(arguments.runs, logs, strict=True):
+        if not log.is_file():
+            raise FileNotFoundError(f"{given}: no such run; wanted a folder with {LOG}, or that file itself.")
     output = arguments.output or logs[0].with_name("curves.png")
     print(plot_curves({name: read_log(log) for name, log in zip(run_names(logs), logs, strict=True)}, output))
     return 0

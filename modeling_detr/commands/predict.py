@@ -2,7 +2,8 @@
 
     detr predict runs/demo/model photo.jpg holiday_photos --output_dir predictions
 
-writes a picture with labelled boxes for each image, in the same sub-folders, and all detections as `predictions.json`.
+writes a picture with labelled boxes for each image, in the same sub-folders, and all detections as `predictions.json`:
+each with the model's index of the class (`label`), its `name`, the `score`, and the box in pixels of the image.
 An image that cannot be read is reported and left out; the exit code is 1 then.
 """
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
     )
     arguments = parser.parse_args(argv)
+    if not 0 <= arguments.threshold <= 1:
+        raise ValueError(f"--threshold: got {arguments.threshold:g}; wanted a score from 0 to 1.")
+    check_device(arguments.device)
     images = find_images(arguments.inputs, arguments.output_dir)
     model, processor = load_detector(arguments.model)
     model.to(arguments.device)
@@ -70,13 +74,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(len(found) < len(images))
 
 
+def check_device(name: str) -> None:
+    """Tries a device.
+
+    Raises:
+        ValueError: There is no such device, or it cannot be used here.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # a build of PyTorch without CUDA says it by an assertion
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(f"--device: '{name}' cannot be used here ({reason}); wanted for instance cpu.") from error
+
+
 def find_images(inputs: Iterable[Path], output_dir: Path) -> dict[str, Path]:
     """The images, each under a name of its own for its picture: the path within the folder that it was found in.
 
     Pictures in `output_dir`, of an earlier call, are not taken for input.
 
     Raises:
-        ValueError: An input is not there, or holds no images.
+        ValueError: An input is not there, is no image, or holds no images.
     """
     suffixes = set(Image.registered_extensions())
     images: dict[str, Path] = {}
@@ -84,6 +101,8 @@ def find_images(inputs: Iterable[Path], output_dir: Path) -> dict[str, Path]:
         if not given.exists():
             raise ValueError(f"There is no image or folder {given}.")
         folder, paths = given.parent, [given]
+        if given.is_file() and given.suffix.lower() not in suffixes and not _is_image(given):
+            raise ValueError(f"{given} is no image; wanted image files, or folders with images.")
         if given.is_dir():
             found = sorted(path for path in given.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
             folder, paths = given, [path for path in found if output_dir.resolve() not in path.resolve().parents]
@@ -97,3 +116,11 @@ def find_images(inputs: Iterable[Path], output_dir: Path) -> dict[str, Path]:
                 unique, number = name.with_name(f"{name.stem}_{number}{suffix}").as_posix(), number + 1
             images[unique] = path
     return images
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, Image.DecompressionBombError):
+        return False

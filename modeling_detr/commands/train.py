@@ -16,7 +16,8 @@ from modeling_detr.training.recipe import parse_recipe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains; returns the exit code, 128 and the signal's number if one stopped the run."""
-    recipe = parse_recipe(list(sys.argv[1:] if argv is None else argv))
+    notes: list[str] = []
+    recipe = parse_recipe(list(sys.argv[1:] if argv is None else argv), notes=notes)
 
     # Only now what takes seconds to import: `--help` and a mistake in the recipe answer at once.
     from modeling_detr.training.metric_logger import LOG, read_log
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Build everything, and say what is about to happen before it does.
     trainer = Trainer(recipe)
+    trainer.notes += notes
     on_main_process = trainer.accelerator.is_main_process
     if on_main_process:
         print(trainer.plan(), flush=True)

@@ -26,12 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations
+from modeling_detr.data.coco_categories import keep_meant_categories
 from modeling_detr.data.image_files import header_size, is_split_name, locate_images
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
 
 
 _NOT_A_SPLIT = {"instances", "annotations", "annotation", "coco", "bbox", "labels", "result", "results", "dataset"}
+_ROBOFLOW_NAME = "_annotations.coco.json"
 _WHOLE = "all"  # the split of a dataset that has none
+_NORMALIZED_LIMIT = 1.5  # boxes relative to the image end at 1, or a little past it
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def read_coco(path: str | Path, require_images: bool = True) -> DetectionIndex:
     """Reads a COCO dataset: every annotation file of a folder as one split each, or one JSON file.
 
     Labels are dense in ascending order of the category ids, over the categories of all files. An annotation that has
-    no `iscrowd` is no crowd; one that has no `area` gets its box's.
+    no `iscrowd` is no crowd; one that has no `area` gets its box's. A category without boxes is left out where another
+    one has its name, or where its id is 0 and every other one names it as `supercategory` (Roboflow's export). A test
+    split without 'annotations' is one without boxes; a file of another split must have them.
 
     Args:
         path: The dataset's folder, or one annotation file.
@@ -88,36 +93,44 @@ def read_coco(path: str | Path, require_images: bool = True) -> DetectionIndex:
             f"it and its sub-folders with 'images', 'annotations' and 'categories' in them."
         )
     splits = _name_splits(path, files)
-    contents = [_load(split.file) for split in splits]
+    notes: list[str] = []
+    contents = [_load(split, notes) for split in splits]
     labels = _merge_categories([split.file for split in splits], contents)
 
     images: list[ImageRecord] = []
     tables: list[AnnotationTable] = []
     members: dict[str, NDArray[np.int64]] = {}
-    notes: list[str] = []
     for split, content in zip(splits, contents, strict=True):
         records = _read_images(split, content["images"], require_images, notes)
         table = _read_annotations(split.file, content["annotations"], records, labels.of_id, notes)
         tables.append(replace(table, image_index=table.image_index + len(images)))
         members[split.name] = np.arange(len(images), len(images) + len(records))
         images.extend(records)
-    name = path.stem if path.is_file() else path.resolve().name
-    return DetectionIndex(
-        name, tuple(images), labels.categories, AnnotationTable.concatenate(tables), members, tuple(notes)
+    categories, annotations = keep_meant_categories(
+        labels.categories, labels.supercategories, AnnotationTable.concatenate(tables), notes
     )
+    name = path.stem if path.is_file() else path.resolve().name
+    return DetectionIndex(name, tuple(images), categories, annotations, members, tuple(notes))
 
 
 # Files and splits
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Whether the three lists of a COCO file of boxes are in it; told without parsing what may be hundreds of MB."""
+    """Whether a COCO file of boxes this is, or is meant to be; told without parsing what may be hundreds of MB.
+
+    One that lacks a list belongs to the dataset as well, so that the loader says so instead of leaving it out.
+    """
+    if file.name.lower() == _ROBOFLOW_NAME:
+        return True
     if file.stat().st_size == 0:
         return False
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
         if text.find(b'"segments_info"') >= 0:  # panoptic annotations: no boxes of objects
             return False
-        return all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"'))
+        if any(text.find(key) < 0 for key in (b'"images"', b'"categories"')):
+            return False
+        return text.find(b'"annotations"') >= 0 or text.find(b'"file_name"') >= 0
 
 
 def _name_splits(path: Path, files: Sequence[Path]) -> list[_Split]:
@@ -141,7 +154,8 @@ def _name_splits(path: Path, files: Sequence[Path]) -> list[_Split]:
     return splits
 
 
-def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
+def _load(split: _Split, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
+    file = split.file
     try:
         content = json.loads(file.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -150,6 +164,11 @@ def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
         raise ValueError(
             f"{file}: holds a JSON {type(content).__name__}; wanted an object with 'images', 'annotations' and "
             f"'categories'. (A list of predictions or annotations alone names neither images nor classes.)"
+        )
+    if "annotations" not in content and split.name.lower().startswith("test"):
+        content["annotations"] = []
+        notes.append(
+            f"{file}: has no 'annotations', so the images of the split '{split.name}' count as without boxes."
         )
     for key in ("images", "annotations", "categories"):
         entries = content.get(key)
@@ -166,11 +185,13 @@ def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
 class _Labels:
     categories: tuple[Category, ...]
     of_id: Mapping[Any, int]  # the file's id, as it is written there → dense label
+    supercategories: tuple[str | None, ...]  # one for each of the categories
 
 
 def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> _Labels:
     names: dict[int, tuple[str, Path]] = {}
     spelled: dict[Any, int] = {}
+    above: dict[int, str | None] = {}
     for file, content in zip(files, contents, strict=True):
         for entry in content["categories"]:
             raw = entry.get("id")
@@ -186,9 +207,11 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
                     f"one dataset must agree: rename it, or give it an id of its own."
                 )
             spelled[raw] = category_id
+            above[category_id] = entry.get("supercategory")
     categories = tuple(Category(category_id, names[category_id][0]) for category_id in sorted(names))
     label = {category.id: position for position, category in enumerate(categories)}
-    return _Labels(categories, {**label, **{raw: label[category_id] for raw, category_id in spelled.items()}})
+    of_id = {**label, **{raw: label[category_id] for raw, category_id in spelled.items()}}
+    return _Labels(categories, of_id, tuple(above[category.id] for category in categories))
 
 
 # Images
@@ -290,10 +313,11 @@ def _read_annotations(
             f"{ids}; add the category to the file's 'categories', or fix the annotation."
         ) from None
     corners = _read_boxes(entries, describe)
+    sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
+    _check_normalized(file, corners, sizes[image_index])
     corners[:, 2:] += corners[:, :2]  # COCO writes x, y, width, height
     area = _read_areas(entries, describe)
     crowd = np.array([bool(entry.get("iscrowd")) for entry in entries], dtype=np.bool_)
-    sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
     table, findings = clean_annotations(
         image_index=image_index,
         label=label,
@@ -304,7 +328,34 @@ def _read_annotations(
         describe=describe,
     )
     notes.extend(findings)
+    _note_corners(file, corners, sizes[image_index], notes)
     return table
+
+
+def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
+    """Refuses boxes as fractions of the image: they would pass as specks in its corner.
+
+    Whole numbers are pixels, however small.
+    """
+    rows = np.isfinite(boxes).all(axis=-1)
+    written = boxes[rows]
+    if not len(written) or (sizes[rows] <= _NORMALIZED_LIMIT).any() or (written == np.floor(written)).all():
+        return
+    if written.min() >= 0 and written.max() <= _NORMALIZED_LIMIT:
+        raise ValueError(
+            f"{file}: the boxes look normalised, none has a number above {written.max():.4g}; COCO wants x, y, width, "
+            f"height in pixels: multiply them by the width and height of their image."
+        )
+
+
+def _note_corners(file: Path, corners: NDArray[np.float64], sizes: NDArray[np.int64], notes: list[str]) -> None:
+    """Asks about corners where width and height should be: many boxes then end far outside."""
+    past = np.any(corners[:, 2:] > sizes[:, ::-1] + 1.0, axis=-1)  # a pixel more may be rounding
+    if past.sum() > len(corners) / 3:
+        notes.append(
+            f"{file}: {int(past.sum())} of {len(corners)} boxes end past the edge of their image; are these corners? "
+            f"COCO wants x, y, width, height."
+        )
 
 
 def _read_boxes(entries: Sequence[Mapping[str, Any]], describe: Callable[[int], str]) -> NDArray[np.float64]:

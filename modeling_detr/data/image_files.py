@@ -35,6 +35,7 @@ class FolderListings:
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
         self._lower: dict[str, dict[str, str]] = {}
+        self._image_stems: dict[str, set[str]] = {}
 
     def names(self, folder: str) -> set[str]:
         """The names in `folder`; none if it is not a folder."""
@@ -46,6 +47,13 @@ class FolderListings:
     def images(self, folder: str) -> list[str]:
         """The paths of the image files that lie directly in `folder`, sorted by name."""
         return [f"{folder}/{name}" for name in sorted(self.names(folder)) if is_image_name(name)]
+
+    def image_stems(self, folder: str) -> set[str]:
+        """The names, without their endings, of the image files that lie directly in `folder`."""
+        if folder not in self._image_stems:
+            images = filter(is_image_name, self.names(folder))
+            self._image_stems[folder] = {name.rpartition(".")[0] for name in images}
+        return self._image_stems[folder]
 
     def find(self, folder: str, name: str) -> str | None:
         """The path of `name` in `folder`, exactly or, failing that, in another case; None if there is neither."""

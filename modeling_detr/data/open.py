@@ -67,8 +67,9 @@ def _open_files(path: Path, chosen: str | None) -> DetectionIndex:
             fitting.remove("yolo")  # a classes.txt alone says little beside the annotations of another format
         if len(fitting) > 1:
             raise ValueError(
-                f"{place} could be read as {' or as '.join(fitting)}; say which with format=, or give the path of the "
-                f"annotation file (.json) or description (.yaml) itself."
+                f"{place} could be read as {' or as '.join(fitting)}; say which with "
+                f"--data_format {fitting[0]} (format= in Python), or give the path of the annotation file (.json) or "
+                f"description (.yaml) itself."
             )
         if fitting:
             return _READERS[fitting[0]][1](place)
@@ -106,7 +107,7 @@ def find_split(index: DetectionIndex, role: Literal["train", "eval"]) -> str:
     """The split to train on or to evaluate on, by the names that are usual: train, train2017 / val, valid, test, ….
 
     Raises:
-        ValueError: No split has such a name, or several have; the message lists the splits.
+        ValueError: No split has such a name, or several have; the message lists the splits and names the option.
     """
     if role not in _ROLE_NAMES:
         raise ValueError(f"The role of a split is 'train' or 'eval'; got '{role}'.")
@@ -117,10 +118,15 @@ def find_split(index: DetectionIndex, role: Literal["train", "eval"]) -> str:
         if len(exact or fitting) == 1:
             return (exact or fitting)[0]
         if fitting:
-            raise ValueError(f"{index.name} has several splits to {role} on: {', '.join(sorted(fitting))}; name one.")
-    known = ", ".join(sorted(index.splits)) or "none"
+            raise ValueError(
+                f"{index.name} has several splits to {role} on: {', '.join(sorted(fitting))}; say which with "
+                f"--{role}_split NAME."
+            )
+    if set(index.splits) <= {"all"}:
+        raise ValueError(f"{index.name} has no splits; hold some images out: --eval_fraction 0.1.")
+    known = ", ".join(sorted(index.splits))
     use = "training" if role == "train" else "evaluation"
     raise ValueError(
         f"{index.name} has no split with a usual name for {use} ({', '.join(_ROLE_NAMES[role])}); its splits are: "
-        f"{known}. Name the one to use."
+        f"{known}. Say which with --{role}_split NAME."
     )

@@ -11,8 +11,10 @@ image is mapped back to whole pixels of the source, and boxes are computed from 
 import difflib
 import importlib
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -265,18 +267,18 @@ def train_transform(
 
     Args:
         name: `original` (the original's), `light` (for small datasets), `none` (resize only), or the dotted name of
-            what replaces the policy, `package.module.name`: a callable that takes and returns a `DetectionSample`; a
-            class is instantiated first, with `scales` and `options` as far as they are given. It may draw from the
-            global random states of Python, NumPy and PyTorch, which the dataset seeds for each sample.
+            what replaces the policy, `package.module.name` (the current folder is looked into as well): a callable
+            that takes and returns a `DetectionSample`; a class is instantiated first, with `scales` and `options` as
+            far as they are given. It may draw from the global random states of Python, NumPy and PyTorch, which the
+            dataset seeds for each sample.
         scales: Shortest edges to draw from, or a single one; `none` takes the largest. From the largest of them follow
             all sizes that are not given, in the proportions of the original's.
         options: Fields of the policy: `longest_edge`, `flip_probability`, `crop_probability`; of `original`
             also `crop_scales`, `crop_min`, `crop_max`; of `light` also `least_share`. None means not given.
 
     Raises:
-        ValueError: No policy has that name, an option is not one of the policy, or a value makes no sense.
-        ImportError: A dotted name cannot be imported.
-        TypeError: A dotted name is not callable, or is no class but options are given.
+        ValueError: No policy has that name, an option is not one of the policy, a value makes no sense, or a dotted
+            name cannot be imported, is not callable, or is no class but options are given.
     """
     given = {key: value for key, value in options.items() if value is not None}
     if name not in _POLICIES:
@@ -292,9 +294,11 @@ def train_transform(
     known = {*policy.__dataclass_fields__} - {"scales", "shortest_edge"}
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            near = difflib.get_close_matches(key, {"scales", *known}, n=1, cutoff=0.6)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise ValueError(f"The policy '{name}' has no option '{key}'; {hint}It has: {', '.join(sorted(known))}.")
+            raise ValueError(
+                f"The policy '{name}' has no option '{key}'; {hint}It has: {', '.join(sorted({'scales', *known}))}."
+            )
     for key, value in given.items():
         _check_option(key, value)
     factor = max(sizes) / max(SCALES)
@@ -341,25 +345,36 @@ def _import_transform(name: str, options: dict[str, Any]) -> SampleTransform:
             f"There is no training policy '{name}'; {hint}Wanted {', '.join(_POLICIES)}, or the dotted name of a "
             f"callable, such as my_package.my_module.augment."
         )
+    _add_working_folder_to_import_path()
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             f"The training policy '{name}' cannot be imported: {error}. Run the command where '{module_name}' can be "
             f"imported from (put its folder into PYTHONPATH), or correct the name."
         ) from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, dir(module), n=1)
         hint = f"; did you mean '{module_name}.{near[0]}'?" if near else "."
-        raise ImportError(f"The training policy '{name}' does not exist: {module.__file__} has no '{attribute}'{hint}")
+        raise ValueError(f"The training policy '{name}' does not exist: {module.__file__} has no '{attribute}'{hint}")
     found = getattr(module, attribute)
     if isinstance(found, type):
         found = found(**options)
     elif options:
-        raise TypeError(
+        raise ValueError(
             f"The training policy '{name}' is no class, so it takes no options; got {', '.join(options)}. Leave them "
             f"out, or make it a class that takes them."
         )
     if not callable(found):
-        raise TypeError(f"The training policy '{name}' is a {type(found).__name__}, which cannot be called.")
+        raise ValueError(f"The training policy '{name}' is a {type(found).__name__}, which cannot be called.")
     return cast(SampleTransform, found)
+
+
+def _add_working_folder_to_import_path() -> None:
+    """Console scripts, unlike `python -m`, do not look for modules in the working folder.
+
+    It stays on the path: workers of a data loader that are started afresh import the policy by its name once more.
+    """
+    folder = str(Path.cwd())
+    if not {"", folder} & set(sys.path):
+        sys.path.append(folder)

@@ -5,7 +5,8 @@
     a.xml  a.jpg                                                       or no splits at all
 
 Coordinates are taken as they are written. (The original challenge counted pixels from 1; most files written since do
-not, and a shift would spoil those.) Objects marked difficult are ordinary boxes.
+not, and a shift would spoil those.) Objects marked difficult are ordinary boxes. An image is found by the stem of its
+XML file, else by that of <filename>; the ending there decides between images of one stem.
 """
 
 import os
@@ -28,10 +29,13 @@ _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
 
 @dataclass
 class _Files:
-    """The files of a dataset, found in one walk; images are keyed by folder and stem, and by stem alone."""
+    """The files of a dataset, found in one walk; images are keyed by folder and stem, and by stem alone.
+
+    Several images may share a stem (a.jpg beside a.png), so each key leads to a list.
+    """
 
     xml: list[Path] = field(default_factory=list)
-    images: dict[tuple[str, str], str] = field(default_factory=dict)
+    images: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     by_stem: dict[str, list[str]] = field(default_factory=dict)
     image_sets: list[Path] = field(default_factory=list)
 
@@ -50,7 +54,8 @@ def read_voc(path: str | Path) -> DetectionIndex:
 
     Raises:
         FileNotFoundError: There is no XML file, or an image is missing.
-        ValueError: A file is not what it should be; the message names file, object, got and wanted.
+        ValueError: A file is not what it should be, or several images fit it; the message names file, object, got
+            and wanted.
     """
     root = Path(path)
     files = _walk(root)
@@ -112,7 +117,7 @@ def _walk(root: Path) -> _Files:
             if suffix.lower() == "xml" and not name.startswith("."):
                 files.xml.append(Path(folder) / name)
             elif is_image_name(name):
-                files.images[folder, stem] = f"{folder}/{name}"
+                files.images.setdefault((folder, stem), []).append(f"{folder}/{name}")
                 files.by_stem.setdefault(stem, []).append(f"{folder}/{name}")
     return files
 
@@ -141,12 +146,27 @@ def _find_image(root: Path, file: Path, tree: ElementTree.Element, files: _Files
     for stem in dict.fromkeys([file.stem, written.stem]):
         for folder in folders:
             if (folder, stem) in files.images:
-                return files.images[folder, stem]
-        if len(files.by_stem.get(stem, [])) == 1:
-            return files.by_stem[stem][0]
+                return _choose(file, written.name, files.images[folder, stem])
+        if stem in files.by_stem:
+            return _choose(file, written.name, files.by_stem[stem])
     raise FileNotFoundError(
         f"{file}: its image is missing; looked for '{file.stem}' and '{written.name}' with the endings of images in "
         f"{', '.join(folders)}. Put the image there, or remove the XML file."
+    )
+
+
+def _choose(file: Path, written: str, images: Sequence[str]) -> str:
+    """The one of the images that share a stem, by the name that the XML file writes."""
+    if len(images) == 1:
+        return images[0]
+    ending = Path(written).suffix.lower()
+    named = [image for image in images if Path(image).name == written]
+    named = named or [image for image in images if Path(image).suffix.lower() == ending]
+    if len(named) == 1:
+        return named[0]
+    raise ValueError(
+        f"{file}: its image may be {' or '.join(images)}, and <filename> is '{written}'; write the full name of the "
+        f"right one there, or put that beside the XML file and remove the others."
     )
 
 
@@ -164,7 +184,7 @@ def _image_folders(root: Path, folder: Path) -> list[str]:
 
 def _note_unused_images(files: _Files, records: Sequence[ImageRecord], notes: list[str]) -> None:
     used = {record.path for record in records}
-    unused = [path for path in files.images.values() if path not in used]
+    unused = [path for paths in files.images.values() for path in paths if path not in used]
     if unused:
         notes.append(
             f"{len(unused)} images have no XML file and are left out (an image without objects has an XML file "

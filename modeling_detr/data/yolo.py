@@ -6,10 +6,12 @@
     train/a.jpg             train/a.txt           labels beside the images
 
 Without a YAML file, the class names may stand in classes.txt, obj.names or _darknet.labels. A line with more numbers
-is a polygon and becomes its box. Images without a label file are backgrounds.
+is a polygon and becomes its box. Images without a label file are backgrounds; where others beside them have one, the
+notes say so, as they name label files that belong to no image.
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,7 +274,9 @@ def _find_label_files(
     tried: list[str] = []
     for folder, stems in stems_of.items():
         candidates = _label_folders(Path(folder), description.root)
-        found = [sum(f"{stem}.txt" in listings.names(candidate) for stem in stems) for candidate in candidates]
+        found = [
+            sum(listings.find(candidate, f"{stem}.txt") is not None for stem in stems) for candidate in candidates
+        ]
         best = int(np.argmax(found))
         label_folder[folder] = candidates[best] if found[best] else None
         tried += candidates
@@ -286,9 +290,80 @@ def _find_label_files(
     files: list[str | None] = []
     for image in images:
         folder, _, name = image.rpartition("/")
-        place, label_name = label_folder[folder], f"{name.rpartition('.')[0]}.txt"
-        files.append(f"{place}/{label_name}" if place and label_name in listings.names(place) else None)
+        place = label_folder[folder]
+        files.append(_find_label_file(place, folder, name.rpartition(".")[0], listings) if place else None)
+    _note_images_without_labels(description, images, files, label_folder, notes)
+    _note_labels_without_images(description, label_folder, files, listings, notes)
     return files
+
+
+def _find_label_file(place: str, folder: str, stem: str, listings: FolderListings) -> str | None:
+    """The label file of an image, in another case where need be, unless it is that of another image exactly."""
+    file = listings.find(place, f"{stem}.txt")
+    found = file.rpartition("/")[2].rpartition(".")[0] if file else stem
+    return file if found == stem or found not in listings.image_stems(folder) else None
+
+
+def _note_images_without_labels(
+    description: _Description,
+    images: Sequence[str],
+    files: Sequence[str | None],
+    label_folder: Mapping[str, str | None],
+    notes: list[str],
+) -> None:
+    total: Counter[str] = Counter()
+    without: dict[str, list[str]] = {}
+    for image, file in zip(images, files, strict=True):
+        folder = image.rpartition("/")[0]
+        total[folder] += 1
+        if file is None and label_folder[folder]:
+            without.setdefault(folder, []).append(image)
+    for folder, bare in without.items():
+        one = len(bare) == 1
+        have = "has no label file and counts as background" if one else "have no label file and count as backgrounds"
+        notes.append(
+            f"{len(bare)} of {total[folder]} images in {_relative(folder, description.root)} {have}; the first: "
+            f"{bare[0]}."
+        )
+
+
+def _note_labels_without_images(
+    description: _Description,
+    label_folder: Mapping[str, str | None],
+    files: Sequence[str | None],
+    listings: FolderListings,
+    notes: list[str],
+) -> None:
+    """Label files whose stem is no image, listed in a split or not, of the folders that share their place."""
+    folders_of: dict[str, list[str]] = {}
+    for folder, place in label_folder.items():
+        if place:
+            folders_of.setdefault(place, []).append(folder)
+    used = {file for file in files if file}
+    for place, folders in folders_of.items():
+        stems = {stem for folder in folders for stem in listings.image_stems(folder)}
+        lost = [
+            name
+            for name in sorted(listings.names(place))
+            if _may_be_labels(name) and f"{place}/{name}" not in used and name.rpartition(".")[0] not in stems
+        ]
+        if lost:
+            files_are = (
+                "label file that belongs to no image is"
+                if len(lost) == 1
+                else "label files that belong to no image are"
+            )
+            notes.append(
+                f"{len(lost)} {files_are} left out in {_relative(place, description.root)}; the first: "
+                f"{place}/{lost[0]}."
+            )
+
+
+def _may_be_labels(name: str) -> bool:
+    """Whether a text file is one of labels, and not the list of classes or images or a text about the dataset."""
+    stem, _, suffix = name.rpartition(".")
+    about = name in _NAME_FILES or is_split_name(stem) or stem.lower().startswith(("readme", "license"))
+    return suffix.lower() == "txt" and not about and not name.startswith(".")
 
 
 def _label_folders(folder: Path, root: Path) -> list[str]:

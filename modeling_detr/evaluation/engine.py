@@ -120,7 +120,8 @@ def to_device(
 def adopt_model_labels(index: DetectionIndex, id2label: Mapping[int, str]) -> DetectionIndex:
     """The dataset with its classes in the model's order, matched by name, so that labels mean the same in both.
 
-    Classes of the model that the dataset lacks are added without objects, under category ids that it does not use.
+    A dataset with the very classes of the model is returned as it is, classes of one name included. Classes of the
+    model that the dataset lacks are added without objects, under category ids that it does not use.
 
     Args:
         index: The dataset.
@@ -129,6 +130,8 @@ def adopt_model_labels(index: DetectionIndex, id2label: Mapping[int, str]) -> De
     Raises:
         ValueError: The dataset has a class that the model does not know.
     """
+    if [category.name for category in index.categories] == [id2label[label] for label in sorted(id2label)]:
+        return index
     label_of = {name: label for label, name in sorted(id2label.items(), reverse=True)}
     unknown = [category.name for category in index.categories if category.name not in label_of]
     if unknown:

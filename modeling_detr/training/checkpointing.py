@@ -240,6 +240,7 @@ def find_model(source: str) -> str:
 
     Raises:
         ValueError: `source` is a checkpoint of the original, another file, or a folder without a model.
+        FileNotFoundError: There is nothing at `source`, and it cannot be a Hub id.
     """
     path = Path(source)
     if path.suffix in (".pth", ".pt", ".ckpt"):
@@ -253,7 +254,41 @@ def find_model(source: str) -> str:
         return str(path / MODEL)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{source} holds no model: there is no config.json, nor a {MODEL}/config.json, in it.")
+    if not path.exists() and not _may_be_hub_id(source):
+        raise FileNotFoundError(
+            f"{source}: no such folder ({path.resolve()}); wanted a model's or a run's folder, or a Hub id such as "
+            f"facebook/detr-resnet-50."
+        )
     return source
+
+
+def _may_be_hub_id(source: str) -> bool:
+    """Whether something that is not on this disk may be 'name' or 'owner/name' rather than a mistyped path."""
+    path = Path(source)
+    if path.is_absolute() or source.count("/") > 1:
+        return False
+    return "/" not in source or not path.parent.expanduser().is_dir()
+
+
+@contextlib.contextmanager
+def telling_missing_models(source: str) -> Iterator[None]:
+    """Turns what Transformers says, in several lines, of a model that it cannot get from the Hub into one sentence.
+
+    Args:
+        source: What the person named.
+
+    Raises:
+        OSError: `source` is no folder, and the Hub did not give it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or Path(source).exists():
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise OSError(
+            f"{source}: no such folder here, and no model of that name came from the Hub ({reason})."
+        ) from error
 
 
 def holds_run(run_dir: Path) -> bool:

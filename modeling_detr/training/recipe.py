@@ -23,6 +23,9 @@ import yaml
 from modeling_detr.training.optimization import LearningRateSchedule
 
 
+_KEYS_OF_NEW_MODELS = ("model_config", "backbone_weights", "local_start")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One training run. Batch sizes are per process.
@@ -205,14 +208,18 @@ _SMALLEST = {
 _MAPPINGS = tuple(name for name, kind in _TYPES.items() if typing.get_origin(kind) is dict)
 
 
-def parse_recipe(arguments: Sequence[str], program: str = "detr train") -> Recipe:
+def parse_recipe(arguments: Sequence[str], program: str = "detr train", *, notes: list[str] | None = None) -> Recipe:
     """Reads a recipe from command line arguments: a YAML file, if any, and `--key value` pairs, which win over it.
 
     Mappings are set key by key (`--model_config.num_queries 50`). Values are YAML: `1e-4`, `true`, `[480, 512]`.
 
+    A file that describes a new model serves to train a given one too: with `--model` on the command line, and none in
+    the file, the file's model_config, backbone_weights and local_start are left out.
+
     Args:
         arguments: The arguments after the name of the command.
         program: Name of the command in `--help`.
+        notes: A list to which a sentence is added for each key that is left out.
 
     Raises:
         ValueError: A key is unknown (the nearest is named), or a value has the wrong type or is out of range.
@@ -228,6 +235,11 @@ def parse_recipe(arguments: Sequence[str], program: str = "detr train") -> Recip
     from_command_line = vars(given)
     config_path = from_command_line.pop("config")
     values = read_recipe_file(config_path) if config_path is not None else {}
+    model = from_command_line.get("model", "none")
+    if values.get("model") is None and _from_text("model", model, _TYPES["model"]) is not None:
+        left_out = _drop_keys_of_new_models(values, model)
+        if notes is not None:
+            notes += left_out
     for name, text in from_command_line.items():
         mapping, _, inner = name.partition(".")
         if inner:
@@ -237,6 +249,16 @@ def parse_recipe(arguments: Sequence[str], program: str = "detr train") -> Recip
     if values.get("output_dir") is None and config_path is not None:
         values["output_dir"] = str(Path("runs", Path(config_path).stem))
     return Recipe(**values)
+
+
+def _drop_keys_of_new_models(values: dict[str, Any], model: str) -> list[str]:
+    """Takes out of a file's keys those that describe a new model; returns a sentence for each that said anything."""
+    dropped = {name: values.pop(name) for name in _KEYS_OF_NEW_MODELS if name in values}
+    return [
+        f"{name} of the YAML file is left out: it is for a new model, and that of {model} has its own"
+        for name, value in dropped.items()
+        if value  # {}, none and false say nothing
+    ]
 
 
 def read_recipe_file(path: str | Path) -> dict[str, Any]:

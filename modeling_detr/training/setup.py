@@ -28,7 +28,7 @@ from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import start_local
-from modeling_detr.training.checkpointing import find_model
+from modeling_detr.training.checkpointing import find_model, telling_missing_models
 from modeling_detr.training.recipe import Recipe
 
 
@@ -40,9 +40,9 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
     """
     dataset = open_dataset(recipe.data_source, format=recipe.data_format)
     if recipe.eval_fraction > 0:
-        everything = recipe.train_split is None and not dataset.splits
-        pool = dataset if everything else dataset.split(recipe.train_split or _usual_split(dataset, "train"))
-        train, evaluation = hold_out(pool, recipe.eval_fraction, recipe.seed)
+        train, evaluation = hold_out_of_split(dataset, recipe.train_split, recipe.eval_fraction, recipe.seed)
+    elif not has_splits(dataset) and recipe.train_split is None and recipe.eval_split is None:
+        raise ValueError(f"{dataset.name}: it has no splits; hold some images out: --eval_fraction 0.1")
     else:
         train = dataset.split(recipe.train_split or _usual_split(dataset, "train"))
         evaluation = dataset.split(recipe.eval_split or _usual_split(dataset, "eval"))
@@ -54,12 +54,36 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
     return train, evaluation
 
 
+def has_splits(dataset: DetectionIndex) -> bool:
+    """Whether the dataset comes divided; one that does not has the split 'all', of every image, and no other."""
+    return bool(dataset.splits) and set(dataset.splits) != {"all"}
+
+
+def hold_out_of_split(
+    dataset: DetectionIndex, split: str | None, fraction: float, seed: int
+) -> tuple[DetectionIndex, DetectionIndex]:
+    """What training holds out of its images for evaluation: the rest and the share held out; see `hold_out`.
+
+    Args:
+        dataset: The whole dataset.
+        split: The split to train on; None: the one with a usual name, or every image if there are no splits.
+        fraction: Share of the images to hold out, above 0 and below 1.
+        seed: With another one, other images are held out.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    everything = split is None and not has_splits(dataset)
+    return hold_out(dataset if everything else dataset.split(split or _usual_split(dataset, "train")), fraction, seed)
+
+
 def _usual_split(dataset: DetectionIndex, role: Literal["train", "eval"]) -> str:
     try:
         return find_split(dataset, role)
     except ValueError as error:
-        remedy = f"--{role}_split" + (", or hold some images out: --eval_fraction 0.1" if role == "eval" else "")
-        raise ValueError(f"{error} ({remedy})") from error
+        if role == "train":
+            raise
+        raise ValueError(f"{error} Or hold some images out: --eval_fraction 0.1.") from error
 
 
 def hold_out(index: DetectionIndex, fraction: float, seed: int) -> tuple[DetectionIndex, DetectionIndex]:
@@ -78,7 +102,8 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
     """A new detector, or the one that the recipe starts from, with a class head for `id2label`.
 
     Raises:
-        ValueError: `model_config` does not fit; or a new backbone would stay random because it is frozen.
+        ValueError: `model_config` does not fit; or a new backbone would stay random because it is frozen; or, for a
+            new model, `processor_config` or the transform does not fit.
         OSError: The model to start from cannot be found or read.
     """
     labels: dict[str, Any] = {
@@ -92,7 +117,10 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
     if recipe.model is not None:
         model = _from_pretrained(recipe.model, {**labels, **recipe.model_config})
     else:
-        model = DetrForObjectDetection(_new_config(recipe, labels))
+        config = _new_config(recipe, labels)
+        # A key of these that is misspelt is told before anything is downloaded.
+        _augmentation(recipe, *_edges(build_processor(recipe, config)))
+        model = DetrForObjectDetection(config)
         if recipe.backbone_weights is not None:
             model.model.load_backbone_weights(recipe.backbone_weights)
         else:
@@ -113,15 +141,22 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
 def _from_pretrained(source: str, changes: Mapping[str, Any]) -> DetrForObjectDetection:
     """The model at `source` with a class head of the right size, and everything else as it was."""
     model: DetrForObjectDetection
-    model, info = DetrForObjectDetection.from_pretrained(
-        find_model(source), **changes, ignore_mismatched_sizes=True, output_loading_info=True
-    )
+    with telling_missing_models(source):
+        model, info = DetrForObjectDetection.from_pretrained(
+            find_model(source), **changes, ignore_mismatched_sizes=True, output_loading_info=True
+        )
     mismatched = {name for name, *_ in info["mismatched_keys"]} | {*info["missing_keys"]}
     lost = sorted(name for name in mismatched if not name.startswith("class_labels_classifier."))
     if lost:
         raise ValueError(
             f"{source}: with this model_config {len(lost)} of its weights have another shape or are not there, first "
             f"'{lost[0]}'; they would start anew. Leave out the keys that change shapes, or begin a new model."
+        )
+    unused = sorted(info["unexpected_keys"])
+    if unused:
+        raise ValueError(
+            f"{source}: with this model_config {len(unused)} of its weights have no place, first '{unused[0]}'; they "
+            f"would be lost. Leave out the keys that take parts away, or begin a new model."
         )
     return model
 
@@ -130,7 +165,8 @@ def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
     """What becomes of the class head of the model that the recipe starts from; None for a new model."""
     if recipe.model is None:
         return None
-    before = DetrConfig.from_pretrained(find_model(recipe.model)).id2label or {}
+    with telling_missing_models(recipe.model):
+        before = DetrConfig.from_pretrained(find_model(recipe.model)).id2label or {}
     if dict(before) == dict(id2label):
         return f"the class head of {recipe.model} is kept: its classes are those of the dataset"
     if len(before) == len(id2label):
@@ -152,7 +188,8 @@ def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageP
         OSError: The processor of the model to start from cannot be found or read.
     """
     if recipe.model is not None:
-        return DetrTorchvisionImageProcessor.from_pretrained(find_model(recipe.model), **recipe.processor_config)
+        with telling_missing_models(recipe.model):
+            return DetrTorchvisionImageProcessor.from_pretrained(find_model(recipe.model), **recipe.processor_config)
     pretrained = timm.get_pretrained_cfg(_timm_name(recipe, config), allow_unregistered=True)
     normalisation = {"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}
     try:

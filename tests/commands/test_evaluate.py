@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,10 @@ import pytest
 from PIL import Image
 
 from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
-from modeling_detr.commands.evaluate import main, resizing_of
+from modeling_detr.commands.evaluate import choose_images, main, resizing_of
+from modeling_detr.data import open_dataset
+from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.setup import open_splits
 
 
 @pytest.fixture
@@ -73,6 +77,31 @@ def test_a_split_can_be_chosen(model_folder: Path, tmp_path: Path) -> None:
     arguments = [str(model_folder), str(dataset(tmp_path / "data")), "--split", "train+val"]
     assert main([*arguments, "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]) == 0
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5
+
+
+def test_what_training_held_out_can_be_evaluated_again(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data")
+    recipe = Recipe(data=str(folder), eval_fraction=0.4, seed=5)
+    chosen = choose_images(open_dataset(folder), None, 0.4, 5)
+    assert [image.id for image in chosen.images] == [image.id for image in open_splits(recipe)[1].images]
+    assert len(chosen) == 1
+    undivided = dataclasses.replace(open_dataset(folder), splits={"all": np.arange(5)})
+    assert len(choose_images(undivided, None, 0.0, 5)) == 5
+    assert len(choose_images(undivided, None, 0.4, 5)) == 2
+
+
+def test_mistakes_in_the_dataset_are_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    folder = str(dataset(tmp_path / "data"))
+    for arguments, message in (
+        (["--split", "vall"], r"--split: .*has no split 'vall'"),
+        (["--eval_fraction", "1"], "--eval_fraction: got 1"),
+        (["--data_format", "voc"], "voc|VOC|xml"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            main(["no/such/model", folder, *arguments])
+    only_train = dataclasses.replace(open_dataset(folder), splits={"train": np.arange(5)})
+    with pytest.raises(ValueError, match=r"^--split: .*with --split NAME"):
+        choose_images(only_train, None, 0.0, 42)
 
 
 @pytest.mark.slow

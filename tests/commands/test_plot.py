@@ -35,5 +35,5 @@ def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
 
 
 def test_a_folder_without_a_log_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"log\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"no such run; wanted a folder with log\.jsonl"):
         main([str(tmp_path)])

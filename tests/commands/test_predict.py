@@ -90,6 +90,29 @@ def test_missing_and_empty_inputs_are_errors(tmp_path: Path) -> None:
         find_images([tmp_path], tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threshold", "50"], "--threshold: got 50; wanted a score from 0 to 1"),
+        (["--threshold", "nan"], "--threshold: got nan"),
+        (["--device", "cuda:77"], "--device: 'cuda:77' cannot be used here"),
+        (["--device", "gpu"], "--device: 'gpu' cannot be used here"),
+    ],
+)
+def test_mistakes_in_options_are_told_before_anything_is_loaded(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        main(["no/such/model", "no.jpg", "--output_dir", "out", *arguments])
+    assert "\n" not in str(error.value)
+
+
+def test_a_text_file_is_no_input_but_an_image_of_any_name_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"notes\.txt is no image"):
+        find_images([tmp_path / "notes.txt"], tmp_path / "out")
+    nameless = picture(tmp_path / "a.png").rename(tmp_path / "a")
+    assert list(find_images([nameless], tmp_path / "out").values()) == [nameless]
+
+
 # Which model
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from modeling_detr import commands
 from modeling_detr.commands import train
+from modeling_detr.data import read_image
+from modeling_detr.structures_detr import ImageRecord
 
 
 ROOT = Path(__file__).parents[2]
@@ -131,9 +133,41 @@ def test_an_error_that_is_not_the_users_keeps_its_traceback(config, monkeypatch)
     def broken(*_):
         return int("not our words")
 
-    monkeypatch.setattr(train, "parse_recipe", lambda _: int("x"))
+    monkeypatch.setattr(train, "parse_recipe", lambda *_, **__: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         commands.main(["train", str(config)])
+
+
+def _broken_worker(*_, **__):
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, position):
+            return read_image(ImageRecord(1, "no/such\u00e9.jpg", 8, 8))
+
+    next(iter(torch.utils.data.DataLoader(Images(), num_workers=1)))
+
+
+def test_a_bad_image_that_a_loader_process_met_is_one_line(config, monkeypatch, capsys):
+    monkeypatch.setattr(train, "parse_recipe", _broken_worker)
+    assert commands.main(["train", str(config)]) == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("detr train: ")
+    assert "no/such\u00e9.jpg" in err
+    assert "Traceback" not in err
+    monkeypatch.setenv("DETR_TRACEBACK", "1")
+    with pytest.raises(OSError, match="Original Traceback"):
+        commands.main(["train", str(config)])
+
+
+def test_a_file_for_a_new_model_serves_to_train_a_given_one(config, tmp_path, capsys):
+    assert train.main([str(config), "--max_steps", "1", "--batch_size", "4"]) == 0
+    capsys.readouterr()
+    arguments = ["--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "more"), "--max_steps", "1"]
+    assert train.main([str(config), "--batch_size", "4", *arguments]) == 0
+    assert "note      model_config of the YAML file is left out" in capsys.readouterr().out
 
 
 def test_unknown_commands_and_help(capsys):

@@ -227,3 +227,56 @@ def test_many_annotations_are_ordered_by_image(coco_folder, train_file):
         mine = table.boxes_xyxy[table.image_index == position, 0]
         expected = [number / 100 for number, image_id in enumerate(image_ids) if image_id == position + 1]
         assert mine.tolist() == expected
+
+
+def _add_category(root: Path, **entry) -> None:
+    for file in (root / "annotations").iterdir():
+        _change(file, lambda content: content["categories"].insert(0, {"id": 0, **entry}))
+
+
+def test_an_unused_category_of_another_ones_name_is_left_out(coco_folder, train_file):
+    _add_category(coco_folder, name="dog")
+    index = open_dataset(coco_folder)
+    assert index.id2label == {0: "cat", 1: "dog"}
+    assert index.annotations.label.tolist() == [0, 1, 1, 0]
+    assert "category 0 'dog' has no box and the name of category 2, so it is left out." in index.notes
+    _change(train_file, lambda content: content["annotations"][0].update(category_id=0))
+    with pytest.raises(ValueError, match=r"categories 0 and 2 are both named 'dog' and both have boxes \(1 and 2\)"):
+        open_dataset(coco_folder)
+
+
+def test_an_unused_supercategory_of_all_is_left_out_and_other_empty_classes_are_said(coco_folder):
+    _add_category(coco_folder, name="pets", supercategory="none")
+    index = open_dataset(coco_folder)
+    assert len(index.categories) == 3
+    assert "class 'pets' has no box; remove it from 'categories' if it is not meant." in index.notes
+    for file in (coco_folder / "annotations").iterdir():
+        _change(file, lambda content: [entry.update(supercategory="pets") for entry in content["categories"][1:]])
+    assert open_dataset(coco_folder).id2label == {0: "cat", 1: "dog"}
+
+
+def test_a_file_without_annotations_is_an_error_unless_of_a_test_split(coco_folder):
+    _move_beside_images(coco_folder)
+    _change(coco_folder / "val" / "_annotations.coco.json", lambda content: content.pop("annotations"))
+    with pytest.raises(ValueError, match="'annotations' must be a list of objects; got only"):
+        open_dataset(coco_folder)
+    shutil.move(coco_folder / "val", coco_folder / "test")
+    index = open_dataset(coco_folder)
+    assert len(index.split("test").annotations) == 0
+    assert [note for note in index.notes if "has no 'annotations'" in note]
+
+
+def test_boxes_in_another_form_are_asked_about(coco_folder, train_file):
+    def corners(content):
+        for annotation in content["annotations"]:
+            annotation["bbox"] = [30, 30, 70, 45]
+
+    def normalized(content):
+        for annotation in content["annotations"]:
+            annotation["bbox"] = [0.1, 0.2, 0.5, 0.25]
+
+    _change(train_file, corners)
+    assert [note for note in open_dataset(coco_folder).notes if "3 of 3 boxes end past the edge" in note]
+    _change(train_file, normalized)
+    with pytest.raises(ValueError, match=r"instances_train.json: the boxes look normalised.* in pixels"):
+        open_dataset(coco_folder)

@@ -83,7 +83,9 @@ def test_a_folder_in_no_format_says_what_was_looked_for(tmp_path):
 
 def test_a_folder_in_two_formats_is_asked_about(coco_folder, voc_folder):
     shutil.copytree(voc_folder / "Annotations", coco_folder / "xml")
-    with pytest.raises(ValueError, match="could be read as coco or as voc"):
+    with pytest.raises(
+        ValueError, match=r"as coco or as voc; say which with --data_format coco \(format= in Python\)"
+    ):
         open_dataset(coco_folder)
     assert len(open_dataset(coco_folder, format="coco")) == 4
 
@@ -109,8 +111,11 @@ def test_splits_are_found_by_their_usual_names(splits, train, evaluation, yolo_f
 def test_splits_without_a_usual_name_are_listed(yolo_folder):
     index = open_dataset(yolo_folder)
     other = DetectionIndex("set", index.images, index.categories, index.annotations, {"all": np.arange(2)})
-    with pytest.raises(ValueError, match=r"no split with a usual name for training .*its splits are: all"):
+    with pytest.raises(ValueError, match=r"set has no splits; hold some images out: --eval_fraction 0\.1"):
         find_split(other, "train")
+    odd = DetectionIndex("set", index.images, index.categories, index.annotations, {"odd": np.arange(2)})
+    with pytest.raises(ValueError, match=r"splits are: odd. Say which with --eval_split NAME"):
+        find_split(odd, "eval")
     two = {"train2014": np.arange(2), "train2017": np.arange(2)}
     with pytest.raises(ValueError, match="several splits to train on: train2014, train2017"):
         find_split(DetectionIndex("set", index.images, index.categories, index.annotations, two), "train")

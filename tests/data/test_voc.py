@@ -98,3 +98,12 @@ def test_missing_files_are_named(voc_folder):
     (voc_folder / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"a.xml: its image is missing; looked for 'a' .*JPEGImages"):
         open_dataset(voc_folder)
+
+
+def test_the_written_name_decides_between_images_of_one_stem(voc_folder, edit):
+    shutil.copy(voc_folder / "JPEGImages" / "b.png", voc_folder / "JPEGImages" / "a.png")
+    index = open_dataset(voc_folder)
+    assert Path(index.images[0].path).name == "a.jpg"
+    edit(voc_folder / "Annotations" / "a.xml", "a.jpg", "a")
+    with pytest.raises(ValueError, match=r"a.xml: its image may be .*a.jpg or .*a.png, and <filename> is 'a'"):
+        open_dataset(voc_folder)

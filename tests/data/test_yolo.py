@@ -150,3 +150,19 @@ def test_a_split_without_labels_is_said(yolo_folder):
     shutil.rmtree(yolo_folder / "labels" / "val")
     notes = open_dataset(yolo_folder).notes
     assert [note for note in notes if note.startswith("None of the 2 images in ") and "backgrounds" in note]
+
+
+def test_missing_and_lost_label_files_are_said(yolo_folder):
+    labels = yolo_folder / "labels" / "train"
+    shutil.move(labels / "b.txt", labels / "other.txt")
+    notes = "\n".join(open_dataset(yolo_folder).notes)
+    assert "1 of 2 images in images/train has no label file and counts as background; the first: " in notes
+    assert "1 label file that belongs to no image is left out in labels/train; the first: " in notes
+
+
+def test_a_label_file_in_another_case_is_found(yolo_folder):
+    labels = yolo_folder / "labels" / "train"
+    shutil.move(labels / "b.txt", labels / "B.TXT")
+    index = open_dataset(yolo_folder)
+    assert len(index.annotations) == 4
+    assert not [note for note in index.notes if "images/train" in note]

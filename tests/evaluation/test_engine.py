@@ -153,6 +153,11 @@ def test_classes_are_matched_by_name() -> None:
     assert metrics.ap == 0
 
 
+def test_a_dataset_with_the_models_classes_stays_as_it_is() -> None:
+    index = shapes_index()
+    assert adopt_model_labels(index, index.id2label) is index
+
+
 def test_a_class_that_the_model_does_not_know_is_an_error() -> None:
     message = r"shapes has classes that the model does not know: disc \(did you mean 'disk'\?\).* are disk, star"
     with pytest.raises(ValueError, match=message):

@@ -96,6 +96,30 @@ def test_mistakes_in_the_file_name_it(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_files_new_model_gives_way_to_the_one_on_the_command_line(tmp_path):
+    config = write(
+        tmp_path / "new.yaml", "model_config: {d_model: 128}\nbackbone_weights: w\nlocal_start: true\nepochs: 3\n"
+    )
+    notes = []
+    recipe = parse_recipe([config, "--model", "mine", "--model_config.dropout", "0.2"], notes=notes)
+    assert recipe.model == "mine"
+    assert recipe.model_config == {"dropout": 0.2}
+    assert recipe.backbone_weights is None
+    assert not recipe.local_start
+    assert recipe.epochs == 3
+    assert [note.split()[0] for note in notes] == ["model_config", "backbone_weights", "local_start"]
+    assert notes[0] == "model_config of the YAML file is left out: it is for a new model, and that of mine has its own"
+
+
+def test_a_file_that_names_a_model_keeps_what_it_says_of_it(tmp_path):
+    config = write(tmp_path / "more.yaml", "model: first\nmodel_config: {dropout: 0.3}\n")
+    notes = []
+    assert parse_recipe([config, "--model", "second"], notes=notes).model_config == {"dropout": 0.3}
+    config = write(tmp_path / "new.yaml", "model_config: {dropout: 0.3}\n")
+    assert parse_recipe([config, "--model", "none"], notes=notes).model_config == {"dropout": 0.3}
+    assert notes == []
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         parse_recipe(["nowhere.yaml"])

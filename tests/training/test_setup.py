@@ -39,8 +39,35 @@ def test_data_without_a_split_to_evaluate_on_says_what_to_do(tiny_recipe, monkey
         whole.name, whole.images, whole.categories, whole.annotations, {"train": whole.splits["train"]}
     )
     monkeypatch.setattr("modeling_detr.training.setup.open_dataset", lambda *_, **__: only_train)
-    with pytest.raises(ValueError, match=r"--eval_split, or hold some images out: --eval_fraction"):
+    with pytest.raises(ValueError, match=r"--eval_split NAME\. Or hold some images out: --eval_fraction"):
         open_splits(tiny_recipe())
+
+
+def test_data_without_any_split_is_held_out_of_or_says_so_at_once(tiny_recipe, monkeypatch):
+    whole = open_dataset("shapes?size=64&train=8&val=2")
+    undivided = DetectionIndex(whole.name, whole.images, whole.categories, whole.annotations, {"all": np.arange(10)})
+    monkeypatch.setattr("modeling_detr.training.setup.open_dataset", lambda *_, **__: undivided)
+    train, evaluation = open_splits(tiny_recipe(eval_fraction=0.2))
+    assert (len(train), len(evaluation)) == (8, 2)
+    with pytest.raises(ValueError, match=r"it has no splits; hold some images out: --eval_fraction 0\.1"):
+        open_splits(tiny_recipe())
+
+
+def test_a_misspelt_transform_is_told_before_weights_are_fetched(tiny_recipe, monkeypatch):
+    def fetch(*_):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("modeling_detr.modeling_detr.DetrModel.load_backbone_weights", fetch)
+    for wrong in ({"transform": "lite"}, {"processor_config": {"sise": 3}}):
+        with pytest.raises(ValueError, match=r"lite|sise"):
+            build_model(tiny_recipe(backbone_weights="resnet10t.c3_in1k", **wrong), NAMES)
+
+
+def test_a_model_config_that_takes_layers_away_is_refused(tiny_recipe, tiny_detector, tmp_path):
+    tiny_detector().save_pretrained(tmp_path / "model")
+    recipe = tiny_recipe(model=str(tmp_path / "model"), model_config={"decoder_layers": 1})
+    with pytest.raises(ValueError, match=r"of its weights have no place, first 'model\.decoder\.layers\.1\."):
+        build_model(recipe, NAMES)
 
 
 def test_a_model_to_start_from_keeps_its_weights_and_gets_a_head_for_the_dataset(tiny_recipe, tiny_detector, tmp_path):
