@@ -12,6 +12,7 @@ import difflib
 import importlib
 import random
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,12 +120,12 @@ def _with_boxes(target: DetectionTarget, boxes: Tensor, area: Tensor, size: tupl
 # Policies
 
 
-class GeometryPolicy:
+class GeometryPolicy(ABC):
     """A transform that plans before it acts; what differs between policies is `plan`."""
 
+    @abstractmethod
     def plan(self, height: int, width: int, generator: random.Random) -> GeometryPlan:
         """Draws what is done to an image of `height` and `width`, from the numbers of `generator`."""
-        raise NotImplementedError(f"{type(self).__name__} has no plan(); write one in the subclass.")
 
     def __call__(self, sample: DetectionSample, generator: random.Random | None = None) -> DetectionSample:
         """Draws a plan (from the process's own `random` if there is no `generator`) and carries it out."""

@@ -195,13 +195,13 @@ class Denoising(nn.Module):
 
     def _attention_mask(self, counts: list[int], most: int, num_queries: int, device: torch.device) -> Tensor:
         """(B, Q + E, Q + E) bool: learned queries see each other, a group sees itself and the learned ones."""
-        group = torch.arange(self.num_groups).repeat_interleave(most)  # (E,)
-        owner = torch.cat([torch.full((num_queries,), -1), group])  # (Q + E,)
+        group = torch.arange(self.num_groups, device=device).repeat_interleave(most)  # (E,)
+        owner = torch.cat([group.new_full((num_queries,), -1), group])  # (Q + E,)
         allowed = (owner[:, None] == owner) | (owner == -1)  # (Q + E, Q + E)
-        real = torch.arange(most) < torch.tensor(counts)[:, None]  # (B, n)
-        real = torch.cat([torch.ones(len(counts), num_queries, dtype=torch.bool), real.repeat(1, self.num_groups)], 1)
-        itself = torch.eye(len(owner), dtype=torch.bool)
-        return ((allowed & real[:, None]) | itself).to(device)
+        real = torch.arange(most, device=device) < torch.tensor(counts, device=device)[:, None]  # (B, n)
+        real = torch.cat([real.new_ones(len(counts), num_queries), real.repeat(1, self.num_groups)], dim=1)
+        itself = torch.eye(len(owner), dtype=torch.bool, device=device)
+        return (allowed & real[:, None]) | itself
 
     def loss(
         self, logits: Tensor, boxes: Tensor, labels: Sequence[DetectionLabels], num_boxes: float | Tensor
