@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference_cases import REFERENCE
 from safetensors.torch import load_file
 
 from modeling_detr.image_processing_detr import (
@@ -21,7 +22,7 @@ from modeling_detr.image_processing_detr import (
 )
 
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "reference" / "golden"
+GOLDEN = REFERENCE / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference files are not on this machine")
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7

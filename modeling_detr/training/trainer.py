@@ -123,6 +123,12 @@ class Trainer:
         self.notes: list[str] = [] if note is None else [note]
         if self.checkpoint is not None:
             self._resume(self.checkpoint)
+        # asked of every process, also of one that sees no checkpoint: alone, the others would wait for it for ever
+        if len({*gather_object([(self.state.step, self.state.epoch)])}) > 1:
+            raise ValueError(
+                f"{self.run_dir}: the processes see different checkpoints in it; with several machines output_dir "
+                f"must be a folder that all of them share."
+            )
         self.steps_per_epoch = self.loaders.train_sampler.steps_per_epoch
         steps_left = self.steps_per_epoch * (recipe.epochs - self.state.epoch) - self.state.step_in_epoch
         self.total_steps = min(self.state.step + max(0, steps_left), recipe.max_steps or sys.maxsize)
@@ -173,8 +179,14 @@ class Trainer:
             f"run       {self.run_dir}"
             + (f", resumed from {self.checkpoint} at step {self.state.step}" if self.checkpoint else ""),
         ]
-        self.notes += _surplus_note(self.train_index, self.detector.config.num_queries)
-        notes = dict.fromkeys([*self.train_index.notes, *self.eval_index.notes, *self.notes])
+        notes = dict.fromkeys(
+            [
+                *self.train_index.notes,
+                *self.eval_index.notes,
+                *self.notes,
+                *_surplus_note(self.train_index, self.detector.config.num_queries),
+            ]
+        )
         return "\n".join(lines + [f"note      {note}" for note in notes])
 
     def _resume(self, folder: Path) -> None:
@@ -208,11 +220,6 @@ class Trainer:
             self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
             self.state.epoch_averages.take()
         self.state.num_processes = self.accelerator.num_processes
-        if len({*gather_object([(self.state.step, self.state.epoch)])}) > 1:
-            raise ValueError(
-                f"{self.run_dir}: the processes see different checkpoints in it; with several machines output_dir "
-                f"must be a folder that all of them share."
-            )
 
     # The run
 

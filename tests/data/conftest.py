@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from reference_cases import SHARED
 
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 # One small dataset, written in every format: file name, (height, width), objects (class name, corners in pixels).
 IMAGES = {

@@ -1,18 +1,18 @@
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from reference_cases import SHARED
 
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, DetectionResult, ImageRecord
 
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "coco_metrics"
+DATA = SHARED / "data" / "coco_metrics"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the COCO files are not on this machine")
 
 

@@ -1,14 +1,14 @@
 import json
 import math
-from pathlib import Path
 
 import pytest
+from reference_cases import REFERENCE
 from torch import nn
 
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
 
 
-GOLDEN = Path(__file__).parents[3] / "shared/reference/golden/training_tiny-r18.json"
+GOLDEN = REFERENCE / "golden" / "training_tiny-r18.json"
 
 
 class Toy(nn.Module):

@@ -202,3 +202,10 @@ def test_objects_without_a_query_are_told_before_the_first_step(tiny_recipe):
         "objects take no part. Raise model_config.num_queries"
         in Trainer(tiny_recipe(model_config=model_config)).plan()
     )
+
+
+def test_processes_that_see_different_checkpoints_stop_before_the_first_step(tiny_recipe, monkeypatch):
+    """Also where this process sees none and another machine's does: its own folder is not the one they share."""
+    monkeypatch.setattr(trainer_module, "gather_object", lambda own: [*own, (20, 4)])
+    with pytest.raises(ValueError, match="must be a folder that all of them share"):
+        Trainer(tiny_recipe(resume="auto"))
