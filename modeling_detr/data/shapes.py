@@ -5,15 +5,18 @@ same again when the pixels are wanted. Train and validation images come from dif
 geometry is in one place, `Shape.outline`: boxes are the extent of it, and pixels (and whatever else is wanted of a
 shape, such as its mask) come from `coverage`.
 
-An image has a virtual path, `shapes?size=128&seed=0/train/000017.png`, which `images.read_image` knows.
+An image has a virtual path, `shapes?size=128&seed=0/train/000017.png`, which `images.read_image` knows. With
+`classes=circle,square` only those are drawn, and they are the dataset's classes in that order.
 """
 
 import difflib
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -38,12 +41,31 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class ShapesOptions:
-    """What can be set in `shapes?size=…&train=…&val=…&seed=…`: side in pixels, images of each split, seed."""
+    """What can be set in `shapes?size=…&train=…&val=…&seed=…&classes=…`.
+
+    Attributes:
+        size: Side of an image in pixels.
+        train: Images of the training split.
+        val: Images of the validation split.
+        seed: Seed of everything that is drawn.
+        classes: The kinds that are drawn, of `KINDS`; a kind's label is its position here.
+    """
 
     size: int = 128
     train: int = 8000
     val: int = 400
     seed: int = 0
+    classes: tuple[str, ...] = KINDS
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """Positions of the classes in `KINDS`."""
+        return tuple(KINDS.index(name) for name in self.classes)
+
+    def prefix(self) -> str:
+        """How the virtual path of an image begins: what decides its pixels."""
+        chosen = "" if self.classes == KINDS else f"&classes={','.join(self.classes)}"
+        return f"{_PREFIX}size={self.size}&seed={self.seed}{chosen}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +105,10 @@ def is_shapes(path: str | Path) -> bool:
 
 
 def read_shapes(path: str = "shapes") -> DetectionIndex:
-    """The dataset with the options in `path`, as in `shapes?size=128&train=8000&val=400&seed=0`.
+    """The dataset with the options in `path`, as in `shapes?size=128&train=8000&val=400&seed=0&classes=circle,star`.
 
     Raises:
-        ValueError: An option is unknown or its value is not a number that makes sense.
+        ValueError: An option is unknown or its value makes no sense.
     """
     options = _parse_options(path)
     images: list[ImageRecord] = []
@@ -95,17 +117,17 @@ def read_shapes(path: str = "shapes") -> DetectionIndex:
     for split, count in (("train", options.train), ("val", options.val)):
         splits[split] = np.arange(len(images), len(images) + count)
         for number in range(count):
-            for shape in draw_scene(options.size, options.seed, split, number).shapes:
-                labels.append(shape.kind)
+            for shape in draw_scene(options.size, options.seed, split, number, options.kinds).shapes:
+                labels.append(options.kinds.index(shape.kind))
                 boxes.append(shape.box)
                 image_index.append(len(images))
-            file = f"{_PREFIX}size={options.size}&seed={options.seed}/{split}/{number:06d}.png"
+            file = f"{options.prefix()}/{split}/{number:06d}.png"
             images.append(ImageRecord(len(images), file, options.size, options.size))
     boxes_xyxy = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     return DetectionIndex(
         name="shapes",
         images=tuple(images),
-        categories=tuple(Category(label, name) for label, name in enumerate(KINDS)),
+        categories=tuple(Category(label, name) for label, name in enumerate(options.classes)),
         annotations=AnnotationTable(
             image_index=np.array(image_index, dtype=np.int64),
             label=np.array(labels, dtype=np.int64),
@@ -118,12 +140,15 @@ def read_shapes(path: str = "shapes") -> DetectionIndex:
 
 
 def _parse_options(path: str) -> ShapesOptions:
-    values = {}
+    values: dict[str, Any] = {}
     known = list(ShapesOptions.__dataclass_fields__)
     for key, text in parse_qsl(path.removeprefix("shapes").removeprefix("?"), keep_blank_values=True):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise ValueError(f"'{path}': unknown option '{key}'; did you mean '{near}'? Options: {', '.join(known)}.")
+        if key == "classes":
+            values[key] = _parse_classes(path, text)
+            continue
         least = {"size": 16, "train": 0, "val": 0, "seed": 0}[key]
         if not text.isdecimal() or int(text) < least:
             raise ValueError(f"'{path}': {key} is '{text}'; wanted a whole number of at least {least}.")
@@ -131,11 +156,34 @@ def _parse_options(path: str) -> ShapesOptions:
     return ShapesOptions(**values)
 
 
+def _parse_classes(path: str, text: str) -> tuple[str, ...]:
+    classes = tuple(text.split(","))
+    for name in classes:
+        if name not in KINDS:
+            near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"'{path}': there is no shape '{name}'; did you mean '{near}'? Shapes: {', '.join(KINDS)}."
+            )
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"'{path}': classes is '{text}'; wanted each shape once.")
+    return classes
+
+
 # Scenes
 
 
-def draw_scene(size: int, seed: int, split: str, number: int) -> Scene:
-    """What image `number` of a split shows; the same whenever and wherever it is asked for."""
+def draw_scene(
+    size: int, seed: int, split: str, number: int, kinds: Sequence[int] = tuple(range(len(KINDS)))
+) -> Scene:
+    """What image `number` of a split shows; the same whenever and wherever it is asked for.
+
+    Args:
+        size: Side of the image in pixels.
+        seed: The dataset's.
+        split: `train` or `val`.
+        number: The image's position in its split.
+        kinds: Which kinds are drawn, as positions in `KINDS`.
+    """
     draw = _stream(seed, split, number)
     ground: Colour = (draw.randrange(256), draw.randrange(256), draw.randrange(256))
     shapes: list[Shape] = []
@@ -144,7 +192,7 @@ def draw_scene(size: int, seed: int, split: str, number: int) -> Scene:
             side = draw.uniform(*SHARE_OF_SIDE) * size
             x, y = draw.uniform(0, size - side), draw.uniform(0, size - side)
             if all(_cover(x, y, side, other) <= MOST_COVER for other in shapes):
-                shapes.append(Shape(draw.randrange(len(KINDS)), x, y, side, _contrasting(draw, ground)))
+                shapes.append(Shape(kinds[draw.randrange(len(kinds))], x, y, side, _contrasting(draw, ground)))
                 break
     return Scene(ground, tuple(shapes))
 
@@ -215,7 +263,7 @@ def render(path: str) -> NDArray[np.uint8]:
     try:
         options_text, split, name = path.rsplit("/", 2)
         options, number = _parse_options(options_text), int(name.removesuffix(".png"))
-        scene = draw_scene(options.size, options.seed, split, number)
+        scene = draw_scene(options.size, options.seed, split, number, options.kinds)
     except (KeyError, ValueError) as error:
         raise ValueError(f"'{path}' is no image of the built-in shapes: {error}.") from error
     return _paint(scene, options.size, np.random.default_rng([options.seed, _SPLIT_STREAM[split], number]))

@@ -76,9 +76,25 @@ def test_no_shape_is_hidden():
                 assert cover <= MOST_COVER + 1e-9
 
 
+def test_only_the_chosen_classes_are_drawn_in_the_chosen_order():
+    index = open_dataset("shapes?train=20&val=5&classes=star,circle")
+    assert index.id2label == {0: "star", 1: "circle"}
+    assert set(index.annotations.label) == {0, 1}
+    image = 0
+    kinds = (KINDS.index("star"), KINDS.index("circle"))
+    shapes = draw_scene(128, 0, "train", image, kinds).shapes
+    assert [kinds.index(shape.kind) for shape in shapes] == index.annotations.label[
+        index.annotation_rows(image)
+    ].tolist()
+    everything = render(open_dataset("shapes?train=20&val=5").images[image].path)
+    assert not np.array_equal(render(index.images[image].path), everything)
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
+        ("shapes?classes=circle,stra", "no shape 'stra'; did you mean 'star'"),
+        ("shapes?classes=circle,circle", "wanted each shape once"),
         ("shapes?sise=64", "unknown option 'sise'; did you mean 'size'"),
         ("shapes?size=big", "size is 'big'; wanted a whole number of at least 16"),
         ("shapes?size=8", "size is '8'"),
