@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from modeling_detr.data.findings import Findings
 from modeling_detr.structures_detr import AnnotationTable
 
 
@@ -52,9 +53,10 @@ def clean_annotations(
     boxes_xyxy: NDArray[np.float64],
     image_sizes: NDArray[np.int64],
     describe: Callable[[int], str],
+    findings: Findings,
     area: NDArray[np.float64] | None = None,
     is_crowd: NDArray[np.bool_] | None = None,
-) -> tuple[AnnotationTable, list[str]]:
+) -> AnnotationTable:
     """Turns what a file says into an `AnnotationTable`, and tells what was left out or changed.
 
     Args:
@@ -63,39 +65,54 @@ def clean_annotations(
         boxes_xyxy: (A, 4) corners in pixels as written; may be inverted, non-finite or past the edge.
         image_sizes: (N, 2) height and width of every image.
         describe: Names the row of that number in a message ("labels/a.txt: line 3").
+        findings: Takes what was left out or changed.
         area: (A,) the file's own areas; not a number where it gives none. None: the boxes' areas.
         is_crowd: (A,) which rows are crowd regions. None: no row is.
 
     Returns:
-        The table, ordered by image (the file's order within an image), and one sentence for each kind of finding.
+        The table, ordered by image (the file's order within an image).
     """
     heights, widths = image_sizes.reshape(-1, 2)[image_index].T.astype(np.float64)
     limits = np.stack([widths, heights, widths, heights], axis=-1).reshape(-1, 4)
-    notes = []
 
-    def leave_out(rows: NDArray[np.bool_], what: str) -> None:
+    def leave_out(rows: NDArray[np.bool_], kind: str, what: str) -> None:
         if rows.any():
             first = int(np.argmax(rows))
-            notes.append(f"{_count(rows, what)} left out; the first: {_box(describe(first), boxes_xyxy[first])}.")
+            findings.warn(
+                kind,
+                f"{_count(rows, what)} left out; the first: {describe(first)}, {_box(boxes_xyxy[first])}.",
+                "the box is left out",
+                ((describe(row), f"{_box(boxes_xyxy[row])} is {what}") for row in _numbers(rows)),
+            )
 
     finite = _every(np.isfinite(boxes_xyxy))
-    leave_out(~finite, "with numbers that are not finite or without a box at all")
+    leave_out(~finite, "no box", "with numbers that are not finite or without a box at all")
     with np.errstate(invalid="ignore"):
         has_area = _every(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2])
-    leave_out(finite & ~has_area, "of zero area or with corners the wrong way round")
+    leave_out(finite & ~has_area, "zero area", "of zero area or with corners the wrong way round")
     boxes = np.clip(np.where(np.isfinite(boxes_xyxy), boxes_xyxy, 0.0), 0.0, limits)
     inside = _every(boxes[:, 2:] > boxes[:, :2])
-    leave_out(finite & has_area & ~inside, "wholly outside the image")
+    leave_out(finite & has_area & ~inside, "outside", "wholly outside the image")
 
     keep = finite & has_area & inside
     excess = np.where(keep, np.abs(np.where(keep[:, None], boxes_xyxy, boxes) - boxes).max(-1, initial=0.0), 0.0)
     clipped = excess > EDGE_TOLERANCE
     if clipped.any():
         first = int(np.argmax(clipped))
-        notes.append(
+        findings.warn(
+            "past the edge",
             f"{_count(clipped, f'past the edge of the image, by up to {excess.max():.4g} pixels,')} clipped to it; "
-            f"the first: {_box(describe(first), boxes_xyxy[first])}, image of {int(widths[first])}x"
-            f"{int(heights[first])} (width x height)."
+            f"the first: {describe(first)}, {_box(boxes_xyxy[first])}, image of {int(widths[first])}x"
+            f"{int(heights[first])} (width x height).",
+            "the box is clipped to the image",
+            (
+                (
+                    describe(row),
+                    f"{_box(boxes_xyxy[row])} ends {excess[row]:.4g} pixels past the edge of the image of "
+                    f"{int(widths[row])}x{int(heights[row])} (width x height)",
+                )
+                for row in _numbers(clipped)
+            ),
         )
 
     own_area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
@@ -106,9 +123,13 @@ def clean_annotations(
         if wrong.any():
             first = int(np.argmax(wrong))
             are = "has" if wrong.sum() == 1 else "have"
-            notes.append(
+            written = area
+            findings.warn(
+                "area",
                 f"{int(wrong.sum())} of the annotations {are} an area that is negative or not finite, the box's is "
-                f"taken; the first: {describe(first)}, area {area[first]}."
+                f"taken; the first: {describe(first)}, area {area[first]}.",
+                "the area of the box is taken",
+                ((describe(row), f"has the area {written[row]}") for row in _numbers(wrong)),
             )
         area = np.where(absent | wrong, own_area, area)
     if is_crowd is None:
@@ -117,7 +138,7 @@ def clean_annotations(
     table = AnnotationTable(image_index, label, boxes, area, is_crowd).take(keep)
     if (np.diff(table.image_index) < 0).any():
         table = table.take(np.argsort(table.image_index, kind="stable"))
-    return table, notes
+    return table
 
 
 def _every(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -130,5 +151,10 @@ def _count(rows: NDArray[np.bool_], what: str) -> str:
     return f"{number} box {what} is" if number == 1 else f"{number} boxes {what} are"
 
 
-def _box(where: str, box: NDArray[np.float64]) -> str:
-    return f"{where}, box (x0, y0, x1, y1) = ({', '.join(f'{number:.6g}' for number in box)})"
+def _box(box: NDArray[np.float64]) -> str:
+    return f"box (x0, y0, x1, y1) = ({', '.join(f'{number:.6g}' for number in box)})"
+
+
+def _numbers(rows: NDArray[np.bool_]) -> list[int]:
+    found: list[int] = np.flatnonzero(rows).tolist()
+    return found

@@ -15,7 +15,7 @@ import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations
 from modeling_detr.data.coco_categories import keep_meant_categories
+from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_files import header_size, is_split_name, locate_images
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
 
@@ -68,7 +69,7 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 @_garbage_collection_paused()
-def read_coco(path: str | Path, require_images: bool = True) -> DetectionIndex:
+def read_coco(path: str | Path, require_images: bool = True, findings: Findings | None = None) -> DetectionIndex:
     """Reads a COCO dataset: every annotation file of a folder as one split each, or one JSON file.
 
     Labels are dense in ascending order of the category ids, over the categories of all files. An annotation that has
@@ -80,6 +81,7 @@ def read_coco(path: str | Path, require_images: bool = True) -> DetectionIndex:
         path: The dataset's folder, or one annotation file.
         require_images: False where only the annotations are wanted; `ImageRecord.path` is then the bare file name
             of each image that is not found.
+        findings: Takes what is wrong; None: the first error is raised.
 
     Raises:
         FileNotFoundError: There is no annotation file, or images are missing.
@@ -93,24 +95,24 @@ def read_coco(path: str | Path, require_images: bool = True) -> DetectionIndex:
             f"it and its sub-folders with 'images', 'annotations' and 'categories' in them."
         )
     splits = _name_splits(path, files)
-    notes: list[str] = []
-    contents = [_load(split, notes) for split in splits]
-    labels = _merge_categories([split.file for split in splits], contents)
+    findings = Findings() if findings is None else findings
+    contents = [_load(split, findings) for split in splits]
+    labels = _merge_categories([split.file for split in splits], contents, findings)
 
     images: list[ImageRecord] = []
     tables: list[AnnotationTable] = []
     members: dict[str, NDArray[np.int64]] = {}
     for split, content in zip(splits, contents, strict=True):
-        records = _read_images(split, content["images"], require_images, notes)
-        table = _read_annotations(split.file, content["annotations"], records, labels.of_id, notes)
+        records = _read_images(split, content["images"], require_images, findings)
+        table = _read_annotations(split.file, content["annotations"], records, labels.of_id, findings)
         tables.append(replace(table, image_index=table.image_index + len(images)))
         members[split.name] = np.arange(len(images), len(images) + len(records))
         images.extend(records)
     categories, annotations = keep_meant_categories(
-        labels.categories, labels.supercategories, AnnotationTable.concatenate(tables), notes
+        labels.categories, labels.supercategories, AnnotationTable.concatenate(tables), findings
     )
     name = path.stem if path.is_file() else path.resolve().name
-    return DetectionIndex(name, tuple(images), categories, annotations, members, tuple(notes))
+    return DetectionIndex(name, tuple(images), categories, annotations, members, tuple(findings.notes))
 
 
 # Files and splits
@@ -154,27 +156,38 @@ def _name_splits(path: Path, files: Sequence[Path]) -> list[_Split]:
     return splits
 
 
-def _load(split: _Split, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _load(split: _Split, findings: Findings) -> dict[str, list[dict[str, Any]]]:
     file = split.file
+    empty: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
     try:
         content = json.loads(file.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); write it anew, it may be cut off.") from error
+        remedy = "write it anew, it may be cut off"
+        findings.error("unreadable file", f"{file}:", f"not valid JSON ({error})", remedy, cause=error)
+        return empty
     if not isinstance(content, dict):
-        raise ValueError(
-            f"{file}: holds a JSON {type(content).__name__}; wanted an object with 'images', 'annotations' and "
-            f"'categories'. (A list of predictions or annotations alone names neither images nor classes.)"
+        findings.error(
+            "unreadable file",
+            f"{file}:",
+            f"holds a JSON {type(content).__name__}",
+            "wanted an object with 'images', 'annotations' and 'categories'. (A list of predictions or annotations "
+            "alone names neither images nor classes.)",
         )
+        return empty
     if "annotations" not in content and split.name.lower().startswith("test"):
         content["annotations"] = []
-        notes.append(
-            f"{file}: has no 'annotations', so the images of the split '{split.name}' count as without boxes."
+        findings.warn(
+            "no annotations",
+            f"{file}: has no 'annotations', so the images of the split '{split.name}' count as without boxes.",
+            "its images count as without boxes",
+            [(file, "has no 'annotations'")],
         )
     for key in ("images", "annotations", "categories"):
         entries = content.get(key)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             got = f"a {type(entries).__name__}" if key in content else f"only {sorted(content)}"
-            raise ValueError(f"{file}: '{key}' must be a list of objects; got {got}.")
+            findings.error("unreadable file", f"{file}:", f"'{key}' must be a list of objects", f"got {got}")
+            content[key] = []
     return content
 
 
@@ -188,7 +201,7 @@ class _Labels:
     supercategories: tuple[str | None, ...]  # one for each of the categories
 
 
-def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> _Labels:
+def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any]], findings: Findings) -> _Labels:
     names: dict[int, tuple[str, Path]] = {}
     spelled: dict[Any, int] = {}
     above: dict[int, str | None] = {}
@@ -198,13 +211,16 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
             try:
                 category_id = int(raw)
             except (TypeError, ValueError):
-                raise ValueError(f"{file}: category {entry} has the id {raw!r}; wanted a whole number.") from None
+                findings.error("category", f"{file}: category {entry}", f"has the id {raw!r}", "wanted a whole number")
+                continue
             name = str(entry.get("name", category_id))
             known, known_in = names.setdefault(category_id, (name, file))
             if known != name:
-                raise ValueError(
-                    f"{file}: category {category_id} is named '{name}', but '{known}' in {known_in}; the files of "
-                    f"one dataset must agree: rename it, or give it an id of its own."
+                findings.error(
+                    "category",
+                    f"{file}: category {category_id}",
+                    f"is named '{name}', but '{known}' in {known_in}",
+                    "the files of one dataset must agree: rename it, or give it an id of its own",
                 )
             spelled[raw] = category_id
             above[category_id] = entry.get("supercategory")
@@ -218,39 +234,65 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
 
 
 def _read_images(
-    split: _Split, entries: Sequence[Mapping[str, Any]], require_images: bool, notes: list[str]
+    split: _Split, entries: Sequence[Mapping[str, Any]], require_images: bool, findings: Findings
 ) -> list[ImageRecord]:
     for key in ("id", "file_name"):
-        position = next((position for position, entry in enumerate(entries) if entry.get(key) is None), None)
-        if position is not None:
-            raise ValueError(f"{split.file}: image {position} of the list has no '{key}'; got {entries[position]}.")
-    ids = [entry["id"] for entry in entries]
-    if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
-        raise ValueError(
-            f"{split.file}: {ids.count(twice)} images have the id {twice!r}, so their annotations cannot be told "
-            f"apart; give each image an id of its own."
-        )
+        absent = [position for position, entry in enumerate(entries) if entry.get(key) is None]
+        for position in absent:
+            got = f"got {entries[position]}"
+            findings.error("image entry", f"{split.file}: image {position} of the list", f"has no '{key}'", got)
+        if absent:
+            entries = [entry for entry in entries if entry.get(key) is not None]
+    entries = _with_own_ids(split, entries, findings)
     names = [str(entry["file_name"]) for entry in entries]
-    paths = _locate(split, names, require_images)
+    paths = _locate(split, names, require_images, findings)
     records, unsized = [], []
     for entry, path in zip(entries, paths, strict=True):
         height, width = entry.get("height"), entry.get("width")
         if not height or not width:
-            if not require_images and not Path(path).is_file():
-                raise ValueError(f"{split.file}: image {entry['id']!r} has no height and width, and no file to ask.")
-            height, width = header_size(path)
+            if path in findings.broken_images:
+                continue
+            if not Path(path).is_file():
+                where, message = f"{split.file}: image {entry['id']!r}", "has no height and width, and no file to ask"
+                findings.error("image entry", where, message, "write its size there, or put the image there")
+                continue
+            try:
+                height, width = header_size(path)
+            except OSError as error:
+                findings.unreadable_image(path, error)
+                continue
             unsized.append(path)
         records.append(ImageRecord(entry["id"], path, int(height), int(width)))
     if unsized:
-        notes.append(
+        findings.warn(
+            "image size",
             f"{split.file}: {len(unsized)} images have no height and width, which are taken from the image files; "
-            f"the first: {unsized[0]}."
+            f"the first: {unsized[0]}.",
+            "they are taken from the image file",
+            ((split.file, f"gives no height and width of {path}") for path in unsized),
         )
     return records
 
 
-def _locate(split: _Split, names: Sequence[str], require_images: bool) -> list[str]:
+def _with_own_ids(
+    split: _Split, entries: Sequence[Mapping[str, Any]], findings: Findings
+) -> Sequence[Mapping[str, Any]]:
+    """The entries, of several with one id the first."""
+    first_of = {entry["id"]: entry for entry in reversed(entries)}
+    if len(first_of) == len(entries):
+        return entries
+    for twice, number in Counter(entry["id"] for entry in entries).most_common():
+        if number > 1:
+            findings.error(
+                "duplicate id",
+                f"{split.file}:",
+                f"{number} images have the id {twice!r}, so their annotations cannot be told apart",
+                "give each image an id of its own",
+            )
+    return [entry for entry in entries if first_of[entry["id"]] is entry]
+
+
+def _locate(split: _Split, names: Sequence[str], require_images: bool, findings: Findings) -> list[str]:
     root, folder = split.root, split.file.parent
     usual = [root / split.name, root / "images" / split.name, folder, folder / "images", root / "images", root]
     folders = [
@@ -260,11 +302,15 @@ def _locate(split: _Split, names: Sequence[str], require_images: bool) -> list[s
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing and require_images:
         places = ", ".join(str(place) for place in folders[:8])
-        many = "all" if len(missing) == len(names) else f"{len(missing)} of the {len(names)}"
-        raise FileNotFoundError(
-            f"{split.file}: {many} images are missing; the first: '{missing[0]}', looked for in {places}. Put them "
-            f"into {root / split.name} or {root / 'images'}, or take those entries out of the annotation file."
-        )
+        remedy = f"put them into {root / split.name} or {root / 'images'}, or take those entries out"
+        if findings.collects:
+            for name in missing:
+                message = f"the image '{name}' is missing, looked for in {places}"
+                findings.error("missing image", f"{split.file}:", message, remedy, image=name)
+        else:
+            many = "all" if len(missing) == len(names) else f"{len(missing)} of the {len(names)}"
+            message = f"{many} images are missing; the first: '{missing[0]}', looked for in {places}"
+            findings.error("missing image", f"{split.file}:", message, remedy, raises=FileNotFoundError)
     return [path if path is not None else name for path, name in zip(paths, names, strict=True)]
 
 
@@ -284,7 +330,7 @@ def _read_annotations(
     entries: Sequence[Mapping[str, Any]],
     records: Sequence[ImageRecord],
     label_of: Mapping[Any, int],
-    notes: list[str],
+    findings: Findings,
 ) -> AnnotationTable:
     position_of: dict[Any, int] = {record.id: position for position, record in enumerate(records)}
 
@@ -296,29 +342,38 @@ def _read_annotations(
     image_index = np.array(known, dtype=np.int64)
     if (image_index < 0).any():
         first = int(np.argmax(image_index < 0))
-        notes.append(
+        findings.warn(
+            "no such image",
             f"{int((image_index < 0).sum())} annotations belong to images that the file does not list and are left "
-            f"out; the first: {describe(first)}."
+            f"out; the first: {describe(first)}.",
+            "the annotation is left out",
+            (
+                (describe(int(row)), "has an image that the file does not list")
+                for row in np.flatnonzero(image_index < 0)
+            ),
         )
         entries = [entry for entry, position in zip(entries, known, strict=True) if position >= 0]
         image_index = image_index[image_index >= 0]
 
-    try:
-        label = np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64)
-    except (KeyError, TypeError):
-        row = next(row for row, entry in enumerate(entries) if entry.get("category_id") not in label_of)
+    unknown = _rows_of_unknown_category(entries, label_of)
+    for row in unknown:
         ids = ", ".join(str(category_id) for category_id in list(label_of)[:20])
-        raise ValueError(
-            f"{describe(row)} has category_id {entries[row].get('category_id')!r}, but the dataset's categories are "
-            f"{ids}; add the category to the file's 'categories', or fix the annotation."
-        ) from None
-    corners = _read_boxes(entries, describe)
+        findings.error(
+            "unknown class",
+            describe(row),
+            f"has category_id {entries[row].get('category_id')!r}, but the dataset's categories are {ids}",
+            "add the category to the file's 'categories', or fix the annotation",
+        )
+    entries, image_index = _without(unknown, entries, image_index)
+    corners, unreadable = _read_boxes(entries, describe, findings)
+    entries, image_index = _without(unreadable, entries, image_index)
+    label = np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64)
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
-    _check_normalized(file, corners, sizes[image_index])
+    _check_normalized(file, corners, sizes[image_index], findings)
     corners[:, 2:] += corners[:, :2]  # COCO writes x, y, width, height
-    area = _read_areas(entries, describe)
+    area = _read_areas(entries, describe, findings)
     crowd = np.array([bool(entry.get("iscrowd")) for entry in entries], dtype=np.bool_)
-    table, findings = clean_annotations(
+    table = clean_annotations(
         image_index=image_index,
         label=label,
         boxes_xyxy=corners,
@@ -326,13 +381,33 @@ def _read_annotations(
         is_crowd=crowd,
         image_sizes=sizes,
         describe=describe,
+        findings=findings,
     )
-    notes.extend(findings)
-    _note_corners(file, corners, sizes[image_index], notes)
+    _note_corners(file, corners, sizes[image_index], findings)
     return table
 
 
-def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
+def _rows_of_unknown_category(entries: Sequence[Mapping[str, Any]], label_of: Mapping[Any, int]) -> list[int]:
+    try:
+        return [row for row, entry in enumerate(entries) if entry.get("category_id") not in label_of]
+    except TypeError:  # a list or an object in place of an id
+        return [
+            row
+            for row, entry in enumerate(entries)
+            if not isinstance(entry.get("category_id"), Hashable) or entry["category_id"] not in label_of
+        ]
+
+
+def _without(
+    rows: Sequence[int], entries: Sequence[Mapping[str, Any]], image_index: NDArray[np.int64]
+) -> tuple[Sequence[Mapping[str, Any]], NDArray[np.int64]]:
+    if not rows:
+        return entries, image_index
+    wrong = set(rows)
+    return [entry for row, entry in enumerate(entries) if row not in wrong], np.delete(image_index, rows)
+
+
+def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings) -> None:
     """Refuses boxes as fractions of the image: they would pass as specks in its corner.
 
     Whole numbers are pixels, however small.
@@ -342,31 +417,41 @@ def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.
     if not len(written) or (sizes[rows] <= _NORMALIZED_LIMIT).any() or (written == np.floor(written)).all():
         return
     if written.min() >= 0 and written.max() <= _NORMALIZED_LIMIT:
-        raise ValueError(
-            f"{file}: the boxes look normalised, none has a number above {written.max():.4g}; COCO wants x, y, width, "
-            f"height in pixels: multiply them by the width and height of their image."
+        findings.error(
+            "normalised boxes",
+            f"{file}:",
+            f"the boxes look normalised, none has a number above {written.max():.4g}",
+            "COCO wants x, y, width, height in pixels: multiply them by the width and height of their image",
         )
 
 
-def _note_corners(file: Path, corners: NDArray[np.float64], sizes: NDArray[np.int64], notes: list[str]) -> None:
+def _note_corners(file: Path, corners: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings) -> None:
     """Asks about corners where width and height should be: many boxes then end far outside."""
     past = np.any(corners[:, 2:] > sizes[:, ::-1] + 1.0, axis=-1)  # a pixel more may be rounding
     if past.sum() > len(corners) / 3:
-        notes.append(
-            f"{file}: {int(past.sum())} of {len(corners)} boxes end past the edge of their image; are these corners? "
-            f"COCO wants x, y, width, height."
+        message = f"{int(past.sum())} of {len(corners)} boxes end past the edge of their image"
+        findings.warn(
+            "corners",
+            f"{file}: {message}; are these corners? COCO wants x, y, width, height.",
+            "they are clipped; if they are corners, write x, y, width, height",
+            [(file, message)],
         )
 
 
-def _read_boxes(entries: Sequence[Mapping[str, Any]], describe: Callable[[int], str]) -> NDArray[np.float64]:
-    """Boxes (A, 4) as written; a row of an annotation without one is not a number."""
+def _read_boxes(
+    entries: Sequence[Mapping[str, Any]], describe: Callable[[int], str], findings: Findings
+) -> tuple[NDArray[np.float64], list[int]]:
+    """Boxes (A, 4) as written, and the rows that are errors and are not among them.
+
+    A row of an annotation without a box is not a number.
+    """
     try:
         written = [entry["bbox"] for entry in entries]
         if set(map(len, written)) <= {4}:
-            return np.fromiter(chain.from_iterable(written), np.float64, 4 * len(written)).reshape(-1, 4)
+            return np.fromiter(chain.from_iterable(written), np.float64, 4 * len(written)).reshape(-1, 4), []
     except (KeyError, TypeError, ValueError):
         pass  # one of them is not four numbers: which one is found below
-    boxes = np.full((len(entries), 4), np.nan)
+    boxes, wrong = np.full((len(entries), 4), np.nan), []
     for row, entry in enumerate(entries):
         box = entry.get("bbox")
         if box is None or box == []:
@@ -374,22 +459,27 @@ def _read_boxes(entries: Sequence[Mapping[str, Any]], describe: Callable[[int], 
         try:
             boxes[row] = [float(number) for number in box]
         except (TypeError, ValueError):
-            raise ValueError(
-                f"{describe(row)} has the bbox {box!r}; wanted four numbers [x, y, width, height] in pixels."
-            ) from None
-    return boxes
+            wanted = "wanted four numbers [x, y, width, height] in pixels"
+            findings.error("box", describe(row), f"has the bbox {box!r}", wanted)
+            wrong.append(row)
+    return np.delete(boxes, wrong, axis=0), wrong
 
 
-def _read_areas(entries: Sequence[Mapping[str, Any]], describe: Callable[[int], str]) -> NDArray[np.float64]:
+def _read_areas(
+    entries: Sequence[Mapping[str, Any]], describe: Callable[[int], str], findings: Findings
+) -> NDArray[np.float64]:
     """Areas (A,) as written; not a number where there is none."""
     try:
         return np.array([entry.get("area") for entry in entries], dtype=np.float64)
     except (TypeError, ValueError):
+        areas = np.full(len(entries), np.nan)
         for row, entry in enumerate(entries):
             area = entry.get("area")
             if area is not None and not _is_number(area):
-                raise ValueError(f"{describe(row)} has the area {area!r}; wanted a number of square pixels.") from None
-        raise
+                findings.error("area", describe(row), f"has the area {area!r}", "wanted a number of square pixels")
+            elif area is not None:
+                areas[row] = float(area)
+        return areas
 
 
 def _is_number(value: Any) -> bool:

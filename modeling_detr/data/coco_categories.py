@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from modeling_detr.data.findings import Findings
 from modeling_detr.structures_detr import AnnotationTable, Category
 
 
@@ -17,7 +18,7 @@ def keep_meant_categories(
     categories: Sequence[Category],
     supercategories: Sequence[str | None],
     annotations: AnnotationTable,
-    notes: list[str],
+    findings: Findings,
 ) -> tuple[tuple[Category, ...], AnnotationTable]:
     """Leaves out categories without boxes that are no class of their own, and makes the labels dense again.
 
@@ -25,7 +26,7 @@ def keep_meant_categories(
         categories: All that the files list; labels are positions in it.
         supercategories: What each of them belongs to, None where its entry does not say.
         annotations: The objects of the whole dataset.
-        notes: A sentence is added for each category left out, and one for the classes without a box.
+        findings: Takes each category left out, and the classes without a box.
 
     Returns:
         The categories that stay, and the annotations with their labels.
@@ -35,8 +36,8 @@ def keep_meant_categories(
     """
     boxes = np.bincount(annotations.label, minlength=len(categories)).astype(np.int64)
     keep = np.ones(len(categories), np.bool_)
-    _leave_out_namesakes(categories, boxes, keep, notes)
-    _leave_out_common_supercategory(categories, supercategories, boxes, keep, notes)
+    _leave_out_namesakes(categories, boxes, keep, findings)
+    _leave_out_common_supercategory(categories, supercategories, boxes, keep, findings)
     empty = [
         f"'{category.name}'"
         for category, kept, number in zip(categories, keep, boxes, strict=True)
@@ -44,10 +45,13 @@ def keep_meant_categories(
     ]
     if empty and len(annotations):
         shown = ", ".join(empty[:10]) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
-        notes.append(
+        findings.warn(
+            "class without a box",
             f"class {shown} has no box; remove it from 'categories' if it is not meant."
             if len(empty) == 1
-            else f"{len(empty)} classes have no box: {shown}; remove them from 'categories' if they are not meant."
+            else f"{len(empty)} classes have no box: {shown}; remove them from 'categories' if they are not meant.",
+            "it keeps its label; remove it from 'categories' if it is not meant",
+            ((f"class {name}", "has no box") for name in empty),
         )
     if keep.all():
         return tuple(categories), annotations
@@ -63,7 +67,7 @@ def keep_meant_categories(
 
 
 def _leave_out_namesakes(
-    categories: Sequence[Category], boxes: NDArray[np.int64], keep: NDArray[np.bool_], notes: list[str]
+    categories: Sequence[Category], boxes: NDArray[np.int64], keep: NDArray[np.bool_], findings: Findings
 ) -> None:
     labels_of: dict[str, list[int]] = defaultdict(list)
     for label, category in enumerate(categories):
@@ -72,19 +76,20 @@ def _leave_out_namesakes(
         used = [label for label in labels if boxes[label]]
         if len(used) > 1:
             first, second = used[:2]
-            raise ValueError(
-                f"categories {categories[first].id} and {categories[second].id} are both named '{name}' and both have "
-                f"boxes ({boxes[first]} and {boxes[second]}); rename one of them in 'categories', or give all boxes "
-                f"one category_id."
+            findings.error(
+                "category",
+                f"categories {categories[first].id} and {categories[second].id}",
+                f"are both named '{name}' and both have boxes ({boxes[first]} and {boxes[second]})",
+                "rename one of them in 'categories', or give all boxes one category_id",
             )
+            continue
         stays = used[0] if used else labels[-1]  # Roboflow's supercategory comes first
         for label in labels:
             if label != stays:
                 keep[label] = False
-                notes.append(
-                    f"category {categories[label].id} '{name}' has no box and the name of category "
-                    f"{categories[stays].id}, so it is left out."
-                )
+                place = f"category {categories[label].id} '{name}'"
+                message = f"has no box and the name of category {categories[stays].id}"
+                findings.warn("category", f"{place} {message}, so it is left out.", "left out", [(place, message)])
 
 
 def _leave_out_common_supercategory(
@@ -92,12 +97,11 @@ def _leave_out_common_supercategory(
     supercategories: Sequence[str | None],
     boxes: NDArray[np.int64],
     keep: NDArray[np.bool_],
-    notes: list[str],
+    findings: Findings,
 ) -> None:
     for label, category in enumerate(categories):
         others = [above for other, above in enumerate(supercategories) if other != label]
         if category.id == 0 and keep[label] and not boxes[label] and others and set(others) == {category.name}:
             keep[label] = False
-            notes.append(
-                f"category 0 '{category.name}' has no box and is the supercategory of all others, so it is left out."
-            )
+            place, message = f"category 0 '{category.name}'", "has no box and is the supercategory of all others"
+            findings.warn("category", f"{place} {message}, so it is left out.", "left out", [(place, message)])

@@ -2,18 +2,28 @@
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from modeling_detr.data.coco import find_coco_files, read_coco
+from modeling_detr.data.findings import Findings
 from modeling_detr.data.shapes import is_shapes, read_shapes
 from modeling_detr.data.voc import is_voc, read_voc
 from modeling_detr.data.yolo import find_yolo_file, read_yolo
 from modeling_detr.structures_detr import DetectionIndex
 
 
-_READERS: dict[str, tuple[Callable[[Path], object], Callable[[Path], DetectionIndex]]] = {
+class _Finder(Protocol):
+    def __call__(self, path: Path) -> object:
+        """Something true if the dataset at `path` may be in the format."""
+
+
+class _Reader(Protocol):
+    def __call__(self, path: Path, *, findings: Findings | None) -> DetectionIndex:
+        """Reads it."""
+
+
+_READERS: dict[str, tuple[_Finder, _Reader]] = {
     "coco": (find_coco_files, read_coco),
     "yolo": (find_yolo_file, read_yolo),
     "voc": (is_voc, read_voc),
@@ -28,6 +38,7 @@ def open_dataset(
     path: str | Path,
     split: str | None = None,
     format: str | None = None,  # noqa: A002 (the word that users know)
+    findings: Findings | None = None,
 ) -> DetectionIndex:
     """Opens a dataset in the format of COCO, YOLO or Pascal VOC, or the built-in shapes.
 
@@ -38,6 +49,7 @@ def open_dataset(
         split: Name of a split, several joined by `+` (`train+val`), or None for every image. The classes and their
             labels are those of the whole dataset, whichever split is chosen.
         format: `coco`, `yolo` or `voc`; None: found out.
+        findings: Takes what is wrong, each with its place (`detr data check`); None: the first error is raised.
 
     Returns:
         The index of its images and annotations; `notes` say what was left out or changed.
@@ -46,11 +58,11 @@ def open_dataset(
         FileNotFoundError: Nothing is there, or images or labels are missing.
         ValueError: The format cannot be told, there is no such split, or a file is not what it should be.
     """
-    index = read_shapes(str(path)) if is_shapes(path) else _open_files(Path(path).expanduser(), format)
+    index = read_shapes(str(path)) if is_shapes(path) else _open_files(Path(path).expanduser(), format, findings)
     return index if split is None else index.split(split)
 
 
-def _open_files(path: Path, chosen: str | None) -> DetectionIndex:
+def _open_files(path: Path, chosen: str | None, findings: Findings | None) -> DetectionIndex:
     if chosen is not None and chosen not in _READERS:
         raise ValueError(f"There is no dataset format '{chosen}'; wanted one of {', '.join(_READERS)}.")
     if not path.exists():
@@ -59,7 +71,7 @@ def _open_files(path: Path, chosen: str | None) -> DetectionIndex:
             f"COCO .json, a YOLO .yaml, or the built-in 'shapes'."
         )
     if chosen is not None:
-        return _READERS[chosen][1](path)
+        return _READERS[chosen][1](path, findings=findings)
     place: Path | None = path
     while place is not None:
         fitting = [name for name, (finds, _) in _READERS.items() if finds(place)]
@@ -72,7 +84,7 @@ def _open_files(path: Path, chosen: str | None) -> DetectionIndex:
                 f"description (.yaml) itself."
             )
         if fitting:
-            return _READERS[fitting[0]][1](place)
+            return _READERS[fitting[0]][1](place, findings=findings)
         place = _only_folder(place)
     raise ValueError(_what_was_looked_for(path))
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations
+from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_files import header_size, is_image_name, is_split_name
 from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord
 
@@ -46,11 +47,12 @@ def is_voc(path: Path) -> bool:
     return path.is_dir() and any(_is_annotation(file) for pattern in patterns for file in _first(path.glob(pattern)))
 
 
-def read_voc(path: str | Path) -> DetectionIndex:
+def read_voc(path: str | Path, findings: Findings | None = None) -> DetectionIndex:
     """Reads a VOC dataset. Classes are sorted by name over all files; images without an XML file are left out.
 
     Args:
         path: The dataset's folder.
+        findings: Takes what is wrong; None: the first error is raised.
 
     Raises:
         FileNotFoundError: There is no XML file, or an image is missing.
@@ -59,35 +61,43 @@ def read_voc(path: str | Path) -> DetectionIndex:
     """
     root = Path(path)
     files = _walk(root)
-    notes: list[str] = []
-    trees = _parse_all(files.xml, notes)
+    findings = Findings() if findings is None else findings
+    trees = _parse_all(files.xml, findings)
     if not trees:
         raise FileNotFoundError(f"{root} holds no Pascal VOC annotations: no XML file that begins with <annotation>.")
 
-    records, names = [], sorted({name for _, tree in trees for name in _class_names(tree)})
+    names = sorted({name for _, tree in trees for name in _class_names(tree)})
     label_of = {name: label for label, name in enumerate(names)}
+    records: list[ImageRecord] = []
+    used: list[Path] = []  # the XML file of each record
     rows = AnnotationRows()
-    for position, (file, tree) in enumerate(trees):
-        records.append(_read_record(root, file, tree, files, notes))
+    for file, tree in trees:
+        record = _read_record(root, file, tree, files, findings)
+        if record is None:
+            continue
         for number, element in enumerate(tree.iterfind("object"), start=1):
-            label, box = _read_object(file, number, element)
-            rows.append(position, label_of[label], box, number)
+            found = _read_object(file, number, element, findings)
+            if found is not None:
+                rows.append(len(records), label_of[found[0]], found[1], number)
+        records.append(record)
+        used.append(file)
 
-    table, findings = clean_annotations(
+    table = clean_annotations(
         image_index=np.array(rows.image_index, dtype=np.int64),
         label=np.array(rows.label, dtype=np.int64),
         boxes_xyxy=rows.boxes,
         image_sizes=np.array([(record.height, record.width) for record in records], dtype=np.int64),
-        describe=lambda row: f"{trees[rows.image_index[row]][0]}: object {rows.place[row]}",
+        describe=lambda row: f"{used[rows.image_index[row]]}: object {rows.place[row]}",
+        findings=findings,
     )
-    _note_unused_images(files, records, notes)
+    _note_unused_images(files, records, findings)
     return DetectionIndex(
         name=root.resolve().name,
         images=tuple(records),
         categories=tuple(Category(label, name) for label, name in enumerate(names)),
         annotations=table,
-        splits=_read_splits(root, [file for file, _ in trees], files),
-        notes=(*notes, *findings),
+        splits=_read_splits(root, used, files, findings),
+        notes=tuple(findings.notes),
     )
 
 
@@ -122,40 +132,50 @@ def _walk(root: Path) -> _Files:
     return files
 
 
-def _parse_all(files: Sequence[Path], notes: list[str]) -> list[tuple[Path, ElementTree.Element]]:
+def _parse_all(files: Sequence[Path], findings: Findings) -> list[tuple[Path, ElementTree.Element]]:
     trees: list[tuple[Path, ElementTree.Element]] = []
     others: list[tuple[Path, ElementTree.Element]] = []
     for file in files:
         try:
             tree = ElementTree.parse(file).getroot()
         except ElementTree.ParseError as error:
-            raise ValueError(f"{file}: not well-formed XML ({error}); write it anew or remove it.") from error
+            remedy = "write it anew or remove it"
+            findings.error("unreadable file", f"{file}:", f"not well-formed XML ({error})", remedy, cause=error)
+            continue
         (trees if tree.tag == "annotation" else others).append((file, tree))
     if others:
         file, tree = others[0]
-        notes.append(
+        findings.warn(
+            "no annotations",
             f"{len(others)} XML files are no VOC annotations and are left out; the first: {file} begins with "
-            f"<{tree.tag}>, not with <annotation>."
+            f"<{tree.tag}>, not with <annotation>.",
+            "the file is left out",
+            ((file, f"begins with <{tree.tag}>, not with <annotation>") for file, tree in others),
         )
     return trees
 
 
-def _find_image(root: Path, file: Path, tree: ElementTree.Element, files: _Files) -> str:
+def _find_image(root: Path, file: Path, tree: ElementTree.Element, files: _Files, findings: Findings) -> str | None:
     written = Path((tree.findtext("filename") or "").strip().replace("\\", "/"))
     folders = [str(file.parent), *_image_folders(root, file.parent)]
     for stem in dict.fromkeys([file.stem, written.stem]):
         for folder in folders:
             if (folder, stem) in files.images:
-                return _choose(file, written.name, files.images[folder, stem])
+                return _choose(file, written.name, files.images[folder, stem], findings)
         if stem in files.by_stem:
-            return _choose(file, written.name, files.by_stem[stem])
-    raise FileNotFoundError(
-        f"{file}: its image is missing; looked for '{file.stem}' and '{written.name}' with the endings of images in "
-        f"{', '.join(folders)}. Put the image there, or remove the XML file."
+            return _choose(file, written.name, files.by_stem[stem], findings)
+    findings.error(
+        "missing image",
+        f"{file}:",
+        "its image is missing",
+        f"looked for '{file.stem}' and '{written.name}' with the endings of images in {', '.join(folders)}. Put the "
+        f"image there, or remove the XML file",
+        raises=FileNotFoundError,
     )
+    return None
 
 
-def _choose(file: Path, written: str, images: Sequence[str]) -> str:
+def _choose(file: Path, written: str, images: Sequence[str], findings: Findings) -> str | None:
     """The one of the images that share a stem, by the name that the XML file writes."""
     if len(images) == 1:
         return images[0]
@@ -164,10 +184,13 @@ def _choose(file: Path, written: str, images: Sequence[str]) -> str:
     named = named or [image for image in images if Path(image).suffix.lower() == ending]
     if len(named) == 1:
         return named[0]
-    raise ValueError(
-        f"{file}: its image may be {' or '.join(images)}, and <filename> is '{written}'; write the full name of the "
-        f"right one there, or put that beside the XML file and remove the others."
+    findings.error(
+        "missing image",
+        f"{file}:",
+        f"its image may be {' or '.join(images)}, and <filename> is '{written}'",
+        "write the full name of the right one there, or put that beside the XML file and remove the others",
     )
+    return None
 
 
 def _image_folders(root: Path, folder: Path) -> list[str]:
@@ -182,13 +205,16 @@ def _image_folders(root: Path, folder: Path) -> list[str]:
     return found
 
 
-def _note_unused_images(files: _Files, records: Sequence[ImageRecord], notes: list[str]) -> None:
+def _note_unused_images(files: _Files, records: Sequence[ImageRecord], findings: Findings) -> None:
     used = {record.path for record in records}
     unused = [path for paths in files.images.values() for path in paths if path not in used]
     if unused:
-        notes.append(
+        findings.warn(
+            "no annotations",
             f"{len(unused)} images have no XML file and are left out (an image without objects has an XML file "
-            f"without objects); the first: {unused[0]}."
+            f"without objects); the first: {unused[0]}.",
+            "the image is left out (one without objects has an XML file without objects)",
+            ((path, "has no XML file") for path in unused),
         )
 
 
@@ -199,55 +225,70 @@ def _class_names(tree: ElementTree.Element) -> list[str]:
     return [name for element in tree.iterfind("object") if (name := (element.findtext("name") or "").strip())]
 
 
-def _read_record(root: Path, file: Path, tree: ElementTree.Element, files: _Files, notes: list[str]) -> ImageRecord:
-    path = _find_image(root, file, tree, files)
+def _read_record(
+    root: Path, file: Path, tree: ElementTree.Element, files: _Files, findings: Findings
+) -> ImageRecord | None:
+    path = _find_image(root, file, tree, files, findings)
+    if path is None:
+        return None
     size = []
     for key in ("height", "width"):
         text = (tree.findtext(f"size/{key}") or "0").strip()
         try:
             size.append(int(float(text)))
         except ValueError:
-            raise ValueError(f"{file}: <{key}> of the image is '{text}'; wanted a whole number of pixels.") from None
+            message, wanted = f"<{key}> of the image is '{text}'", "wanted a whole number of pixels"
+            findings.error("image size", f"{file}:", message, wanted)
+            size.append(0)
     if min(size) <= 0:
-        notes.append(f"{file}: gives no size of the image, so that of {path} is taken.")
-        size = list(header_size(path))
+        note = f"gives no size of the image, so that of {path} is taken"
+        findings.warn("image size", f"{file}: {note}.", "taken from the image", [(file, "gives no size of the image")])
+        try:
+            size = list(header_size(path))
+        except OSError as error:
+            findings.unreadable_image(path, error)
+            return None
     inner = file.relative_to(root).with_suffix("").parts
     image_id = "/".join(part for part in inner if part.lower() not in ("annotations", "annotation"))
     return ImageRecord(image_id, path, size[0], size[1])
 
 
 def _read_object(
-    file: Path, number: int, element: ElementTree.Element
-) -> tuple[str, tuple[float, float, float, float]]:
+    file: Path, number: int, element: ElementTree.Element, findings: Findings
+) -> tuple[str, tuple[float, float, float, float]] | None:
+    where = f"{file}: object {number}"
     name = (element.findtext("name") or "").strip()
     if not name:
-        raise ValueError(f"{file}: object {number} has no <name>; name its class, or remove it.")
+        findings.error("unknown class", where, "has no <name>", "name its class, or remove it")
+        return None
     box = element.find("bndbox")
     if box is None:
-        raise ValueError(f"{file}: object {number} ({name}) has no <bndbox>; wanted <xmin>, <ymin>, <xmax>, <ymax>.")
+        findings.error("box", f"{where} ({name})", "has no <bndbox>", "wanted <xmin>, <ymin>, <xmax>, <ymax>")
+        return None
     corners = []
     for key in _CORNERS:
         text = (box.findtext(key) or "").strip()
         try:
             corners.append(float(text))
         except ValueError:
-            raise ValueError(
-                f"{file}: object {number} ({name}) has the {key} '{text}'; wanted a number of pixels, such as 12 or "
-                f"12.5."
-            ) from None
+            wanted = "wanted a number of pixels, such as 12 or 12.5"
+            findings.error("box", f"{where} ({name})", f"has the {key} '{text}'", wanted)
+            return None
     return name, (corners[0], corners[1], corners[2], corners[3])
 
 
 # Splits
 
 
-def _read_splits(root: Path, files: Sequence[Path], found: _Files) -> dict[str, NDArray[np.int64]]:
+def _read_splits(root: Path, files: Sequence[Path], found: _Files, findings: Findings) -> dict[str, NDArray[np.int64]]:
     members: dict[str, set[int]] = {}
     for folder in found.image_sets:
         base = folder.parent if folder.name == "ImageSets" else folder.parent.parent
         position_of = {file.stem: position for position, file in enumerate(files) if file.is_relative_to(base)}
+        if findings.collects:  # what is wrong with these has been said
+            position_of = {file.stem: -1 for file in found.xml if file.is_relative_to(base)} | position_of
         for list_file in sorted(folder.glob("*.txt")):
-            positions = _read_list(list_file, position_of)
+            positions = _read_list(list_file, position_of, findings)
             if positions is not None:
                 members.setdefault(list_file.stem, set()).update(positions)
     if not members:
@@ -261,7 +302,7 @@ def _read_splits(root: Path, files: Sequence[Path], found: _Files) -> dict[str, 
     return {name: np.array(sorted(positions), dtype=np.int64) for name, positions in members.items()}
 
 
-def _read_list(file: Path, position_of: dict[str, int]) -> list[int] | None:
+def _read_list(file: Path, position_of: dict[str, int], findings: Findings) -> list[int] | None:
     """The images that a list in ImageSets names; None for the list of one class (`name 1`, `name -1`)."""
     positions = []
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
@@ -274,9 +315,13 @@ def _read_list(file: Path, position_of: dict[str, int]) -> list[int] | None:
                 return None
             name = Path(name).stem if is_image_name(name) else name
         if name not in position_of:
-            raise FileNotFoundError(
-                f"{file}: line {number} names '{name}', but there is no annotation file {name}.xml; add it, or take "
-                f"the line out."
+            findings.error(
+                "missing file",
+                f"{file}: line {number}",
+                f"names '{name}', but there is no annotation file {name}.xml",
+                "add it, or take the line out",
+                raises=FileNotFoundError,
             )
+            continue
         positions.append(position_of[name])
-    return positions
+    return [position for position in positions if position >= 0]

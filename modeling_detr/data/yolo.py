@@ -22,6 +22,7 @@ import yaml
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations
+from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_files import FolderListings, header_size, is_image_name, is_split_name
 from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord
 
@@ -62,11 +63,12 @@ def find_yolo_file(path: Path) -> Path | None:
     return next((folder / name for folder in folders for name in _NAME_FILES if (folder / name).is_file()), None)
 
 
-def read_yolo(path: str | Path) -> DetectionIndex:
+def read_yolo(path: str | Path, findings: Findings | None = None) -> DetectionIndex:
     """Reads a YOLO dataset; sizes in pixels come from the headers of the images, after their EXIF orientation.
 
     Args:
         path: The dataset's folder, or its YAML file.
+        findings: Takes what is wrong; None: the first error is raised.
 
     Raises:
         FileNotFoundError: There is no description, no folder of a split, or no label file at all.
@@ -77,29 +79,40 @@ def read_yolo(path: str | Path) -> DetectionIndex:
         raise FileNotFoundError(
             f"{path} holds no YOLO dataset: no YAML file with 'names' in it, nor one of {', '.join(_NAME_FILES)}."
         )
-    notes: list[str] = []
-    description = _describe(file, Path(path), notes)
+    findings = Findings() if findings is None else findings
+    description = _describe(file, Path(path), findings)
     listings = FolderListings()
-    image_paths, splits = _list_images(description, listings, notes)
-    label_files = _find_label_files(description, image_paths, listings, notes)
+    image_paths, splits = _list_images(description, listings, findings)
+    label_files = _find_label_files(description, image_paths, listings, findings)
 
     categories = tuple(Category(class_id, description.names[class_id]) for class_id in sorted(description.names))
     label_of = {category.id: label for label, category in enumerate(categories)}
-    records, rows = [], AnnotationRows()
+    records: list[ImageRecord] = []
+    rows, readable = AnnotationRows(), np.zeros(len(image_paths), np.bool_)
     for position, (image, label_file) in enumerate(zip(image_paths, label_files, strict=True)):
-        height, width = header_size(image)
-        records.append(ImageRecord(_relative(image, description.root), image, height, width))
+        try:
+            height, width = header_size(image)
+        except OSError as error:
+            findings.unreadable_image(image, error)
+            continue
         if label_file is not None:
-            _read_labels(label_file, position, label_of, description, rows)
+            _read_labels(label_file, len(records), label_of, description, rows, findings)
+        records.append(ImageRecord(_relative(image, description.root), image, height, width))
+        readable[position] = True
+    if not readable.all():
+        label_files = [file for file, kept in zip(label_files, readable, strict=True) if kept]
+        new_position = np.cumsum(readable) - 1
+        splits = {name: new_position[members[readable[members]]] for name, members in splits.items()}
 
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
     image_index = np.array(rows.image_index, dtype=np.int64)
-    table, findings = clean_annotations(
+    table = clean_annotations(
         image_index=image_index,
         label=np.array(rows.label, dtype=np.int64),
         boxes_xyxy=rows.boxes * sizes[image_index][:, [1, 0, 1, 0]],
         image_sizes=sizes,
         describe=lambda row: f"{label_files[rows.image_index[row]]}: line {rows.place[row]}",
+        findings=findings,
     )
     return DetectionIndex(
         name=description.root.resolve().name,
@@ -107,7 +120,7 @@ def read_yolo(path: str | Path) -> DetectionIndex:
         categories=categories,
         annotations=table,
         splits=splits,
-        notes=(*notes, *findings),
+        notes=tuple(findings.notes),
     )
 
 
@@ -127,7 +140,7 @@ def _load_yaml(file: Path, strict: bool = True) -> Any:
         return None
 
 
-def _describe(file: Path, path: Path, notes: list[str]) -> _Description:
+def _describe(file: Path, path: Path, findings: Findings) -> _Description:
     if file.suffix.lower() not in (".yaml", ".yml"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         names = {class_id: line.strip() for class_id, line in enumerate(lines) if line.strip()}
@@ -136,19 +149,20 @@ def _describe(file: Path, path: Path, notes: list[str]) -> _Description:
     content = _load_yaml(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: holds a {type(content).__name__}; wanted a mapping with 'names' and 'train'.")
-    root = _root(file, content.get("path"), notes)
+    root = _root(file, content.get("path"), findings)
     splits = {}
     for key in _SPLIT_KEYS:
         values = content.get(key)
         if values:
             values = values if isinstance(values, list) else [values]
-            splits[key] = [_split_place(file, key, str(value), root, notes) for value in values]
+            places = [_split_place(file, key, str(value), root, findings) for value in values]
+            splits[key] = [place for place in places if place is not None]
     if not splits:
         splits = _splits_by_folder(root)
-    return _Description(file, root, _names(file, content), splits, "kpt_shape" in content)
+    return _Description(file, root, _names(file, content, findings), splits, "kpt_shape" in content)
 
 
-def _names(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
+def _names(file: Path, content: Mapping[str, Any], findings: Findings) -> dict[int, str]:
     names, number = content.get("names"), content.get("nc")
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -163,11 +177,12 @@ def _names(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
     if not result:
         raise ValueError(f"{file}: 'names' is empty; wanted the name of every class.")
     if number is not None and number != len(result):
-        raise ValueError(f"{file}: nc is {number}, but 'names' has {len(result)} classes; make them agree.")
+        message = f"nc is {number}, but 'names' has {len(result)} classes"
+        findings.error("category", f"{file}:", message, "make them agree")
     return result
 
 
-def _root(file: Path, path: Any, notes: list[str]) -> Path:
+def _root(file: Path, path: Any, findings: Findings) -> Path:
     if path is None:
         return file.parent
     written = Path(str(path)).expanduser()
@@ -175,11 +190,13 @@ def _root(file: Path, path: Any, notes: list[str]) -> Path:
         if candidate.is_dir():
             return candidate
     if str(path) not in ("", "."):
-        notes.append(f"{file}: its path '{path}' does not exist here; {file.parent} is taken for it.")
+        message = f"its path '{path}' does not exist here"
+        taken = f"{file.parent} is taken for it"
+        findings.warn("path", f"{file}: {message}; {taken}.", taken, [(f"{file}:", message)])
     return file.parent
 
 
-def _split_place(file: Path, key: str, value: str, root: Path, notes: list[str]) -> Path:
+def _split_place(file: Path, key: str, value: str, root: Path, findings: Findings) -> Path | None:
     """Where a split of the YAML lies: as written if that is in the root, else by its tail in the root, else as
     written."""
     written = Path(value.replace("\\", "/"))
@@ -192,12 +209,17 @@ def _split_place(file: Path, key: str, value: str, root: Path, notes: list[str])
         if candidate.exists():
             return candidate
     if straight.exists():
-        notes.append(f"{file}: {key} '{value}' lies outside the dataset's folder {root}, at {straight.resolve()}.")
+        message = f"{key} '{value}' lies outside the dataset's folder {root}, at {straight.resolve()}"
+        findings.warn("path", f"{file}: {message}.", "it is read there", [(f"{file}:", message)])
         return straight
-    raise FileNotFoundError(
-        f"{file}: {key} is '{value}', but neither {straight} nor any tail of it inside {root} exists; set 'path' to "
-        f"the dataset's folder, and {key} to the folder of its images or to a list of them."
+    findings.error(
+        "missing file",
+        f"{file}:",
+        f"{key} is '{value}', but neither {straight} nor any tail of it inside {root} exists",
+        f"set 'path' to the dataset's folder, and {key} to the folder of its images or to a list of them",
+        raises=FileNotFoundError,
     )
+    return None
 
 
 def _splits_by_folder(root: Path) -> dict[str, list[Path]]:
@@ -216,16 +238,19 @@ def _splits_by_folder(root: Path) -> dict[str, list[Path]]:
 
 
 def _list_images(
-    description: _Description, listings: FolderListings, notes: list[str]
+    description: _Description, listings: FolderListings, findings: Findings
 ) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
     position_of: dict[str, int] = {}  # an image of two splits is one image
     splits = {}
     for split, places in description.splits.items():
         members = []
         for place in places:
-            paths = _from_list(place, description.root) if place.is_file() else _from_folder(place, listings)
+            is_list = place.is_file()
+            paths = _from_list(place, description.root, findings) if is_list else _from_folder(place, listings)
             if not paths:
-                notes.append(f"{description.source}: split '{split}' has no images in {place}.")
+                message = f"split '{split}' has no images in {place}"
+                where = f"{description.source}:"
+                findings.warn("empty split", f"{where} {message}.", "it stays empty", [(where, message)])
             members += [position_of.setdefault(path, len(position_of)) for path in paths]
         splits[split] = np.unique(np.array(members, dtype=np.int64))
     if not position_of:
@@ -242,7 +267,7 @@ def _from_folder(folder: Path, listings: FolderListings) -> list[str]:
     return paths
 
 
-def _from_list(file: Path, root: Path) -> list[str]:
+def _from_list(file: Path, root: Path, findings: Findings) -> list[str]:
     paths = []
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         name = line.strip().replace("\\", "/")
@@ -255,15 +280,20 @@ def _from_list(file: Path, root: Path) -> list[str]:
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None or not is_image_name(path.name):
             problem = "there is no such file" if path is None else "that is no image"
-            raise FileNotFoundError(
-                f"{file}: line {number} names '{name}', but {problem} in {root}; fix the path or take the line out."
+            findings.error(
+                "missing image",
+                f"{file}: line {number}",
+                f"names '{name}', but {problem} in {root}",
+                "fix the path or take the line out",
+                raises=FileNotFoundError,
             )
+            continue
         paths.append(os.path.normpath(path))
     return paths
 
 
 def _find_label_files(
-    description: _Description, images: Sequence[str], listings: FolderListings, notes: list[str]
+    description: _Description, images: Sequence[str], listings: FolderListings, findings: Findings
 ) -> list[str | None]:
     """The label file of each image, None for a background. Images of one folder have theirs in one folder."""
     stems_of: dict[str, list[str]] = {}
@@ -281,7 +311,9 @@ def _find_label_files(
         label_folder[folder] = candidates[best] if found[best] else None
         tried += candidates
         if not found[best]:
-            notes.append(f"None of the {len(stems)} images in {folder} has a label file: they are backgrounds.")
+            note = f"None of the {len(stems)} images in {folder} has a label file: they are backgrounds."
+            message = f"none of its {len(stems)} images has a label file"
+            findings.warn("no label file", note, "they are backgrounds", [(f"{folder}:", message)])
     if not any(label_folder.values()):
         raise FileNotFoundError(
             f"{description.source}: not one image has a label file; looked in {', '.join(dict.fromkeys(tried))}. "
@@ -292,8 +324,8 @@ def _find_label_files(
         folder, _, name = image.rpartition("/")
         place = label_folder[folder]
         files.append(_find_label_file(place, folder, name.rpartition(".")[0], listings) if place else None)
-    _note_images_without_labels(description, images, files, label_folder, notes)
-    _note_labels_without_images(description, label_folder, files, listings, notes)
+    _note_images_without_labels(description, images, files, label_folder, findings)
+    _note_labels_without_images(description, label_folder, files, listings, findings)
     return files
 
 
@@ -309,7 +341,7 @@ def _note_images_without_labels(
     images: Sequence[str],
     files: Sequence[str | None],
     label_folder: Mapping[str, str | None],
-    notes: list[str],
+    findings: Findings,
 ) -> None:
     total: Counter[str] = Counter()
     without: dict[str, list[str]] = {}
@@ -321,9 +353,12 @@ def _note_images_without_labels(
     for folder, bare in without.items():
         one = len(bare) == 1
         have = "has no label file and counts as background" if one else "have no label file and count as backgrounds"
-        notes.append(
+        findings.warn(
+            "no label file",
             f"{len(bare)} of {total[folder]} images in {_relative(folder, description.root)} {have}; the first: "
-            f"{bare[0]}."
+            f"{bare[0]}.",
+            "it counts as background",
+            ((image, "has no label file, though others in its folder have one") for image in bare),
         )
 
 
@@ -332,7 +367,7 @@ def _note_labels_without_images(
     label_folder: Mapping[str, str | None],
     files: Sequence[str | None],
     listings: FolderListings,
-    notes: list[str],
+    findings: Findings,
 ) -> None:
     """Label files whose stem is no image, listed in a split or not, of the folders that share their place."""
     folders_of: dict[str, list[str]] = {}
@@ -353,9 +388,12 @@ def _note_labels_without_images(
                 if len(lost) == 1
                 else "label files that belong to no image are"
             )
-            notes.append(
+            findings.warn(
+                "label file without image",
                 f"{len(lost)} {files_are} left out in {_relative(place, description.root)}; the first: "
-                f"{place}/{lost[0]}."
+                f"{place}/{lost[0]}.",
+                "the file is left out",
+                ((f"{place}/{name}", "belongs to no image") for name in lost),
             )
 
 
@@ -383,7 +421,12 @@ def _label_folders(folder: Path, root: Path) -> list[str]:
 
 
 def _read_labels(
-    file: str, position: int, label_of: Mapping[int, int], description: _Description, rows: AnnotationRows
+    file: str,
+    position: int,
+    label_of: Mapping[int, int],
+    description: _Description,
+    rows: AnnotationRows,
+    findings: Findings,
 ) -> None:
     text = Path(file).read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -394,29 +437,36 @@ def _read_labels(
             numbers = [float(field) for field in fields]
             class_id = int(numbers[0])
         except (ValueError, OverflowError):
-            raise ValueError(
-                f"{file}: line {number} is '{line.strip()[:80]}'; wanted numbers: class, centre x, centre y, width, "
-                f"height."
-            ) from None
+            wanted = "wanted numbers: class, centre x, centre y, width, height"
+            findings.error("line", f"{file}: line {number}", f"is '{line.strip()[:80]}'", wanted)
+            continue
         if class_id != numbers[0] or class_id not in label_of:
             known = ", ".join(str(known_id) for known_id in list(label_of)[:20])
-            raise ValueError(
-                f"{file}: line {number} has the class id {fields[0]}, but {description.source} names the classes "
-                f"{known}; fix the label, or name the class there."
+            findings.error(
+                "unknown class",
+                f"{file}: line {number}",
+                f"has the class id {fields[0]}, but {description.source} names the classes {known}",
+                "fix the label, or name the class there",
             )
-        rows.append(position, label_of[class_id], _box(numbers[1:], file, number, description), number)
+            continue
+        box = _box(numbers[1:], description)
+        if box is None:
+            findings.error(
+                "line",
+                f"{file}: line {number}",
+                f"has {len(numbers)} numbers",
+                "wanted 5 (class, centre x, centre y, width, height), or a class and three or more points x y of a "
+                "polygon",
+            )
+            continue
+        rows.append(position, label_of[class_id], box, number)
 
 
-def _box(
-    numbers: Sequence[float], file: str, line: int, description: _Description
-) -> tuple[float, float, float, float]:
-    """Corners relative to the image, of a box or of a polygon's points."""
+def _box(numbers: Sequence[float], description: _Description) -> tuple[float, float, float, float] | None:
+    """Corners relative to the image, of a box or of a polygon's points; None of any other number of numbers."""
     if len(numbers) == 4 or (description.has_keypoints and len(numbers) > 4):
         x, y, width, height = numbers[:4]
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
     if len(numbers) >= 6 and len(numbers) % 2 == 0:
         return min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
-    raise ValueError(
-        f"{file}: line {line} has {len(numbers) + 1} numbers; wanted 5 (class, centre x, centre y, width, height), or "
-        f"a class and three or more points x y of a polygon."
-    )
+    return None

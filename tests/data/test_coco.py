@@ -191,7 +191,7 @@ def test_missing_images_are_named_with_the_places_looked_at(coco_folder, train_f
     ):
         open_dataset(coco_folder)
     shutil.rmtree(coco_folder / "train")
-    with pytest.raises(FileNotFoundError, match=r"all images are missing; .*Put them into .*train"):
+    with pytest.raises(FileNotFoundError, match=r"all images are missing; .*put them into .*train"):
         open_dataset(coco_folder)
     assert len(read_coco(train_file, require_images=False).annotations) == 3
 

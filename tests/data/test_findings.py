@@ -1,0 +1,87 @@
+"""Collecting findings: a reader goes on past errors, and says each with its place."""
+
+import json
+
+import pytest
+
+from modeling_detr.data.findings import Findings
+from modeling_detr.data.open import open_dataset
+
+
+def collect(path):
+    findings = Findings(collects=True)
+    return open_dataset(path, findings=findings), findings
+
+
+def places(findings, kind):
+    return [f"{found.where} {found.message}" for found in findings.items if found.kind == kind]
+
+
+def test_strict_findings_raise_the_first_error():
+    with pytest.raises(OSError, match=r"^a\.txt: line 3 is odd; mend it\.$"):
+        Findings().error("line", "a.txt: line 3", "is odd", "mend it", raises=OSError)
+
+
+def test_a_coco_file_with_many_errors_is_read_around_them(coco_folder):
+    file = coco_folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["category_id"] = 77
+    content["annotations"][1]["bbox"] = [1, "x", 3, 4]
+    content["annotations"] += [{**content["annotations"][2], "id": 9, "category_id": [1]}]
+    content["images"] += [
+        {**content["images"][1], "file_name": "twin.png"},
+        {"id": 5, "file_name": "gone.jpg", "height": 9, "width": 9},
+    ]
+    file.write_text(json.dumps(content))
+    index, findings = collect(coco_folder)
+    assert len(index.annotations) == 2  # the third of train, one of val
+    assert [place.partition(".json: ")[2][:35] for place in places(findings, "unknown class")] == [
+        "annotation 0 of image 1 has categor",
+        "annotation 9 of image 2 has categor",
+    ]
+    assert "annotation 1 of image 1 has the bbox [1, 'x', 3, 4]" in places(findings, "box")[0]
+    assert "2 images have the id 2" in places(findings, "duplicate id")[0]
+    assert "'gone.jpg' is missing" in places(findings, "missing image")[0]
+    assert {found.severity for found in findings.items} == {"error"}
+
+
+def test_yolo_lines_and_images_with_errors_are_read_around(yolo_folder):
+    label_file = yolo_folder / "labels" / "train" / "a.txt"
+    label_file.write_text(label_file.read_text() + "7 .5 .5 .1 .1\nhello\n0 .5 .5 .1\n")
+    (yolo_folder / "images" / "val" / "c.jpg").write_bytes(b"")
+    index, findings = collect(yolo_folder)
+    assert (len(index), len(index.annotations)) == (3, 4)
+    assert {name: members.tolist() for name, members in index.splits.items()} == {"train": [0, 1], "val": [2]}
+    assert [found.where.rpartition("/")[2] for found in findings.items if found.kind != "no label file"] == [
+        "a.txt: line 3",
+        "a.txt: line 4",
+        "a.txt: line 5",
+        "c.jpg:",
+    ]
+
+
+def test_voc_files_with_errors_are_read_around(voc_folder, edit):
+    edit(voc_folder / "Annotations" / "a.xml", "<name>cat</name>", "<name></name>")
+    (voc_folder / "Annotations" / "b.xml").write_text("<annotation><object>")
+    (voc_folder / "JPEGImages" / "c.jpg").unlink()
+    index, findings = collect(voc_folder)
+    assert (len(index), len(index.annotations)) == (2, 2)
+    assert sorted(found.kind for found in findings.items if found.severity == "error") == [
+        "missing image",
+        "unknown class",
+        "unreadable file",
+    ]
+
+
+def test_every_case_of_a_warning_has_its_place_and_one_note(yolo_folder):
+    label_file = yolo_folder / "labels" / "train" / "a.txt"
+    label_file.write_text(label_file.read_text() + "0 .5 .5 0 .1\n0 .5 .5 .1 0\n1 .9 .9 .4 .1\n")
+    index, findings = collect(yolo_folder)
+    assert [found.where.rpartition("/")[2] for found in findings.items if found.kind == "zero area"] == [
+        "a.txt: line 3",
+        "a.txt: line 4",
+    ]
+    assert [note for note in index.notes if note.startswith("2 boxes of zero area")]
+    assert [found.action for found in findings.items if found.kind == "past the edge"] == [
+        "the box is clipped to the image"
+    ]
