@@ -11,7 +11,7 @@ Boxes carry their format in their name wherever it could be doubted: `boxes_xyxy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -42,10 +42,81 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One class of a dataset: its own `id` there (used when results are written) and its `name`."""
+    """One class of a dataset.
+
+    Attributes:
+        id: The dataset's own id of the class, used when results are written.
+        name: What it is called.
+        is_thing: Whether it has single objects (a cat). False: stuff, one region an image (the sky).
+    """
 
     id: int
     name: str
+    is_thing: bool = True
+
+
+class MaskSource(Protocol):
+    """Where masks lie in some format: polygons, run lengths, the segments of a PNG file."""
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The masks (n, H, W) bool of the source's own `rows` (n,), all of one image, at its height and width."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskColumn:
+    """The masks of annotations, read only when they are asked for.
+
+    Attributes:
+        sources: Where they lie.
+        source: (A,) int64, position in `sources`.
+        row: (A,) int64, row in that source.
+    """
+
+    sources: tuple[MaskSource, ...]
+    source: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, source: MaskSource, count: int) -> "MaskColumn":
+        """All `count` rows of one source."""
+        return cls((source,), np.zeros(count, np.int64), np.arange(count))
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, rows: "slice | NDArray[np.int64] | NDArray[np.bool_]") -> "MaskColumn":
+        """The chosen rows, as a column; nothing is read."""
+        return MaskColumn(self.sources, self.source[rows], self.row[rows])
+
+    @classmethod
+    def concatenate(cls, columns: Sequence["MaskColumn"]) -> "MaskColumn":
+        """All rows of `columns` in their order."""
+        starts = np.cumsum([0, *(len(column.sources) for column in columns)])
+        shifted = [column.source + start for column, start in zip(columns, starts[:-1], strict=True)]
+        return cls(
+            sources=tuple(source for column in columns for source in column.sources),
+            source=np.concatenate([np.zeros(0, np.int64), *shifted]),
+            row=np.concatenate([np.zeros(0, np.int64), *(column.row for column in columns)]),
+        )
+
+    def read(self, height: int, width: int) -> NDArray[np.bool_]:
+        """The masks (A, height, width) bool of all rows, which are of one image of that size.
+
+        Raises:
+            OSError: A file that holds masks cannot be read.
+            ValueError: Masks are not of this size; the message says what to do.
+        """
+        masks = np.zeros((len(self), height, width), np.bool_)
+        for number in np.unique(self.source).tolist():
+            rows = self.source == number
+            found = self.sources[number].read(self.row[rows])
+            if found.shape[1:] != (height, width):
+                raise ValueError(
+                    f"masks of {found.shape[1]}x{found.shape[2]} (height x width) for an image of {height}x{width}; "
+                    f"write masks of the image's own size."
+                )
+            masks[rows] = found
+        return masks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +129,7 @@ class AnnotationTable:
         boxes_xyxy: (A, 4) float64, corners in pixels, as the dataset gives them, clipped to the image.
         area: (A,) float64, the dataset's own area in square pixels, the box's where it gives none.
         is_crowd: (A,) bool; a crowd region is never trained on and is kept for the evaluation.
+        masks: The mask of each row, read when asked for; None where the dataset has none or they are not wanted.
     """
 
     image_index: NDArray[np.int64]
@@ -65,23 +137,33 @@ class AnnotationTable:
     boxes_xyxy: NDArray[np.float64]
     area: NDArray[np.float64]
     is_crowd: NDArray[np.bool_]
+    masks: MaskColumn | None = None
 
     def __len__(self) -> int:
         return len(self.label)
 
     def take(self, rows: "slice | NDArray[np.int64] | NDArray[np.bool_]") -> "AnnotationTable":
         """The chosen rows, as a table."""
-        return AnnotationTable(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+        return AnnotationTable(
+            image_index=self.image_index[rows],
+            label=self.label[rows],
+            boxes_xyxy=self.boxes_xyxy[rows],
+            area=self.area[rows],
+            is_crowd=self.is_crowd[rows],
+            masks=None if self.masks is None else self.masks[rows],
+        )
 
     @classmethod
     def concatenate(cls, tables: Sequence["AnnotationTable"]) -> "AnnotationTable":
-        """All rows of `tables` in their order; the empty table if there are none."""
+        """All rows of `tables` in their order; the empty table if there are none. Masks stay if all have them."""
+        masks = [table.masks for table in tables if table.masks is not None]
         return cls(
             image_index=np.concatenate([np.zeros(0, np.int64), *(table.image_index for table in tables)]),
             label=np.concatenate([np.zeros(0, np.int64), *(table.label for table in tables)]),
             boxes_xyxy=np.concatenate([np.zeros((0, 4)), *(table.boxes_xyxy for table in tables)]),
             area=np.concatenate([np.zeros(0), *(table.area for table in tables)]),
             is_crowd=np.concatenate([np.zeros(0, np.bool_), *(table.is_crowd for table in tables)]),
+            masks=MaskColumn.concatenate(masks) if masks and len(masks) == len(tables) else None,
         )
 
 
@@ -119,6 +201,22 @@ class DetectionIndex:
         """The rows of `annotations` that belong to the image at `position`."""
         start, stop = np.searchsorted(self.annotations.image_index, [position, position + 1])
         return slice(int(start), int(stop))
+
+    def read_masks(self, position: int, rows: "slice | NDArray[np.int64] | None" = None) -> NDArray[np.bool_]:
+        """The masks (N, H, W) bool of the image at `position`: of its `rows` of `annotations`, or of all.
+
+        Raises:
+            OSError: A file that holds masks cannot be read.
+            ValueError: The dataset has no masks, or not of the image's size.
+        """
+        if self.annotations.masks is None:
+            raise ValueError(f"{self.name} has no masks; open it for a task that needs them (instance, panoptic).")
+        record = self.images[position]
+        column = self.annotations.masks[self.annotation_rows(position) if rows is None else rows]
+        try:
+            return column.read(record.height, record.width)
+        except ValueError as error:
+            raise ValueError(f"{self.name}, image {record.id} ({record.path}): {error}") from error
 
     def select(self, positions: "Sequence[int] | NDArray[np.int64]", name: str | None = None) -> "DetectionIndex":
         """The images at `positions` (each once, in ascending order), with their annotations and all categories."""
@@ -158,7 +256,7 @@ class DetectionTarget(TypedDict):
     """The objects of one image before batching; rows of all fields but `image_index` belong together.
 
     boxes: (N, 4) float32 corners in pixels (format XYXY). class_labels: (N,) int64, dense. area: (N,) float32 square
-    pixels. image_index: position of the image in its `DetectionIndex`. masks: (N, H, W) bool, where the task has them.
+    pixels. image_index: position of the image in its `DetectionIndex`. masks: (N, H, W) bool, where they are wanted.
     """
 
     boxes: tv_tensors.BoundingBoxes
@@ -177,7 +275,8 @@ class DetectionSample(TypedDict):
 
 class DetectionLabels(TypedDict):
     """The objects of one image as the loss takes them: `class_labels` (N,) int64 and `boxes` (N, 4) cxcywh in [0, 1]
-    of the unpadded image are needed; `image_index` and `size` (2,) say which image it is and its unpadded size."""
+    of the unpadded image are needed; `image_index` and `size` (2,) say which image it is and its unpadded size;
+    `masks` (N, height, width) bool are of the unpadded image."""
 
     class_labels: Tensor
     boxes: Tensor

@@ -5,6 +5,7 @@ from modeling_detr.data.collate import DetrCollator
 from modeling_detr.data.dataset import DetectionDataset, SampleKey
 from modeling_detr.data.images import read_image
 from modeling_detr.data.open import find_split, open_dataset
+from modeling_detr.data.panoptic import read_panoptic
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
 from modeling_detr.data.transforms import GeometryPolicy, eval_transform, train_transform
 
@@ -21,5 +22,6 @@ __all__ = [
     "open_dataset",
     "read_coco",
     "read_image",
+    "read_panoptic",
     "train_transform",
 ]

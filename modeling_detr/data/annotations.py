@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.findings import Findings
-from modeling_detr.structures_detr import AnnotationTable
+from modeling_detr.structures_detr import AnnotationTable, MaskColumn
 
 
 # Boxes written with a few decimals end a hair beyond the edge; only more than this is worth a note.
@@ -56,6 +56,7 @@ def clean_annotations(
     findings: Findings,
     area: NDArray[np.float64] | None = None,
     is_crowd: NDArray[np.bool_] | None = None,
+    masks: MaskColumn | None = None,
 ) -> AnnotationTable:
     """Turns what a file says into an `AnnotationTable`, and tells what was left out or changed.
 
@@ -68,6 +69,7 @@ def clean_annotations(
         findings: Takes what was left out or changed.
         area: (A,) the file's own areas; not a number where it gives none. None: the boxes' areas.
         is_crowd: (A,) which rows are crowd regions. None: no row is.
+        masks: (A,) the masks of the rows. None: there are none.
 
     Returns:
         The table, ordered by image (the file's order within an image).
@@ -135,7 +137,7 @@ def clean_annotations(
     if is_crowd is None:
         is_crowd = np.zeros(len(label), np.bool_)
 
-    table = AnnotationTable(image_index, label, boxes, area, is_crowd).take(keep)
+    table = AnnotationTable(image_index, label, boxes, area, is_crowd, masks).take(keep)
     if (np.diff(table.image_index) < 0).any():
         table = table.take(np.argsort(table.image_index, kind="stable"))
     return table

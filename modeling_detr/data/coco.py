@@ -29,17 +29,25 @@ from modeling_detr.data.annotations import clean_annotations
 from modeling_detr.data.coco_categories import keep_meant_categories
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_files import header_size, is_split_name, locate_images
+from modeling_detr.data.masks import ReadMasks, read_segmentations
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
 
 
-_NOT_A_SPLIT = {"instances", "annotations", "annotation", "coco", "bbox", "labels", "result", "results", "dataset"}
+_NOT_A_SPLIT = {
+    *("instances", "panoptic", "annotations", "annotation", "coco", "bbox", "labels", "result", "results", "dataset"),
+}
 _ROBOFLOW_NAME = "_annotations.coco.json"
 _WHOLE = "all"  # the split of a dataset that has none
 _NORMALIZED_LIMIT = 1.5  # boxes relative to the image end at 1, or a little past it
 
 
+Entries = Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
-class _Split:
+class CocoSplit:
+    """An annotation file, the split that it is, and the folder of the whole dataset."""
+
     name: str
     file: Path
     root: Path
@@ -48,12 +56,23 @@ class _Split:
 def find_coco_files(path: Path) -> list[Path]:
     """The annotation files of the dataset at `path`, a folder or one JSON file; none if it is not in this format."""
     if path.is_file():
-        return [path] if path.suffix.lower() == ".json" else []
+        return [path] if path.suffix.lower() == ".json" and not holds_segments(path) else []
     official = sorted(path.glob("annotations/instances_*.json"))
-    if official:
-        return official
+    return official or [file for file in json_files(path) if _looks_like_coco(file)]
+
+
+def json_files(path: Path) -> list[Path]:
+    """The JSON files at the usual places in the folder of a dataset."""
     nested = [*path.glob("annotations/*.json"), *path.glob("*/*.json"), *path.glob("*/annotations/*.json")]
-    return [file for file in sorted({*path.glob("*.json"), *nested}) if _looks_like_coco(file)]
+    return sorted({*path.glob("*.json"), *nested})
+
+
+def holds_segments(file: Path) -> bool:
+    """Whether these are panoptic annotations; told without parsing what may be hundreds of MB."""
+    if file.stat().st_size == 0:
+        return False
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        return text.find(b'"segments_info"') >= 0
 
 
 @contextmanager
@@ -68,8 +87,9 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_garbage_collection_paused()
-def read_coco(path: str | Path, require_images: bool = True, findings: Findings | None = None) -> DetectionIndex:
+def read_coco(
+    path: str | Path, require_images: bool = True, findings: Findings | None = None, masks: bool = False
+) -> DetectionIndex:
     """Reads a COCO dataset: every annotation file of a folder as one split each, or one JSON file.
 
     Labels are dense in ascending order of the category ids, over the categories of all files. An annotation that has
@@ -82,6 +102,7 @@ def read_coco(path: str | Path, require_images: bool = True, findings: Findings 
         require_images: False where only the annotations are wanted; `ImageRecord.path` is then the bare file name
             of each image that is not found.
         findings: Takes what is wrong; None: the first error is raised.
+        masks: Keep the segmentations (polygons, run lengths) too; annotations without one are then left out.
 
     Raises:
         FileNotFoundError: There is no annotation file, or images are missing.
@@ -94,6 +115,34 @@ def read_coco(path: str | Path, require_images: bool = True, findings: Findings 
             f"{path} holds no COCO annotations; looked for annotations/instances_*.json, and for other JSON files in "
             f"it and its sub-folders with 'images', 'annotations' and 'categories' in them."
         )
+    return read_files(path, files, require_images, findings, read_masks=read_segmentations if masks else None)
+
+
+def _annotations(split: CocoSplit, content: Mapping[str, Any], findings: Findings) -> Entries:  # noqa: ARG001
+    entries: Entries = content["annotations"]
+    return entries
+
+
+@_garbage_collection_paused()
+def read_files(
+    path: Path,
+    files: Sequence[Path],
+    require_images: bool,
+    findings: Findings | None,
+    objects_of: Callable[[CocoSplit, Mapping[str, Any], Findings], Entries] = _annotations,
+    read_masks: Callable[[Entries, NDArray[np.int64], Callable[[int], str], Findings], ReadMasks] | None = None,
+) -> DetectionIndex:
+    """Reads the annotation files of a dataset, one split each; see `read_coco`.
+
+    Args:
+        path: The dataset's folder, or the one file.
+        files: The files.
+        require_images: See `read_coco`.
+        findings: See `read_coco`.
+        objects_of: The objects of a file: entries with image_id, category_id, bbox, area, iscrowd and id.
+        read_masks: The masks of some entries, given the sizes (A, 2) of their images and what names a row in a
+            message. None: masks are not read.
+    """
     splits = _name_splits(path, files)
     findings = Findings() if findings is None else findings
     contents = [_load(split, findings) for split in splits]
@@ -104,7 +153,8 @@ def read_coco(path: str | Path, require_images: bool = True, findings: Findings 
     members: dict[str, NDArray[np.int64]] = {}
     for split, content in zip(splits, contents, strict=True):
         records = _read_images(split, content["images"], require_images, findings)
-        table = _read_annotations(split.file, content["annotations"], records, labels.of_id, findings)
+        objects = objects_of(split, content, findings)
+        table = _read_annotations(split.file, objects, records, labels.of_id, findings, read_masks)
         tables.append(replace(table, image_index=table.image_index + len(images)))
         members[split.name] = np.arange(len(images), len(images) + len(records))
         images.extend(records)
@@ -125,18 +175,16 @@ def _looks_like_coco(file: Path) -> bool:
     """
     if file.name.lower() == _ROBOFLOW_NAME:
         return True
-    if file.stat().st_size == 0:
+    if file.stat().st_size == 0 or holds_segments(file):
         return False
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        if text.find(b'"segments_info"') >= 0:  # panoptic annotations: no boxes of objects
-            return False
         if any(text.find(key) < 0 for key in (b'"images"', b'"categories"')):
             return False
         return text.find(b'"annotations"') >= 0 or text.find(b'"file_name"') >= 0
 
 
-def _name_splits(path: Path, files: Sequence[Path]) -> list[_Split]:
-    splits: list[_Split] = []
+def _name_splits(path: Path, files: Sequence[Path]) -> list[CocoSplit]:
+    splits: list[CocoSplit] = []
     for file in files:
         folder = file.parent
         inner = folder if folder.name.lower() != "annotations" else folder.parent
@@ -152,11 +200,11 @@ def _name_splits(path: Path, files: Sequence[Path]) -> list[_Split]:
             name = _WHOLE
         if any(split.name == name for split in splits):
             name = file.relative_to(path).with_suffix("").as_posix()
-        splits.append(_Split(name, file, root))
+        splits.append(CocoSplit(name, file, root))
     return splits
 
 
-def _load(split: _Split, findings: Findings) -> dict[str, list[dict[str, Any]]]:
+def _load(split: CocoSplit, findings: Findings) -> dict[str, list[dict[str, Any]]]:
     file = split.file
     empty: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
     try:
@@ -203,6 +251,7 @@ class _Labels:
 
 def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any]], findings: Findings) -> _Labels:
     names: dict[int, tuple[str, Path]] = {}
+    thing: dict[int, bool] = {}
     spelled: dict[Any, int] = {}
     above: dict[int, str | None] = {}
     for file, content in zip(files, contents, strict=True):
@@ -222,9 +271,12 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
                     f"is named '{name}', but '{known}' in {known_in}",
                     "the files of one dataset must agree: rename it, or give it an id of its own",
                 )
+            thing[category_id] = bool(entry.get("isthing", True))
             spelled[raw] = category_id
             above[category_id] = entry.get("supercategory")
-    categories = tuple(Category(category_id, names[category_id][0]) for category_id in sorted(names))
+    categories = tuple(
+        Category(category_id, names[category_id][0], thing[category_id]) for category_id in sorted(names)
+    )
     label = {category.id: position for position, category in enumerate(categories)}
     of_id = {**label, **{raw: label[category_id] for raw, category_id in spelled.items()}}
     return _Labels(categories, of_id, tuple(above[category.id] for category in categories))
@@ -234,7 +286,7 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
 
 
 def _read_images(
-    split: _Split, entries: Sequence[Mapping[str, Any]], require_images: bool, findings: Findings
+    split: CocoSplit, entries: Sequence[Mapping[str, Any]], require_images: bool, findings: Findings
 ) -> list[ImageRecord]:
     for key in ("id", "file_name"):
         absent = [position for position, entry in enumerate(entries) if entry.get(key) is None]
@@ -275,7 +327,7 @@ def _read_images(
 
 
 def _with_own_ids(
-    split: _Split, entries: Sequence[Mapping[str, Any]], findings: Findings
+    split: CocoSplit, entries: Sequence[Mapping[str, Any]], findings: Findings
 ) -> Sequence[Mapping[str, Any]]:
     """The entries, of several with one id the first."""
     first_of = {entry["id"]: entry for entry in reversed(entries)}
@@ -292,7 +344,7 @@ def _with_own_ids(
     return [entry for entry in entries if first_of[entry["id"]] is entry]
 
 
-def _locate(split: _Split, names: Sequence[str], require_images: bool, findings: Findings) -> list[str]:
+def _locate(split: CocoSplit, names: Sequence[str], require_images: bool, findings: Findings) -> list[str]:
     root, folder = split.root, split.file.parent
     usual = [root / split.name, root / "images" / split.name, folder, folder / "images", root / "images", root]
     folders = [
@@ -331,6 +383,7 @@ def _read_annotations(
     records: Sequence[ImageRecord],
     label_of: Mapping[Any, int],
     findings: Findings,
+    read_masks: Callable[[Entries, NDArray[np.int64], Callable[[int], str], Findings], ReadMasks] | None,
 ) -> AnnotationTable:
     position_of: dict[Any, int] = {record.id: position for position, record in enumerate(records)}
 
@@ -367,8 +420,13 @@ def _read_annotations(
     entries, image_index = _without(unknown, entries, image_index)
     corners, unreadable = _read_boxes(entries, describe, findings)
     entries, image_index = _without(unreadable, entries, image_index)
-    label = np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64)
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
+    masks = None
+    if read_masks is not None:
+        masks, maskless = read_masks(entries, sizes[image_index], describe, findings)
+        entries, image_index = _without(maskless, entries, image_index)
+        corners = np.delete(corners, maskless, axis=0)
+    label = np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64)
     _check_normalized(file, corners, sizes[image_index], findings)
     corners[:, 2:] += corners[:, :2]  # COCO writes x, y, width, height
     area = _read_areas(entries, describe, findings)
@@ -382,6 +440,7 @@ def _read_annotations(
         image_sizes=sizes,
         describe=describe,
         findings=findings,
+        masks=masks,
     )
     _note_corners(file, corners, sizes[image_index], findings)
     return table

@@ -6,6 +6,7 @@ one of them. As a class it would have a label of its own that nothing is ever tr
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,13 +57,7 @@ def keep_meant_categories(
     if keep.all():
         return tuple(categories), annotations
     new_label = np.cumsum(keep) - 1
-    table = AnnotationTable(
-        annotations.image_index,
-        new_label[annotations.label].astype(np.int64),
-        annotations.boxes_xyxy,
-        annotations.area,
-        annotations.is_crowd,
-    )
+    table = replace(annotations, label=new_label[annotations.label].astype(np.int64))
     return tuple(category for category, kept in zip(categories, keep, strict=True) if kept), table
 
 

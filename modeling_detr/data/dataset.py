@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 
 from modeling_detr.data.images import read_image
 from modeling_detr.data.transforms import GeometryPlan, GeometryPolicy, SampleTransform
-from modeling_detr.structures_detr import DetectionIndex, DetectionSample
+from modeling_detr.structures_detr import DetectionIndex, DetectionSample, DetectionTarget
 
 
 class SampleKey(NamedTuple):
@@ -36,12 +36,24 @@ class DetectionDataset(Dataset[DetectionSample]):
         index: The images and annotations.
         transform: What is done to each sample; None: nothing.
         seed: Of the random numbers of the transform.
+        masks: Whether samples have masks, which are read with the image.
+
+    Raises:
+        ValueError: Masks are wanted and the index has none.
     """
 
-    def __init__(self, index: DetectionIndex, transform: SampleTransform | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, index: DetectionIndex, transform: SampleTransform | None = None, seed: int = 0, masks: bool = False
+    ) -> None:
+        if masks and index.annotations.masks is None:
+            raise ValueError(
+                f"{index.name} has no masks; open it with task='instance' or 'panoptic', or choose a dataset that has "
+                f"them (COCO with segmentations, COCO panoptic, the built-in shapes)."
+            )
         self.index = index
         self.transform = transform
         self.seed = seed
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.index)
@@ -51,7 +63,7 @@ class DetectionDataset(Dataset[DetectionSample]):
 
         Raises:
             IndexError: There is no such position.
-            OSError: The image cannot be read; the message names it.
+            OSError: The image or its masks cannot be read; the message names the file.
             ValueError: The image is not of the size that its annotations say, or the transform returned no sample.
         """
         key = key if isinstance(key, SampleKey) else SampleKey(int(key))
@@ -76,15 +88,15 @@ class DetectionDataset(Dataset[DetectionSample]):
         rows = self.index.annotation_rows(position)
         objects = np.flatnonzero(~table.is_crowd[rows]) + rows.start
         boxes = torch.from_numpy(table.boxes_xyxy[objects].astype(np.float32))
-        return {
-            "image": read_image(record),
-            "target": {
-                "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(record.height, record.width)),
-                "class_labels": torch.from_numpy(table.label[objects]),
-                "area": torch.from_numpy(table.area[objects].astype(np.float32)),
-                "image_index": position,
-            },
+        target: DetectionTarget = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(record.height, record.width)),
+            "class_labels": torch.from_numpy(table.label[objects]),
+            "area": torch.from_numpy(table.area[objects].astype(np.float32)),
+            "image_index": position,
         }
+        if self.masks:
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(self.index.read_masks(position, objects)))
+        return {"image": read_image(record), "target": target}
 
     def _transform(self, sample: DetectionSample, key: SampleKey) -> DetectionSample:
         if self.transform is None:
@@ -136,6 +148,12 @@ def _check_sample(sample: DetectionSample, transform: SampleTransform) -> None:
             f"{len(area)} areas; wanted (N, 4), N and N. If it drops boxes, drop the other fields too: "
             f"SanitizeBoundingBoxes(labels_getter=lambda sample: (sample['target']['class_labels'], "
             f"sample['target']['area']))."
+        )
+    masks = target.get("masks")
+    if masks is not None and masks.shape != (len(boxes), *image.shape[-2:]):
+        raise ValueError(
+            f"The transform {name} returned masks of shape {tuple(masks.shape)} for {len(boxes)} boxes and an image "
+            f"of {image.shape[-2]}x{image.shape[-1]}; wanted (N, H, W). If it drops boxes, drop their masks too."
         )
     box_format = getattr(boxes, "format", None)
     if box_format is not None and box_format != tv_tensors.BoundingBoxFormat.XYXY:

@@ -3,10 +3,11 @@
 import os
 import re
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from modeling_detr.data.coco import find_coco_files, read_coco
 from modeling_detr.data.findings import Findings
+from modeling_detr.data.panoptic import find_panoptic_files, read_panoptic
 from modeling_detr.data.shapes import is_shapes, read_shapes
 from modeling_detr.data.voc import is_voc, read_voc
 from modeling_detr.data.yolo import find_yolo_file, read_yolo
@@ -23,10 +24,13 @@ class _Reader(Protocol):
         """Reads it."""
 
 
+Task = Literal["detection", "instance", "panoptic"]
+
 _READERS: dict[str, tuple[_Finder, _Reader]] = {
     "coco": (find_coco_files, read_coco),
     "yolo": (find_yolo_file, read_yolo),
     "voc": (is_voc, read_voc),
+    "coco_panoptic": (find_panoptic_files, read_panoptic),
 }
 _ROLE_NAMES = {
     "train": ("train", "training", "trainval"),
@@ -39,8 +43,9 @@ def open_dataset(
     split: str | None = None,
     format: str | None = None,  # noqa: A002 (the word that users know)
     findings: Findings | None = None,
+    task: Task = "detection",
 ) -> DetectionIndex:
-    """Opens a dataset in the format of COCO, YOLO or Pascal VOC, or the built-in shapes.
+    """Opens a dataset in the format of COCO, COCO panoptic, YOLO or Pascal VOC, or the built-in shapes.
 
     Args:
         path: The dataset's folder; a COCO annotation file (.json); a YOLO description (.yaml); or `shapes`, with
@@ -48,21 +53,30 @@ def open_dataset(
             folder, that one is looked into.
         split: Name of a split, several joined by `+` (`train+val`), or None for every image. The classes and their
             labels are those of the whole dataset, whichever split is chosen.
-        format: `coco`, `yolo` or `voc`; None: found out.
+        format: `coco`, `coco_panoptic`, `yolo` or `voc`; None: found out. Of a folder with both of COCO's, the task
+            `panoptic` takes the panoptic files, the others take the instances.
         findings: Takes what is wrong, each with its place (`detr data check`); None: the first error is raised.
+        task: What it is opened for: `detection` (boxes), `instance` (each object has a mask) or `panoptic` (every
+            pixel belongs to a thing or to stuff).
 
     Returns:
         The index of its images and annotations; `notes` say what was left out or changed.
 
     Raises:
         FileNotFoundError: Nothing is there, or images or labels are missing.
-        ValueError: The format cannot be told, there is no such split, or a file is not what it should be.
+        ValueError: The format cannot be told or has not what the task needs, there is no such split, or a file is not
+            what it should be.
     """
-    index = read_shapes(str(path)) if is_shapes(path) else _open_files(Path(path).expanduser(), format, findings)
+    if task not in get_args(Task):
+        raise ValueError(f"There is no task '{task}'; wanted one of {', '.join(get_args(Task))}.")
+    if is_shapes(path):
+        index = read_shapes(str(path), panoptic=task == "panoptic")
+    else:
+        index = _open_files(Path(path).expanduser(), format, findings, task)
     return index if split is None else index.split(split)
 
 
-def _open_files(path: Path, chosen: str | None, findings: Findings | None) -> DetectionIndex:
+def _open_files(path: Path, chosen: str | None, findings: Findings | None, task: Task) -> DetectionIndex:
     if chosen is not None and chosen not in _READERS:
         raise ValueError(f"There is no dataset format '{chosen}'; wanted one of {', '.join(_READERS)}.")
     if not path.exists():
@@ -71,12 +85,14 @@ def _open_files(path: Path, chosen: str | None, findings: Findings | None) -> De
             f"COCO .json, a YOLO .yaml, or the built-in 'shapes'."
         )
     if chosen is not None:
-        return _READERS[chosen][1](path, findings=findings)
+        return _read(chosen, path, findings, task)
     place: Path | None = path
     while place is not None:
         fitting = [name for name, (finds, _) in _READERS.items() if finds(place)]
         if len(fitting) > 1 and "yolo" in fitting and not _has_yaml(place):
             fitting.remove("yolo")  # a classes.txt alone says little beside the annotations of another format
+        if {"coco", "coco_panoptic"} <= {*fitting}:  # two views of the same images
+            fitting.remove("coco" if task == "panoptic" else "coco_panoptic")
         if len(fitting) > 1:
             raise ValueError(
                 f"{place} could be read as {' or as '.join(fitting)}; say which with "
@@ -84,9 +100,24 @@ def _open_files(path: Path, chosen: str | None, findings: Findings | None) -> De
                 f"description (.yaml) itself."
             )
         if fitting:
-            return _READERS[fitting[0]][1](place, findings=findings)
+            return _read(fitting[0], place, findings, task)
         place = _only_folder(place)
     raise ValueError(_what_was_looked_for(path))
+
+
+def _read(name: str, path: Path, findings: Findings | None, task: Task) -> DetectionIndex:
+    fitting = {
+        "instance": "COCO with segmentations, COCO panoptic, or the built-in shapes",
+        "panoptic": "COCO panoptic (annotations/panoptic_*.json with folders of PNG), or the built-in shapes",
+    }
+    if task != "detection" and name != "coco_panoptic" and (name, task) != ("coco", "instance"):
+        raise ValueError(
+            f"{path} was taken for the format '{name}', which has not what the task '{task}' needs; wanted "
+            f"{fitting[task]}, or another task."
+        )
+    if (name, task) == ("coco", "instance"):
+        return read_coco(path, findings=findings, masks=True)
+    return _READERS[name][1](path, findings=findings)
 
 
 def _has_yaml(path: Path) -> bool:
@@ -109,9 +140,10 @@ def _what_was_looked_for(path: Path) -> str:
     entries = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
     shown = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "")
     return (
-        f"{path} is in no format that is known. Looked for COCO: annotations/instances_*.json, or JSON files with "
-        f"'images', 'annotations' and 'categories' in it or its sub-folders; YOLO: a .yaml file with 'names', or "
-        f"classes.txt; Pascal VOC: .xml files that begin with <annotation>. It holds: {shown or 'nothing'}."
+        f"{path} is in no format that is known. Looked for COCO: annotations/instances_*.json or "
+        f"panoptic_*.json, or JSON files with 'images', 'annotations' and 'categories' in it or its sub-folders; "
+        f"YOLO: a .yaml file with 'names', or classes.txt; Pascal VOC: .xml files that begin with <annotation>. "
+        f"It holds: {shown or 'nothing'}."
     )
 
 

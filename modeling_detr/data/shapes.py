@@ -6,14 +6,15 @@ geometry is in one place, `Shape.outline`: boxes are the extent of it, and pixel
 shape, such as its mask) come from `coverage`.
 
 An image has a virtual path, `shapes?size=128&seed=0/train/000017.png`, which `images.read_image` knows. With
-`classes=circle,square` only those are drawn, and they are the dataset's classes in that order.
+`classes=circle,square` only those are drawn, and they are the dataset's classes in that order. With `panoptic=true`
+the ground is a class as well, of stuff.
 """
 
 import difflib
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
+from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord, MaskColumn
 
 
 KINDS = ("circle", "square", "triangle", "star")
@@ -35,13 +36,14 @@ _OVERSAMPLING = 4  # subpixels a side, for smooth edges
 _TRIES = 40
 _SPLIT_STREAM = {"train": 1, "val": 2}
 _PREFIX = "shapes?"
+_GROUND = -1
 
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class ShapesOptions:
-    """What can be set in `shapes?size=…&train=…&val=…&seed=…&classes=…`.
+    """What can be set in `shapes?size=…&train=…&val=…&seed=…&classes=…&panoptic=…`.
 
     Attributes:
         size: Side of an image in pixels.
@@ -49,6 +51,7 @@ class ShapesOptions:
         val: Images of the validation split.
         seed: Seed of everything that is drawn.
         classes: The kinds that are drawn, of `KINDS`; a kind's label is its position here.
+        panoptic: Whether the ground is a class too, the last one: stuff, what is left of the image.
     """
 
     size: int = 128
@@ -56,6 +59,7 @@ class ShapesOptions:
     val: int = 400
     seed: int = 0
     classes: tuple[str, ...] = KINDS
+    panoptic: bool = False
 
     @property
     def kinds(self) -> tuple[int, ...]:
@@ -104,36 +108,86 @@ def is_shapes(path: str | Path) -> bool:
     return str(path) == "shapes" or str(path).startswith(_PREFIX)
 
 
-def read_shapes(path: str = "shapes") -> DetectionIndex:
+@dataclass(frozen=True, slots=True, eq=False)
+class ShapeMasks:
+    """What is seen of each shape, drawn when asked for.
+
+    Attributes:
+        paths: Virtual path of each image.
+        image: (A,) int64, position in `paths`.
+        shape: (A,) int64, position in the scene's shapes; `_GROUND` for the rest of the image.
+    """
+
+    paths: tuple[str, ...]
+    image: NDArray[np.int64]
+    shape: NDArray[np.int64]
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The masks (n, size, size) bool. A pixel belongs to the uppermost shape that has half of it."""
+        if len(rows) == 0:
+            return np.zeros((0, 0, 0), np.bool_)
+        options, scene, _ = _parse_image_path(self.paths[self.image[rows[0]]])
+        seen = np.full((options.size, options.size), _GROUND, np.int64)
+        for number, shape in enumerate(scene.shapes):
+            inside, top, left = coverage(shape.outline(), options.size, options.size)
+            seen[top : top + inside.shape[0], left : left + inside.shape[1]][inside >= 128] = number
+        masks: NDArray[np.bool_] = seen == self.shape[rows][:, None, None]
+        return masks
+
+
+def read_shapes(path: str = "shapes", panoptic: bool = False) -> DetectionIndex:
     """The dataset with the options in `path`, as in `shapes?size=128&train=8000&val=400&seed=0&classes=circle,star`.
+
+    Masks show what is seen of each shape; boxes are those of the whole shape.
+
+    Args:
+        path: `shapes`, with or without options.
+        panoptic: Make the ground a class, as `panoptic=true` among the options does.
 
     Raises:
         ValueError: An option is unknown or its value makes no sense.
     """
     options = _parse_options(path)
+    options = replace(options, panoptic=options.panoptic or panoptic)
     images: list[ImageRecord] = []
-    labels, boxes, image_index = [], [], []
+    labels, boxes, image_index, numbers = [], [], [], []
     splits = {}
     for split, count in (("train", options.train), ("val", options.val)):
         splits[split] = np.arange(len(images), len(images) + count)
         for number in range(count):
-            for shape in draw_scene(options.size, options.seed, split, number, options.kinds).shapes:
+            scene = draw_scene(options.size, options.seed, split, number, options.kinds)
+            for position, shape in enumerate(scene.shapes):
                 labels.append(options.kinds.index(shape.kind))
                 boxes.append(shape.box)
                 image_index.append(len(images))
+                numbers.append(position)
+            if options.panoptic:
+                labels.append(len(options.classes))
+                boxes.append((0.0, 0.0, float(options.size), float(options.size)))
+                image_index.append(len(images))
+                numbers.append(_GROUND)
             file = f"{options.prefix()}/{split}/{number:06d}.png"
             images.append(ImageRecord(len(images), file, options.size, options.size))
     boxes_xyxy = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    categories = [Category(label, name) for label, name in enumerate(options.classes)]
+    if options.panoptic:
+        categories.append(Category(len(categories), "ground", is_thing=False))
+    masks = ShapeMasks(
+        tuple(image.path for image in images),
+        np.array(image_index, dtype=np.int64),
+        np.array(numbers, dtype=np.int64),
+    )
     return DetectionIndex(
         name="shapes",
         images=tuple(images),
-        categories=tuple(Category(label, name) for label, name in enumerate(options.classes)),
+        categories=tuple(categories),
         annotations=AnnotationTable(
             image_index=np.array(image_index, dtype=np.int64),
             label=np.array(labels, dtype=np.int64),
             boxes_xyxy=boxes_xyxy,
             area=(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(-1),
             is_crowd=np.zeros(len(labels), dtype=np.bool_),
+            masks=MaskColumn.of(masks, len(labels)),
         ),
         splits=splits,
     )
@@ -148,6 +202,11 @@ def _parse_options(path: str) -> ShapesOptions:
             raise ValueError(f"'{path}': unknown option '{key}'; did you mean '{near}'? Options: {', '.join(known)}.")
         if key == "classes":
             values[key] = _parse_classes(path, text)
+            continue
+        if key == "panoptic":
+            if text not in ("true", "false"):
+                raise ValueError(f"'{path}': panoptic is '{text}'; wanted true or false.")
+            values[key] = text == "true"
             continue
         least = {"size": 16, "train": 0, "val": 0, "seed": 0}[key]
         if not text.isdecimal() or int(text) < least:
@@ -260,13 +319,19 @@ def render(path: str) -> NDArray[np.uint8]:
     Raises:
         ValueError: No such path is made by this dataset.
     """
+    options, scene, stream = _parse_image_path(path)
+    return _paint(scene, options.size, np.random.default_rng(stream))
+
+
+def _parse_image_path(path: str) -> tuple[ShapesOptions, Scene, list[int]]:
+    """The options in a virtual path, what its image shows, and the seed of its texture."""
     try:
         options_text, split, name = path.rsplit("/", 2)
         options, number = _parse_options(options_text), int(name.removesuffix(".png"))
         scene = draw_scene(options.size, options.seed, split, number, options.kinds)
     except (KeyError, ValueError) as error:
         raise ValueError(f"'{path}' is no image of the built-in shapes: {error}.") from error
-    return _paint(scene, options.size, np.random.default_rng([options.seed, _SPLIT_STREAM[split], number]))
+    return options, scene, [options.seed, _SPLIT_STREAM[split], number]
 
 
 def _paint(scene: Scene, size: int, draw: np.random.Generator) -> NDArray[np.uint8]:

@@ -85,7 +85,8 @@ def horizontal_flip(sample: DetectionSample) -> DetectionSample:
 
 
 def resize(sample: DetectionSample, height: int, width: int) -> DetectionSample:
-    """Resizes to `height` and `width`, bilinear with antialiasing; an image of that size is left as it is."""
+    """Resizes to `height` and `width`, bilinear with antialiasing, masks to the nearest pixel; an image of that size
+    is left as it is."""
     old_height, old_width = sample["image"].shape[-2:]
     if (old_height, old_width) == (height, width):
         return sample
@@ -94,8 +95,16 @@ def resize(sample: DetectionSample, height: int, width: int) -> DetectionSample:
     boxes = target["boxes"].as_subclass(Tensor) * torch.tensor([ratio_x, ratio_y, ratio_x, ratio_y])
     changed = _with_boxes(target, boxes, target["area"] * (ratio_x * ratio_y), (height, width))
     if "masks" in target:
-        changed["masks"] = functional.resize(target["masks"], [height, width])
+        rows, columns = _nearest(old_height, height), _nearest(old_width, width)
+        masks = target["masks"].as_subclass(Tensor).index_select(-2, rows).index_select(-1, columns)
+        changed["masks"] = tv_tensors.Mask(masks)
     return {"image": functional.resize(sample["image"], [height, width], antialias=True), "target": changed}
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """Which of `old` pixels each of `new` ones is: (new,) int64, by PyTorch's own rule for float32."""
+    numbers = torch.arange(old, dtype=torch.float32)[None, None]
+    return torch.nn.functional.interpolate(numbers, size=new, mode="nearest")[0, 0].to(torch.int64)
 
 
 def take_objects(target: DetectionTarget, keep: Tensor) -> DetectionTarget:

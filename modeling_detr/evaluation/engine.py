@@ -4,6 +4,7 @@ Shapes: B images of a batch · H, W pixels. Each process goes through its own ba
 of the whole dataset.
 """
 
+import dataclasses
 import difflib
 import time
 from collections import defaultdict
@@ -145,17 +146,8 @@ def adopt_model_labels(index: DetectionIndex, id2label: Mapping[int, str]) -> De
     own = {int(label): category for label, category in zip(new_label, index.categories, strict=True)}
     free_id = max((category.id for category in index.categories), default=0) + 1
     categories = tuple(own.get(label, Category(free_id + label, id2label[label])) for label in sorted(id2label))
-    table = index.annotations
-    return DetectionIndex(
-        name=index.name,
-        images=index.images,
-        categories=categories,
-        annotations=type(table)(
-            table.image_index, new_label[table.label], table.boxes_xyxy, table.area, table.is_crowd
-        ),
-        splits=index.splits,
-        notes=index.notes,
-    )
+    table = dataclasses.replace(index.annotations, label=new_label[index.annotations.label])
+    return dataclasses.replace(index, categories=categories, annotations=table)
 
 
 @contextmanager

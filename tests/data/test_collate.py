@@ -62,10 +62,10 @@ def test_boxes_are_relative_to_the_unpadded_image(samples):
     assert empty["class_labels"].dtype == torch.int64
 
 
-def test_masks_are_padded_like_the_pixels(samples):
+def test_masks_are_those_of_the_image_without_padding(samples):
     samples[0]["target"]["masks"] = tv_tensors.Mask(torch.ones(1, 20, 40, dtype=torch.bool))
     labels = DetrCollator(MEAN, STD, num_labels=3)(samples)["labels"]
-    assert labels[0]["masks"].shape == (1, 30, 40)
+    assert labels[0]["masks"].shape == (1, 20, 40)
     assert int(labels[0]["masks"].sum()) == 20 * 40
 
 

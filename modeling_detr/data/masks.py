@@ -1,0 +1,195 @@
+"""Masks as files have them, kept small, and decoded one image at a time: polygons, run lengths, segments of a PNG.
+
+A annotations of a dataset · n rows asked for, all of one image · H, W pixels.
+"""
+
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from modeling_detr.data.findings import Findings
+from modeling_detr.structures_detr import MaskColumn
+
+
+ReadMasks = tuple[MaskColumn, list[int]]  # the masks of the rows that have one, and the rows that have none
+
+
+# COCO's segmentations
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CocoMasks:
+    """Polygons and run lengths of a COCO file, end to end: two buffers in place of a million lists.
+
+    Attributes:
+        sizes: (A, 2) int64, height and width of each row's image.
+        is_rle: (A,) bool; whether a row has run lengths, the others have polygons.
+        spans: (A, 2) int64, where a row begins and ends in `runs` or `polygons`.
+        runs: Compressed run lengths of COCO, as bytes.
+        polygons: For each polygon the number of its coordinates, then x and y in turn; float64.
+    """
+
+    sizes: NDArray[np.int64]
+    is_rle: NDArray[np.bool_]
+    spans: NDArray[np.int64]
+    runs: bytes
+    polygons: NDArray[np.float64]
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The masks (n, H, W) bool."""
+        from pycocotools import mask as coco_mask
+
+        if len(rows) == 0:
+            return np.zeros((0, 0, 0), np.bool_)
+        masks: NDArray[np.bool_] = coco_mask.decode([self._run_lengths(int(row)) for row in rows]).astype(np.bool_)
+        return masks.transpose(2, 0, 1)
+
+    def _run_lengths(self, row: int) -> Any:
+        from pycocotools import mask as coco_mask
+
+        (start, stop), (height, width) = self.spans[row].tolist(), self.sizes[row].tolist()
+        if self.is_rle[row]:
+            return {"size": [height, width], "counts": self.runs[start:stop]}
+        polygons = []
+        while start < stop:
+            first, start = start + 1, start + 1 + int(self.polygons[start])
+            polygons.append(self.polygons[first:start].tolist())
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+
+
+def read_segmentations(
+    entries: Sequence[Mapping[str, Any]],
+    sizes: NDArray[np.int64],
+    describe: Callable[[int], str],
+    findings: Findings,
+) -> ReadMasks:
+    """The masks of COCO annotations, from their `segmentation`: polygons, compressed or plain run lengths.
+
+    Args:
+        entries: The annotations.
+        sizes: (A, 2) height and width of each one's image.
+        describe: Names a row in a message.
+        findings: Takes the rows without a mask.
+
+    Returns:
+        The masks of the others, and the rows without one.
+    """
+    runs, polygons = bytearray(), array("d")
+    spans, is_rle, absent = [], [], []
+    for row, entry in enumerate(entries):
+        segmentation = entry.get("segmentation")
+        height, width = sizes[row].tolist()
+        start = len(runs), len(polygons)
+        try:
+            rle = isinstance(segmentation, Mapping)
+            if isinstance(segmentation, Mapping):
+                runs += _compressed(segmentation, height, width)
+            else:
+                for polygon in segmentation or ():
+                    if len(polygon) >= 6:  # with fewer numbers it has no inside
+                        polygons.append(len(polygon) // 2 * 2)
+                        polygons.extend(polygon[: len(polygon) // 2 * 2])
+        except (TypeError, ValueError, KeyError) as error:
+            del runs[start[0] :], polygons[start[1] :]
+            wanted = "wanted polygons [[x, y, x, y, …], …] or run lengths {size: [height, width], counts: …}"
+            findings.error("segmentation", describe(row), f"has a segmentation that cannot be read ({error})", wanted)
+        stop = len(runs), len(polygons)
+        if stop == start:
+            absent.append(row)
+            continue
+        is_rle.append(rle)
+        spans.append((start[not rle], stop[not rle]))
+    if entries and len(absent) == len(entries):
+        findings.error(
+            "segmentation",
+            f"{describe(0)}:",
+            "no annotation of the file has a segmentation",
+            "for masks write them there; for boxes alone take the task 'detection'",
+        )
+    elif absent:
+        findings.warn(
+            "no segmentation",
+            f"{len(absent)} annotations have no segmentation and are left out; the first: {describe(absent[0])}.",
+            "the annotation is left out",
+            ((describe(row), "has no segmentation") for row in absent),
+        )
+    there = np.delete(np.arange(len(entries)), absent)
+    source = CocoMasks(
+        sizes[there],
+        np.array(is_rle, dtype=np.bool_),
+        np.array(spans, dtype=np.int64).reshape(-1, 2),
+        bytes(runs),
+        np.frombuffer(polygons, dtype=np.float64) if polygons else np.zeros(0),
+    )
+    return MaskColumn.of(source, len(there)), absent
+
+
+def _compressed(segmentation: Mapping[str, Any], height: int, width: int) -> bytes:
+    """Run lengths as COCO compresses them.
+
+    Raises:
+        KeyError: A part is missing.
+        TypeError: A part is not what it should be.
+        ValueError: They are of another size than the image.
+    """
+    size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
+    if size != [height, width]:
+        raise ValueError(f"of {size[0]}x{size[1]}, but the image is {height}x{width} (height x width)")
+    if isinstance(counts, str):
+        return counts.encode("ascii")
+    if isinstance(counts, bytes):
+        return counts
+    if sum(counts) != height * width:
+        raise ValueError(f"the counts add up to {sum(counts)}, but the image has {height * width} pixels")
+    from pycocotools import mask as coco_mask
+
+    compressed: bytes = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)["counts"]
+    return compressed
+
+
+# Panoptic segments
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PanopticMasks:
+    """Segments of PNG files in which each pixel's colour is the id of its segment.
+
+    Attributes:
+        files: The PNG files.
+        file: (A,) int64, position in `files`.
+        segment: (A,) int64, the id of each row's segment there.
+    """
+
+    files: tuple[str, ...]
+    file: NDArray[np.int64]
+    segment: NDArray[np.int64]
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The masks (n, H, W) bool."""
+        if len(rows) == 0:
+            return np.zeros((0, 0, 0), np.bool_)
+        segments = read_segment_ids(self.files[self.file[rows[0]]])
+        masks: NDArray[np.bool_] = segments == self.segment[rows].astype(np.int32)[:, None, None]
+        return masks
+
+
+def read_segment_ids(path: str) -> NDArray[np.int32]:
+    """The segment id of every pixel (H, W) of a panoptic PNG: red + 256 green + 256² blue.
+
+    Raises:
+        OSError: The file is missing or no image; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            colours = np.asarray(image.convert("RGB"), dtype=np.int32)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no such panoptic image; put it there.") from error
+    except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError on broken chunks
+        raise OSError(f"{path}: the panoptic image cannot be decoded ({error}); replace it.") from error
+    identifiers: NDArray[np.int32] = colours[..., 0] + 256 * colours[..., 1] + 256 * 256 * colours[..., 2]
+    return identifiers
