@@ -306,12 +306,31 @@ class Assignment(NamedTuple):
 
 
 class DetectionResult(TypedDict):
-    """Predictions of one image: scores (K,), labels (K,) int64, boxes (K, 4) xyxy in pixels of the original image."""
+    """Predictions of one image: scores (K,), labels (K,) int64, boxes (K, 4) xyxy in pixels of the original image, and
+    where the task has them masks (K, H, W) bool, of the original image's size."""
 
     scores: Tensor
     labels: Tensor
     boxes: Tensor
     masks: NotRequired[Tensor]
+
+
+class SegmentInfo(TypedDict):
+    """One segment of a panoptic prediction: `id`, its pixels' value in `PanopticResult.segmentation`; `label_id`, its
+    class; `score`, of its query (the highest of those that were fused); `was_fused`, whether it has several."""
+
+    id: int
+    label_id: int
+    score: NotRequired[float]
+    was_fused: NotRequired[bool]
+
+
+class PanopticResult(TypedDict):
+    """Prediction of one image: segmentation (H, W) int, the id of each pixel's segment, at the original image's size;
+    pixels whose id is none of `segments_info` belong to no segment. Transformers' form."""
+
+    segmentation: Tensor
+    segments_info: list[SegmentInfo]
 
 
 def check_labels(labels: Iterable[DetectionLabels], num_labels: int, names: Sequence[str] | None = None) -> None:

@@ -82,7 +82,7 @@ class CocoMetrics:
         """Everything as plain numbers for JSON, nan as None."""
         figures = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         classes = {name: dataclasses.asdict(metrics) for name, metrics in self.per_class.items()}
-        plain: dict[str, Any] = _nan_to_none(figures | {"per_class": classes})
+        plain: dict[str, Any] = nan_to_none(figures | {"per_class": classes})
         return plain
 
 
@@ -301,7 +301,8 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(there.mean()) if there.size else math.nan
 
 
-def _nan_to_none(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
+    """The value, and what is in it if it is a dict, with None in place of nan, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _nan_to_none(entry) for key, entry in value.items()}
+        return {key: nan_to_none(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

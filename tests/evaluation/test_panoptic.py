@@ -1,0 +1,230 @@
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reference_cases import REFERENCE, needs_shared
+
+from modeling_detr.data import read_panoptic
+from modeling_detr.data.masks import read_segment_ids
+from modeling_detr.evaluation.panoptic import PanopticEvaluator, PanopticMetrics
+from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord, MaskColumn
+
+
+SIZE = (8, 10)
+CAT, SKY = 0, 1
+
+
+class ArrayMasks:
+    """Masks of images in memory: (A, H, W)."""
+
+    def __init__(self, masks: np.ndarray) -> None:
+        self.masks = masks
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.masks[rows]
+
+
+def index_of(truth: list[tuple[np.ndarray, list[tuple[int, bool]]]]) -> DetectionIndex:
+    """A dataset of maps (H, W), in which segment k of an image has the value k + 1, with (label, is_crowd) of each."""
+    masks = [segments == number for segments, infos in truth for number in range(1, len(infos) + 1)]
+    labels = [info for _, infos in truth for info in infos]
+    return DetectionIndex(
+        name="pets",
+        images=tuple(ImageRecord(100 + number, f"{number}.jpg", *SIZE) for number in range(len(truth))),
+        categories=(Category(17, "cat"), Category(187, "sky", is_thing=False), Category(18, "dog")),
+        annotations=AnnotationTable(
+            image_index=np.repeat(np.arange(len(truth)), [len(infos) for _, infos in truth]),
+            label=np.array([label for label, _ in labels]),
+            boxes_xyxy=np.tile([0.0, 0.0, 1.0, 1.0], (len(masks), 1)),
+            area=np.array([float(mask.sum()) for mask in masks]),
+            is_crowd=np.array([crowd for _, crowd in labels]),
+            masks=MaskColumn.of(ArrayMasks(np.array(masks)), len(masks)),
+        ),
+    )
+
+
+def columns(*spans: tuple[int, int, int]) -> np.ndarray:
+    """A map (H, W) in which the columns of each (start, stop, value) have that value."""
+    segments = np.zeros(SIZE, np.int64)
+    for start, stop, value in spans:
+        segments[:, start:stop] = value
+    return segments
+
+
+def prediction(segments: np.ndarray, labels: dict[int, int]) -> Any:
+    infos = [{"id": number, "label_id": label, "score": 0.9} for number, label in labels.items()]
+    return {"segmentation": torch.from_numpy(segments), "segments_info": infos}
+
+
+def judged(truth: np.ndarray, infos: list, predicted: Any) -> PanopticMetrics:
+    evaluator = PanopticEvaluator(index_of([(truth, infos)]))
+    evaluator.update([0], [predicted])
+    return evaluator.compute()
+
+
+def counts(metrics: PanopticMetrics, name: str) -> tuple[int, int, int]:
+    one = metrics.per_class[name]
+    return one.true_positives, one.false_positives, one.false_negatives
+
+
+@needs_shared
+def test_the_figures_are_those_of_the_coco_tool(tmp_path: Path) -> None:
+    folder = REFERENCE / "golden" / "panoptic_quality"
+    index = read_panoptic(folder / "ground_truth.json", require_images=False)
+    expected = json.loads((folder / "expected.json").read_text())
+    labels = {category.id: label for label, category in enumerate(index.categories)}
+    predictions = json.loads((folder / "prediction.json").read_text())["annotations"]
+    evaluator = PanopticEvaluator(index, save_to=tmp_path / "found")
+    for predicted in predictions:
+        position = [image.id for image in index.images].index(predicted["image_id"])
+        segments = read_segment_ids(str(folder / "prediction" / predicted["file_name"]))
+        infos = {info["id"]: labels[info["category_id"]] for info in predicted["segments_info"]}
+        evaluator.update([position], [prediction(segments, infos)])
+    metrics = evaluator.compute()
+
+    for name, suffix, number in (
+        ("All", "", metrics.num_classes),
+        ("Things", "_things", metrics.num_things),
+        ("Stuff", "_stuff", metrics.num_stuff),
+    ):
+        for figure in ("pq", "sq", "rq"):
+            assert getattr(metrics, figure + suffix) == pytest.approx(expected[name][figure], abs=1e-9)
+        assert number == expected[name]["n"]
+    for category_id, figures in expected["per_class"].items():
+        found = metrics.per_class[index.categories[labels[int(category_id)]].name]
+        assert (found.pq, found.sq, found.rq) == pytest.approx(tuple(figures.values()), abs=1e-9)
+
+    # What was written is a dataset, and judged by itself perfect.
+    own = read_panoptic(evaluator.save_json(), require_images=False)
+    assert len(own.annotations) == len(predictions[0]["segments_info"])
+    again = PanopticEvaluator(own)
+    masks = own.read_masks(0)
+    again.update(
+        [0],
+        [
+            prediction(
+                (masks * np.arange(1, len(masks) + 1)[:, None, None]).sum(0),
+                dict(enumerate(own.annotations.label.tolist(), start=1)),
+            )
+        ],
+    )
+    assert again.compute().pq == 1
+
+
+def test_void_is_left_out_of_the_union() -> None:
+    metrics = judged(columns((0, 4, 1)), [(CAT, False)], prediction(columns((1, 8, 5)), {5: CAT}))
+
+    assert counts(metrics, "cat") == (1, 0, 0)
+    assert metrics.pq == metrics.sq == 3 / 4  # columns 1-3 of 0-3; columns 4-7 are void
+    assert math.isnan(metrics.pq_stuff)
+    assert math.isnan(metrics.per_class["dog"].pq)
+    assert metrics.as_dict()["per_class"]["dog"]["pq"] is None
+
+
+def test_a_segment_mostly_in_void_is_no_mistake_and_half_is_not_mostly() -> None:
+    truth = columns((0, 6, 1))
+    assert counts(judged(truth, [(SKY, False)], prediction(columns((4, 9, 1)), {1: CAT})), "cat") == (0, 0, 0)
+    assert counts(judged(truth, [(SKY, False)], prediction(columns((4, 8, 1)), {1: CAT})), "cat") == (0, 1, 0)
+
+
+def test_a_segment_in_a_crowd_of_its_class_is_no_mistake() -> None:
+    truth, infos = columns((0, 6, 1), (6, 10, 2)), [(CAT, True), (SKY, False)]
+    metrics = judged(truth, infos, prediction(columns((0, 6, 3), (6, 10, 4)), {3: CAT, 4: SKY}))
+    assert counts(metrics, "cat") == (0, 0, 0)  # neither found nor missed
+    assert metrics.num_classes == 1
+
+    other = judged(truth, infos, prediction(columns((0, 6, 3)), {3: 2}))
+    assert counts(other, "dog") == (0, 1, 0)
+
+
+def test_half_an_overlap_is_no_match() -> None:
+    metrics = judged(
+        columns((0, 4, 1), (4, 8, 2)), [(CAT, False), (SKY, False)], prediction(columns((0, 8, 1)), {1: 0})
+    )
+
+    assert counts(metrics, "cat") == (0, 1, 1)
+    assert metrics.per_class["cat"].sq == 0
+
+
+def test_images_without_a_prediction_are_missed_and_seen_once() -> None:
+    truth = columns((0, 4, 1), (4, 10, 2)), [(CAT, False), (SKY, False)]
+    evaluator = PanopticEvaluator(index_of([truth, truth]))
+    for _ in range(2):
+        evaluator.update([1], [prediction(truth[0], {1: CAT, 2: SKY})])
+
+    metrics = evaluator.compute()
+    assert counts(metrics, "cat") == counts(metrics, "sky") == (1, 0, 1)
+    assert metrics.pq == metrics.rq == pytest.approx(2 / 3)
+    assert metrics.sq == 1
+
+
+def test_several_processes_have_the_figures_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    truth, found = [], []
+    for _ in range(6):
+        segments = np.sort(draw.integers(0, 4, SIZE).ravel()).reshape(SIZE)
+        truth.append((segments, [(CAT, False), (SKY, False), (2, True)]))
+        found.append(prediction(np.roll(segments, int(draw.integers(0, 4))), {1: CAT, 2: SKY, 3: 2}))
+    index = index_of(truth)
+    alone = PanopticEvaluator(index)
+    alone.update(range(6), found)
+    parts = [PanopticEvaluator(index) for _ in range(3)]
+    for number, part in enumerate(parts):
+        part.update([5 - number, number], [found[5 - number], found[number]])
+    sent = [(part._counts, part._iou_units, part._seen, part._written) for part in parts]
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda _: sent)
+    for part in parts:
+        part.gather(SimpleNamespace(num_processes=3))  # type: ignore[arg-type]
+        assert part.compute().as_dict() == alone.compute().as_dict()
+
+
+def test_an_image_of_two_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = columns((0, 4, 1)), [(CAT, False)]
+    evaluator = PanopticEvaluator(index_of([truth]))
+    evaluator.update([0], [prediction(truth[0], {1: CAT})])
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda item: item * 2)
+    with pytest.raises(ValueError, match="Image 100 of pets was judged by several processes"):
+        evaluator.gather(SimpleNamespace(num_processes=2))  # type: ignore[arg-type]
+
+
+def test_predictions_are_written_as_the_coco_tool_reads_them(tmp_path: Path) -> None:
+    truth = columns((0, 4, 1), (4, 10, 2)), [(CAT, False), (SKY, False)]
+    evaluator = PanopticEvaluator(index_of([truth]), save_to=tmp_path / "panoptic")
+    evaluator.update([0], [prediction(columns((0, 4, 0), (4, 8, 70_000), (8, 10, -1)), {0: CAT, 70_000: SKY})])
+    content = json.loads(evaluator.save_json().read_text())
+
+    (annotation,) = content["annotations"]
+    assert (annotation["image_id"], annotation["file_name"]) == (100, "0.png")
+    cat, sky = annotation["segments_info"]
+    assert (cat["category_id"], cat["isthing"], cat["area"], cat["bbox"]) == (17, 1, 32, [0, 0, 4, 8])
+    assert (sky["category_id"], sky["isthing"], sky["area"], sky["bbox"]) == (187, 0, 32, [4, 0, 4, 8])
+    with Image.open(tmp_path / "panoptic" / "0.png") as image:
+        assert image.mode == "RGB"
+    identifiers = read_segment_ids(str(tmp_path / "panoptic" / "0.png"))
+    assert (identifiers == columns((0, 4, cat["id"]), (4, 8, sky["id"]))).all()
+
+
+bad_predictions = [
+    (prediction(np.zeros((2, 2), np.int64), {}), r"image 100 of pets: segmentation of shape \(2, 2\)"),
+    (prediction(columns((0, 9, 1)), {1: 3}), r"label_id 3…3, but the dataset has 3 classes \(0-2\)"),
+    (prediction(columns((0, 9, 1)), {1: 0, 4: 0}), "segment 4 has no pixel"),
+]
+
+
+@pytest.mark.parametrize(("predicted", "message"), bad_predictions)
+def test_predictions_that_make_no_sense_are_named(predicted: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        judged(columns((0, 4, 1)), [(CAT, False)], predicted)
+
+
+def test_masks_that_overlap_are_refused() -> None:
+    index = index_of([(columns((0, 4, 1)), [(CAT, False), (CAT, False)])])
+    index.annotations.masks.sources[0].masks[1] = index.annotations.masks.sources[0].masks[0]
+    with pytest.raises(ValueError, match="masks of image 100 overlap"):
+        PanopticEvaluator(index).update([0], [prediction(columns(), {})])
