@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,27 +88,41 @@ class CocoMetrics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Predictions:
-    """Predictions of one image: scores (K,), labels (K,), boxes_xyxy (K, 4)."""
+    """Predictions of one image: scores (K,), labels (K,), boxes_xyxy (K, 4), and masks as K compressed run lengths, or
+    none."""
 
     scores: NDArray[np.floating[Any]]
     labels: NDArray[np.int64]
     boxes_xyxy: NDArray[np.floating[Any]]
+    masks: list[Any]
 
 
 class CocoEvaluator:
     """Collects predictions and judges them with pycocotools: `update` for each batch, `gather`, `compute`.
 
     All images of the index count: one without predictions has none. Predictions are kept by the position of their
-    image, so one that comes twice is counted once.
+    image, so one that comes twice is counted once. Classes of stuff have no single objects to find and are not judged,
+    unless there are no others.
 
     Args:
         index: The dataset; its labels are those of the predictions.
         max_detections: Detections an image and class that count, for the three figures of recall; the last, for AP.
+        masks: Judge masks instead of boxes: results have `masks`, which are kept as run lengths.
+
+    Raises:
+        ValueError: Masks are to be judged and the dataset has none.
     """
 
-    def __init__(self, index: DetectionIndex, max_detections: tuple[int, int, int] = (1, 10, 100)) -> None:
+    def __init__(
+        self, index: DetectionIndex, max_detections: tuple[int, int, int] = (1, 10, 100), masks: bool = False
+    ) -> None:
+        if masks and index.annotations.masks is None:
+            raise ValueError(f"{index.name} has no masks to judge by; open it with task='instance'.")
         self.index = index
         self.max_detections = max_detections
+        self.masks = masks
+        things = [label for label, category in enumerate(index.categories) if category.is_thing]
+        self._judged = things or list(range(len(index.categories)))
         self._predictions: dict[int, _Predictions] = {}
         self._image_ids = _ids_in_order(index)
 
@@ -149,7 +163,20 @@ class CocoEvaluator:
                 f"{where}: labels {labels.min()}…{labels.max()}, but the dataset has {len(self.index.categories)} "
                 f"classes (0-{len(self.index.categories) - 1})."
             )
-        return _Predictions(scores, labels.astype(np.int64), boxes)
+        masks = self._run_lengths(position, where, result, len(scores)) if self.masks else []
+        return _Predictions(scores, labels.astype(np.int64), boxes, masks)
+
+    def _run_lengths(self, position: int, where: str, result: DetectionResult, number: int) -> list[Any]:
+        record = self.index.images[position]
+        if "masks" not in result:
+            raise ValueError(f"{where}: they have no masks; got {sorted(result)}. Judge boxes, or predict masks.")
+        masks = torch.as_tensor(result["masks"]).detach().cpu().numpy()
+        if masks.shape != (number, record.height, record.width):
+            raise ValueError(
+                f"{where}: masks of shape {masks.shape}; wanted {(number, record.height, record.width)}, one for each "
+                f"prediction at the image's own size."
+            )
+        return encode_masks(masks)
 
     def gather(self, accelerator: "Accelerator") -> None:
         """Merges the predictions of all processes; afterwards each has them all. Every process must call it."""
@@ -165,35 +192,50 @@ class CocoEvaluator:
         from pycocotools.cocoeval import COCOeval
 
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            judge = COCOeval(self._ground_truth(), self._detections(), iouType="bbox")
+            judge = COCOeval(self._ground_truth(), self._detections(), iouType="segm" if self.masks else "bbox")
             judge.params.maxDets = list(self.max_detections)
+            judge.params.catIds = self._judged
             if len(self.index):
                 judge.evaluate()
                 judge.accumulate()
-        if not judge.eval:  # a dataset without images
-            shape = (10, 101, len(self.index.categories), 4, 3)
-            judge.eval = {"precision": np.full(shape, -1.0), "recall": np.full((shape[0], *shape[2:]), -1.0)}
-        return self._metrics(judge.eval["precision"], judge.eval["recall"])
+        shape = (10, 101, len(self.index.categories), 4, 3)
+        precision, recall = np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
+        if judge.eval:  # but for a dataset without images
+            precision[:, :, self._judged] = judge.eval["precision"]
+            recall[:, self._judged] = judge.eval["recall"]
+        return self._metrics(precision, recall)
 
     def to_coco_results(self) -> list[dict[str, Any]]:
-        """The predictions in COCO's format of results, with the dataset's own ids of images and categories."""
+        """The predictions in COCO's format of results, with the dataset's own ids of images and categories.
+
+        Each has a `bbox`; where masks are judged, a `segmentation` (compressed run lengths) in its place, since COCO's
+        tool takes the area from a `bbox` where it finds one.
+        """
         return [
             {
                 "image_id": self.index.images[position].id,
                 "category_id": self.index.categories[label].id,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                **(
+                    {"bbox": [x0, y0, x1 - x0, y1 - y0]}
+                    if mask is None
+                    else {"segmentation": {**mask, "counts": mask["counts"].decode("ascii")}}
+                ),
                 "score": score,
             }
-            for position, label, (x0, y0, x1, y1), score in self._rows()
+            for position, label, (x0, y0, x1, y1), score, mask in self._rows()
         ]
 
-    def _rows(self) -> list[tuple[int, int, list[float], float]]:
-        """Image position, label, box xyxy and score of every prediction, in the order of the images."""
+    def _rows(self) -> list[tuple[int, int, list[float], float, Any]]:
+        """Image position, label, box xyxy, score, mask or None of every prediction, in the order of the images."""
         return [
-            (position, label, box, score)
+            (position, label, box, score, mask)
             for position, found in sorted(self._predictions.items())
-            for label, box, score in zip(
-                found.labels.tolist(), found.boxes_xyxy.tolist(), found.scores.tolist(), strict=True
+            for label, box, score, mask in zip(
+                found.labels.tolist(),
+                found.boxes_xyxy.tolist(),
+                found.scores.tolist(),
+                found.masks or [None] * len(found.labels),
+                strict=True,
             )
         ]
 
@@ -206,8 +248,9 @@ class CocoEvaluator:
                 "bbox": box,
                 "area": area,
                 "iscrowd": int(crowd),
+                **({} if mask is None else {"segmentation": mask}),
             }
-            for position, label, box, area, crowd in zip(
+            for position, label, box, area, crowd, mask in zip(
                 table.image_index.tolist(),
                 table.label.tolist(),
                 np.concatenate(
@@ -215,9 +258,15 @@ class CocoEvaluator:
                 ).tolist(),
                 table.area.tolist(),
                 table.is_crowd.tolist(),
+                self._true_masks() if self.masks else [None] * len(table),
                 strict=True,
             )
         )
+
+    def _true_masks(self) -> Iterator[Any]:
+        """The run lengths of every annotation; the masks of one image at a time."""
+        for position in range(len(self.index)):
+            yield from encode_masks(self.index.read_masks(position))
 
     def _detections(self) -> Any:
         return self._coco(
@@ -225,11 +274,12 @@ class CocoEvaluator:
                 "image_id": self._image_ids[position],
                 "category_id": label,
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0),
+                "area": (x1 - x0) * (y1 - y0) if mask is None else _area(mask),
                 "iscrowd": 0,
                 "score": score,
+                **({} if mask is None else {"segmentation": mask}),
             }
-            for position, label, (x0, y0, x1, y1), score in self._rows()
+            for position, label, (x0, y0, x1, y1), score, mask in self._rows()
         )
 
     def _coco(self, annotations: Any) -> Any:
@@ -241,7 +291,10 @@ class CocoEvaluator:
 
         dataset = COCO()
         dataset.dataset = {
-            "images": [{"id": number} for number in self._image_ids],
+            "images": [
+                {"id": number, "height": image.height, "width": image.width}
+                for number, image in zip(self._image_ids, self.index.images, strict=True)
+            ],
             "categories": [
                 {"id": label, "name": category.name} for label, category in enumerate(self.index.categories)
             ],
@@ -280,6 +333,19 @@ class CocoEvaluator:
             ar_large=_mean(recall[:, :, 3, 2]),
             per_class=per_class,
         )
+
+
+def encode_masks(masks: NDArray[np.bool_]) -> list[Any]:
+    """Masks (K, H, W) bool as K compressed run lengths of COCO: {size: [height, width], counts: bytes}."""
+    from pycocotools import mask as coco_mask
+
+    return [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
+
+
+def _area(run_lengths: Any) -> float:
+    from pycocotools import mask as coco_mask
+
+    return float(coco_mask.area(run_lengths))
 
 
 def _ids_in_order(index: DetectionIndex) -> list[int]:

@@ -6,13 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 from reference_cases import SHARED
 
+from modeling_detr.data import open_dataset, read_coco
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, DetectionResult, ImageRecord
 
 
 DATA = SHARED / "data" / "coco_metrics"
+FIGURES = {
+    "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
+    "AR1": "ar_1", "AR10": "ar_10", "AR100": "ar_100", "ARs": "ar_small", "ARm": "ar_medium", "ARl": "ar_large",
+}  # fmt: skip
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the COCO files are not on this machine")
 
 
@@ -83,18 +89,66 @@ def test_the_published_figures_come_out(
     evaluator = CocoEvaluator(index)
     evaluator.update(range(len(index)), results)
     metrics = evaluator.compute()
-    names = {
-        "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
-        "AR1": "ar_1", "AR10": "ar_10", "AR100": "ar_100", "ARs": "ar_small", "ARm": "ar_medium", "ARl": "ar_large",
-    }  # fmt: skip
-    assert set(names) == set(expected["metrics"])
-    for theirs, ours in names.items():
+    assert set(FIGURES) == set(expected["metrics"])
+    for theirs, ours in FIGURES.items():
         assert getattr(metrics, ours) == pytest.approx(expected["metrics"][theirs], abs=1e-9), ours
     for name, ap in expected["per_class"].items():
         assert metrics.per_class[name].ap == pytest.approx(ap, abs=1e-9), name
     without_truth = set(metrics.per_class) - set(expected["per_class"])
     assert all(math.isnan(metrics.per_class[name].ap) for name in without_truth)
     assert capsys.readouterr().out == ""
+
+
+@needs_data
+def test_the_published_figures_of_masks_come_out() -> None:
+    index = read_coco(DATA / "instances_val2014_100.json", require_images=False, masks=True)
+    found = json.loads((DATA / "instances_val2014_fakesegm100_results.json").read_text())
+    expected = json.loads((DATA / "expected.json").read_text())["cocoapi_fake100_segm"]
+    label = {category.id: number for number, category in enumerate(index.categories)}
+    evaluator = CocoEvaluator(index, masks=True)
+    for position, image in enumerate(index.images):
+        mine = [row for row in found if row["image_id"] == image.id]
+        one = result([[0, 0, 1, 1]] * len(mine), [label[row["category_id"]] for row in mine],
+                     [row["score"] for row in mine])  # fmt: skip
+        masks = [coco_mask.decode(row["segmentation"]) for row in mine]
+        one["masks"] = torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, image.height, image.width))
+        evaluator.update([position], [one])
+    metrics = evaluator.compute()
+
+    for theirs, ours in FIGURES.items():
+        assert getattr(metrics, ours) == pytest.approx(expected["metrics"][theirs], abs=1e-9), ours
+    for name, ap in expected["per_class"].items():
+        assert metrics.per_class[name].ap == pytest.approx(ap, abs=1e-9), name
+    written = json.loads(json.dumps(evaluator.to_coco_results()))
+    assert sorted(map(str, written)) == sorted(map(str, found))
+
+
+def test_masks_of_the_truth_are_ap_one_and_stuff_is_not_judged() -> None:
+    index = open_dataset("shapes?size=64&train=6&val=0", task="panoptic")
+    boxes, masks = CocoEvaluator(index), CocoEvaluator(index, masks=True)
+    for position in range(len(index)):
+        rows = index.annotation_rows(position)
+        labels = index.annotations.label[rows]
+        truth = result(index.annotations.boxes_xyxy[rows], labels, np.full(len(labels), 0.9))
+        truth["masks"] = torch.from_numpy(index.read_masks(position))
+        for evaluator in (boxes, masks):
+            evaluator.update([position], [truth])
+    for evaluator in (boxes, masks):
+        metrics = evaluator.compute()
+        assert metrics.ap == pytest.approx(1)
+        assert math.isnan(metrics.per_class["ground"].ap)
+
+
+def test_masks_that_do_not_fit_are_named() -> None:
+    index = open_dataset("shapes?size=32&train=1&val=0", task="instance")
+    evaluator = CocoEvaluator(index, masks=True)
+    one = result([[0, 0, 9, 9]], [0], [0.5])
+    with pytest.raises(ValueError, match="image 0 of shapes: they have no masks"):
+        evaluator.update([0], [one])
+    with pytest.raises(ValueError, match=r"masks of shape \(1, 8, 8\); wanted \(1, 32, 32\)"):
+        evaluator.update([0], [{**one, "masks": torch.zeros(1, 8, 8, dtype=torch.bool)}])
+    with pytest.raises(ValueError, match="pets has no masks to judge by"):
+        CocoEvaluator(small_index(), masks=True)
 
 
 def test_perfect_predictions_are_ap_one_and_a_class_without_truth_is_left_out() -> None:
