@@ -218,6 +218,30 @@ class DetectionIndex:
         except ValueError as error:
             raise ValueError(f"{self.name}, image {record.id} ({record.path}): {error}") from error
 
+    def read_panoptic(self, position: int) -> "PanopticResult":
+        """The image at `position` as one map of segments, crowd regions among them; their ids are 1, 2, … in the order
+        of its annotations, and 0 is void.
+
+        Raises:
+            OSError: A file that holds masks cannot be read.
+            ValueError: The dataset has no masks, or some of the image's overlap.
+        """
+        segments = np.zeros((self.images[position].height, self.images[position].width), np.int64)
+        covered = 0
+        for number, mask in enumerate(self.read_masks(position), start=1):
+            segments[mask] = number
+            covered += int(np.count_nonzero(mask))
+        if covered > np.count_nonzero(segments):
+            raise ValueError(
+                f"{self.name}: masks of image {self.images[position].id} overlap, where each pixel should belong to "
+                f"one segment; open the dataset's panoptic annotations, or judge by mask AP."
+            )
+        labels = self.annotations.label[self.annotation_rows(position)].tolist()
+        return {
+            "segmentation": torch.from_numpy(segments),
+            "segments_info": [{"id": number, "label_id": label} for number, label in enumerate(labels, start=1)],
+        }
+
     def select(self, positions: "Sequence[int] | NDArray[np.int64]", name: str | None = None) -> "DetectionIndex":
         """The images at `positions` (each once, in ascending order), with their annotations and all categories."""
         chosen = np.unique(np.asarray(positions, dtype=np.int64))

@@ -7,7 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_detr.visualization import class_colour, draw_comparison, draw_detections, plot_curves, tile
+from modeling_detr.visualization import (
+    class_colour,
+    draw_comparison,
+    draw_detections,
+    draw_panoptic,
+    draw_panoptic_comparison,
+    plot_curves,
+    tile,
+)
 
 
 BLACK = np.zeros((600, 800, 3), np.uint8)
@@ -131,3 +139,58 @@ def test_a_run_without_an_epoch_cannot_be_drawn(tmp_path: Path) -> None:
         plot_curves({"old": entries(2), "young": entries(0)[:1]}, tmp_path / "curves.png")
     with pytest.raises(ValueError, match="no runs were given"):
         plot_curves({}, tmp_path / "curves.png")
+
+
+# Masks and segments
+
+
+def panoptic_of(segments: np.ndarray, labels: dict[int, int]) -> Any:
+    return {
+        "segmentation": torch.from_numpy(segments),
+        "segments_info": [{"id": number, "label_id": label} for number, label in labels.items()],
+    }
+
+
+def test_masks_tint_their_own_pixels_in_the_colour_of_the_class() -> None:
+    masks = torch.zeros(1, 600, 800, dtype=torch.bool)
+    masks[0, 250:350, 150:250] = True
+    box, label = torch.tensor([[100, 200, 300, 400]]), torch.tensor([3])
+    picture = np.array(draw_detections(BLACK, box, label, masks=masks))
+    assert np.abs(picture[300, 200].astype(int) - np.array(class_colour(3)) // 2).max() <= 1
+    assert not picture[210:245, 110:290].any()
+    with pytest.raises(ValueError, match=r"masks of shape \(1, 60, 80\); wanted \(1, 600, 800\)"):
+        draw_detections(BLACK, box, label, masks=masks[:, ::10, ::10])
+
+
+def test_segments_are_tinted_and_named_and_void_is_left_alone() -> None:
+    segments = np.zeros((600, 800), np.int64)
+    segments[:300, :400], segments[:300, 400:] = 7, 9
+    panoptic = panoptic_of(segments, {7: 2, 9: 2})
+    picture = np.array(draw_panoptic(BLACK, panoptic))
+    assert not picture[310:].any()
+    first, second = picture[20, 20], picture[20, 780]
+    assert np.abs(first.astype(int) - np.array(class_colour(2)) // 2).max() <= 1
+    assert not np.array_equal(first, second)  # two objects of one class
+    assert not np.array_equal(picture, np.array(draw_panoptic(BLACK, panoptic, {2: "cat"})))
+    with pytest.raises(ValueError, match=r"segmentation of shape \(60, 80\)"):
+        draw_panoptic(BLACK, panoptic_of(segments[::10, ::10], {7: 2}))
+
+
+def test_small_images_are_enlarged_and_segments_with_them() -> None:
+    segments = np.zeros((6, 8), np.int64)
+    segments[0, 0] = 1
+    picture = np.array(draw_panoptic(np.zeros((6, 8, 3), np.uint8), panoptic_of(segments, {1: 0})))
+    assert picture.shape == (480, 640, 3)
+    assert picture[75, 75].any()
+    assert not picture[100:, 200:].any()
+
+
+def test_predicted_segments_stand_beside_the_true_ones() -> None:
+    segments = np.zeros((600, 800), np.int64)
+    segments[100:500, 100:700] = 1
+    nothing, truth = panoptic_of(segments * 0, {}), panoptic_of(segments, {1: 4})
+    picture = np.array(draw_panoptic_comparison(BLACK, nothing, truth))
+    assert picture.shape[1] > 1600
+    left, right = picture[-600:, :800], picture[-600:, -800:]
+    assert not left[200:400, 200:600].any()
+    assert right[300, 200].any()

@@ -182,7 +182,7 @@ class PanopticEvaluator:
         """Adds matches and mistakes of one image to the sums. Original: panopticapi, `pq_compute_single_core`."""
         rows = self.index.annotation_rows(position)
         true_labels, is_crowd = self.index.annotations.label[rows], self.index.annotations.is_crowd[rows]
-        true_segments = self._true_segments(position)
+        true_segments = self.index.read_panoptic(position)["segmentation"].numpy()
         shape = len(true_labels) + 1, len(labels) + 1
         overlap = np.bincount((true_segments * shape[1] + segments).ravel(), minlength=shape[0] * shape[1])
         overlap = overlap.reshape(shape)  # (G + 1, P + 1) pixels; row and column 0 are void
@@ -204,22 +204,6 @@ class PanopticEvaluator:
         mistaken = ~matched & (forgiven <= 0.5 * areas)
         for row, counted in enumerate((labels[matched], labels[mistaken], true_labels[~matched_true & ~is_crowd])):
             self._counts[row] += np.bincount(counted, minlength=self._counts.shape[1])
-
-    def _true_segments(self, position: int) -> NDArray[np.int64]:
-        """The ground truth as numbers 1…G of segments (H, W), 0 = void."""
-        masks = self.index.read_masks(position)
-        record = self.index.images[position]
-        segments = np.zeros((record.height, record.width), np.int64)
-        covered = 0
-        for number, mask in enumerate(masks, start=1):
-            segments[mask] = number
-            covered += int(np.count_nonzero(mask))
-        if covered > np.count_nonzero(segments):
-            raise ValueError(
-                f"{self.index.name}: masks of image {record.id} overlap; panoptic quality needs each pixel to belong "
-                f"to one segment. Open the dataset's panoptic annotations, or judge by mask AP."
-            )
-        return segments
 
     def gather(self, accelerator: "Accelerator") -> None:
         """Adds up the sums of all processes; afterwards each has them all. Every process must call it.

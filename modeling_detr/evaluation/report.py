@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from modeling_detr.evaluation.coco import CocoMetrics
+from modeling_detr.evaluation.panoptic import PanopticMetrics
+
+
+_Table = tuple[str, Sequence[str], list[Sequence[str]]]  # title, head, rows
 
 
 # Figure, what COCO calls it, at which IoU, of which objects, detections an image.
@@ -42,10 +46,12 @@ class EvaluationReport:
     Attributes:
         dataset: What the dataset is called.
         num_images: Images that went through the model.
-        metrics: COCO's figures.
+        metrics: COCO's figures of the boxes.
         losses: Name → average over the images; empty if the batches had no labels.
         seconds: Time of the whole evaluation, loading of the images and COCO's figures included.
         images_per_second: Images over the time of loading and of the model, by all processes together.
+        mask_metrics: COCO's figures of the masks; None if they were not judged.
+        panoptic: Panoptic quality; None if it was not judged.
     """
 
     dataset: str
@@ -54,6 +60,8 @@ class EvaluationReport:
     losses: Mapping[str, float]
     seconds: float
     images_per_second: float
+    mask_metrics: CocoMetrics | None = None
+    panoptic: PanopticMetrics | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain numbers for JSON, nan as None."""
@@ -61,6 +69,8 @@ class EvaluationReport:
             "dataset": self.dataset,
             "num_images": self.num_images,
             "metrics": self.metrics.as_dict(),
+            **({} if self.mask_metrics is None else {"mask_metrics": self.mask_metrics.as_dict()}),
+            **({} if self.panoptic is None else {"panoptic": self.panoptic.as_dict()}),
             "losses": {name: loss if math.isfinite(loss) else None for name, loss in self.losses.items()},
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
@@ -89,8 +99,11 @@ class EvaluationReport:
         )
 
     def metrics_table(self) -> str:
-        """COCO's twelve figures and those of each class, as text for a terminal."""
-        return "\n\n".join(_markdown_table(head, rows) for _, head, rows in self._tables()[:2])
+        """The figures and those of each class, as text for a terminal; with titles where there are several kinds."""
+        tables = self._metric_tables()
+        titled = len(tables) > 2
+        texts = [(f"{title}:\n\n" if titled else "") + _markdown_table(head, rows) for title, head, rows in tables]
+        return "\n\n".join(texts)
 
     def save(self, folder: Path) -> list[Path]:
         """Writes `evaluation.json`, `.md` and `.html` into `folder`, and returns where they are."""
@@ -105,27 +118,67 @@ class EvaluationReport:
         """How many images, how fast, how well: one line."""
         speed = f"{self.images_per_second:.1f} images/s through the model"
         figures = f"AP {_number(self.metrics.ap)}, AP50 {_number(self.metrics.ap50)}"
+        if self.mask_metrics is not None:
+            figures += f", mask AP {_number(self.mask_metrics.ap)}"
+        if self.panoptic is not None:
+            figures += f", PQ {_number(self.panoptic.pq)}"
         return f"{self.num_images} images in {self.seconds:.1f} s ({speed}). {figures}."
 
-    def _tables(self) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
-        """Title, head and rows of each table."""
-        figures = [
-            (name, iou, objects, str(detections), _number(getattr(self.metrics, key)))
-            for key, name, iou, objects, detections in _FIGURES
-        ]
-        classes = [
-            (name, str(one.num_boxes), _number(one.ap), _number(one.ap50), _number(one.ap75), _number(one.ar_100))
-            for name, one in self.metrics.per_class.items()
-            if one.num_boxes > 0
-        ]
-        tables: list[tuple[str, Sequence[str], list[Sequence[str]]]] = [
-            ("COCO", ("figure", "IoU", "objects", "detections", "value"), [*figures]),
-            ("Classes", ("class", "boxes", "AP", "AP50", "AP75", "AR 100"), [*classes]),
-        ]
+    def _tables(self) -> list[_Table]:
+        tables = self._metric_tables()
         if self.losses:
             losses = [(name, f"{loss:.4f}") for name, loss in self.losses.items()]
             tables.append(("Losses", ("loss", "average"), [*losses]))
         return tables
+
+    def _metric_tables(self) -> list[_Table]:
+        tables = _panoptic_tables(self.panoptic) if self.panoptic is not None else []
+        tables += _coco_tables(self.metrics, "COCO", "Classes", "boxes")
+        if self.mask_metrics is not None:
+            tables += _coco_tables(self.mask_metrics, "COCO, masks", "Classes, masks", "masks")
+        return tables
+
+
+def _coco_tables(metrics: CocoMetrics, title: str, title_of_classes: str, objects: str) -> list[_Table]:
+    """COCO's figures, and those of the classes that were judged and have ground truth."""
+    figures = [
+        (name, iou, sizes, str(detections), _number(getattr(metrics, key)))
+        for key, name, iou, sizes, detections in _FIGURES
+    ]
+    classes = [
+        (name, str(one.num_boxes), _number(one.ap), _number(one.ap50), _number(one.ap75), _number(one.ar_100))
+        for name, one in metrics.per_class.items()
+        if one.num_boxes > 0 and not math.isnan(one.ap)
+    ]
+    return [
+        (title, ("figure", "IoU", "objects", "detections", "value"), [*figures]),
+        (title_of_classes, ("class", objects, "AP", "AP50", "AP75", "AR 100"), [*classes]),
+    ]
+
+
+def _panoptic_tables(metrics: PanopticMetrics) -> list[_Table]:
+    """PQ, SQ and RQ of all, things and stuff, and of the classes that there is something to match of."""
+    groups = [
+        ("all", metrics.pq, metrics.sq, metrics.rq, metrics.num_classes),
+        ("things", metrics.pq_things, metrics.sq_things, metrics.rq_things, metrics.num_things),
+        ("stuff", metrics.pq_stuff, metrics.sq_stuff, metrics.rq_stuff, metrics.num_stuff),
+    ]
+    figures = [(name, _number(pq), _number(sq), _number(rq), str(number)) for name, pq, sq, rq, number in groups]
+    classes = [
+        (
+            name,
+            "thing" if one.is_thing else "stuff",
+            *map(_number, (one.pq, one.sq, one.rq)),
+            *map(str, (one.true_positives, one.false_positives, one.false_negatives)),
+        )
+        for name, one in metrics.per_class.items()
+        if not math.isnan(one.pq)
+    ]
+    head = ("class", "kind", "PQ", "SQ", "RQ", "found", "wrong", "missed")
+    return [
+        ("Panoptic quality", ("of", "PQ", "SQ", "RQ", "classes"), [*figures]),
+        ("Panoptic quality of the classes", head, [*classes]),
+    ]
 
 
 def _number(value: float) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modeling_detr.data import open_dataset
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import adopt_model_labels, evaluate, to_device
+from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, normalize
 from modeling_detr.structures_detr import (
     AnnotationTable,
@@ -184,6 +188,22 @@ def test_the_report_is_written_in_three_forms(tmp_path: Any) -> None:
     assert "32² to 96²" in page
     assert "http" not in page
     assert page.count("<tr>") == page.count("</tr>") == 13 + 3 + 3
+
+
+def test_masks_and_panoptic_quality_have_their_tables() -> None:
+    index = open_dataset("shapes?size=48&train=4&val=0", task="panoptic")
+    masks, panoptic = CocoEvaluator(index, masks=True), PanopticEvaluator(index)
+    panoptic.update(range(4), [index.read_panoptic(position) for position in range(4)])
+    alone = EvaluationReport(index.name, 4, CocoEvaluator(index).compute(), {}, 1.0, 4.0)
+    report = dataclasses.replace(alone, mask_metrics=masks.compute(), panoptic=panoptic.compute())
+    assert report.summary().endswith("AP 0.000, AP50 0.000, mask AP 0.000, PQ 1.000.")
+    assert "| stuff  | 1.000 | 1.000 | 1.000 |       1 |" in report.metrics_table()
+    assert "Panoptic quality of the classes:" in report.metrics_table()
+    assert "| ground   | stuff | 1.000 |" in report.to_markdown()
+    assert "<h2>COCO, masks</h2>" in report.to_html()
+    assert json.loads(report.to_json())["panoptic"]["per_class"]["ground"]["true_positives"] == 4
+    assert "panoptic" not in alone.as_dict()
+    assert alone.metrics_table().startswith("| figure")
 
 
 def test_names_are_escaped() -> None:
