@@ -7,7 +7,7 @@ from typing import Literal, Protocol, get_args
 
 from modeling_detr.data.coco import find_coco_files, read_coco
 from modeling_detr.data.findings import Findings
-from modeling_detr.data.panoptic import find_panoptic_files, read_panoptic
+from modeling_detr.data.panoptic import find_panoptic_files, read_panoptic, things_of
 from modeling_detr.data.shapes import is_shapes, read_shapes
 from modeling_detr.data.voc import is_voc, read_voc
 from modeling_detr.data.yolo import find_yolo_file, read_yolo
@@ -49,14 +49,14 @@ def open_dataset(
 
     Args:
         path: The dataset's folder; a COCO annotation file (.json); a YOLO description (.yaml); or `shapes`, with
-            options as in `shapes?size=128&train=8000&val=400&seed=0`. Where a folder holds nothing but one other
-            folder, that one is looked into.
+            options as in `shapes?size=128&train=8000&val=400&seed=0&panoptic=true`. Where a folder holds nothing but
+            one other folder, that one is looked into.
         split: Name of a split, several joined by `+` (`train+val`), or None for every image. The classes and their
             labels are those of the whole dataset, whichever split is chosen.
         format: `coco`, `coco_panoptic`, `yolo` or `voc`; None: found out. Of a folder with both of COCO's, the task
             `panoptic` takes the panoptic files, the others take the instances.
         findings: Takes what is wrong, each with its place (`detr data check`); None: the first error is raised.
-        task: What it is opened for: `detection` (boxes), `instance` (each object has a mask) or `panoptic` (every
+        task: What it is opened for: `detection` (boxes), `instance` (things with their masks) or `panoptic` (every
             pixel belongs to a thing or to stuff).
 
     Returns:
@@ -73,6 +73,8 @@ def open_dataset(
         index = read_shapes(str(path), panoptic=task == "panoptic")
     else:
         index = _open_files(Path(path).expanduser(), format, findings, task)
+    if task == "instance" and not all(category.is_thing for category in index.categories):
+        index = things_of(index)
     return index if split is None else index.split(split)
 
 

@@ -171,6 +171,16 @@ def test_the_task_chooses_between_instances_and_panoptic(tmp_path):
     assert len(open_dataset(root, format="coco_panoptic").categories) == 2
 
 
+def test_instances_of_a_panoptic_dataset_are_its_things(tmp_path):
+    index = open_dataset(panoptic(tmp_path), task="instance")
+
+    assert [category.name for category in index.categories] == ["cat"]
+    assert index.annotations.label.tolist() == [0, 0]
+    assert index.read_masks(0).sum((1, 2)).tolist() == [80, 50]
+    shapes = open_dataset("shapes?size=32&train=2&val=0&panoptic=true", task="instance")
+    assert [category.name for category in shapes.categories] == ["circle", "square", "triangle", "star"]
+
+
 def test_a_format_without_masks_is_refused_for_a_task_that_needs_them(yolo_folder, coco_folder):
     with pytest.raises(ValueError, match="format 'yolo', which has not what the task 'instance' needs"):
         open_dataset(yolo_folder, task="instance")
