@@ -39,6 +39,9 @@ class Recipe:
         output_dir: Folder of the run; none: runs/ and the name of the YAML file.
         model: Model to start from: a folder or Hub id; none: a new one from model_config.
         model_config: Keys of DetrConfig, for a new model or to change those of 'model'.
+        head_init: What the class head of 'model' becomes where the dataset has other classes: 'by_name': rows of
+            classes that both know move to their new places, others start low; 'fresh': random if its size changes.
+        label_mapping: Names of classes of 'model', and those of the dataset that take over their rows.
         processor_config: Keys of the image processor, e.g. its size.
         backbone_weights: Weights of a new model's backbone: a timm name (resnet50.tv_in1k, downloaded), or a
             .safetensors or .pth file with timm's names.
@@ -87,6 +90,8 @@ class Recipe:
     # The model
     model: str | None = None
     model_config: dict[str, Any] = field(default_factory=dict)
+    head_init: Literal["by_name", "fresh"] = "by_name"
+    label_mapping: dict[str, Any] = field(default_factory=dict)
     processor_config: dict[str, Any] = field(default_factory=dict)
     backbone_weights: str | None = None
 
@@ -149,6 +154,12 @@ class Recipe:
             )
         if self.model is not None and self.local_start:
             raise ValueError("local_start is for a new model, but model is given, whose weights are kept.")
+
+        if self.label_mapping and (self.model is None or self.head_init == "fresh"):
+            raise ValueError("label_mapping is for a model to start from (--model) whose head keeps its rows by name.")
+        for old, new in self.label_mapping.items():
+            if not isinstance(new, str):
+                raise ValueError(f"label_mapping: the class '{old}' is to become {new!r}; wanted the name of a class.")
 
     @property
     def data_source(self) -> str:

@@ -1,8 +1,10 @@
 """What a recipe names, built: the data of a run, its processor, its model, its loaders."""
 
+import contextlib
 import hashlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +27,7 @@ from modeling_detr.data import (
 )
 from modeling_detr.data.transforms import SCALES, SampleTransform
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.modeling_detr import DetrForObjectDetection, HeadChange
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import start_local
 from modeling_detr.training.checkpointing import find_model, telling_missing_models
@@ -115,7 +117,7 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
             raise ValueError(f"model_config: {key} comes from the dataset; leave it out.")
     torch.manual_seed(recipe.seed)
     if recipe.model is not None:
-        model = _from_pretrained(recipe.model, {**labels, **recipe.model_config})
+        model = _from_pretrained(recipe, recipe.model, {**labels, **recipe.model_config})
     else:
         config = _new_config(recipe, labels)
         # A key of these that is misspelt is told before anything is downloaded.
@@ -138,12 +140,17 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
     return model
 
 
-def _from_pretrained(source: str, changes: Mapping[str, Any]) -> DetrForObjectDetection:
-    """The model at `source` with a class head of the right size, and everything else as it was."""
+def _from_pretrained(recipe: Recipe, source: str, changes: Mapping[str, Any]) -> DetrForObjectDetection:
+    """The model at `source` with a class head for the dataset, and everything else as it was."""
     model: DetrForObjectDetection
-    with telling_missing_models(source):
+    with telling_missing_models(source), _said_in_plan():
         model, info = DetrForObjectDetection.from_pretrained(
-            find_model(source), **changes, ignore_mismatched_sizes=True, output_loading_info=True
+            find_model(source),
+            **changes,
+            ignore_mismatched_sizes=True,
+            head_init=recipe.head_init,
+            label_mapping=recipe.label_mapping,
+            output_loading_info=True,
         )
     mismatched = {name for name, *_ in info["mismatched_keys"]} | {*info["missing_keys"]}
     lost = sorted(name for name in mismatched if not name.startswith("class_labels_classifier."))
@@ -165,19 +172,38 @@ def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
     """What becomes of the class head of the model that the recipe starts from; None for a new model."""
     if recipe.model is None:
         return None
-    with telling_missing_models(recipe.model):
-        before = DetrConfig.from_pretrained(find_model(recipe.model)).id2label or {}
-    if dict(before) == dict(id2label):
-        return f"the class head of {recipe.model} is kept: its classes are those of the dataset"
-    if len(before) == len(id2label):
+    with telling_missing_models(recipe.model), _said_in_plan():
+        there = DetrConfig.from_pretrained(find_model(recipe.model))
+    num_queries = recipe.model_config.get("num_queries", there.num_queries)
+    wanted = DetrConfig(id2label=dict(id2label), num_queries=num_queries)
+    change = HeadChange.between(there, wanted, recipe.label_mapping)
+    if recipe.head_init == "fresh" and len(change.old_names) != len(change.new_names):
         return (
-            f"the class head of {recipe.model} is kept, but its {len(before)} classes have other names than those of "
-            f"the dataset or another order: it has to learn them anew"
+            f"the class head starts anew: {recipe.model} has {len(change.old_names)} classes, the dataset "
+            f"{len(change.new_names)}; everything else is kept"
         )
-    return (
-        f"the class head starts anew: {recipe.model} has {len(before)} classes, the dataset {len(id2label)}; "
-        f"everything else is kept"
+    if recipe.head_init == "fresh" and change.classes_change:
+        return (
+            f"the class head of {recipe.model} is kept, but its {len(change.old_names)} classes have other names than "
+            f"those of the dataset or another order: it has to learn them anew"
+        )
+    return f"{recipe.model}: " + (
+        "; ".join(change.sentences()) or "the class head is kept, its classes are the dataset's"
     )
+
+
+@contextlib.contextmanager
+def _said_in_plan() -> Iterator[None]:
+    """Keeps what loading logs from the screen: the plan says it."""
+    loggers = [logging.getLogger(name) for name in (HeadChange.__module__, DetrConfig.__module__)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageProcessor:

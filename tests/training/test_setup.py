@@ -103,21 +103,36 @@ def test_a_new_processor_has_the_mean_of_the_backbone_that_it_serves(tiny_recipe
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "changes", "says"),
     [
-        ({0: "a", 1: "b"}, "is kept: its classes are those of the dataset"),
-        ({0: "b", 1: "a"}, "is kept, but its 2 classes have other names than those of the dataset or another order"),
-        ({0: "a", 1: "b", 2: "c"}, "starts anew: .* has 2 classes, the dataset 3"),
+        ({0: "a", 1: "b"}, {}, "the class head is kept, its classes are the dataset's"),
+        ({0: "b", 1: "a"}, {}, r"2 moved \(b 1 → 0, a 0 → 1\)"),
+        ({0: "a", 1: "c", 2: "b"}, {}, r"1 kept \(a\), 1 moved \(b 1 → 2\), 1 made, .* \(c\)"),
+        ({0: "a", 1: "c", 2: "d"}, {"label_mapping": {"b": "d"}}, r"1 moved \(d 1 → 2\)"),
+        ({0: "b", 1: "a"}, {"head_init": "fresh"}, "is kept, but its 2 classes have other names .* or another order"),
+        ({0: "a", 1: "b", 2: "c"}, {"head_init": "fresh"}, "starts anew: .* has 2 classes, the dataset 3"),
+        ({0: "a", 1: "b"}, {"model_config": {"num_queries": 9}}, "queries: 7 kept, 2 made"),
     ],
 )
-def test_the_plan_says_what_becomes_of_the_class_head(tiny_recipe, tiny_detector, tmp_path, names, says):
+def test_the_plan_says_what_becomes_of_the_class_head(tiny_recipe, tiny_detector, tmp_path, names, changes, says):
     tiny_detector(num_labels=2, id2label={0: "a", 1: "b"}).save_pretrained(tmp_path / "model")
-    assert re.search(says, head_note(tiny_recipe(model=str(tmp_path)), names))
+    assert re.search(says, head_note(tiny_recipe(**{"model": str(tmp_path), "model_config": {}, **changes}), names))
     assert head_note(tiny_recipe(), names) is None
+
+
+def test_rows_of_the_head_move_by_name_or_begin_anew(tiny_recipe, tiny_detector, tmp_path):
+    before = tiny_detector(num_labels=2, id2label={0: "square", 1: "disc"})
+    before.save_pretrained(tmp_path / "model")
+    start = {"model": str(tmp_path / "model"), "model_config": {}}
+    names, rows = {0: "circle", 1: "star", 2: "square"}, before.class_labels_classifier.weight
+    moved = build_model(tiny_recipe(**start, label_mapping={"disc": "circle"}), names).class_labels_classifier.weight
+    assert torch.equal(moved, rows[[1, 2, 0, 2]])  # "star" points where "no object" does; its bias is lower
+    fresh = build_model(tiny_recipe(**start, head_init="fresh"), names).class_labels_classifier.weight
+    assert not torch.isin(fresh, rows).any()
 
 
 def test_a_model_config_that_would_throw_weights_away_is_refused(tiny_recipe, tiny_detector, tmp_path):
     tiny_detector().save_pretrained(tmp_path / "model")
-    recipe = tiny_recipe(model=str(tmp_path / "model"), model_config={"num_queries": 9})
-    with pytest.raises(ValueError, match=r"1 of its weights .* first 'model.query_position_embeddings.weight'"):
+    recipe = tiny_recipe(model=str(tmp_path / "model"), model_config={"encoder_ffn_dim": 40})
+    with pytest.raises(ValueError, match=r"3 of its weights .* first 'model.encoder.layers.0.fc1.bias'"):
         build_model(recipe, NAMES)
