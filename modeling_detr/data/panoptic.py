@@ -6,19 +6,21 @@ Every segment is an object: things one by one, stuff one region an image. Boxes 
 are of the mask: a box ends where its last pixel ends.
 """
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from modeling_detr.data.coco import CocoSplit, Entries, holds_segments, json_files, read_files
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_files import locate_images
 from modeling_detr.data.masks import PanopticMasks, ReadMasks, read_segment_ids
-from modeling_detr.structures_detr import DetectionIndex, MaskColumn
+from modeling_detr.structures_detr import DetectionIndex, MaskColumn, PanopticResult
 
 
 def find_panoptic_files(path: Path) -> list[Path]:
@@ -65,6 +67,48 @@ def things_of(index: DetectionIndex) -> DetectionIndex:
         categories=tuple(category for category in index.categories if category.is_thing),
         annotations=replace(table, label=new_label[table.label].astype(np.int64)),
     )
+
+
+def read_panoptic_predictions(path: str | Path, index: DetectionIndex) -> Iterator[tuple[int, PanopticResult]]:
+    """Reads predictions in COCO's panoptic form, of whatever model: a JSON file and a folder of PNG of the same name.
+
+    Args:
+        path: The JSON file; of it only `annotations` are read.
+        index: The dataset that they are of, by its own ids of images and categories.
+
+    Yields:
+        The position of each image in `index` and its segments, one image at a time.
+
+    Raises:
+        FileNotFoundError: A PNG file is missing.
+        ValueError: The file is not what it should be, or is not of this dataset.
+    """
+    file = Path(path)
+    try:
+        annotations = json.loads(file.read_bytes())["annotations"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: holds no panoptic predictions ({error!r}); wanted JSON with 'annotations'."
+        ) from error
+    positions = {image.id: position for position, image in enumerate(index.images)}
+    labels = {category.id: label for label, category in enumerate(index.categories)}
+    for annotation in annotations:
+        where = f"{file}: prediction of image {annotation.get('image_id')!r}"
+        if annotation.get("image_id") not in positions:
+            raise ValueError(f"{where}, which {index.name} does not have; give the dataset that it was made for.")
+        for info in annotation["segments_info"]:
+            if info["category_id"] not in labels:
+                raise ValueError(f"{where} has category_id {info['category_id']}, which {index.name} does not have.")
+        segments = read_segment_ids(str(file.with_suffix("") / annotation["file_name"]))
+        yield (
+            positions[annotation["image_id"]],
+            {
+                "segmentation": torch.from_numpy(segments),
+                "segments_info": [
+                    {"id": info["id"], "label_id": labels[info["category_id"]]} for info in annotation["segments_info"]
+                ],
+            },
+        )
 
 
 def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) -> Entries:

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference_cases import REFERENCE, needs_shared
+from reference_cases import REFERENCE, SHARED, needs_shared
+from torchvision.ops import masks_to_boxes
 
-from modeling_detr.data import read_panoptic
+from modeling_detr.data import DetectionDataset, open_dataset, read_panoptic, read_panoptic_predictions
 from modeling_detr.data.masks import read_segment_ids
 from modeling_detr.evaluation.panoptic import PanopticEvaluator, PanopticMetrics
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord, MaskColumn
@@ -79,13 +81,9 @@ def test_the_figures_are_those_of_the_coco_tool(tmp_path: Path) -> None:
     index = read_panoptic(folder / "ground_truth.json", require_images=False)
     expected = json.loads((folder / "expected.json").read_text())
     labels = {category.id: label for label, category in enumerate(index.categories)}
-    predictions = json.loads((folder / "prediction.json").read_text())["annotations"]
     evaluator = PanopticEvaluator(index, save_to=tmp_path / "found")
-    for predicted in predictions:
-        position = [image.id for image in index.images].index(predicted["image_id"])
-        segments = read_segment_ids(str(folder / "prediction" / predicted["file_name"]))
-        infos = {info["id"]: labels[info["category_id"]] for info in predicted["segments_info"]}
-        evaluator.update([position], [prediction(segments, infos)])
+    for position, predicted in read_panoptic_predictions(folder / "prediction.json", index):
+        evaluator.update([position], [predicted])
     metrics = evaluator.compute()
 
     for name, suffix, number in (
@@ -100,21 +98,68 @@ def test_the_figures_are_those_of_the_coco_tool(tmp_path: Path) -> None:
         found = metrics.per_class[index.categories[labels[int(category_id)]].name]
         assert (found.pq, found.sq, found.rq) == pytest.approx(tuple(figures.values()), abs=1e-9)
 
-    # What was written is a dataset, and judged by itself perfect.
-    own = read_panoptic(evaluator.save_json(), require_images=False)
-    assert len(own.annotations) == len(predictions[0]["segments_info"])
-    again = PanopticEvaluator(own)
-    masks = own.read_masks(0)
-    again.update(
-        [0],
-        [
-            prediction(
-                (masks * np.arange(1, len(masks) + 1)[:, None, None]).sum(0),
-                dict(enumerate(own.annotations.label.tolist(), start=1)),
-            )
-        ],
-    )
-    assert again.compute().pq == 1
+    # What was written is read back as a dataset, and as predictions of the first.
+    written = evaluator.save_json()
+    own = read_panoptic(written, require_images=False)
+    itself, again = PanopticEvaluator(own), PanopticEvaluator(index)
+    itself.update([0], [own.read_panoptic(0)])
+    assert itself.compute().pq == 1
+    again.update([0], [predicted for _, predicted in read_panoptic_predictions(written, index)])
+    assert again.compute() == metrics
+
+
+@needs_shared
+def test_predictions_of_another_dataset_are_refused(tmp_path: Path) -> None:
+    index = index_of([(columns((0, 4, 1)), [(CAT, False)])])
+    with pytest.raises(ValueError, match="prediction of image 142238, which pets does not have"):
+        list(read_panoptic_predictions(REFERENCE / "golden" / "panoptic_quality" / "prediction.json", index))
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"list\.json: holds no panoptic predictions"):
+        list(read_panoptic_predictions(tmp_path / "list.json", index))
+
+
+def coco_sample(folder: Path) -> DetectionIndex:
+    """COCO's image 39769 with its panoptic annotations."""
+    source = SHARED / "data" / "coco_39769"
+    categories = json.loads((REFERENCE / "golden" / "panoptic_quality" / "ground_truth.json").read_text())[
+        "categories"
+    ]
+    name = "000000039769.png"
+    segments = json.loads((source / "coco_panoptic_annotations.txt").read_text())
+    content = {
+        "images": [{"id": 39769, "file_name": name, "height": 480, "width": 640}],
+        "annotations": [{"image_id": 39769, "file_name": name, "segments_info": segments}],
+        "categories": categories,
+    }
+    for target, image in (("annotations/panoptic_val2017", source / "coco_panoptic"), ("val2017", source)):
+        (folder / target).mkdir(parents=True)
+        shutil.copy(image / name, folder / target)
+    (folder / "annotations" / "panoptic_val2017.json").write_text(json.dumps(content))
+    return open_dataset(folder, "val2017", task="panoptic")
+
+
+@needs_shared
+def test_the_truth_of_a_coco_image_goes_all_the_way_and_is_pq_one(tmp_path: Path) -> None:
+    index = coco_sample(tmp_path)
+    sample = DetectionDataset(index, masks=True)[0]
+    target = sample["target"]
+    assert [index.categories[label].name for label in target["class_labels"]] == [
+        "cat", "cat", "couch", "remote", "remote", "blanket",
+    ]  # fmt: skip
+    assert sum(category.is_thing for category in index.categories) == 80
+    assert not index.categories[int(target["class_labels"][-1])].is_thing
+    corners = masks_to_boxes(target["masks"]) + torch.tensor([0, 0, 1, 1])  # the original's, to their last pixel's end
+    assert torch.equal(corners, target["boxes"].as_subclass(torch.Tensor))
+    assert torch.equal(target["masks"].sum((1, 2)).float(), target["area"])
+
+    numbers = torch.arange(1, 7)
+    segments = (target["masks"].as_subclass(torch.Tensor) * numbers[:, None, None]).sum(0)
+    evaluator = PanopticEvaluator(index, save_to=tmp_path / "found")
+    evaluator.update([0], [prediction(segments.numpy(), dict(enumerate(target["class_labels"].tolist(), start=1)))])
+    metrics = evaluator.compute()
+    assert (metrics.pq, metrics.sq, metrics.rq, metrics.num_classes) == (1, 1, 1, 4)
+    written = tmp_path / "found" / "000000039769.png"
+    assert (read_segment_ids(str(written)) == segments.numpy()).all()
 
 
 def test_void_is_left_out_of_the_union() -> None:
