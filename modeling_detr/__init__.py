@@ -1,10 +1,18 @@
 """DETR, the transformer detector, with the original's numbers, for people who work with Hugging Face."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageSegmentation,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
+    AutoModelForUniversalSegmentation,
+)
 
 from .configuration_detr import DetrConfig
 from .image_processing_detr import DetrTorchvisionImageProcessor
-from .modeling_detr import DetrForObjectDetection, DetrModel
+from .modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
 
 
 __version__ = "0.1.0"
@@ -13,17 +21,21 @@ __version__ = "0.1.0"
 AutoConfig.register(DetrConfig.model_type, DetrConfig, exist_ok=True)
 AutoModel.register(DetrConfig, DetrModel, exist_ok=True)
 AutoModelForObjectDetection.register(DetrConfig, DetrForObjectDetection, exist_ok=True)
+for _auto in (AutoModelForUniversalSegmentation, AutoModelForImageSegmentation, AutoModelForInstanceSegmentation):
+    _auto.register(DetrConfig, DetrForSegmentation, exist_ok=True)
 AutoImageProcessor.register(DetrConfig, fast_image_processor_class=DetrTorchvisionImageProcessor, exist_ok=True)
 
 # What is saved names the hub files it needs, so that trust_remote_code can load it where this package is not installed
 DetrConfig.register_for_auto_class()
 DetrModel.register_for_auto_class("AutoModel")
 DetrForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+DetrForSegmentation.register_for_auto_class("AutoModelForUniversalSegmentation")
 DetrTorchvisionImageProcessor.register_for_auto_class("AutoImageProcessor")
 
 __all__ = [
     "DetrConfig",
     "DetrForObjectDetection",
+    "DetrForSegmentation",
     "DetrModel",
     "DetrTorchvisionImageProcessor",
 ]

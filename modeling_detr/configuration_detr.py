@@ -78,7 +78,7 @@ class DetrConfig(PreTrainedConfig):
         backbone: Name of a timm model that offers `features_only`. Building from a config never downloads weights.
         backbone_kwargs: Further arguments of `timm.create_model`, e.g. `{"channels": [16, 32, 64, 128]}`.
         out_indices: Which feature maps of the backbone are computed, in ascending order; the transformer reads the
-            last. None: only the deepest.
+            last, segmentation four. None: only the deepest, for segmentation the last four.
         num_channels: Channels of the input image.
         dilation: Replace the stride of the backbone's last stage by dilation (DC5): twice the resolution.
         freeze_batch_norm: Batch norms of the backbone use their stored statistics and never train, as in the original.
@@ -112,6 +112,8 @@ class DetrConfig(PreTrainedConfig):
         mask_loss_coefficient: Weight of the focal mask loss (panoptic).
         dice_loss_coefficient: Weight of the dice mask loss (panoptic).
         eos_coefficient: Weight of the class "no object" in the classification loss.
+        stuff_labels: Labels of classes without single objects (sky, grass), of which all segments of an image are one
+            (panoptic). All others are things.
 
     Raises:
         ValueError: A key is unknown (the nearest known one is named), or values do not fit each other.
@@ -159,6 +161,7 @@ class DetrConfig(PreTrainedConfig):
     mask_loss_coefficient: float | int = 1
     dice_loss_coefficient: float | int = 1
     eos_coefficient: float | int = 0.1
+    stuff_labels: list[int] | tuple[int, ...] = ()
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Checks the keys and that the values fit each other; see the class for what is raised."""
@@ -242,6 +245,8 @@ class DetrConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted a probability in [0, 1).")
+        if len(set(self.stuff_labels)) < len(self.stuff_labels) or any(label < 0 for label in self.stuff_labels):
+            raise ValueError(f"stuff_labels is {list(self.stuff_labels)}; wanted labels of classes, each once.")
         if self.out_indices is not None and list(self.out_indices) != sorted(set(self.out_indices)):
             raise ValueError(f"out_indices is {list(self.out_indices)}; wanted ascending and without repeats.")
 

@@ -302,3 +302,92 @@ def _class_error(logits: Tensor, queries: Tensor, classes: Tensor) -> Tensor:
         return logits.new_tensor(100.0)
     predicted = logits.flatten(0, 1)[queries].argmax(-1)
     return 100 * (predicted != classes).to(logits.dtype).mean()
+
+
+# Masks
+
+
+class MaskCriterion:
+    """The loss of the matched queries' masks: focal loss and dice loss, on the whole padded canvas.
+
+    Paper: sec. 4.4. Original: models/detr.py, `SetCriterion.loss_masks`; models/segmentation.py, `sigmoid_focal_loss`
+    and `dice_loss`. Computed in at least float32.
+
+    Args:
+        mask_loss_coefficient: Weight of the focal loss in the sum.
+        dice_loss_coefficient: Weight of the dice loss in the sum.
+    """
+
+    def __init__(self, mask_loss_coefficient: float = 1.0, dice_loss_coefficient: float = 1.0) -> None:
+        self.weights = {"loss_mask": mask_loss_coefficient, "loss_dice": dice_loss_coefficient}
+
+    def __call__(
+        self,
+        mask_logits: Tensor,
+        labels: Sequence[DetectionLabels],
+        assignments: Sequence[Assignment],
+        canvas_size: tuple[int, int],
+        num_boxes: float | Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and the two terms unweighted.
+
+        Args:
+            mask_logits: (M, h, w), the matched queries' masks in the order of `flat_queries`.
+            labels: B dicts with `masks` (N, height, width) bool of the unpadded image.
+            assignments: Who was matched to whom, one an image.
+            canvas_size: Height and width of the padded batch.
+            num_boxes: What the terms are divided by: the boxes of the whole optimizer step. None: this batch's, at
+                least 1.
+        """
+        if num_boxes is None:
+            num_boxes = max(sum(len(label["class_labels"]) for label in labels), 1)
+        with torch.autocast(mask_logits.device.type, enabled=False):
+            logits = _at_least_float32(mask_logits)
+            targets = _padded_masks(labels, assignments, canvas_size, logits)  # (M, H, W)
+            logits = F.interpolate(logits[:, None], size=canvas_size, mode="bilinear", align_corners=False)[:, 0]
+            logits, targets = logits.flatten(1), targets.flatten(1)  # (M, H·W)
+            terms = {
+                "loss_mask": _focal_loss(logits, targets).mean(1).sum() / num_boxes,
+                "loss_dice": _dice_loss(logits, targets).sum() / num_boxes,
+            }
+        total = sum((self.weights[name] * value for name, value in terms.items()), logits.new_zeros(()))
+        return total, {name: value.detach() for name, value in terms.items()}
+
+
+def flat_queries(assignments: Sequence[Assignment], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The matched queries of a batch, image by image: (M,) their images and (M,) their numbers, on `device`."""
+    images = [torch.full_like(match.queries, image) for image, match in enumerate(assignments)]
+    pairs = torch.stack([torch.cat(images), torch.cat([match.queries for match in assignments])])
+    image, query = pairs.to(device, non_blocking=True)
+    return image, query
+
+
+def _padded_masks(
+    labels: Sequence[DetectionLabels], assignments: Sequence[Assignment], size: tuple[int, int], like: Tensor
+) -> Tensor:
+    """The matched targets' masks (M, H, W) on the canvas, zero where padding is."""
+    masks = like.new_zeros((sum(len(match.targets) for match in assignments), *size))
+    start = 0
+    for label, match in zip(labels, assignments, strict=True):
+        chosen = label["masks"][match.targets.to(label["masks"].device)]  # (K, height, width)
+        masks[start : start + len(chosen), : chosen.shape[1], : chosen.shape[2]] = chosen
+        start += len(chosen)
+    return masks
+
+
+def _focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Cross-entropy (…) of logits (…) and targets (…) in {0, 1}, in which what is easy weighs little.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", eq. 5.
+    """
+    probability = logits.sigmoid()
+    missed = (probability - targets).abs()  # 1 - the probability of what is true
+    weight = 1 - alpha + (2 * alpha - 1) * targets
+    return weight * missed**gamma * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def _dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """(M, pixels) logits and targets → (M,) one less twice the overlap over the sum of both areas, each plus one."""
+    probability = logits.sigmoid()
+    overlap = (probability * targets).sum(-1)
+    return 1 - (2 * overlap + 1) / (probability.sum(-1) + targets.sum(-1) + 1)

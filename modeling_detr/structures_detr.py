@@ -393,6 +393,31 @@ def check_labels(labels: Iterable[DetectionLabels], num_labels: int, names: Sequ
         check_boxes_cxcywh(boxes, where)
 
 
+def check_masks(labels: Sequence[DetectionLabels], canvas_size: tuple[int, int]) -> None:
+    """Checks by their shapes alone, which costs no synchronisation, that every object of a batch has a mask.
+
+    Args:
+        labels: One dict an image with `class_labels` (N,) and `masks` (N, height, width) of the unpadded image.
+        canvas_size: Height and width of the padded batch.
+
+    Raises:
+        ValueError: An image's masks are missing, not one an object, or larger than the batch.
+    """
+    for position, label in enumerate(labels):
+        where, count = f"image {position} of the batch", len(label["class_labels"])
+        if "masks" not in label:
+            raise ValueError(
+                f"{where}: its labels lack 'masks', which segmentation learns from; got {sorted(label)}. Wanted "
+                f"({count}, height, width) bool, of the unpadded image."
+            )
+        shape = tuple(label["masks"].shape)
+        if len(shape) != 3 or shape[0] != count or shape[1] > canvas_size[0] or shape[2] > canvas_size[1]:
+            raise ValueError(
+                f"{where}: masks of shape {shape} for {count} objects in a batch of {canvas_size[0]}x{canvas_size[1]} "
+                f"(height x width); wanted ({count}, height, width) of the unpadded image."
+            )
+
+
 def check_boxes_cxcywh(boxes: Tensor, where: str) -> None:
     """Raises a ValueError that says `where` if `boxes` (N, 4) are not finite numbers in [0, 1]."""
     if not bool(torch.isfinite(boxes).all()):

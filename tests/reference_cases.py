@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from modeling_detr import DetrConfig, DetrForObjectDetection
+from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 from modeling_detr.conversion import original_to_ours
 
 
@@ -35,7 +35,7 @@ _OPTIONS = {
     "position_embedding": ("position_embedding_type",),
     "eos_coef": ("eos_coefficient",),
     "dropout": ("dropout", "attention_dropout", "activation_dropout"),
-}
+}  # `masks` and `dataset_file` decide the kind of model
 
 
 @functools.cache
@@ -55,10 +55,16 @@ class Case:
     values: dict[str, Any]
     tensors: dict[str, Tensor]
 
-    def model(self, **changes: Any) -> DetrForObjectDetection:
+    @property
+    def has_masks(self) -> bool:
+        """Whether it is a case of segmentation."""
+        return bool(self.values["options"].get("masks"))
+
+    def model(self, **changes: Any) -> DetrForObjectDetection | DetrForSegmentation:
         """Our model with the case's weights, in evaluation mode; a weight that finds no place is an error."""
-        options = {ours: value for key, value in self.values["options"].items() for ours in _OPTIONS[key]}
-        model = DetrForObjectDetection(DetrConfig(**{**options, "num_labels": self.values["num_classes"], **changes}))
+        options = {ours: value for key, value in self.values["options"].items() for ours in _OPTIONS.get(key, ())}
+        kind = DetrForSegmentation if self.has_masks else DetrForObjectDetection
+        model = kind(DetrConfig(**{**options, "num_labels": self.values["num_classes"], **changes}))
         original = _seeded().seeded_state_dict(
             REFERENCE / "manifests" / f"{self.values['variant']}.json", self.values["seed"]
         )
@@ -81,9 +87,13 @@ class Case:
         """The targets under our names."""
         seed = self.values["target_seed"] if seed is None else seed
         targets = _seeded().seeded_targets(
-            self.values["sizes"], self.values["counts"], self.values["num_classes"], seed
+            self.values["sizes"], self.values["counts"], self.values["num_classes"], seed, self.has_masks
         )
-        return [{"class_labels": target["labels"], "boxes": target["boxes"].to(dtype)} for target in targets]
+        return [
+            {"class_labels": target["labels"], "boxes": target["boxes"].to(dtype)}
+            | ({"masks": target["masks"]} if self.has_masks else {})
+            for target in targets
+        ]
 
 
 def load_case(name: str) -> Case:

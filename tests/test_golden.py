@@ -8,7 +8,7 @@ from modeling_detr.conversion.original import original_name_to_ours
 from modeling_detr.training.optimization import build_optimizer
 
 
-CASES = ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned", "detr-r50", "detr-r50-dc5"]
+CASES = ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned", "detr-r50", "detr-r50-dc5", "detr-r50-panoptic"]
 
 
 def norm_of_original(name, tensors):
@@ -34,6 +34,12 @@ def test_model_computes_what_the_original_computes(name):
     first = output.auxiliary_outputs[0]
     assert_logits_close(first["logits"], case.tensors["aux0_logits"])
     torch.testing.assert_close(first["pred_boxes"], case.tensors["aux0_boxes"], atol=1e-5, rtol=0)
+
+    if case.has_masks:
+        assert output.pred_masks is None  # with labels, only those that the loss needs are computed
+        with torch.no_grad():
+            masks = model(*case.images()).pred_masks
+        torch.testing.assert_close(masks, case.tensors["pred_masks"], atol=1e-5, rtol=0)
 
     assert {key: value.item() for key, value in output.loss_dict.items()} == pytest.approx(
         case.values["losses"], rel=1e-4

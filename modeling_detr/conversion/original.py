@@ -32,7 +32,14 @@ _RENAMES = (
 
 
 def original_name_to_ours(name: str) -> tuple[str, ...]:
-    """Our name or names for one parameter of the original: three, in the order query, key, value, for `in_proj_…`."""
+    """Our name or names for one parameter of the original: three, in the order query, key, value, for `in_proj_…`.
+
+    A panoptic checkpoint has the detector's under `detr.`, here and there, and its mask head's names are the same.
+    """
+    if name.startswith(("bbox_attention.", "mask_head.")):
+        return (name,)
+    if name.startswith("detr."):
+        return tuple(f"detr.{ours}" for ours in original_name_to_ours(name.removeprefix("detr.")))
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     if match := re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name):
@@ -41,7 +48,7 @@ def original_name_to_ours(name: str) -> tuple[str, ...]:
 
 
 def original_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The original's detection state dict under our names, `in_proj_…` cut in three. No tensor is copied."""
+    """The original's state dict under our names, `in_proj_…` cut in three. No tensor is copied."""
     converted: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         names = original_name_to_ours(name)

@@ -1,0 +1,158 @@
+"""`DetrForSegmentation`: masks of chosen queries, their loss, and what it refuses."""
+
+import pytest
+import torch
+
+from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
+
+
+def tiny_config(**changes):
+    return DetrConfig(
+        **{
+            "backbone": "resnet10t",
+            "backbone_kwargs": {"channels": [8, 16, 24, 32], "stem_width": 8},
+            "d_model": 128,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "num_queries": 6,
+            "num_labels": 3,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return DetrForSegmentation(tiny_config()).eval()
+
+
+def batch(sizes=((64, 96), (96, 64)), counts=(2, 1), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    height, width = (max(size[side] for size in sizes) for side in (0, 1))
+    pixel_values, pixel_mask = torch.zeros(len(sizes), 3, height, width), torch.zeros(len(sizes), height, width).long()
+    labels = []
+    for row, ((h, w), count) in enumerate(zip(sizes, counts, strict=True)):
+        pixel_values[row, :, :h, :w] = torch.randn(3, h, w, generator=generator)
+        pixel_mask[row, :h, :w] = 1
+        labels.append(
+            {
+                "class_labels": torch.arange(count),
+                "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.3, 0.3, 0.2, 0.2]])[:count],
+                "masks": torch.rand(count, h, w, generator=generator) < 0.3,
+            }
+        )
+    return pixel_values, pixel_mask, labels
+
+
+def test_chosen_queries_have_the_masks_that_all_together_have(model):
+    pixel_values, pixel_mask, _ = batch()
+    with torch.no_grad():
+        everything = model(pixel_values, pixel_mask)
+        outputs = model(pixel_values, pixel_mask, output_masks=False)
+        keep = torch.zeros(2, 6, dtype=torch.bool)
+        keep[0, 4] = keep[1, 0] = keep[1, 3] = True
+        chosen = model.predict_masks(outputs, keep)
+    assert outputs.pred_masks is None
+    assert everything.pred_masks.shape == (2, 6, 24, 24)  # the largest map has a quarter of the canvas
+    torch.testing.assert_close(chosen, everything.pred_masks[keep], atol=1e-6, rtol=0)
+
+
+def test_the_loss_of_matched_masks_is_that_of_all_masks(model):
+    pixel_values, pixel_mask, labels = batch()
+    with torch.no_grad():
+        matched = model(pixel_values, pixel_mask, labels)
+        everything = model(pixel_values, pixel_mask, labels, output_masks=True)
+        matches = model.criterion.matcher(matched.logits, matched.pred_boxes, labels)
+        of_all = torch.cat([masks[match.queries] for masks, match in zip(everything.pred_masks, matches, strict=True)])
+        _, terms = model.mask_criterion(of_all, labels, matches, (96, 96))
+    assert matched.pred_masks is None
+    assert terms["loss_mask"].item() == pytest.approx(matched.loss_dict["loss_mask"].item(), rel=1e-6)
+    assert terms["loss_dice"].item() == pytest.approx(matched.loss_dict["loss_dice"].item(), rel=1e-6)
+
+
+def test_detections_are_those_of_the_detector(model):
+    pixel_values, pixel_mask, labels = batch()
+    detector = DetrForObjectDetection(model.config)
+    detector.load_state_dict(model.detr.state_dict())
+    with torch.no_grad():
+        ours, alone = model(pixel_values, pixel_mask, labels), detector.eval()(pixel_values, pixel_mask, labels)
+    assert torch.equal(ours.logits, alone.logits)
+    assert torch.equal(ours.pred_boxes, alone.pred_boxes)
+    masks = sum(ours.loss_dict[name] for name in ("loss_mask", "loss_dice"))
+    assert ours.loss.item() == pytest.approx((alone.loss + masks).item(), rel=1e-6)
+
+
+def test_the_output_says_how_large_each_image_is(model):
+    pixel_values, pixel_mask, _ = batch()
+    with torch.no_grad():
+        outputs = model(pixel_values, pixel_mask, output_masks=False)
+        whole = model(pixel_values, output_masks=False)
+    assert outputs.image_sizes.tolist() == [[64, 96], [96, 64]]
+    assert outputs.canvas_size.tolist() == [96, 96]
+    assert whole.image_sizes.tolist() == [[96, 96], [96, 96]]
+
+
+def test_a_batch_without_objects_gives_the_mask_head_a_gradient_of_zero():
+    torch.manual_seed(0)
+    model = DetrForSegmentation(tiny_config())
+    pixel_values, pixel_mask, labels = batch(counts=(0, 0))
+    output = model(pixel_values, pixel_mask, labels)
+    output.loss.backward()
+    assert output.loss_dict["loss_mask"] == output.loss_dict["loss_dice"] == 0
+    for name, parameter in [*model.mask_head.named_parameters(), *model.bbox_attention.named_parameters()]:
+        assert parameter.grad is not None, name  # other processes of a distributed step wait for it
+        assert parameter.grad.abs().sum() == 0, name
+
+
+def test_it_computes_in_float64_and_learns_in_half_precision(model):
+    pixel_values, pixel_mask, labels = batch()
+    double = DetrForSegmentation(model.config)
+    double.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        exact = double.double().eval()(pixel_values.double(), pixel_mask, labels)
+        assert exact.loss.dtype == torch.float64
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(pixel_values, pixel_mask, labels)
+    assert half.loss.dtype == torch.float32
+    assert half.loss.item() == pytest.approx(exact.loss.item(), rel=0.05)
+
+
+def test_a_mask_head_that_its_groups_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"d_model=96 .* 100 does not divide into the 8 groups"):
+        DetrForSegmentation(tiny_config(d_model=96, encoder_attention_heads=4, decoder_attention_heads=4))
+
+
+def test_a_backbone_with_another_number_of_maps_is_refused():
+    with pytest.raises(ValueError, match=r"out_indices is \[1, 2, 3\]; segmentation reads four maps"):
+        DetrForSegmentation(tiny_config(out_indices=[1, 2, 3]))
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "convnext_atto", "mobilenetv3_small_050"])
+def test_backbones_of_other_families_give_masks(backbone):
+    model = DetrForSegmentation(tiny_config(backbone=backbone, backbone_kwargs=None)).eval()
+    with torch.no_grad():
+        masks = model(torch.randn(1, 3, 96, 64)).pred_masks
+    assert masks.shape == (1, 6, 24, 16)
+
+
+def test_labels_without_fitting_masks_are_refused(model):
+    pixel_values, pixel_mask, labels = batch()
+    with pytest.raises(ValueError, match=r"image 0 of the batch: its labels lack 'masks'"):
+        model(pixel_values, pixel_mask, [{k: v for k, v in label.items() if k != "masks"} for label in labels])
+    labels[1]["masks"] = torch.zeros(1, 200, 64, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"image 1 of the batch: masks of shape \(1, 200, 64\) for 1 objects"):
+        model(pixel_values, pixel_mask, labels)
+
+
+def test_a_saved_model_is_the_same_again(model, tmp_path):
+    pixel_values, pixel_mask, _ = batch()
+    model.save_pretrained(tmp_path)
+    again = DetrForSegmentation.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(pixel_values, pixel_mask).pred_masks, model(pixel_values, pixel_mask).pred_masks)
