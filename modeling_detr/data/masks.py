@@ -46,7 +46,7 @@ class CocoMasks:
 
         if len(rows) == 0:
             return np.zeros((0, 0, 0), np.bool_)
-        masks: NDArray[np.bool_] = coco_mask.decode([self._run_lengths(int(row)) for row in rows]).astype(np.bool_)
+        masks: NDArray[np.bool_] = coco_mask.decode([self._run_lengths(int(row)) for row in rows]).view(np.bool_)
         return masks.transpose(2, 0, 1)
 
     def _run_lengths(self, row: int) -> Any:
