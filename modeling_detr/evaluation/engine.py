@@ -100,7 +100,7 @@ def to_device(
 ) -> dict[str, Any]:
     """A batch as the model takes it: on `device`, normalised if still uint8, without a mask if nothing is padded.
 
-    Labels go along if they have classes and boxes.
+    Labels go along if they have classes and boxes, and with them their masks.
     """
     padded = not bool(batch["pixel_mask"].all())
     pixel_mask = batch["pixel_mask"].to(device, non_blocking=True) if padded else None
@@ -112,7 +112,11 @@ def to_device(
     inputs: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
     if all("class_labels" in label and "boxes" in label for label in batch["labels"]):
         inputs["labels"] = [
-            {key: label[key].to(device, non_blocking=True) for key in ("class_labels", "boxes")}
+            {
+                key: label[key].to(device, non_blocking=True)
+                for key in ("class_labels", "boxes", "masks")
+                if key in label
+            }
             for label in batch["labels"]
         ]
     return inputs
