@@ -272,12 +272,12 @@ def _check_labels(id2label: Mapping[Any, str], num_labels: int | None) -> None:
         )
 
 
-# The config of Transformers' own DETR
+# The config of Transformers' own DETR, "stock" for short
 
 TRANSFORMERS_MODEL_TYPE = "detr"
 
 # Keys that mean the same there and here.
-_SHARED_KEYS = (
+SHARED_KEYS = (
     "activation_function",
     "architectures",
     "bbox_cost",
@@ -308,7 +308,7 @@ _SHARED_KEYS = (
     "transformers_version",
 )
 # How a model is trained; these become ours, since with its values stock's numerics would be trained. Its own defaults.
-_TRAINING_KEYS = {"auxiliary_loss": False, "dropout": 0.1, "attention_dropout": 0.0, "activation_dropout": 0.0}
+TRAINING_KEYS = {"auxiliary_loss": False, "dropout": 0.1, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
 # Layers in each stage, and the kind of layer, of the ResNets that have a name
 _RESNETS = {
@@ -338,13 +338,13 @@ def config_under_our_keys(said: Mapping[str, Any], source: str) -> dict[str, Any
             f"{source}: its config.json is of a model of type '{model_type}'; wanted '{DetrConfig.model_type}', or "
             f"'{TRANSFORMERS_MODEL_TYPE}', Transformers' own DETR."
         )
-    ours = {key: said[key] for key in _SHARED_KEYS if said.get(key) is not None}
+    ours = {key: said[key] for key in SHARED_KEYS if said.get(key) is not None}
     for alias, key in DetrConfig.attribute_map.items():
         if said.get(alias) is not None:
             ours.setdefault(key, said[alias])
     ours.update(_backbone_under_our_keys(said, source))
     changes = []
-    for key, default in _TRAINING_KEYS.items():
+    for key, default in TRAINING_KEYS.items():
         before, after = said.get(key, default), getattr(DetrConfig, key)
         if before != after:
             changes.append(f"{key} {before} → {after}")
@@ -371,6 +371,11 @@ def _backbone_under_our_keys(said: Mapping[str, Any], source: str) -> dict[str, 
     inner: dict[str, Any] | None = said.get("backbone_config")
     if inner is None and said.get("use_timm_backbone", True) is False and said.get("backbone") is None:
         inner = {"model_type": "resnet"}  # the default of a stock config without timm
+    if inner is None and said.get("use_timm_backbone", True) is False:
+        raise ValueError(
+            f"{source}: its backbone is '{said['backbone']}', a model of Transformers' own; wanted one of timm's, or "
+            f"the backbone_config of a ResNet."
+        )
     if inner is None:
         arguments = {**(said.get("backbone_kwargs") or {})}
         stride = arguments.pop("output_stride", None)

@@ -1225,8 +1225,11 @@ class DetrPreTrainedModel(PreTrainedModel):
             raise _unknown_key(error) from error
         model, info = loaded
         model._weight_conversions = None  # or what is saved later would get the names that were read
-        if stock:
-            _refuse_norms_of_stock(model, source)
+        if stock and (differing := norm_that_stock_computes_otherwise(model)):
+            raise ValueError(
+                f"{source}: its backbone's batch norms cannot be reproduced here: {differing}. Its weights fit no "
+                f"other model."
+            )
         if moves:
             change.apply(model, source, _missing(info))
             for key in ("id2label", "label2id", "num_queries"):
@@ -1352,17 +1355,19 @@ def _say_what_was_loaded(source: str, cls: type[PreTrainedModel], info: Mapping[
         _logger.warning("%s: %s.", source, "; ".join(said))
 
 
-def _refuse_norms_of_stock(model: nn.Module, source: str) -> None:
-    """Stock computes every batch norm with an epsilon of 1e-5 and without the activation that timm's may carry."""
+def norm_that_stock_computes_otherwise(model: nn.Module) -> str | None:
+    """What differs in the first batch norm that stock Transformers computes otherwise, and its name; None: no such.
+
+    Stock replaces every batch norm by a frozen one with an epsilon of 1e-5, and loses the activation that some of
+    timm's carry.
+    """
     for name, module in model.named_modules():
         if isinstance(module, (FrozenBatchNorm2d, nn.BatchNorm2d)):
-            acts = not isinstance(getattr(module, "act", None) or nn.Identity(), nn.Identity)
-            if acts or module.eps != 1e-5:
-                raise ValueError(
-                    f"{source}: stock Transformers computes the batch norms of this backbone "
-                    f"({'without their activations' if acts else f'with an epsilon of 1e-5 instead of {module.eps:g}'}"
-                    f"; first {name}), which cannot be reproduced here. Its weights fit no other model."
-                )
+            if not isinstance(getattr(module, "act", None) or nn.Identity(), nn.Identity):
+                return f"those of stock lose their activations, first {name}"
+            if module.eps != 1e-5:
+                return f"those of stock have an epsilon of 1e-5 and not {module.eps:g}, first {name}"
+    return None
 
 
 class DetrModel(DetrPreTrainedModel):
