@@ -11,13 +11,16 @@ Boxes carry their format in their name wherever it could be doubted: `boxes_xyxy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, NotRequired, Protocol, TypedDict
+from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
+
+
+Task = Literal["detection", "instance", "panoptic"]  # boxes; things with masks; every pixel of things and stuff
 
 
 # What a dataset is

@@ -11,7 +11,7 @@ from modeling_detr.data.panoptic import find_panoptic_files, read_panoptic, thin
 from modeling_detr.data.shapes import is_shapes, read_shapes
 from modeling_detr.data.voc import is_voc, read_voc
 from modeling_detr.data.yolo import find_yolo_file, read_yolo
-from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.structures_detr import DetectionIndex, Task
 
 
 class _Finder(Protocol):
@@ -23,8 +23,6 @@ class _Reader(Protocol):
     def __call__(self, path: Path, *, findings: Findings | None) -> DetectionIndex:
         """Reads it."""
 
-
-Task = Literal["detection", "instance", "panoptic"]
 
 _READERS: dict[str, tuple[_Finder, _Reader]] = {
     "coco": (find_coco_files, read_coco),
