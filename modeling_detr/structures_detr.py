@@ -360,6 +360,14 @@ class PanopticResult(TypedDict):
     segments_info: list[SegmentInfo]
 
 
+class InstanceResult(DetectionResult):
+    """Instances of one image, which may overlap; and `segmentation` (H, W) int with `segments_info` as in
+    `PanopticResult`, the same with the higher score in front."""
+
+    segmentation: Tensor
+    segments_info: list[SegmentInfo]
+
+
 def check_labels(labels: Iterable[DetectionLabels], num_labels: int, names: Sequence[str] | None = None) -> None:
     """Checks on the host what the loss takes for granted, so that a step on a GPU needs no synchronisation.
 
