@@ -785,7 +785,8 @@ class DetrMaskHead(nn.Module):
     def __init__(self, width: int, num_heads: int, lateral_channels: Sequence[int]) -> None:
         super().__init__()
         widths = [width + num_heads, width // 2, width // 4, width // 8, width // 16]
-        unfit = [channels for channels in widths if channels % _NORM_GROUPS or channels == 0]
+        groups = [max(1, min(_NORM_GROUPS, channels)) for channels in widths]  # narrow maps: a channel each, as stock
+        unfit = [channels for channels, parts in zip(widths, groups, strict=True) if channels % parts or not channels]
         if unfit:
             raise ValueError(
                 f"The mask head of d_model={width} with {num_heads} encoder_attention_heads has the widths {widths} "
@@ -800,7 +801,7 @@ class DetrMaskHead(nn.Module):
         self.lay4 = MaskConv2d(widths[2], widths[3], 3, padding=1)
         self.lay5 = MaskConv2d(widths[3], widths[4], 3, padding=1)
         self.out_lay = MaskConv2d(widths[4], 1, 3, padding=1)
-        self.gn1, self.gn2, self.gn3, self.gn4, self.gn5 = (nn.GroupNorm(_NORM_GROUPS, width) for width in widths)
+        self.gn1, self.gn2, self.gn3, self.gn4, self.gn5 = map(nn.GroupNorm, groups, widths)
         self.adapter1, self.adapter2, self.adapter3 = (
             MaskConv2d(channels, width, 1) for channels, width in zip(lateral_channels, widths[1:4], strict=True)
         )
@@ -1695,6 +1696,8 @@ class DetrForSegmentation(DetrPreTrainedModel):
     Raises:
         ValueError: `out_indices` are not four, or a width does not fit the mask head.
     """
+
+    detector_prefix = "detr."
 
     def __init__(self, config: DetrConfig) -> None:
         if config.out_indices is None:

@@ -14,7 +14,12 @@ from transformers import DetrImageProcessor as StockProcessor
 
 from modeling_detr.configuration_detr import SHARED_KEYS, TRAINING_KEYS
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrConvEncoder, DetrPreTrainedModel, norm_that_stock_computes_otherwise
+from modeling_detr.modeling_detr import (
+    DetrConvEncoder,
+    DetrForSegmentation,
+    DetrPreTrainedModel,
+    norm_that_stock_computes_otherwise,
+)
 
 
 # Arguments of timm that decide nothing once there are weights and nothing trains.
@@ -93,6 +98,8 @@ def _what_stock_lacks(model: DetrPreTrainedModel) -> list[str]:
     arguments = sorted(set(config.backbone_kwargs or {}) - _WITHOUT_EFFECT_IN_USE)
     if arguments:
         lacking.append(f"backbone_kwargs ({', '.join(arguments)})")
+    if isinstance(model, DetrForSegmentation) and config.activation_function != "relu":
+        lacking.append(f"mask head with ReLU beside the activation '{config.activation_function}'")
     backbone = _backbone(model)
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         lacking.append(f"backbone with channels last, as '{config.backbone}'")

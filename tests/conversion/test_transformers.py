@@ -15,7 +15,13 @@ from reference_cases import load_case, needs_shared
 from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig
 
-from modeling_detr import DetrConfig, DetrForObjectDetection, DetrModel, DetrTorchvisionImageProcessor
+from modeling_detr import (
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrForSegmentation,
+    DetrModel,
+    DetrTorchvisionImageProcessor,
+)
 from modeling_detr.conversion.transformers import save_for_transformers
 
 
@@ -46,6 +52,9 @@ OLD_KEYS = {
     "init_std": 0.02,
     "torchscript": False,
 }
+
+
+PROCESSOR = {"size": {"shortest_edge": 64, "longest_edge": 96}, "image_mean": [0.5] * 3}
 
 
 def stock_model(kind="DetrForObjectDetection", **changes):
@@ -235,6 +244,71 @@ def test_the_processor_that_transformers_saves_today_is_read(tmp_path):
     assert processor.size.shortest_edge == 64
 
 
+# Panoptic models
+
+PANOPTIC = {
+    "d_model": 64,
+    "encoder_attention_heads": 8,
+    "decoder_attention_heads": 8,
+}  # widths that the mask head takes
+
+
+def test_a_panoptic_model_of_stock_predicts_alike(tmp_path):
+    stock = stock_model("DetrForSegmentation", **PANOPTIC)
+    stock.save_pretrained(tmp_path)
+    ours, info = DetrForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
+    assert_predict_alike(ours, stock)
+    stock.save_pretrained(tmp_path, save_original_format=False)  # the names in memory
+    assert_predict_alike(DetrForSegmentation.from_pretrained(tmp_path), stock)
+
+
+def test_a_detector_gets_a_new_mask_head_and_a_panoptic_model_loses_its_own_and_both_say_so(tmp_path, caplog):
+    detector = stock_model(**PANOPTIC)
+    detector.save_pretrained(tmp_path / "detector")
+    with caplog.at_level(logging.WARNING):
+        ours = DetrForSegmentation.from_pretrained(tmp_path / "detector")
+    assert "the source has no mask head: that of DetrForSegmentation is new" in caplog.text
+    ours.save_pretrained(tmp_path / "panoptic")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        back = DetrForObjectDetection.from_pretrained(tmp_path / "panoptic")
+    assert "the source's mask head is left out: DetrForObjectDetection has none" in caplog.text
+    assert_predict_alike(back, detector)
+    for name, tensor in back.state_dict().items():
+        assert torch.equal(ours.detr.state_dict()[name], tensor), name
+    body = DetrModel.from_pretrained(tmp_path / "panoptic")
+    assert torch.equal(body.input_projection.weight, back.model.input_projection.weight)
+
+
+def test_classes_of_a_panoptic_model_move_by_name(tmp_path):
+    stock = stock_model("DetrForSegmentation", **PANOPTIC)
+    stock.save_pretrained(tmp_path)
+    names = {0: "Hen", 1: "owl", 2: "cat", 3: "dog"}
+    ours = DetrForSegmentation.from_pretrained(tmp_path, id2label=names, num_queries=9, ignore_mismatched_sizes=True)
+    rows = stock.detr.class_labels_classifier.weight
+    assert torch.equal(ours.detr.class_labels_classifier.weight[[0, 2, 3, 4]], rows[[2, 0, 1, 3]])
+    assert ours.config.id2label == ours.detr.config.id2label == names
+    with torch.no_grad():
+        output = ours(*inputs())
+    assert output.logits.shape == (2, 9, 5)
+    assert output.pred_masks.shape[:2] == (2, 9)
+
+
+def test_a_panoptic_model_is_written_for_stock(tmp_path):
+    torch.manual_seed(0)
+    ours = DetrForSegmentation(DetrConfig(**{**SMALL, **PANOPTIC, "backbone": "test_resnet"})).eval()
+    save_for_transformers(ours, DetrTorchvisionImageProcessor(**PROCESSOR), tmp_path)
+    stock, info = transformers.DetrForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
+    assert_predict_alike(ours, stock)
+    gelu = DetrForSegmentation(
+        DetrConfig(**{**SMALL, **PANOPTIC, "backbone": "test_resnet", "activation_function": "gelu"})
+    )
+    with pytest.raises(ValueError, match="no mask head with ReLU beside the activation 'gelu'"):
+        save_for_transformers(gelu, None, tmp_path / "gelu")
+
+
 # Ours → stock
 
 
@@ -246,9 +320,6 @@ def ours_for_stock(**changes):
         if name.endswith(("running_var", "running_mean")):
             buffer.uniform_(0.5, 1.5)
     return model
-
-
-PROCESSOR = {"size": {"shortest_edge": 64, "longest_edge": 96}, "image_mean": [0.5] * 3}
 
 
 @pytest.mark.parametrize(
@@ -335,11 +406,12 @@ def test_what_stock_lacks_is_refused_and_nothing_is_written(tmp_path, changes, m
 
 @needs_shared
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["detr-r50", "detr-r50-dc5"])
+@pytest.mark.parametrize("name", ["detr-r50", "detr-r50-dc5", "detr-r50-panoptic"])
 def test_the_originals_weights_give_the_originals_numbers_in_stock(tmp_path, name):
     case = load_case(name)
-    save_for_transformers(case.model(), None, tmp_path)
-    stock = transformers.DetrForObjectDetection.from_pretrained(tmp_path)
+    ours = case.model()
+    save_for_transformers(ours, None, tmp_path)
+    stock = getattr(transformers, type(ours).__name__).from_pretrained(tmp_path)
     with torch.no_grad():
         output = stock(*case.images())
     torch.testing.assert_close(output.pred_boxes, case.tensors["pred_boxes"], atol=1e-4, rtol=0)
