@@ -179,13 +179,15 @@ class PanopticMasks:
 
 
 def read_segment_ids(path: str) -> NDArray[np.int32]:
-    """The segment id of every pixel (H, W) of a panoptic PNG: red + 256 green + 256² blue.
+    """The segment id of every pixel (H, W) of a panoptic PNG: red + 256 green + 256² blue, or of a grey one its grey.
 
     Raises:
         OSError: The file is missing or no image; the message names it.
     """
     try:
         with Image.open(path) as image:
+            if image.mode in ("L", "I", "I;16"):
+                return np.asarray(image).astype(np.int32)
             colours = np.asarray(image.convert("RGB"), dtype=np.int32)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: there is no such panoptic image; put it there.") from error

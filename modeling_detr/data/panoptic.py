@@ -135,8 +135,11 @@ def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) 
             findings.error("image entry", where, message, "write the segments of its PNG there")
             continue
         own = [{**info, "image_id": entry.get("image_id"), "png": png} for info in infos]
-        if any(not info.get("bbox") for info in own):
-            own = _measured(own, png)
+        if any(not info.get("bbox") or 0 in info["bbox"][2:] for info in own):
+            try:
+                own = _measured(own, png)
+            except OSError as error:
+                findings.unreadable_image(png, error)
         segments += own
     return segments
 

@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 from torchvision.ops import masks_to_boxes
 
 from modeling_detr.data import DetectionDataset, DetrCollator, open_dataset, read_coco, read_panoptic
+from modeling_detr.data.masks import read_segment_ids
 from modeling_detr.data.transforms import crop, horizontal_flip, resize
 
 
@@ -143,13 +144,23 @@ def test_panoptic_segments_without_boxes_are_measured(tmp_path, edit):
     expected = read_panoptic(root).annotations
     file = root / "annotations" / "panoptic_val.json"
     content = json.loads(file.read_text())
-    for info in content["annotations"][0]["segments_info"]:
+    first, *others = content["annotations"][0]["segments_info"]
+    first["bbox"] = [0, 0, 0, 0]
+    for info in others:
         del info["bbox"], info["area"]
     file.write_text(json.dumps(content))
     found = read_panoptic(root).annotations
 
     assert (found.boxes_xyxy == expected.boxes_xyxy).all()
     assert (found.area == expected.area).all()
+
+
+def test_a_grey_panoptic_image_has_its_grey_as_segment(tmp_path):
+    Image.fromarray(np.full((2, 3), 7, np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(np.full((2, 3), 3000, np.uint16)).save(tmp_path / "deep.png")
+
+    assert (read_segment_ids(str(tmp_path / "grey.png")) == 7).all()
+    assert (read_segment_ids(str(tmp_path / "deep.png")) == 3000).all()
 
 
 def test_a_missing_panoptic_image_is_named(tmp_path):
