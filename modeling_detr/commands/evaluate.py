@@ -1,10 +1,11 @@
-"""Measure the COCO AP of a model on a dataset.
+"""Measure a model on a dataset: COCO's AP of boxes, of masks too if it segments, and panoptic quality.
 
     detr evaluate runs/demo/model shapes --split val --output_dir evaluation
     torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
 
 prints the figures and writes them as `evaluation.json`, `.md` and `.html`, and all detections, in COCO's format of
-results and with the dataset's own ids, as `predictions.json`. Classes of dataset and model are matched by name.
+results and with the dataset's own ids, as `predictions.json` (boxes), `predictions_masks.json` (run lengths) and
+`predictions_panoptic.json` with its folder of PNG. Classes of dataset and model are matched by name.
 Several processes on a machine without GPUs want ACCELERATE_USE_CPU=true in the environment.
 """
 
@@ -13,10 +14,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from modeling_detr.commands.detector import load_detector
 from modeling_detr.data import (
@@ -30,8 +32,10 @@ from modeling_detr.data import (
 from modeling_detr.data.transforms import SampleTransform
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import adopt_model_labels, evaluate
+from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.modeling_detr import DetrForSegmentation
+from modeling_detr.structures_detr import DetectionIndex, Task
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.setup import has_splits, hold_out_of_split
 
@@ -43,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", help="a model's folder, or its name on the Hub")
     parser.add_argument("dataset", help="a COCO, YOLO or VOC folder or file, or shapes")
-    parser.add_argument("--data_format", choices=("coco", "yolo", "voc"), help="default: found out")
+    parser.add_argument("--data_format", choices=("coco", "yolo", "voc", "coco_panoptic"), help="default: found out")
+    parser.add_argument(
+        "--task", choices=get_args(Task), help="what is judged: boxes, masks, panoptic segments (default: all it can)"
+    )
     parser.add_argument("--split", help="several are joined by '+' (default: the validation or test split)")
     parser.add_argument(
         "--eval_fraction",
@@ -57,17 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("evaluation"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
 
-    # The dataset, the model, and the dataset in the order of the model's classes.
+    # The model, the dataset, and the dataset in the order of the model's classes.
     accelerator = Accelerator()
-    dataset = open_dataset(arguments.dataset, format=arguments.data_format)
+    model, processor = load_detector(arguments.model)
+    task = arguments.task or task_of(model)
+    dataset = open_dataset(arguments.dataset, format=arguments.data_format, task=task)
     own_category_ids = {category.id for category in dataset.categories}
     dataset = choose_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
-    model, processor = load_detector(arguments.model)
     id2label = cast(dict[int, str], model.config.id2label)
     index = adopt_model_labels(dataset, id2label)
 
     # Whole batches, the same however many processes there are, dealt out to them.
-    samples = DetectionDataset(index, resizing_of(processor))
+    samples = DetectionDataset(index, resizing_of(processor), masks=task != "detection")
     sampler = EvalBatchSampler(
         samples,
         arguments.batch_size,
@@ -79,19 +87,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     loader = DataLoader(samples, batch_sampler=sampler, collate_fn=collator, num_workers=arguments.num_workers)
 
     # Judge, show, write.
-    evaluator = CocoEvaluator(index)
+    boxes = CocoEvaluator(index)
+    masks = CocoEvaluator(index, masks=True) if task != "detection" else None
+    save_to = arguments.output_dir / "predictions_panoptic"
+    panoptic = PanopticEvaluator(index, save_to) if task == "panoptic" else None
     model.to(accelerator.device)
-    report = evaluate(model, loader, processor, index, accelerator, evaluator=evaluator, progress=True)
+    report = evaluate(
+        model,
+        loader,
+        processor,
+        index,
+        accelerator,
+        task=task,
+        evaluator=boxes,
+        mask_evaluator=masks,
+        panoptic_evaluator=panoptic,
+        progress=True,
+    )
     if accelerator.is_main_process:
         print(report.metrics_table())
         print(f"\n{report.summary()}")
         written = report.save(arguments.output_dir)
-        results = [row for row in evaluator.to_coco_results() if row["category_id"] in own_category_ids]
-        written.append(arguments.output_dir / "predictions.json")
-        written[-1].write_text(json.dumps(results), encoding="utf-8")
+        for evaluator, name in ((boxes, "predictions.json"), (masks, "predictions_masks.json")):
+            if evaluator is not None:
+                results = [row for row in evaluator.to_coco_results() if row["category_id"] in own_category_ids]
+                written.append(arguments.output_dir / name)
+                written[-1].write_text(json.dumps(results), encoding="utf-8")
+        if panoptic is not None:
+            written.append(panoptic.save_json())
         print("\n".join(map(str, written)))
     accelerator.end_training()
     return 0
+
+
+def task_of(model: PreTrainedModel) -> Task:
+    """What the model can do: panoptic segmentation if it knows stuff, instances if it has masks, or detection."""
+    if not isinstance(model, DetrForSegmentation):
+        return "detection"
+    return "panoptic" if model.config.stuff_labels else "instance"
 
 
 def choose_images(dataset: DetectionIndex, split: str | None, eval_fraction: float, seed: int) -> DetectionIndex:

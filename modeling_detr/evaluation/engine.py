@@ -1,4 +1,4 @@
-"""One pass over a dataset: batches → model → detections → COCO's figures.
+"""One pass over a dataset: batches → model → detections, masks, segments → COCO's figures.
 
 Shapes: B images of a batch · H, W pixels. Each process goes through its own batches; afterwards all have the figures
 of the whole dataset.
@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, normalize
-from modeling_detr.structures_detr import Category, DetectionBatch, DetectionIndex, DetectionLabels
+from modeling_detr.structures_detr import Category, DetectionBatch, DetectionIndex, DetectionLabels, Task
 
 
 if TYPE_CHECKING:
@@ -35,24 +37,32 @@ def evaluate(
     index: DetectionIndex,
     accelerator: "Accelerator | None" = None,
     *,
+    task: Task | None = None,
     evaluator: CocoEvaluator | None = None,
+    mask_evaluator: CocoEvaluator | None = None,
+    panoptic_evaluator: PanopticEvaluator | None = None,
     progress: bool = False,
 ) -> EvaluationReport:
-    """Judges a model on a dataset.
+    """Judges a model on a dataset: its boxes, and as the task wants its masks and panoptic segments.
 
     The model is put into evaluation mode and back. The metrics of several processes are those of one that sees every
     batch, as long as no batch goes to two of them in different company.
 
     Args:
-        model: A detector, prepared by Accelerate or not; its labels are those of `index`.
+        model: A model, prepared by Accelerate or not; its labels are those of `index`.
         batches: This process' batches. `labels[i]["image_index"]` says which image of `index` each is; with
-            `class_labels` and `boxes` the losses are computed too. Pixels may still be uint8: they are then normalised
-            on the device.
+            `class_labels`, `boxes` and what else the model learns from (`masks`) the losses are computed too. Pixels
+            may still be uint8: they are then normalised on the device.
         processor: Normalises, and turns outputs into detections.
         index: The dataset; all of its images count.
         accelerator: Says on which device to work and gathers from all processes; every process must call this then.
             None: one process, on the model's device.
-        evaluator: Collects the predictions, for who wants them afterwards. None: one of its own.
+        task: What is judged: `detection` (boxes), `instance` (masks too) or `panoptic` (segments too). None: all that
+            the model predicts and the dataset has; panoptic segments are judged where it has stuff.
+        evaluator: Collects the boxes, for who wants them afterwards. None: one of its own.
+        mask_evaluator: Collects the masks: `CocoEvaluator(index, masks=True)`. None: one of its own, if the task has
+            masks.
+        panoptic_evaluator: Judges the panoptic segments. None: one of its own, if the task has them.
         progress: Show a bar, in the main process and if the output is a terminal.
 
     Returns:
@@ -62,7 +72,17 @@ def evaluate(
         ValueError: A batch does not say which images it holds, or predictions make no sense (see `CocoEvaluator`).
     """
     started = time.perf_counter()
+    # Not through DistributedDataParallel: its forward is collective, and processes differ in their batches.
+    module: Any = model.module if isinstance(model, DistributedDataParallel) else model
     evaluator = CocoEvaluator(index) if evaluator is None else evaluator
+    task = _task(module, index) if task is None else task
+    if task != "detection":
+        mask_evaluator = CocoEvaluator(index, masks=True) if mask_evaluator is None else mask_evaluator
+    if task == "panoptic":
+        panoptic_evaluator = PanopticEvaluator(index) if panoptic_evaluator is None else panoptic_evaluator
+    segments = mask_evaluator is not None or panoptic_evaluator is not None
+    if segments and not hasattr(module, "predict_masks"):
+        raise ValueError(f"A {type(module).__name__} predicts no masks to judge; wanted a DetrForSegmentation.")
     device = accelerator.device if accelerator is not None else next(model.parameters()).device
     shows_bar = progress and (accelerator is None or accelerator.is_main_process)
     loss_sums: defaultdict[str, float | Tensor] = defaultdict(float)
@@ -70,11 +90,23 @@ def evaluate(
     with _evaluation_mode(model), torch.inference_mode():
         for batch in tqdm(batches, desc=f"evaluate {index.name}", leave=False, disable=None if shows_bar else True):
             positions = _image_positions(batch["labels"])
-            # Not through DistributedDataParallel: its forward is collective, and processes differ in their batches.
-            module = model.module if isinstance(model, DistributedDataParallel) else model
-            outputs = module(**to_device(batch, device, processor.image_mean, processor.image_std))
+            inputs = to_device(batch, device, processor.image_mean, processor.image_std)
+            if hasattr(module, "predict_masks") and any("masks" not in label for label in inputs.get("labels", ())):
+                del inputs["labels"]  # without masks there is no loss of segmentation
+            # Of masks every one is judged; panoptic segments are made of a few queries'.
+            outputs = module(**inputs, **({"output_masks": mask_evaluator is not None} if segments else {}))
             sizes = [(index.images[position].height, index.images[position].width) for position in positions]
-            evaluator.update(positions, processor.post_process_object_detection(outputs, 0.0, sizes))
+            detections = processor.post_process_object_detection(outputs, 0.0, sizes)
+            evaluator.update(positions, detections)
+            if mask_evaluator is not None:
+                instances = processor.post_process_instance_segmentation(outputs, 0.0, target_sizes=sizes)
+                mask_evaluator.update(positions, instances)
+            if panoptic_evaluator is not None:
+                predict_masks = None if mask_evaluator is not None else partial(module.predict_masks, outputs)
+                panoptic = processor.post_process_panoptic_segmentation(
+                    outputs, target_sizes=sizes, predict_masks=predict_masks
+                )
+                panoptic_evaluator.update(positions, panoptic)
             num_images += len(positions)
             if outputs.loss is not None:
                 for name, loss in {"loss": outputs.loss, **outputs.loss_dict}.items():
@@ -82,7 +114,9 @@ def evaluate(
     sums = {name: float(total) for name, total in loss_sums.items()}
     if accelerator is not None and accelerator.num_processes > 1:
         sums, num_images = _sum_over_processes(sums, num_images)
-        evaluator.gather(accelerator)
+        for one in (evaluator, mask_evaluator, panoptic_evaluator):
+            if one is not None:
+                one.gather(accelerator)
     model_seconds = time.perf_counter() - started
     metrics = evaluator.compute()
     return EvaluationReport(
@@ -92,7 +126,16 @@ def evaluate(
         losses={name: total / num_images for name, total in sums.items()},
         seconds=time.perf_counter() - started,
         images_per_second=num_images / model_seconds,
+        mask_metrics=mask_evaluator.compute() if mask_evaluator is not None else None,
+        panoptic=panoptic_evaluator.compute() if panoptic_evaluator is not None else None,
     )
+
+
+def _task(module: nn.Module, index: DetectionIndex) -> Task:
+    """All that can be judged."""
+    if not hasattr(module, "predict_masks") or index.annotations.masks is None:
+        return "detection"
+    return "instance" if all(category.is_thing for category in index.categories) else "panoptic"
 
 
 def to_device(

@@ -1,0 +1,137 @@
+"""The whole path of masks: dataset → transform → batch → model → post-processing → figures."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modeling_detr import DetrConfig, DetrForSegmentation, DetrTorchvisionImageProcessor
+from modeling_detr.data import DetectionDataset, DetrCollator, eval_transform, open_dataset
+from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.evaluation.engine import evaluate
+from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.structures_detr import DetectionBatch, DetectionIndex
+
+
+PROCESSOR = DetrTorchvisionImageProcessor()
+
+
+def batches_of(index: DetectionIndex, batch_size: int, masks: bool = True) -> list[DetectionBatch]:
+    """The dataset in batches, every other image resized to another size, so that there is padding."""
+    plain = DetectionDataset(index, eval_transform(64, 64), masks=masks)
+    larger = DetectionDataset(index, eval_transform(128, 128), masks=masks)
+    collate = DetrCollator(PROCESSOR.image_mean, PROCESSOR.image_std, len(index.categories), normalize=False)
+    samples = [(plain, larger)[number % 2][number] for number in range(len(index))]
+    return [collate(samples[start : start + batch_size]) for start in range(0, len(samples), batch_size)]
+
+
+class Oracle(nn.Module):
+    """Answers with its labels: a sure query for each object, and masks that are sure of every pixel."""
+
+    def __init__(self, num_labels: int, stuff: list[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.num_labels, self.stuff = num_labels, stuff
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None, labels: Any, output_masks: bool = False) -> Any:
+        height, width = pixel_values.shape[-2:]
+        logits = torch.zeros(len(labels), 8, self.num_labels + 1)
+        logits[:, :, -1] = 20
+        boxes = torch.full((len(labels), 8, 4), 0.5)
+        masks = torch.full((len(labels), 8, height, width), -20.0)
+        for row, label in enumerate(labels):
+            for query, (kind, box, mask) in enumerate(
+                zip(label["class_labels"], label["boxes"], label["masks"], strict=True)
+            ):
+                logits[row, query, kind], boxes[row, query] = 40, box
+                masks[row, query, : mask.shape[0], : mask.shape[1]][mask] = 20
+        sizes = [label["masks"].shape[1:] for label in labels]
+        return SimpleNamespace(
+            loss=None,
+            logits=logits,
+            pred_boxes=boxes,
+            pred_masks=masks if output_masks else None,
+            image_sizes=torch.tensor(sizes),
+            canvas_size=torch.tensor([height, width]),
+            stuff_labels=torch.tensor(self.stuff, dtype=torch.int64),
+        )
+
+    def predict_masks(self, outputs: Any, keep: Tensor) -> Tensor:
+        raise AssertionError("every mask is judged")
+
+
+def tiny_model(num_labels: int, stuff_labels: list[int]) -> DetrForSegmentation:
+    torch.manual_seed(0)
+    config = DetrConfig(
+        backbone="resnet10t",
+        backbone_kwargs={"channels": [8, 16, 24, 32], "stem_width": 8},
+        d_model=128,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=6,
+        num_labels=num_labels,
+        stuff_labels=stuff_labels,
+    )
+    return DetrForSegmentation(config)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_model_that_knows_the_answers_has_perfect_masks_also_in_padded_batches(batch_size: int) -> None:
+    index = open_dataset("shapes?size=64&train=4&val=0", task="panoptic")
+    report = evaluate(Oracle(5, [4]), batches_of(index, batch_size), PROCESSOR, index)
+
+    assert report.metrics.ap == pytest.approx(1)
+    assert report.mask_metrics is not None
+    assert report.mask_metrics.ap == pytest.approx(1)
+    assert report.panoptic is not None
+    assert report.panoptic.pq == 1
+
+
+def test_a_real_model_is_judged_by_all_that_it_predicts() -> None:
+    index = open_dataset("shapes?size=64&train=3&val=0", task="panoptic")
+    model = tiny_model(5, [4])
+    report = evaluate(model, batches_of(index, 3), PROCESSOR, index)
+    assert report.panoptic is not None
+    assert 0 <= report.panoptic.pq <= 1
+    assert {"loss", "loss_mask", "loss_dice"} <= {*report.losses}
+
+    # Without masks among the labels there is no loss, but the predictions are judged.
+    again = evaluate(model, batches_of(index, 3, masks=False), PROCESSOR, index)
+    assert again.losses == {}
+    assert (again.metrics, again.mask_metrics, again.panoptic) == (
+        report.metrics, report.mask_metrics, report.panoptic,
+    )  # fmt: skip
+
+
+def test_the_task_says_what_is_judged() -> None:
+    index = open_dataset("shapes?size=64&train=2&val=0", task="instance")
+    batches = batches_of(index, 2)
+    report = evaluate(Oracle(4, []), batches, PROCESSOR, index)  # no stuff: nothing panoptic
+    assert report.panoptic is None
+    assert report.mask_metrics is not None
+    assert report.mask_metrics.ap == pytest.approx(1)
+
+    boxes = evaluate(tiny_model(4, []), batches, PROCESSOR, index, task="detection")
+    assert boxes.mask_metrics is boxes.panoptic is None
+
+
+def test_the_callers_evaluators_keep_what_was_found(tmp_path: Any) -> None:
+    index = open_dataset("shapes?size=64&train=2&val=0", task="panoptic")
+    masks, panoptic = CocoEvaluator(index, masks=True), PanopticEvaluator(index, tmp_path / "panoptic")
+    evaluate(Oracle(5, [4]), batches_of(index, 2), PROCESSOR, index, mask_evaluator=masks, panoptic_evaluator=panoptic)
+
+    assert "segmentation" in masks.to_coco_results()[0]
+    written = panoptic.to_coco_panoptic()["annotations"]
+    assert [len(entry["segments_info"]) for entry in written] == [
+        index.annotation_rows(position).stop - index.annotation_rows(position).start for position in range(2)
+    ]
+
+
+def test_a_detector_cannot_be_judged_by_masks() -> None:
+    index = open_dataset("shapes?size=64&train=1&val=0", task="instance")
+    with pytest.raises(ValueError, match="A Linear predicts no masks to judge"):
+        evaluate(nn.Linear(1, 1), [], PROCESSOR, index, task="instance")
