@@ -5,14 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionResult
 from modeling_detr.training.checkpointing import find_model, telling_missing_models
 
 
-def load_detector(source: str) -> tuple[DetrForObjectDetection, DetrTorchvisionImageProcessor]:
-    """The model, in evaluation mode, and its image processor.
+Detector = DetrForObjectDetection | DetrForSegmentation
+
+
+def load_detector(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
+    """The model, in evaluation mode, and its image processor; with masks if it was saved as one that segments.
 
     Args:
         source: A folder that `save_pretrained` or training wrote (a run's folder will do), or a Hub id.
@@ -23,12 +27,13 @@ def load_detector(source: str) -> tuple[DetrForObjectDetection, DetrTorchvisionI
     """
     with telling_missing_models(source):
         found = find_model(source)
-        model = DetrForObjectDetection.from_pretrained(found)
+        segments = DetrForSegmentation.__name__ in (DetrConfig.from_pretrained(found).architectures or ())
+        model = (DetrForSegmentation if segments else DetrForObjectDetection).from_pretrained(found)
         return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(found)
 
 
 def detect(
-    model: DetrForObjectDetection, processor: DetrTorchvisionImageProcessor, pixels: Tensor, threshold: float
+    model: Detector, processor: DetrTorchvisionImageProcessor, pixels: Tensor, threshold: float
 ) -> DetectionResult:
     """The detections in one image (3, H, W) uint8, scores of `threshold` or more, the surest first, on the CPU."""
     inputs = processor(pixels, device=model.device)

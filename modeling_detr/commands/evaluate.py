@@ -64,13 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("evaluation"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
 
-    # The model, the dataset, and the dataset in the order of the model's classes.
+    # The dataset, the model, and the dataset in the order of the model's classes.
     accelerator = Accelerator()
+
+    def opened(task: Task) -> DetectionIndex:
+        dataset = open_dataset(arguments.dataset, format=arguments.data_format, task=task)
+        return choose_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
+
+    task: Task = arguments.task or "detection"
+    dataset = opened(task)
     model, processor = load_detector(arguments.model)
-    task = arguments.task or task_of(model)
-    dataset = open_dataset(arguments.dataset, format=arguments.data_format, task=task)
+    if arguments.task is None and task_of(model) != task:
+        task = task_of(model)
+        dataset = opened(task)
     own_category_ids = {category.id for category in dataset.categories}
-    dataset = choose_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
     id2label = cast(dict[int, str], model.config.id2label)
     index = adopt_model_labels(dataset, id2label)
 

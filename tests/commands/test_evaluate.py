@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
+from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
 from modeling_detr.commands.evaluate import choose_images, main, resizing_of
-from modeling_detr.data import open_dataset
+from modeling_detr.data import open_dataset, read_panoptic_predictions
+from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.setup import open_splits
 
@@ -136,3 +138,40 @@ def test_a_processor_that_distorts_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"has size {'height': 64, 'width': 64}; evaluation resizes by shortest_edge"):
         resizing_of(DetrTorchvisionImageProcessor(size=(64, 64)))
     assert resizing_of(DetrTorchvisionImageProcessor(do_resize=False)) is None
+
+
+def test_a_model_that_segments_is_judged_by_masks_and_segments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"}
+    config = DetrConfig(
+        backbone="resnet10t",
+        backbone_kwargs={"channels": [8, 16, 24, 32], "stem_width": 8},
+        d_model=128,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=5,
+        id2label=names,
+        stuff_labels=[4],
+    )
+    model, out = DetrForSegmentation(config), tmp_path / "out"
+    with torch.no_grad():
+        model.detr.class_labels_classifier.bias[4] = 9.0  # all is ground
+    model.save_pretrained(tmp_path / "model")
+    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(tmp_path / "model")
+    data = "shapes?size=64&train=0&val=4"
+    assert main([str(tmp_path / "model"), data, "--output_dir", str(out), "--num_workers", "0"]) == 0
+
+    assert "Panoptic quality:" in capsys.readouterr().out
+    report = json.loads((out / "evaluation.json").read_text())
+    assert report["panoptic"]["per_class"]["ground"]["true_positives"] == 4
+    assert report["mask_metrics"]["ap"] == 0
+    assert "loss_dice" in report["losses"]
+    assert json.loads((out / "predictions_masks.json").read_text()) == []  # stuff is no instance
+    assert json.loads((out / "predictions.json").read_text())
+    judge = PanopticEvaluator(open_dataset(data, "val", task="panoptic"))
+    for position, found in read_panoptic_predictions(out / "predictions_panoptic.json", judge.index):
+        judge.update([position], [found])
+    assert judge.compute().as_dict() == report["panoptic"]
