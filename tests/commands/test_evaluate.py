@@ -26,6 +26,30 @@ def model_folder(tiny_detector: Callable[..., DetrForObjectDetection], tmp_path:
     return tmp_path / "model"
 
 
+@pytest.fixture
+def segmenter_folder(tmp_path: Path) -> Path:
+    """A model of the shapes and their ground that takes everything for ground."""
+    names = {0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"}
+    config = DetrConfig(
+        backbone="resnet10t",
+        backbone_kwargs={"channels": [8, 16, 24, 32], "stem_width": 8},
+        d_model=128,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=5,
+        id2label=names,
+        stuff_labels=[4],
+    )
+    model = DetrForSegmentation(config)
+    with torch.no_grad():
+        model.detr.class_labels_classifier.bias[4] = 9.0  # all is ground
+    model.save_pretrained(tmp_path / "model")
+    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
 def dataset(folder: Path, names: tuple[str, str] = ("disc", "star")) -> Path:
     """A COCO folder of five images, two of them for validation."""
     for split, image_ids in (("train", (1, 2, 3)), ("val", (104, 105))):
@@ -107,8 +131,8 @@ def test_mistakes_in_the_dataset_are_told_before_the_model_is_loaded(tmp_path: P
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(model_folder: Path, tmp_path: Path) -> None:
-    arguments = [str(model_folder), str(dataset(tmp_path / "data")), "--split", "train+val", "--batch_size", "2"]
+def test_two_processes_find_what_one_does(segmenter_folder: Path, tmp_path: Path) -> None:
+    arguments = [str(segmenter_folder), "shapes?size=64&train=0&val=5", "--batch_size", "2"]
     assert main([*arguments, "--output_dir", str(tmp_path / "one"), "--num_workers", "0"]) == 0
     scripts = Path(sys.executable).parent
     torchrun = [str(scripts / "torchrun"), "--nproc_per_node", "2", "--no-python", str(scripts / "detr"), "evaluate"]
@@ -122,10 +146,14 @@ def test_two_processes_find_what_one_does(model_folder: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert two["num_images"] == one["num_images"] == 5
-    assert two["metrics"] == one["metrics"]
+    for figures in ("metrics", "mask_metrics", "panoptic"):
+        assert two[figures] == one[figures]
+    assert one["panoptic"]["pq"] > 0
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
-    lengths = [len(json.loads((tmp_path / name / "predictions.json").read_text())) for name in ("one", "two")]
-    assert lengths[0] == lengths[1]
+    for file in ("predictions.json", "predictions_panoptic.json"):
+        found = [json.loads((tmp_path / name / file).read_text()) for name in ("one", "two")]
+        assert len(found[0]) == len(found[1]) > 0
+    assert len([*(tmp_path / "two" / "predictions_panoptic").iterdir()]) == 5
 
 
 def test_a_class_that_the_model_does_not_know_is_an_error(model_folder: Path, tmp_path: Path) -> None:
@@ -141,28 +169,11 @@ def test_a_processor_that_distorts_images_is_refused() -> None:
 
 
 def test_a_model_that_segments_is_judged_by_masks_and_segments(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    segmenter_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"}
-    config = DetrConfig(
-        backbone="resnet10t",
-        backbone_kwargs={"channels": [8, 16, 24, 32], "stem_width": 8},
-        d_model=128,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        num_queries=5,
-        id2label=names,
-        stuff_labels=[4],
-    )
-    model, out = DetrForSegmentation(config), tmp_path / "out"
-    with torch.no_grad():
-        model.detr.class_labels_classifier.bias[4] = 9.0  # all is ground
-    model.save_pretrained(tmp_path / "model")
-    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
     data = "shapes?size=64&train=0&val=4"
-    assert main([str(tmp_path / "model"), data, "--output_dir", str(out), "--num_workers", "0"]) == 0
+    assert main([str(segmenter_folder), data, "--output_dir", str(out), "--num_workers", "0"]) == 0
 
     assert "Panoptic quality:" in capsys.readouterr().out
     report = json.loads((out / "evaluation.json").read_text())
