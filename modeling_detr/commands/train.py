@@ -21,12 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Only now what takes seconds to import: `--help` and a mistake in the recipe answer at once.
     from modeling_detr.training.metric_logger import LOG, read_log
+    from modeling_detr.training.publishing import push_model, push_notes
     from modeling_detr.training.trainer import Trainer, TrainingInterrupted
     from modeling_detr.visualization import plot_curves
 
     # Build everything, and say what is about to happen before it does.
     trainer = Trainer(recipe)
-    trainer.notes += notes
+    trainer.notes += notes + push_notes(recipe)
     on_main_process = trainer.accelerator.is_main_process
     if on_main_process:
         print(trainer.plan(), flush=True)
@@ -50,4 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(entry["kind"] == "epoch" for entry in log):
             print(f"curves    {plot_curves({recipe.run_dir.name: log}, trainer.run_dir / 'curves.png')}")
     trainer.accelerator.end_training()
+    if on_main_process and recipe.push_to_hub is not None:
+        message = f"AP {state.best_ap:.3f} after epoch {state.best_epoch}"
+        print(f"pushed to {push_model(trainer.run_dir / 'model', recipe.push_to_hub, recipe.hub_private, message)}")
     return 0

@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
 
-model = DetrForObjectDetection.from_pretrained("{folder}").eval()
-processor = DetrTorchvisionImageProcessor.from_pretrained("{folder}")
+model = DetrForObjectDetection.from_pretrained("{place}").eval()
+processor = DetrTorchvisionImageProcessor.from_pretrained("{place}")
 
 image = Image.open("image.jpg")
 with torch.no_grad():
@@ -38,6 +38,15 @@ with torch.no_grad():
 result = processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(image.height, image.width)])[0]
 for score, label, box in zip(result["scores"], result["labels"], result["boxes"]):
     print(f"{{model.config.id2label[label.item()]}} {{score:.2f}} at {{box.tolist()}}")  # x0, y0, x1, y1 in pixels
+```
+
+Where modeling_detr is not installed, the code beside the weights does the same:
+
+```python
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+model = AutoModelForObjectDetection.from_pretrained("{place}", trust_remote_code=True).eval()
+processor = AutoImageProcessor.from_pretrained("{place}", trust_remote_code=True)
 ```
 
 ## Results
@@ -73,6 +82,21 @@ def model_card(
         "library_name": "modeling_detr",
         "pipeline_tag": "object-detection",
         "tags": ["detr", "object-detection", "vision"],
+        "model-index": [
+            {
+                "name": recipe.run_dir.name,
+                "results": [
+                    {
+                        "task": {"type": "object-detection"},
+                        "dataset": {"type": "detection", "name": report.dataset},
+                        "metrics": [
+                            {"type": "mAP", "name": name, "value": round(value, 4)}
+                            for name, value in (("AP", report.metrics.ap), ("AP50", report.metrics.ap50))
+                        ],
+                    }
+                ],
+            }
+        ],
     }
     return _TEMPLATE.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
@@ -80,7 +104,7 @@ def model_card(
         backbone=config.backbone,
         num_queries=config.num_queries,
         classes=", ".join(train_index.id2label.values()),
-        folder=Path(recipe.run_dir, "model"),
+        place=recipe.push_to_hub or Path(recipe.run_dir, "model"),
         eval_name=report.dataset,
         num_eval_images=report.num_images,
         epoch=state.epoch + 1,

@@ -76,6 +76,8 @@ class Recipe:
         resume: 'auto': go on from the run's newest whole checkpoint, if it has one; or a checkpoint's folder.
         log_every_steps: Optimizer steps between log entries.
         trackers: Trackers of Accelerate that are written to, e.g. tensorboard,wandb.
+        push_to_hub: Repository on the Hub, owner/name, that gets the best model at the end of the run.
+        hub_private: Make that repository private if it is new.
         num_images_to_log: Evaluation images drawn with predicted and true boxes; 0: none.
     """
 
@@ -132,6 +134,8 @@ class Recipe:
     log_every_steps: int = 10
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     num_images_to_log: int = 8
+    push_to_hub: str | None = None
+    hub_private: bool = False
 
     def __post_init__(self) -> None:
         """Checks ranges, and keys that exclude each other.
@@ -155,6 +159,8 @@ class Recipe:
         if self.model is not None and self.local_start:
             raise ValueError("local_start is for a new model, but model is given, whose weights are kept.")
 
+        if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
+            raise ValueError(f"push_to_hub: got '{self.push_to_hub}'; wanted a repository on the Hub: owner/name.")
         if self.label_mapping and (self.model is None or self.head_init == "fresh"):
             raise ValueError("label_mapping is for a model to start from (--model) whose head keeps its rows by name.")
         for old, new in self.label_mapping.items():
