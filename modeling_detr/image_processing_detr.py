@@ -31,6 +31,12 @@ from transformers.image_utils import PILImageResampling, SizeDict, load_image, p
 from .structures_detr import DetectionResult, InstanceResult, PanopticResult, SegmentInfo
 
 
+try:  # needed only for masks among annotations
+    from pycocotools import mask as coco_mask
+except ImportError:
+    coco_mask = None
+
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -235,7 +241,7 @@ def _to_eight_bits(pixels: Tensor) -> Tensor:
 
 
 def _coco_to_labels(
-    annotation: Any, size: tuple[int, int], new_size: tuple[int, int], where: str
+    annotation: Any, size: tuple[int, int], new_size: tuple[int, int], where: str, with_masks: bool
 ) -> dict[str, Tensor]:
     """The objects of one image as the loss takes them.
 
@@ -247,6 +253,7 @@ def _coco_to_labels(
         size: Size of the image that the annotation speaks of.
         new_size: Its size after resizing, unpadded; `area` is scaled with it.
         where: What to call the image in a message.
+        with_masks: Make `masks` of the objects' `segmentation`.
 
     Raises:
         ValueError: The annotation has another form; the message says where.
@@ -283,6 +290,11 @@ def _coco_to_labels(
         "orig_size": torch.tensor(size),
         "size": torch.tensor(new_size),
     }
+    if with_masks:
+        chosen = [entry for entry, is_kept in zip(objects, kept.tolist(), strict=True) if is_kept]
+        masks = [_coco_mask(entry, size, where) for entry in chosen]
+        whole = torch.from_numpy(np.array(masks, dtype=np.uint8).reshape(-1, 1, *size))
+        labels["masks"] = F.interpolate(whole, size=new_size, mode="nearest")[:, 0].bool()
     if "image_id" in annotation:
         if not isinstance(annotation["image_id"], int):
             raise ValueError(f"{where}: image_id is {annotation['image_id']!r}; wanted an integer, or leave it out.")
@@ -290,8 +302,35 @@ def _coco_to_labels(
     return labels
 
 
+def _coco_mask(entry: Mapping[str, Any], size: tuple[int, int], where: str) -> NDArray[np.uint8]:
+    """The mask (H, W) of an object's `segmentation`: polygons, or run lengths, compressed or not."""
+    if coco_mask is None:
+        raise ValueError("Masks among annotations are read by pycocotools, which is missing: pip install pycocotools.")
+    segmentation = entry.get("segmentation")
+    try:
+        if isinstance(segmentation, Mapping):
+            runs = segmentation
+            if isinstance(segmentation["counts"], list):
+                runs = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+        else:
+            polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6]
+            runs = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+        mask: NDArray[np.uint8] = coco_mask.decode(runs)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{where}: the segmentation of annotation {entry.get('id', entry['bbox'])} cannot be read ({error}); "
+            f"wanted polygons [[x, y, x, y, …], …] or run lengths {{size: [height, width], counts: …}}."
+        ) from error
+    if mask.shape != size:
+        raise ValueError(
+            f"{where}: the segmentation of annotation {entry.get('id', entry['bbox'])} is of {mask.shape}, but the "
+            f"image is {size} (height, width)."
+        )
+    return mask
+
+
 def _labels_of_images(
-    annotations: Any, originals: Sequence[Tensor], resized: Sequence[Tensor]
+    annotations: Any, originals: Sequence[Tensor], resized: Sequence[Tensor], with_masks: bool
 ) -> list[dict[str, Tensor]]:
     """The labels of each image, given the images (3, H, W) before and after resizing."""
     annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
@@ -299,7 +338,11 @@ def _labels_of_images(
         raise ValueError(f"{len(originals)} images, but {len(annotations)} annotations; wanted one an image.")
     return [
         _coco_to_labels(
-            annotation, (before.shape[-2], before.shape[-1]), (after.shape[-2], after.shape[-1]), f"image {position}"
+            annotation,
+            (before.shape[-2], before.shape[-1]),
+            (after.shape[-2], after.shape[-1]),
+            f"image {position}",
+            with_masks,
         )
         for position, (annotation, before, after) in enumerate(zip(annotations, originals, resized, strict=True))
     ]
@@ -321,6 +364,7 @@ class DetrImageProcessorKwargs(TypedDict, total=False):
     image_std: float | int | list[float | int] | tuple[float | int, ...] | None
     do_pad: bool | None
     pad_size: Any
+    return_segmentation_masks: bool | None
     input_data_format: Any
     device: Any
     return_tensors: Any
@@ -389,6 +433,7 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
         do_normalize: Subtract `image_mean` and divide by `image_std`, one number or three; ImageNet's by default.
         do_pad: Pad to a common size, right and bottom, with zeros, and return `pixel_mask`.
         pad_size: `{"height": …, "width": …}` of every batch; None: the largest height and width among its images.
+        return_segmentation_masks: Make `masks` of the annotations' `segmentation`, for `DetrForSegmentation`.
         input_data_format: `"channels_first"` or `"channels_last"`: where arrays have their channels, if that is not
             plain from their shape.
         device: Where to work and to leave the result; None: wherever each image is.
@@ -411,6 +456,7 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
     image_std = IMAGENET_STD
     do_pad = True
     pad_size = None
+    return_segmentation_masks = False
     return_tensors = "pt"
 
     def __init__(self, **kwargs: Any) -> None:
@@ -446,7 +492,8 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
         Returns:
             `pixel_values` (B, 3, H, W); `pixel_mask` (B, H, W) int64, 1 = image, if `do_pad`; with annotations
             `labels`, one dict an image: `class_labels` (N,), `boxes` (N, 4) cxcywh in [0, 1] of the unpadded image,
-            `area` (N,) square pixels of the resized image, `image_id` (1,), `orig_size` (2,), `size` (2,). Without
+            `area` (N,) square pixels of the resized image, `image_id` (1,), `orig_size` (2,), `size` (2,), and with
+            `return_segmentation_masks` `masks` (N, height, width) bool of the resized image, without padding. Without
             `do_pad`, images of different sizes come as a list.
 
         Raises:
@@ -472,7 +519,8 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
         else:
             data["pixel_values"] = pixels
         if annotations is not None:
-            data["labels"] = _labels_of_images(annotations, originals, resized)
+            with_masks = chosen["return_segmentation_masks"]
+            data["labels"] = _labels_of_images(annotations, originals, resized, with_masks)
         return BatchFeature(_to_numpy(data) if chosen["return_tensors"] == "np" else data)
 
     def resize(  # noqa: D102 (the library's)
@@ -521,7 +569,7 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
         options = {key: getattr(self, key, None) for key in self.valid_kwargs.__annotations__} | given
         options["size"] = _size_option("size", options["size"])
         options["pad_size"] = _size_option("pad_size", options["pad_size"])
-        for key in ("do_resize", "do_rescale", "do_normalize", "do_pad"):
+        for key in ("do_resize", "do_rescale", "do_normalize", "do_pad", "return_segmentation_masks"):
             if not isinstance(options[key], bool):
                 raise ValueError(f"{key} is {options[key]!r}; wanted True or False.")
         for key in ("image_mean", "image_std"):

@@ -287,6 +287,29 @@ def test_annotations_become_labels_relative_to_the_unpadded_image() -> None:
     torch.testing.assert_close(padded["labels"][0]["boxes"], first["boxes"])
 
 
+def test_segmentations_become_masks_of_the_unpadded_image() -> None:
+    square = [20.0, 10.0, 40.0, 10.0, 40.0, 30.0, 20.0, 30.0]
+    plain = {"size": [50, 100], "counts": [50 * 20, 20, 4980 - 50 * 20]}
+    objects = [
+        {"bbox": [20, 10, 20, 20], "category_id": 1, "segmentation": [square]},
+        {"bbox": [200, 10, 20, 20], "category_id": 1, "segmentation": [square]},  # its box lies outside the image
+        {"bbox": [20, 0, 1, 20], "category_id": 2, "segmentation": plain},
+    ]
+    processor = DetrTorchvisionImageProcessor(size=100, return_segmentation_masks=True)
+    images = [Image.new("RGB", (100, 50)), Image.new("RGB", (300, 300))]
+    first, second = processor(images, [{"annotations": objects}, {"annotations": []}])["labels"]
+
+    assert first["masks"].dtype == torch.bool
+    assert first["masks"].shape == (2, 100, 200)
+    assert first["masks"][0, 20:60, 40:80].all()
+    assert first["masks"].sum((1, 2)).tolist() == [40 * 40, 2 * 40]
+    assert second["masks"].shape == (0, 100, 100)
+    for segmentation in (None, [[1, 2]], {"size": [4, 4], "counts": [16]}):
+        with pytest.raises(ValueError, match="image 0: the segmentation of annotation 9"):
+            processor(images[0], [{"annotations": [{**BOX, "id": 9, "segmentation": segmentation}]}])
+    assert "masks" not in DetrTorchvisionImageProcessor()(images[0], [{"annotations": objects}])["labels"][0]
+
+
 BOX = {"bbox": [0, 0, 5, 5], "category_id": 1}
 bad_annotations = [
     ([], "1 images, but 0 annotations"),
