@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_run_lengths_of_another_size_are_an_error_that_names_the_annotation(tmp_
 def test_a_file_without_any_segmentation_has_no_masks(tmp_path):
     with pytest.raises(ValueError, match="no annotation of the file has a segmentation"):
         read_coco(instances(tmp_path, [None, None]), masks=True)
+
+
+def test_masks_of_several_files_stay_with_their_images(tmp_path):
+    file = instances(tmp_path, [[SQUARE]])
+    other = [20.0, 10.0, 25.0, 10.0, 25.0, 15.0, 20.0, 15.0]
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = [other]
+    file.with_name("instances_val.json").write_text(json.dumps(content))
+    index = pickle.loads(pickle.dumps(open_dataset(tmp_path, task="instance")))  # as workers get it that are spawned
+
+    assert [index.read_masks(position).sum() for position in (0, 1)] == [36, 25]
+    assert index.split("val").read_masks(0).sum() == 25
+    assert index.split("train+val").read_masks(1).sum() == 25
 
 
 def test_rows_keep_their_masks_when_images_are_selected():
