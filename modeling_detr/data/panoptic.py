@@ -120,12 +120,15 @@ def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) 
     ]
     folder = split.file.parent
     beside = [child for parent in (folder, split.root) for child in sorted(parent.iterdir()) if child.is_dir()]
-    places = [split.file.with_suffix(""), folder, split.root, *beside]
+    usual = split.file.with_suffix("")
+    places = [usual, usual / usual.name, folder, split.root, *beside]
     paths = locate_images(written, [place for place in dict.fromkeys(places) if place.is_dir()])
     segments: list[dict[str, Any]] = []
     for entry, name, png in zip(content["annotations"], written, paths, strict=True):
         if png is None:
-            message, remedy = f"the panoptic image '{name}' is missing", f"put it into {split.file.with_suffix('')}"
+            archive = split.file.with_suffix(".zip")
+            message = f"the panoptic image '{name}' is missing"
+            remedy = f"unpack {archive} there" if archive.is_file() else f"put it into {usual}"
             findings.error("missing image", f"{split.file}:", message, remedy, raises=FileNotFoundError)
             continue
         infos = entry.get("segments_info")

@@ -182,6 +182,9 @@ def test_a_missing_panoptic_image_is_named(tmp_path):
     (root / "annotations" / "panoptic_val" / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"the panoptic image 'a.png' is missing; put it into .*panoptic_val"):
         read_panoptic(root)
+    (root / "annotations" / "panoptic_val.zip").touch()  # COCO's archive holds archives
+    with pytest.raises(FileNotFoundError, match=r"is missing; unpack .*panoptic_val\.zip there"):
+        read_panoptic(root)
 
 
 def test_the_task_chooses_between_instances_and_panoptic(tmp_path):
