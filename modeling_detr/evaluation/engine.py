@@ -62,7 +62,8 @@ def evaluate(
         evaluator: Collects the boxes, for who wants them afterwards. None: one of its own.
         mask_evaluator: Collects the masks: `CocoEvaluator(index, masks=True)`. None: one of its own, if the task has
             masks.
-        panoptic_evaluator: Judges the panoptic segments. None: one of its own, if the task has them.
+        panoptic_evaluator: Judges the panoptic segments. None: one of its own, if the task has them. Given with the
+            task `detection`, it spares the masks of the queries that no segment is made of.
         progress: Show a bar, in the main process and if the output is a terminal.
 
     Returns:

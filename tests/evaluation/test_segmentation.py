@@ -131,6 +131,25 @@ def test_the_callers_evaluators_keep_what_was_found(tmp_path: Any) -> None:
     ]
 
 
+def test_panoptic_segments_can_be_judged_without_the_masks_of_every_query() -> None:
+    index = open_dataset("shapes?size=64&train=3&val=0", task="panoptic")
+    model = tiny_model(5, [4])
+    model.detr.class_labels_classifier.bias.data[4] = 9.0  # all is ground
+    batches, panoptic = batches_of(index, 3), PanopticEvaluator(index)
+    report = evaluate(model, batches, PROCESSOR, index, task="detection", panoptic_evaluator=panoptic)
+    assert report.mask_metrics is None
+    assert report.panoptic == evaluate(model, batches, PROCESSOR, index).panoptic
+    assert report.panoptic is not None
+    assert report.panoptic.per_class["ground"].true_positives == 3
+
+    model.detr.class_labels_classifier.bias.data[4] = -9.0  # nothing is found
+    model.detr.class_labels_classifier.bias.data[5] = 9.0
+    panoptic = PanopticEvaluator(index)
+    report = evaluate(model, batches, PROCESSOR, index, task="detection", panoptic_evaluator=panoptic)
+    assert report.panoptic is not None
+    assert report.panoptic.pq == 0
+
+
 def test_a_detector_cannot_be_judged_by_masks() -> None:
     index = open_dataset("shapes?size=64&train=1&val=0", task="instance")
     with pytest.raises(ValueError, match="A Linear predicts no masks to judge"):
