@@ -13,6 +13,7 @@ _COMMANDS = {
     "train": "train a detector as a recipe says",
     "evaluate": "measure COCO AP of a model on a dataset",
     "predict": "draw the detections of a model on images",
+    "convert": "turn a checkpoint of one kind into one of another",
     "plot": "draw the curves of one run or compare several",
 }
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionResult
@@ -27,7 +27,8 @@ def load_detector(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]
     """
     with telling_missing_models(source):
         found = find_model(source)
-        segments = DetrForSegmentation.__name__ in (DetrConfig.from_pretrained(found).architectures or ())
+        said, _ = PreTrainedConfig.get_config_dict(found)
+        segments = DetrForSegmentation.__name__ in (said.get("architectures") or ())
         model = (DetrForSegmentation if segments else DetrForObjectDetection).from_pretrained(found)
         return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(found)
 
