@@ -1,0 +1,6 @@
+"""`detr convert`, for `accelerate launch` and `torchrun`."""
+
+from modeling_detr.commands import run_command
+
+
+raise SystemExit(run_command("convert"))
