@@ -18,9 +18,8 @@ from typing import cast, get_args
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 
-from modeling_detr.commands.detector import load_detector
+from modeling_detr.commands.detector import load_detector, task_of
 from modeling_detr.data import (
     DetectionDataset,
     DetrCollator,
@@ -34,7 +33,6 @@ from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import adopt_model_labels, evaluate
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionIndex, Task
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.setup import has_splits, hold_out_of_split
@@ -125,13 +123,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(map(str, written)))
     accelerator.end_training()
     return 0
-
-
-def task_of(model: PreTrainedModel) -> Task:
-    """What the model can do: panoptic segmentation if it knows stuff, instances if it has masks, or detection."""
-    if not isinstance(model, DetrForSegmentation):
-        return "detection"
-    return "panoptic" if model.config.stuff_labels else "instance"
 
 
 def choose_images(dataset: DetectionIndex, split: str | None, eval_fraction: float, seed: int) -> DetectionIndex:

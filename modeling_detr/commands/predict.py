@@ -1,26 +1,33 @@
-"""Detect objects in images, and draw them.
+"""Detect objects in images, or segment them, and draw what was found.
 
     detr predict runs/demo/model photo.jpg holiday_photos --output_dir predictions
 
 writes a picture with labelled boxes for each image, in the same sub-folders, and all detections as `predictions.json`:
-each with the model's index of the class (`label`), its `name`, the `score`, and the box in pixels of the image.
+each with the model's index of the class (`label`), its `name`, the `score`, and the box in pixels of the image; with
+masks, if the model has them, as COCO's run lengths. A panoptic model's pictures show all segments instead, which
+`predictions.json` lists; each pixel's id is in `segments/…png` (red + 256 green + 256² blue, 0 = none, as in COCO).
 An image that cannot be read is reported and left out; the exit code is 1 then.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from modeling_detr.commands.detector import detect, load_detector
+from modeling_detr.commands.detector import detect, load_detector, segment, task_of
+from modeling_detr.evaluation.coco import encode_masks
+from modeling_detr.evaluation.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
-from modeling_detr.visualization import draw_detections
+from modeling_detr.modeling_detr import DetrForSegmentation
+from modeling_detr.structures_detr import DetectionResult, PanopticResult
+from modeling_detr.visualization import draw_detections, draw_panoptic
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,18 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a model's folder, or its name on the Hub")
     parser.add_argument("inputs", nargs="+", type=Path, metavar="image_or_folder", help="folders with all sub-folders")
     parser.add_argument("--output_dir", type=Path, required=True, help="where pictures and predictions.json go")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score that counts (default: %(default)s)")
+    parser.add_argument(
+        "--threshold", type=float, help="lowest score that counts (default: 0.5, for panoptic segments 0.85)"
+    )
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
     )
     arguments = parser.parse_args(argv)
-    if not 0 <= arguments.threshold <= 1:
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold: got {arguments.threshold:g}; wanted a score from 0 to 1.")
     check_device(arguments.device)
     images = find_images(arguments.inputs, arguments.output_dir)
     model, processor = load_detector(arguments.model)
     model.to(arguments.device)
     names = cast(dict[int, str], model.config.id2label)
+    task = task_of(model)
+    threshold: float = arguments.threshold
+    if threshold is None:
+        threshold = 0.85 if task == "panoptic" else 0.5
 
     # Every image by itself: what is seen in one does not depend on which others it is padded with.
     found: list[dict[str, Any]] = []
@@ -52,26 +65,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             tqdm.write(f"{path} is left out: {error}", file=sys.stderr)
             continue
-        result = detect(model, processor, pixels, arguments.threshold)
-        scores, labels, boxes = result["scores"], result["labels"], result["boxes"]
         picture = arguments.output_dir / name
         picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_detections(pixels, boxes, labels, scores, names).save(picture, quality=92)
-        detections = [
-            {"label": label, "name": names[label], "score": score, "box_xyxy": box}
-            for label, score, box in zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
-        ]
+        if task == "panoptic":
+            panoptic = segment(cast(DetrForSegmentation, model), processor, pixels, threshold)
+            draw_panoptic(pixels, panoptic, names).save(picture, quality=92)
+            what = _segments_entry(panoptic, names, arguments.output_dir, name)
+        else:
+            result = detect(model, processor, pixels, threshold)
+            scores, labels, boxes = result["scores"], result["labels"], result["boxes"]
+            draw_detections(pixels, boxes, labels, scores, names, masks=result.get("masks")).save(picture, quality=92)
+            what = {"detections": _detections_entry(result, names)}
         height, width = pixels.shape[-2:]
-        found.append({"image": str(path), "height": height, "width": width, "picture": name, "detections": detections})
+        found.append({"image": str(path), "height": height, "width": width, "picture": name, **what})
 
     written = arguments.output_dir / "predictions.json"
     written.parent.mkdir(parents=True, exist_ok=True)
     written.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    num_objects = sum(len(entry["detections"]) for entry in found)
-    print(f"{num_objects} objects in {len(found)} images; see {written} and the pictures beside it.")
+    kind = "segments" if task == "panoptic" else "detections"
+    num_objects = sum(len(entry[kind]) for entry in found)
+    noun = "segments" if task == "panoptic" else "objects"
+    print(f"{num_objects} {noun} in {len(found)} images; see {written} and the pictures beside it.")
     if len(found) < len(images):
         print(f"{len(images) - len(found)} of {len(images)} images could not be read.", file=sys.stderr)
     return int(len(found) < len(images))
+
+
+def _detections_entry(result: DetectionResult, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """The detections as plain values."""
+    rows = zip(result["labels"].tolist(), result["scores"].tolist(), result["boxes"].tolist(), strict=True)
+    detections: list[dict[str, Any]] = [
+        {"label": label, "name": names[label], "score": score, "box_xyxy": box} for label, score, box in rows
+    ]
+    if "masks" in result:
+        for detection, mask in zip(detections, encode_masks(result["masks"].numpy()), strict=True):
+            detection["segmentation"] = {**mask, "counts": mask["counts"].decode("ascii")}
+    return detections
+
+
+def _segments_entry(panoptic: PanopticResult, names: Mapping[int, str], output_dir: Path, name: str) -> dict[str, Any]:
+    """The segments as plain values; their map is written, with ids from 1 on."""
+    file = Path("segments", name).with_suffix(".png")
+    numbers = np.zeros(panoptic["segmentation"].shape, np.int64)
+    segments = []
+    for number, info in enumerate(panoptic["segments_info"], start=1):
+        here = (panoptic["segmentation"] == info["id"]).numpy()
+        numbers[here] = number
+        label = info["label_id"]
+        area = int(here.sum())
+        segments.append({"id": number, "label": label, "name": names[label], "score": info["score"], "area": area})
+    (output_dir / file).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(segment_colours(numbers)).save(output_dir / file)
+    return {"segmentation": file.as_posix(), "segments": segments}
 
 
 def check_device(name: str) -> None:

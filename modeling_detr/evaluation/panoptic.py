@@ -266,9 +266,8 @@ class PanopticEvaluator:
     ) -> dict[str, Any]:
         """Writes the PNG of one image, and returns its entry of the JSON file."""
         name = self._file_names[position]
-        colours = np.stack([segments % 256, segments // 256 % 256, segments // 65536], axis=-1)
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(colours.astype(np.uint8)).save(folder / name)
+        Image.fromarray(segment_colours(segments)).save(folder / name)
         infos = []
         for number, (label, info) in enumerate(zip(labels.tolist(), result["segments_info"], strict=True), start=1):
             rows, columns = np.nonzero(segments == number)
@@ -316,6 +315,12 @@ class PanopticEvaluator:
         file = self.save_to.with_name(f"{self.save_to.name}.json")
         file.write_text(json.dumps(self.to_coco_panoptic()), encoding="utf-8")
         return file
+
+
+def segment_colours(segments: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The ids of a map (H, W) as COCO writes them in the colours (H, W, 3) of a PNG."""
+    colours = np.stack([segments % 256, segments // 256 % 256, segments // 65536], axis=-1)
+    return colours.astype(np.uint8)
 
 
 def _means(classes: Sequence[ClassQuality]) -> tuple[float, float, float]:
