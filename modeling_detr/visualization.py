@@ -304,8 +304,12 @@ _PANELS = {
     "class loss": ("loss_ce",),
     "box loss (L1)": ("loss_bbox",),
     "box loss (generalised IoU)": ("loss_giou",),
+    "mask loss (focal)": ("loss_mask",),
+    "mask loss (dice)": ("loss_dice",),
     "class error, %": ("class_error",),
     "AP (solid), AP50 (dashed)": ("ap", "ap50"),
+    "mask AP (solid), AP50 (dashed)": ("mask_ap", "mask_ap50"),
+    "PQ (solid), of things (dashed)": ("pq", "pq_things"),
 }
 
 
