@@ -28,6 +28,8 @@ from modeling_detr.data import (
     find_split,
     open_dataset,
 )
+from modeling_detr.data.hf_datasets import BoxFormat
+from modeling_detr.data.open import FORMATS
 from modeling_detr.data.transforms import SampleTransform
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import adopt_model_labels, evaluate
@@ -45,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", help="a model's folder, or its name on the Hub")
     parser.add_argument("dataset", help="a COCO, YOLO or VOC folder or file, or shapes")
-    parser.add_argument("--data_format", choices=("coco", "yolo", "voc", "coco_panoptic"), help="default: found out")
+    parser.add_argument("--data_format", choices=FORMATS, help="default: found out")
+    parser.add_argument("--box_format", choices=get_args(BoxFormat), help="of the format hf (default: found out)")
     parser.add_argument(
         "--task", choices=get_args(Task), help="what is judged: boxes, masks, panoptic segments (default: all it can)"
     )
@@ -66,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator = Accelerator()
 
     def opened(task: Task) -> DetectionIndex:
-        dataset = open_dataset(arguments.dataset, format=arguments.data_format, task=task)
+        dataset = open_dataset(
+            arguments.dataset, format=arguments.data_format, task=task, box_format=arguments.box_format
+        )
         return choose_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
 
     task: Task = arguments.task or "detection"

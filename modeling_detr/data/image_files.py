@@ -1,7 +1,10 @@
 """Where the image files of a dataset lie, and how large they are, without decoding one."""
 
+import io
 import os
 import re
+import struct
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +15,8 @@ IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"]
 )
 EXIF_ORIENTATION = 0x0112
+# Pillow warns above 89 million pixels and refuses twice that; satellite and slide images of datasets are tiles.
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 _SPLIT_NAME = re.compile(r"(train(ing|val)?|val(id|idation)?|dev|eval|test(ing)?)[-_]?\d*", re.IGNORECASE)
 
 
@@ -24,6 +29,19 @@ def is_image_name(name: str) -> bool:
     """Whether the name ends as image files do, in upper or lower case; hidden files are none."""
     stem, _, suffix = name.rpartition(".")
     return suffix.lower() in IMAGE_SUFFIXES and bool(stem) and not name.startswith(".")
+
+
+def image_source(path: str) -> str | io.BytesIO:
+    """What Pillow opens for the path of an image record: the path, or the bytes in the row that a virtual one names.
+
+    Raises:
+        OSError: It names a row of a file that cannot be read.
+    """
+    if ".arrow?" not in path:
+        return path
+    from modeling_detr.data.arrow_images import read_row  # with pyarrow only where a dataset needs it
+
+    return read_row(path)
 
 
 class FolderListings:
@@ -94,17 +112,63 @@ def header_size(path: str) -> tuple[int, int]:
     """Height and width of an image file from its header, after its EXIF orientation.
 
     Raises:
-        OSError: The file cannot be read, or is no image; the message names it.
+        OSError: The file cannot be read, is no image, or is absurdly large; the message names it.
     """
+    return header_sizes(path)[0]
+
+
+def header_sizes(path: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of an image after its EXIF orientation, and as it is stored; see `header_size`."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where hardly any has it.
-            has_exif = image.format in ("JPEG", "MPO", "TIFF", "WEBP") or "exif" in image.info
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1) if has_exif else 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is judged below
+            with Image.open(image_source(path)) as image:
+                width, height = image.size
+                check_pixels(path, height, width)
+                # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where hardly any has it.
+                has_exif = image.format in ("JPEG", "MPO", "TIFF", "WEBP") or "exif" in image.info
+                orientation = exif_orientation(image) if has_exif else 1
     except UnidentifiedImageError as error:
-        size = Path(path).stat().st_size
-        raise OSError(f"{path}: not an image that can be read ({size} bytes); replace or remove it.") from error
-    except OSError as error:
+        raise OSError(f"{path}: not an image that can be read ({_bytes(path)}); replace or remove it.") from error
+    except Image.DecompressionBombError as error:
+        raise OSError(f"{path}: {error}; scale it down, or remove it and its annotations.") from error
+    except TooManyPixelsError:
+        raise
+    except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError on broken chunks
         raise OSError(f"{path}: cannot be read: {error}; replace or remove it.") from error
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    return ((width, height) if orientation in (5, 6, 7, 8) else (height, width)), (height, width)
+
+
+class TooManyPixelsError(OSError):
+    """An image is so large that it is no picture of a dataset, but a mistake or an attack on memory."""
+
+
+def check_pixels(path: str, height: int, width: int) -> None:
+    """Refuses an image of absurd size, before it is decoded.
+
+    Raises:
+        TooManyPixelsError: It has more than `MAX_PIXELS` pixels.
+    """
+    if height * width > MAX_PIXELS:
+        raise TooManyPixelsError(
+            f"{path}: the image is {width}x{height} (width x height), more than {MAX_PIXELS / 1e6:.0f} million "
+            f"pixels, and is not decoded; cut it into tiles or scale it down, with its boxes, or remove it and its "
+            f"annotations."
+        )
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image, 1 (upright) to 8; 1 where the data is broken or says something else."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+        try:
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        except (SyntaxError, ValueError, struct.error):  # what its bytes say is not even EXIF
+            return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _bytes(path: str) -> str:
+    source = image_source(path)
+    size = Path(source).stat().st_size if isinstance(source, str) else source.getbuffer().nbytes
+    return f"{size} bytes"

@@ -1,12 +1,20 @@
 """Reads one image as 8-bit RGB, in the orientation that its annotations see."""
 
+import warnings
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from modeling_detr.data.image_files import EXIF_ORIENTATION
+from modeling_detr.data.image_files import (
+    EXIF_ORIENTATION,
+    TooManyPixelsError,
+    check_pixels,
+    exif_orientation,
+    image_source,
+)
 from modeling_detr.data.shapes import is_shapes, render
 from modeling_detr.image_processing_detr import to_rgb
 from modeling_detr.structures_detr import ImageRecord
@@ -44,15 +52,23 @@ def read_image(record: ImageRecord) -> tv_tensors.Image:
 def _decode(path: str, oriented: bool) -> Tensor:
     """Pixels (3, H, W) uint8 of an image file, turned as its EXIF orientation says if `oriented`."""
     try:
-        with Image.open(path) as image:
-            if not oriented:
-                image.getexif()[EXIF_ORIENTATION] = 1
-            if image.mode == "RGB" and image.format == "JPEG" and image.getexif().get(EXIF_ORIENTATION, 1) == 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is judged below
+            opened = Image.open(image_source(path))
+        with opened as image:
+            check_pixels(path, image.height, image.width)
+            image.load()
+            orientation = exif_orientation(image)
+            if not oriented or orientation == 1:
+                image.getexif()[EXIF_ORIENTATION] = 1  # also in place of a number that is none
+            if image.mode == "RGB" and image.format == "JPEG" and (orientation == 1 or not oriented):
                 return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # nothing to convert: most images by far
             return to_rgb(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: there is no such image; put it there, or remove its annotations.") from error
-    except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError on broken chunks
+    except TooManyPixelsError:
+        raise
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken chunks of a PNG
         raise OSError(
             f"{path}: the image cannot be decoded ({error}); replace it, or remove it and its annotations."
         ) from error

@@ -2,11 +2,13 @@
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from modeling_detr.data.coco import find_coco_files, read_coco
 from modeling_detr.data.findings import Findings
+from modeling_detr.data.hf_datasets import find_hf_files, is_hub_id, read_hf_dataset
 from modeling_detr.data.panoptic import find_panoptic_files, read_panoptic, things_of
 from modeling_detr.data.shapes import is_shapes, read_shapes
 from modeling_detr.data.voc import is_voc, read_voc
@@ -14,22 +16,16 @@ from modeling_detr.data.yolo import find_yolo_file, read_yolo
 from modeling_detr.structures_detr import DetectionIndex, Task
 
 
-class _Finder(Protocol):
-    def __call__(self, path: Path) -> object:
-        """Something true if the dataset at `path` may be in the format."""
-
-
-class _Reader(Protocol):
-    def __call__(self, path: Path, *, findings: Findings | None) -> DetectionIndex:
-        """Reads it."""
-
-
-_READERS: dict[str, tuple[_Finder, _Reader]] = {
+# Format → what finds such a dataset at a path (something true), and what reads it.
+_READERS: dict[str, tuple[Callable[[Path], object], Callable[..., DetectionIndex]]] = {
     "coco": (find_coco_files, read_coco),
     "yolo": (find_yolo_file, read_yolo),
     "voc": (is_voc, read_voc),
     "coco_panoptic": (find_panoptic_files, read_panoptic),
+    "hf": (find_hf_files, read_hf_dataset),
 }
+FORMATS = tuple(_READERS)
+_FORMATS_OF = {"box_format": ("hf",)}  # which formats an option of reading means something to
 _ROLE_NAMES = {
     "train": ("train", "training", "trainval"),
     "eval": ("val", "valid", "validation", "dev", "eval", "test"),
@@ -42,20 +38,23 @@ def open_dataset(
     format: str | None = None,  # noqa: A002 (the word that users know)
     findings: Findings | None = None,
     task: Task = "detection",
+    box_format: str | None = None,
 ) -> DetectionIndex:
-    """Opens a dataset in the format of COCO, COCO panoptic, YOLO or Pascal VOC, or the built-in shapes.
+    """Opens a dataset: COCO, COCO panoptic, YOLO, Pascal VOC, of Hugging Face's `datasets`, or the built-in shapes.
 
     Args:
-        path: The dataset's folder; a COCO annotation file (.json); a YOLO description (.yaml); or `shapes`, with
-            options as in `shapes?size=128&train=8000&val=400&seed=0&panoptic=true`. Where a folder holds nothing but
-            one other folder, that one is looked into.
+        path: The dataset's folder; a COCO annotation file (.json); a YOLO description (.yaml); a parquet file; the
+            name of a dataset on the Hub (owner/name); or `shapes`, with options as in
+            `shapes?size=128&train=8000&val=400&seed=0&panoptic=true`. Where a folder holds nothing but one other
+            folder, that one is looked into.
         split: Name of a split, several joined by `+` (`train+val`), or None for every image. The classes and their
             labels are those of the whole dataset, whichever split is chosen.
-        format: `coco`, `coco_panoptic`, `yolo` or `voc`; None: found out. Of a folder with both of COCO's, the task
-            `panoptic` takes the panoptic files, the others take the instances.
+        format: `coco`, `coco_panoptic`, `yolo`, `voc` or `hf` (of `datasets`); None: found out. Of a folder with both
+            of COCO's, the task `panoptic` takes the panoptic files, the others take the instances.
         findings: Takes what is wrong, each with its place (`detr data check`); None: the first error is raised.
         task: What it is opened for: `detection` (boxes), `instance` (things with their masks) or `panoptic` (every
             pixel belongs to a thing or to stuff).
+        box_format: Convention of the boxes in a dataset of `datasets`, see `hf_datasets.BoxFormat`; None: found out.
 
     Returns:
         The index of its images and annotations; `notes` say what was left out or changed.
@@ -70,22 +69,27 @@ def open_dataset(
     if is_shapes(path):
         index = read_shapes(str(path), panoptic=task == "panoptic")
     else:
-        index = _open_files(Path(path).expanduser(), format, findings, task)
+        options = {} if box_format is None else {"box_format": box_format}
+        index = _open_files(Path(path).expanduser(), format, findings, task, options)
     if task == "instance" and not all(category.is_thing for category in index.categories):
         index = things_of(index)
     return index if split is None else index.split(split)
 
 
-def _open_files(path: Path, chosen: str | None, findings: Findings | None, task: Task) -> DetectionIndex:
+def _open_files(
+    path: Path, chosen: str | None, findings: Findings | None, task: Task, options: Mapping[str, Any]
+) -> DetectionIndex:
     if chosen is not None and chosen not in _READERS:
         raise ValueError(f"There is no dataset format '{chosen}'; wanted one of {', '.join(_READERS)}.")
-    if not path.exists():
+    on_hub = chosen in (None, "hf") and is_hub_id(path)
+    if not path.exists() and not on_hub and not (chosen == "hf" and len(path.parts) == 1):
         raise FileNotFoundError(
             f"There is no dataset at {path} ({path.resolve()}); wanted a folder in COCO, YOLO or Pascal VOC format, a "
-            f"COCO .json, a YOLO .yaml, or the built-in 'shapes'."
+            f"COCO .json, a YOLO .yaml, a folder or .parquet of `datasets`, a name on the Hub (owner/name), or the "
+            f"built-in 'shapes'."
         )
-    if chosen is not None:
-        return _read(chosen, path, findings, task)
+    if chosen is not None or on_hub:
+        return _read(chosen or "hf", path, findings, task, options)
     place: Path | None = path
     while place is not None:
         fitting = [name for name, (finds, _) in _READERS.items() if finds(place)]
@@ -100,12 +104,18 @@ def _open_files(path: Path, chosen: str | None, findings: Findings | None, task:
                 f"description (.yaml) itself."
             )
         if fitting:
-            return _read(fitting[0], place, findings, task)
+            return _read(fitting[0], place, findings, task, options)
         place = _only_folder(place)
     raise ValueError(_what_was_looked_for(path))
 
 
-def _read(name: str, path: Path, findings: Findings | None, task: Task) -> DetectionIndex:
+def _read(name: str, path: Path, findings: Findings | None, task: Task, options: Mapping[str, Any]) -> DetectionIndex:
+    for option in options:
+        if name not in _FORMATS_OF[option]:
+            raise ValueError(
+                f"{path} was taken for the format '{name}', to which {option} means nothing; leave it out, or say "
+                f"--data_format {_FORMATS_OF[option][0]} (format= in Python)."
+            )
     fitting = {
         "instance": "COCO with segmentations, COCO panoptic, or the built-in shapes",
         "panoptic": "COCO panoptic (annotations/panoptic_*.json with folders of PNG), or the built-in shapes",
@@ -116,8 +126,8 @@ def _read(name: str, path: Path, findings: Findings | None, task: Task) -> Detec
             f"{fitting[task]}, or another task."
         )
     if (name, task) == ("coco", "instance"):
-        return read_coco(path, findings=findings, masks=True)
-    return _READERS[name][1](path, findings=findings)
+        return read_coco(path, findings=findings, masks=True, **options)
+    return _READERS[name][1](path, findings=findings, **options)
 
 
 def _has_yaml(path: Path) -> bool:
@@ -142,7 +152,8 @@ def _what_was_looked_for(path: Path) -> str:
     return (
         f"{path} is in no format that is known. Looked for COCO: annotations/instances_*.json or "
         f"panoptic_*.json, or JSON files with 'images', 'annotations' and 'categories' in it or its sub-folders; "
-        f"YOLO: a .yaml file with 'names', or classes.txt; Pascal VOC: .xml files that begin with <annotation>. "
+        f"YOLO: a .yaml file with 'names', or classes.txt; Pascal VOC: .xml files that begin with <annotation>; "
+        f"datasets: dataset_dict.json or state.json of save_to_disk, or .parquet files. "
         f"It holds: {shown or 'nothing'}."
     )
 

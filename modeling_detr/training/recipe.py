@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
+from modeling_detr.data.hf_datasets import BoxFormat
 from modeling_detr.training.optimization import LearningRateSchedule
 
 
@@ -31,8 +32,10 @@ class Recipe:
     """One training run. Batch sizes are per process.
 
     Attributes:
-        data: Dataset: a folder or file in COCO, YOLO or VOC format, or 'shapes'.
-        data_format: Format of the dataset; none: found out.
+        data: Dataset: a folder or file in COCO, YOLO or VOC format, of Hugging Face's datasets, its name on the Hub,
+            or 'shapes'.
+        data_format: Format of the dataset, 'hf' is that of Hugging Face's datasets; none: found out.
+        box_format: Convention of the boxes in the format 'hf', e.g. 'xyxy' or 'cxcywh_normalized'; none: found out.
         train_split: Split to train on, several joined by '+'; none: the one with a usual name.
         eval_split: Split to evaluate on; none: the one with a usual name.
         eval_fraction: Share of the training images that is held out for evaluation, for data without such a split.
@@ -83,7 +86,8 @@ class Recipe:
 
     # What is learnt from, and where the run lies
     data: str | None = None
-    data_format: Literal["coco", "yolo", "voc"] | None = None
+    data_format: Literal["coco", "yolo", "voc", "coco_panoptic", "hf"] | None = None
+    box_format: BoxFormat | None = None
     train_split: str | None = None
     eval_split: str | None = None
     eval_fraction: float = 0.0

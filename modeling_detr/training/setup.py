@@ -40,7 +40,7 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
     Raises:
         ValueError: There are no such splits, one is empty, or nothing is annotated to train on.
     """
-    dataset = open_dataset(recipe.data_source, format=recipe.data_format)
+    dataset = open_dataset(recipe.data_source, format=recipe.data_format, box_format=recipe.box_format)
     if recipe.eval_fraction > 0:
         train, evaluation = hold_out_of_split(dataset, recipe.train_split, recipe.eval_fraction, recipe.seed)
     elif not has_splits(dataset) and recipe.train_split is None and recipe.eval_split is None:
