@@ -20,32 +20,29 @@ _TEMPLATE = """\
 A DETR (DEtection TRansformer, [Carion et al. 2020](https://arxiv.org/abs/2005.12872)) with the backbone `{backbone}`
 and {num_queries} queries, trained with modeling_detr by the recipe below.
 
-It detects: {classes}.
+It {does}: {classes}.
 
 ## Use
 
 ```python
 import torch
 from PIL import Image
-from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
+from modeling_detr import {model_class}, DetrTorchvisionImageProcessor
 
-model = DetrForObjectDetection.from_pretrained("{place}").eval()
+model = {model_class}.from_pretrained("{place}").eval()
 processor = DetrTorchvisionImageProcessor.from_pretrained("{place}")
 
 image = Image.open("image.jpg")
 with torch.no_grad():
     outputs = model(**processor(image))
-result = processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(image.height, image.width)])[0]
-for score, label, box in zip(result["scores"], result["labels"], result["boxes"]):
-    print(f"{{model.config.id2label[label.item()]}} {{score:.2f}} at {{box.tolist()}}")  # x0, y0, x1, y1 in pixels
-```
+{reading}```
 
 Where modeling_detr is not installed, the code beside the weights does the same:
 
 ```python
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoImageProcessor, {auto_class}
 
-model = AutoModelForObjectDetection.from_pretrained("{place}", trust_remote_code=True).eval()
+model = {auto_class}.from_pretrained("{place}", trust_remote_code=True).eval()
 processor = AutoImageProcessor.from_pretrained("{place}", trust_remote_code=True)
 ```
 
@@ -66,6 +63,24 @@ Trained on {train_name}: {num_images:,} images, {num_boxes:,} boxes.
 """
 
 
+_READ_OBJECTS = """\
+result = processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(image.height, image.width)])[0]
+for score, label, box in zip(result["scores"], result["labels"], result["boxes"]):
+    print(f"{model.config.id2label[label.item()]} {score:.2f} at {box.tolist()}")  # x0, y0, x1, y1 in pixels
+"""
+_READ_INSTANCES = """\
+result = processor.post_process_instance_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]
+for score, label, mask in zip(result["scores"], result["labels"], result["masks"]):  # masks (height, width) bool
+    print(f"{model.config.id2label[label.item()]} {score:.2f}, {int(mask.sum())} pixels")
+"""
+_READ_SEGMENTS = """\
+result = processor.post_process_panoptic_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]
+for segment in result["segments_info"]:  # result["segmentation"] (height, width) says to which one each pixel belongs
+    pixels = int((result["segmentation"] == segment["id"]).sum())
+    print(f"{model.config.id2label[segment['label_id']]} {segment['score']:.2f}, {pixels} pixels")
+"""
+
+
 def model_card(
     recipe: Recipe, config: DetrConfig, train_index: DetectionIndex, report: EvaluationReport, state: TrainingState
 ) -> str:
@@ -78,20 +93,30 @@ def model_card(
         report: What was measured.
         state: When that was.
     """
+    figures = [("mAP", "AP", report.metrics.ap), ("mAP", "AP50", report.metrics.ap50)]
+    if report.mask_metrics is not None:
+        figures.append(("mAP", "mask AP", report.mask_metrics.ap))
+    if report.panoptic is not None:
+        figures += [
+            (figure, figure, value)
+            for figure, value in (("PQ", report.panoptic.pq), ("SQ", report.panoptic.sq), ("RQ", report.panoptic.rq))
+        ]
+    segments = len(figures) > 2
+    task = "image-segmentation" if segments else "object-detection"
+    reading = _READ_OBJECTS if not segments else _READ_INSTANCES if report.panoptic is None else _READ_SEGMENTS
     metadata = {
         "library_name": "modeling_detr",
-        "pipeline_tag": "object-detection",
-        "tags": ["detr", "object-detection", "vision"],
+        "pipeline_tag": task,
+        "tags": ["detr", task, "vision"],
         "model-index": [
             {
                 "name": recipe.run_dir.name,
                 "results": [
                     {
-                        "task": {"type": "object-detection"},
-                        "dataset": {"type": "detection", "name": report.dataset},
+                        "task": {"type": task},
+                        "dataset": {"type": "segmentation" if segments else "detection", "name": report.dataset},
                         "metrics": [
-                            {"type": "mAP", "name": name, "value": round(value, 4)}
-                            for name, value in (("AP", report.metrics.ap), ("AP50", report.metrics.ap50))
+                            {"type": kind, "name": name, "value": round(value, 4)} for kind, name, value in figures
                         ],
                     }
                 ],
@@ -103,6 +128,10 @@ def model_card(
         name=recipe.run_dir.name,
         backbone=config.backbone,
         num_queries=config.num_queries,
+        does="segments" if segments else "detects",
+        model_class="DetrForSegmentation" if segments else "DetrForObjectDetection",
+        auto_class="AutoModelForUniversalSegmentation" if segments else "AutoModelForObjectDetection",
+        reading=reading,
         classes=", ".join(train_index.id2label.values()),
         place=recipe.push_to_hub or Path(recipe.run_dir, "model"),
         eval_name=report.dataset,

@@ -1,0 +1,65 @@
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from modeling_detr import DetrConfig, DetrForSegmentation, DetrTorchvisionImageProcessor
+from modeling_detr.data import open_dataset
+from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.report import EvaluationReport
+from modeling_detr.training.checkpointing import TrainingState
+from modeling_detr.training.model_card import model_card
+from modeling_detr.training.recipe import Recipe
+
+
+def tiny_model(stuff_labels: list[int]) -> DetrForSegmentation:
+    config = DetrConfig(
+        backbone="resnet10t",
+        backbone_kwargs={"channels": [8, 16, 24, 32], "stem_width": 8},
+        d_model=128,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=5,
+        id2label={0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"},
+        stuff_labels=stuff_labels,
+    )
+    model = DetrForSegmentation(config)
+    with torch.no_grad():
+        model.detr.class_labels_classifier.bias[4] = 9.0
+    return model
+
+
+@pytest.mark.parametrize(
+    ("task", "printed"), [("panoptic", "ground 1.00, 1200 pixels"), ("instance", "ground 1.00, ")]
+)
+def test_the_code_on_the_card_of_a_model_that_segments_works(tmp_path, monkeypatch, capsys, task, printed) -> None:
+    model = tiny_model([4] if task == "panoptic" else [])
+    run = tmp_path / "run"
+    model.save_pretrained(run / "model")
+    DetrTorchvisionImageProcessor(size=64).save_pretrained(run / "model")
+    index = open_dataset("shapes?size=32&train=1&val=0", task=task)
+    report = EvaluationReport(
+        dataset=index.name,
+        num_images=1,
+        metrics=CocoEvaluator(index).compute(),
+        losses={},
+        seconds=1.0,
+        images_per_second=1.0,
+        mask_metrics=CocoEvaluator(index, masks=True).compute(),
+        panoptic=PanopticEvaluator(index).compute() if task == "panoptic" else None,
+    )
+    recipe = Recipe(data="shapes", output_dir=str(run))
+    card = model_card(recipe, model.config, index, report, TrainingState(num_processes=1))
+
+    assert "pipeline_tag: image-segmentation" in card
+    assert ("name: PQ" in card) == (task == "panoptic")
+    code = re.search(r"```python\n(import torch.*?)```", card, re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30)).save("image.jpg")
+    exec(code[1], {})
+    assert printed in capsys.readouterr().out
