@@ -1,4 +1,4 @@
-"""`detr convert`, for `accelerate launch` and `torchrun`."""
+"""`detr convert`, from a checkout."""
 
 from modeling_detr.commands import run_command
 

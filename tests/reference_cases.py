@@ -65,11 +65,14 @@ class Case:
         options = {ours: value for key, value in self.values["options"].items() for ours in _OPTIONS.get(key, ())}
         kind = DetrForSegmentation if self.has_masks else DetrForObjectDetection
         model = kind(DetrConfig(**{**options, "num_labels": self.values["num_classes"], **changes}))
-        original = _seeded().seeded_state_dict(
-            REFERENCE / "manifests" / f"{self.values['variant']}.json", self.values["seed"]
-        )
-        model.load_state_dict(original_to_ours(original), strict=True)
+        model.load_state_dict(original_to_ours(self.original_weights()), strict=True)
         return model.eval()
+
+    def original_weights(self) -> dict[str, Tensor]:
+        """The case's weights under the original's names."""
+        manifest = REFERENCE / "manifests" / f"{self.values['variant']}.json"
+        weights: dict[str, Tensor] = _seeded().seeded_state_dict(manifest, self.values["seed"])
+        return weights
 
     def images(self, seeds: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """The padded batch and its mask."""

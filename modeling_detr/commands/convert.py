@@ -1,19 +1,21 @@
-"""Turn a checkpoint of one kind into a folder of another.
+"""Convert a checkpoint: the original's to ours, ours to the original's, ours to Transformers' own DETR.
 
-    detr convert facebook/detr-resnet-50 my_start          # any model that loads here, saved as one of ours
-    detr convert runs/mine for_everybody --to transformers
+    detr convert detr-r101-dc5-a2e86def.pth start                 # the original's file → a folder for from_pretrained
+    detr convert detr-r50 start                                   # a released model by name, downloaded
+    detr convert runs/mine mine.pth --to original                 # → what the original's load_state_dict takes
+    detr convert runs/mine mine_stock --to transformers           # → what Transformers loads without this package
 
-With `--to transformers` the folder loads with `AutoModelForObjectDetection` and `pipeline("object-detection")` where
-this package is not installed and no code of the Hub is trusted. Nothing is written before all is known to fit.
+The network is read off the weights; what was assumed is printed. Nothing in a checkpoint is run. The target must not
+be there, and is there only when it is whole.
 """
 
 import argparse
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_detr.commands.detector import load_detector
-from modeling_detr.conversion.transformers import save_for_transformers
+from modeling_detr.conversion import convert_original, export_original, save_for_transformers
+from modeling_detr.conversion.checkpoint_files import is_released, writing_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,41 +23,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "detr convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("source", help="a model's or a run's folder, or a name on the Hub; stock DETRs too")
-    parser.add_argument("target", type=Path, help="the folder to write, which must not exist")
     parser.add_argument(
-        "--to",
-        choices=("ours", "transformers"),
-        default="ours",
-        help="what to write: a model of this package, or one of Transformers' own (default: %(default)s)",
+        "source", help="a .pth of the original, the name of a released one, a model's folder or Hub id"
     )
+    parser.add_argument("target", type=Path, help="the folder, or with --to original the file, to write")
+    parser.add_argument("--to", choices=("ours", "original", "transformers"), default="ours", help="default: ours")
+    original = parser.add_argument_group("of a checkpoint of the original")
+    original.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one a line")
+    original.add_argument("--num_labels", type=int, metavar="N", help="for a file whose class_embed was deleted")
+    original.add_argument(
+        "--dilation", type=_boolean, metavar="BOOL", help="dilation in the backbone's last stage, DC5"
+    )
+    original.add_argument("--encoder_attention_heads", type=int, metavar="N")
+    original.add_argument("--decoder_attention_heads", type=int, metavar="N")
     arguments = parser.parse_args(argv)
-    target: Path = arguments.target
-    if target.exists():
-        raise FileExistsError(f"{target} exists; give a folder that does not, or remove it.")
-    model, processor = load_detector(arguments.source)
+    given = {
+        key: getattr(arguments, key) for key in ("dilation", "encoder_attention_heads", "decoder_attention_heads")
+    }
+    is_original = Path(arguments.source).is_file() or is_released(arguments.source)
+    unused = [key for key in ("labels", "num_labels", *given) if getattr(arguments, key) is not None]
+    if unused and not is_original:
+        raise ValueError(f"--{unused[0]} is for a checkpoint of the original; {arguments.source} is none.")
 
-    def write(folder: Path) -> None:
-        if arguments.to == "transformers":
-            save_for_transformers(model, processor, folder)
+    if arguments.to == "ours" and is_original:
+        said = convert_original(
+            arguments.source,
+            arguments.target,
+            num_labels=arguments.num_labels,
+            names=read_names(arguments.labels) if arguments.labels is not None else None,
+            given=given,
+        )
+    elif is_original:
+        raise ValueError(
+            f"{arguments.source} is a checkpoint of the original; convert it to ours first (detr convert "
+            f"{arguments.source} FOLDER), then FOLDER --to {arguments.to}."
+        )
+    else:
+        model, processor = load_detector(arguments.source)
+        said = [f"read {type(model).__name__} of {model.config.num_labels} classes"]
+        if arguments.to == "original":
+            said += export_original(model, arguments.target)
         else:
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
-
-    write_whole(target, write)
-    kind = "Transformers' own DETR" if arguments.to == "transformers" else "a model of this package"
-    print(f"{target}: {type(model).__name__} of {len(model.config.id2label or {})} classes, as {kind}")
+            with writing_folder(arguments.target) as folder:
+                if arguments.to == "transformers":
+                    save_for_transformers(model, processor, folder)
+                else:  # of Transformers' own DETR, or of ours once more
+                    model.save_pretrained(folder)
+                    processor.save_pretrained(folder)
+    kinds = {
+        "ours": "a model of this package",
+        "original": "a checkpoint of the original",
+        "transformers": "a model of Transformers' own",
+    }
+    print("\n".join([*said, f"wrote {arguments.target}, {kinds[arguments.to]}"]))
     return 0
 
 
-def write_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a hidden folder beside `target`, then gives it its name: a target that is there is whole."""
-    temporary = target.with_name(f".{target.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+def read_names(path: Path) -> list[str]:
+    """The names of classes in a text file, one a line.
+
+    Raises:
+        ValueError: A line is empty, or a name is there twice.
+        OSError: The file cannot be read.
+    """
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise ValueError(f"{path}: line {number} is empty; wanted the name of one class a line.")
+        if names.index(name) < number - 1 and name != "N/A":
+            raise ValueError(f"{path}: line {number}: '{name}' is there twice; wanted the name of each class once.")
+    return names
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"got '{text}'; wanted true or false")
+    return text.lower() == "true"

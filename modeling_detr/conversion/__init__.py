@@ -1,6 +1,14 @@
-"""Checkpoints of others: what their parameters are called here."""
+"""Checkpoints of others: the original's to ours and back, and ours to Transformers' own DETR."""
 
-from .original import original_to_ours
+from .original import convert_original, converted_copy, export_original, original_to_ours, ours_to_original
+from .transformers import save_for_transformers
 
 
-__all__ = ["original_to_ours"]
+__all__ = [
+    "convert_original",
+    "converted_copy",
+    "export_original",
+    "original_to_ours",
+    "ours_to_original",
+    "save_for_transformers",
+]

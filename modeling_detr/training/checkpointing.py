@@ -32,6 +32,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers.utils import logging
 
+from modeling_detr.conversion import converted_copy
+from modeling_detr.conversion.checkpoint_files import is_released
 from modeling_detr.training.recipe import Recipe
 
 
@@ -236,20 +238,22 @@ def find_model(source: str) -> str:
     """What `from_pretrained` is to be given, wherever a person may name a model.
 
     Args:
-        source: A model's folder, the folder of a run (its `model/` is meant), or a Hub id.
+        source: A model's folder, the folder of a run (its `model/` is meant), a Hub id; or a checkpoint of the
+            original, a file or the name of a released one, which is converted.
 
     Raises:
-        ValueError: `source` is a checkpoint of the original, another file, or a folder without a model.
+        ValueError: `source` is another file, or a folder without a model, or no checkpoint of the original.
         FileNotFoundError: There is nothing at `source`, and it cannot be a Hub id.
+        OSError: A released checkpoint cannot be downloaded.
     """
     path = Path(source)
-    if path.suffix in (".pth", ".pt", ".ckpt"):
-        raise ValueError(
-            f"{source} is a PyTorch checkpoint, which must be converted first; this version cannot do that. "
-            f"Give the folder of a model (with config.json), or a name on the Hub."
-        )
+    if path.suffix in (".pth", ".pt", ".ckpt") or (is_released(source) and not path.exists()):
+        return str(converted_copy(source))
     if path.is_file():
-        raise ValueError(f"{source} is a file; give the folder of a model (with config.json), or a name on the Hub.")
+        raise ValueError(
+            f"{source} is a file; give the folder of a model (with config.json), a name on the Hub, or a .pth of the "
+            f"original."
+        )
     if (path / MODEL / "config.json").is_file():
         return str(path / MODEL)
     if path.is_dir() and not (path / "config.json").is_file():

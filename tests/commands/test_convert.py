@@ -1,11 +1,114 @@
-"""`detr convert` as a user runs it."""
+"""`detr convert` and `--model X.pth`, as a person uses them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from reference_cases import load_case, needs_shared
 
 from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
-from modeling_detr.commands import main
+from modeling_detr.commands import main as detr
+from modeling_detr.commands.convert import read_names
+from modeling_detr.commands.detector import load_detector
+from modeling_detr.conversion import original
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEADS = ["--encoder_attention_heads", "4", "--decoder_attention_heads", "4"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.save({"model": load_case("tiny-r18").original_weights()}, tmp_path / "mine.pth")
+    return tmp_path / "mine.pth"
+
+
+@needs_shared
+def test_a_checkpoint_goes_to_ours_to_the_originals_and_to_stock(checkpoint, tmp_path, capsys):
+    assert detr(["convert", str(checkpoint), str(tmp_path / "ours"), *HEADS]) == 0
+    said = capsys.readouterr().out
+    assert "read DetrForObjectDetection, resnet18, 2 + 3 layers of width 32, 4 heads, 12 queries, 91 classes" in said
+    assert "assumed no dilation" in said
+    assert detr(["convert", str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--to", "original"]) == 0
+    assert detr(["convert", str(tmp_path / "ours"), str(tmp_path / "stock"), "--to", "transformers"]) == 0
+
+    ours = DetrForObjectDetection.from_pretrained(tmp_path / "ours").eval()
+    stock = transformers.DetrForObjectDetection.from_pretrained(tmp_path / "stock").eval()
+    pixels, mask = load_case("tiny-r18").images()
+    with torch.no_grad():
+        expected, got = ours(pixels, mask), stock(pixel_values=pixels, pixel_mask=mask)
+    torch.testing.assert_close(got.logits, expected.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(got.pred_boxes, expected.pred_boxes, atol=1e-4, rtol=0)
+
+
+@needs_shared
+def test_mistakes_are_one_line_and_leave_nothing_behind(checkpoint, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    cases = [
+        ([str(checkpoint), str(tmp_path / "there")], "is there already"),
+        ([str(checkpoint), str(tmp_path / "new"), "--to", "original"], "convert it to ours first"),
+        ([str(tmp_path / "there"), str(tmp_path / "new"), "--num_labels", "3"], "--num_labels is for a checkpoint of"),
+    ]
+    for arguments, message in cases:
+        assert detr(["convert", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pth", "there"]
+
+
+def test_names_of_classes_are_one_a_line(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("\ufeffrice\nmiso soup\n\n")
+    assert read_names(file) == ["rice", "miso soup"]
+    for text, message in (("rice\n\nsoup", "line 2 is empty"), ("rice\nsoup\nrice", "line 3: 'rice' is there twice")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_names(file)
+
+
+@needs_shared
+def test_a_file_of_the_original_can_be_named_wherever_a_model_can(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(original, "HF_HOME", tmp_path / "cache")
+    model, _ = load_detector(str(checkpoint))
+    assert model.config.num_labels == 91
+    assert model.class_labels_classifier.out_features == 92
+    again, _ = load_detector(str(checkpoint))  # kept, not converted anew
+    assert torch.equal(again.class_labels_classifier.weight, model.class_labels_classifier.weight)
+    assert len(list((tmp_path / "cache" / "modeling_detr").iterdir())) == 1
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("headless", [False, True])
+def test_training_starts_from_a_file_of_the_original(tmp_path, headless):
+    weights = load_case("tiny-r18").original_weights()
+    if headless:  # as people prepare it by hand today
+        del weights["class_embed.weight"], weights["class_embed.bias"]
+    torch.save({"model": weights}, tmp_path / "mine.pth")
+    command = [sys.executable, REPOSITORY / "scripts" / "train.py", REPOSITORY / "configs" / "finetune.yaml"]
+    options = {
+        "model": tmp_path / "mine.pth",
+        "data": "shapes?size=64&train=8&val=4",
+        "output_dir": tmp_path / "run",
+        "max_steps": 1,
+        "num_workers": 0,
+        "processor_config": "{size: {shortest_edge: 64, longest_edge: 64}}",
+    }
+    for key, value in options.items():
+        command += [f"--{key}", str(value)]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "4 made" in done.stdout
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+# Transformers' own DETR
 
 
 @pytest.fixture
@@ -18,12 +121,12 @@ def ours(tiny_detector, tmp_path):
 
 
 def convert(*arguments):
-    return main(["convert", *map(str, arguments)])
+    return detr(["convert", *map(str, arguments)])
 
 
 def test_there_and_back_again(ours, tmp_path, capsys):
     assert convert(tmp_path / "ours", tmp_path / "stock", "--to", "transformers") == 0
-    assert "DetrForObjectDetection of 5 classes, as Transformers' own DETR" in capsys.readouterr().out
+    assert "read DetrForObjectDetection of 5 classes" in capsys.readouterr().out
     stock = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path / "stock")
     assert type(stock).__module__ == "transformers.models.detr.modeling_detr"
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "stock")
@@ -38,7 +141,7 @@ def test_there_and_back_again(ours, tmp_path, capsys):
 
 def test_what_cannot_be_written_or_is_there_leaves_nothing_behind(ours, tiny_detector, tmp_path, capsys):
     assert convert(tmp_path / "ours", tmp_path / "ours") == 2
-    assert "exists; give a folder that does not" in capsys.readouterr().err
+    assert "is there already; choose another target" in capsys.readouterr().err
     model = tiny_detector(pre_norm=True)
     model.save_pretrained(tmp_path / "prenorm")
     DetrTorchvisionImageProcessor().save_pretrained(tmp_path / "prenorm")

@@ -128,7 +128,6 @@ def test_a_runs_folder_will_do_for_its_model(model_folder: Path) -> None:
 def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"")
     cases = {
-        "detr-r50.pth": "is a PyTorch checkpoint, which must be converted first; this version cannot do that",
         str(tmp_path / "weights.bin"): "is a file; give the folder of a model",
         str(tmp_path): "holds no model: there is no config.json",
     }

@@ -1,11 +1,18 @@
+import argparse
+import hashlib
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from reference_cases import REFERENCE, needs_shared
+from reference_cases import REFERENCE, load_case, needs_shared
 
-from modeling_detr.conversion import original_to_ours
-from modeling_detr.conversion.original import original_name_to_ours
+from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
+from modeling_detr.conversion import convert_original, export_original, original_to_ours
+from modeling_detr.conversion.checkpoint_files import Checkpoint
+from modeling_detr.conversion.original import _check_names, original_name_to_ours, read_architecture
 
 
 def test_the_three_projections_of_an_attention_are_cut_apart_in_their_order():
@@ -41,3 +48,217 @@ def test_every_name_of_a_released_checkpoint_becomes_one_of_ours_and_no_two_the_
     assert len(ours) == len(set(ours))
     heads = ("class_labels_classifier.", "bbox_predictor.")
     assert all(new.startswith(("model.", *heads)) for new in ours)
+
+
+# Whole checkpoints
+
+
+def save_case(case, path, **further):
+    """The original's checkpoint of a golden case, as a file."""
+    torch.save({"model": case.original_weights(), **further}, path)
+    return path
+
+
+def args_of(case, **changes):
+    """The options that the original's training would have written for a case."""
+    defaults = {"nheads": 8, "dilation": False, "dropout": 0.1, "aux_loss": True, "set_cost_class": 1, "eos_coef": 0.1}
+    return argparse.Namespace(**{**defaults, **case.values["options"], **changes})
+
+
+GIVEN = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny-r18",
+        "tiny-r18-prenorm",
+        "tiny-r18-learned",
+        pytest.param("detr-r50-dc5", marks=pytest.mark.slow),
+        pytest.param("detr-r50-panoptic", marks=pytest.mark.slow),
+    ],
+)
+def test_a_converted_checkpoint_computes_what_the_original_computes(name, tmp_path):
+    case = load_case(name)
+    tiny = name.startswith("tiny")
+    convert_original(save_case(case, tmp_path / f"{name}.pth"), tmp_path / "ours", given=GIVEN if tiny else {})
+    kind = DetrForSegmentation if case.has_masks else DetrForObjectDetection
+    model = kind.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        output = model(*case.images())
+    largest = case.tensors["pred_logits"].abs().max().item()
+    torch.testing.assert_close(output.logits, case.tensors["pred_logits"], atol=1e-5 * largest, rtol=0)
+    torch.testing.assert_close(output.pred_boxes, case.tensors["pred_boxes"], atol=1e-5, rtol=0)
+    if case.has_masks:
+        torch.testing.assert_close(output.pred_masks, case.tensors["pred_masks"], atol=1e-5, rtol=0)
+        assert model.config.stuff_labels == list(range(91, 250))
+    assert model.config.id2label[17] == "cat"
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned"])
+def test_there_and_back_is_the_same_to_the_last_byte(name, tmp_path):
+    case = load_case(name)
+    convert_original(save_case(case, tmp_path / "first.pth"), tmp_path / "ours", given=GIVEN)
+    model = DetrForObjectDetection.from_pretrained(tmp_path / "ours")
+    said = export_original(model, tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    weights = case.original_weights()
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[key], weights[key]) for key in weights)
+    assert "--backbone resnet18" in said[0]
+    assert "num_classes = 91" in said[1]
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "released", "wanted"),
+    [
+        ("detr-r50", "detr-r50-e632da11", {"backbone": "resnet50", "dilation": False}),
+        ("detr-r50-dc5", "detr-r50-dc5-f0fb7ef5", {"backbone": "resnet50", "dilation": True}),
+        ("detr-r101", "detr-r101-2c7b67e5", {"backbone": "resnet101", "dilation": False}),
+        ("detr-r101-dc5", "detr-r101-dc5-a2e86def", {"backbone": "resnet101", "dilation": True}),
+        ("detr-r50-panoptic", "detr-r50-panoptic-00ce5173", {"dilation": False, "encoder_attention_heads": 8}),
+        ("detr-r50-dc5-panoptic", "detr-r50-dc5-panoptic-da08f1b1", {"dilation": True}),
+        ("detr-r101-panoptic", "detr-r101-panoptic-40021d53", {"backbone": "resnet101"}),
+    ],
+)
+def test_the_architecture_of_every_released_checkpoint_is_read_off_its_weights(name, released, wanted):
+    shapes = json.loads((REFERENCE / "manifests" / f"{name}.json").read_text())
+    weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    checkpoint = Checkpoint(Path(f"{released}.pth"), weights, {}, "")
+    architecture = read_architecture(checkpoint)
+    assert architecture.has_masks == ("panoptic" in name)
+    assert architecture.num_labels == (250 if architecture.has_masks else 91)
+    assert wanted.items() <= architecture.config.items()
+    with torch.device("meta"):
+        kind = DetrForSegmentation if architecture.has_masks else DetrForObjectDetection
+        model = kind(DetrConfig(**architecture.config, num_labels=architecture.num_labels))
+    _check_names(checkpoint, model, without_head=False)
+
+
+@needs_shared
+def test_what_weights_do_not_tell_comes_from_the_options_and_else_is_said(tmp_path):
+    case = load_case("tiny-r18")
+    trained = save_case(
+        case,
+        tmp_path / "trained.pth",
+        args=args_of(case, dilation=True, eos_coef=0.2, dropout=0.0),
+        epoch=3,
+        optimizer={},
+    )
+    said = convert_original(trained, tmp_path / "trained")
+    config = DetrConfig.from_pretrained(tmp_path / "trained")
+    assert not any(sentence.startswith("assumed") for sentence in said)
+    assert (config.dilation, config.encoder_attention_heads, config.eos_coefficient) == (True, 4, 0.2)
+    assert config.dropout == config.attention_dropout == 0
+
+    bare = tmp_path / "bare.pth"
+    torch.save(case.original_weights(), bare)
+    said = convert_original(bare, tmp_path / "bare")
+    assert [sentence.partition(",")[0] for sentence in said if sentence.startswith("assumed")] == [
+        "assumed no dilation in the backbone (DC5)",
+        "assumed 8 attention heads",
+    ]
+    said = convert_original(bare, tmp_path / "told", given={**GIVEN, "dilation": True})
+    assert not any(sentence.startswith("assumed") for sentence in said)
+    assert DetrConfig.from_pretrained(tmp_path / "told").decoder_attention_heads == 4
+
+
+@needs_shared
+def test_source_and_hash_are_recorded(tmp_path):
+    path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
+    convert_original(path, tmp_path / "ours", given=GIVEN)
+    record = json.loads((tmp_path / "ours" / "conversion.json").read_text())
+    assert record["source"] == "mine.pth"
+    assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["sha256"] in (tmp_path / "ours" / "README.md").read_text()
+
+
+@needs_shared
+def test_a_deleted_class_head_is_made_anew_for_as_many_classes_as_asked_for(tmp_path):
+    weights = load_case("tiny-r18").original_weights()
+    del weights["class_embed.weight"], weights["class_embed.bias"]
+    torch.save({"model": weights}, tmp_path / "headless.pth")
+    with pytest.raises(ValueError, match=r"class head .* was deleted.*--num_labels N"):
+        convert_original(tmp_path / "headless.pth", tmp_path / "ours", given=GIVEN)
+    said = convert_original(tmp_path / "headless.pth", tmp_path / "ours", num_labels=107, given=GIVEN)
+    assert "made a new class head for 107 classes, since the file has none" in said
+    model = DetrForObjectDetection.from_pretrained(tmp_path / "ours")
+    assert model.class_labels_classifier.out_features == 108
+    assert torch.equal(model.bbox_predictor.layers[0].weight, weights["bbox_embed.layers.0.weight"])
+
+
+@needs_shared
+def test_classes_are_named_by_a_list_or_as_cocos(tmp_path):
+    path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
+    names = [f"class {number}" for number in range(91)]
+    convert_original(path, tmp_path / "named", names=names, given=GIVEN)
+    assert list(DetrConfig.from_pretrained(tmp_path / "named").id2label.values()) == names
+    with pytest.raises(ValueError, match="--labels has 3 names for 91 classes"):
+        convert_original(path, tmp_path / "wrong", names=names[:3], given=GIVEN)
+    with pytest.raises(ValueError, match="has 91 classes, --num_labels says 107"):
+        convert_original(path, tmp_path / "wrong", num_labels=107, given=GIVEN)
+    assert not (tmp_path / "wrong").exists()
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda w: w.pop("transformer.decoder.layers.1.norm3.bias"),
+            r"lacks 'transformer.decoder.layers.1.norm3.bias'",
+        ),
+        (lambda w: w.update(extra=torch.zeros(1)), r"has besides .* 'extra'"),
+        (
+            lambda w: w.update({"bbox_embed.layers.0.bias": torch.zeros(5)}),
+            r"'bbox_embed.layers.0.bias' has shape \(5,\); wanted \(32,\)",
+        ),
+        (lambda w: w.pop("query_embed.weight"), r"no checkpoint of the original DETR: it has no 'query_embed.weight'"),
+        (lambda w: w.pop("backbone.0.body.layer2.1.conv1.weight"), r"lacks 'backbone.0.body.layer2.1.conv1.weight'"),
+    ],
+)
+def test_what_is_missing_surplus_or_misshapen_is_named(tmp_path, change, said):
+    weights = load_case("tiny-r18").original_weights()
+    change(weights)
+    torch.save({"model": weights}, tmp_path / "broken.pth")
+    with pytest.raises(ValueError, match=said):
+        convert_original(tmp_path / "broken.pth", tmp_path / "ours", given=GIVEN)
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"position_temperature": 20}, "position_temperature, which is 20"),
+        ({"activation_function": "gelu"}, "activation 'gelu'"),
+        ({"encoder_ffn_dim": 16}, "ffn_dim that differ"),
+        ({"backbone": "convnext_atto", "backbone_kwargs": None}, "backbone 'convnext_atto'"),
+    ],
+)
+def test_what_the_original_lacks_is_not_written(tiny_config, tmp_path, changes, said):
+    model = DetrForObjectDetection(tiny_config(**{"backbone": "resnet18", "backbone_kwargs": None, **changes}))
+    with pytest.raises(ValueError, match=f"The original cannot compute this model: it has no .*{said}"):
+        export_original(model, tmp_path / "out.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_shared
+@pytest.mark.slow
+def test_converting_takes_little_memory(tmp_path):
+    path = save_case(load_case("detr-r50"), tmp_path / "detr-r50-e632da11.pth")
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from modeling_detr.commands import convert\n"
+        "from modeling_detr.conversion import convert_original\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "convert_original(sys.argv[1], Path(sys.argv[2]))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path, tmp_path / "ours"], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout.split()[-1]) * 1024 < 2.5 * path.stat().st_size

@@ -1,0 +1,190 @@
+"""Files that are no checkpoints, or want to run code; downloads; targets that are whole or not there."""
+
+import argparse
+import functools
+import hashlib
+import http.server
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_detr.conversion import checkpoint_files
+from modeling_detr.conversion.checkpoint_files import (
+    find_checkpoint,
+    read_checkpoint,
+    released_name_of,
+    writing_file,
+    writing_folder,
+)
+
+
+class RunsCode:
+    """What a hostile checkpoint holds: reading it would run a command."""
+
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.witness}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("where", ["model", "args", "further"])
+def test_a_checkpoint_that_wants_to_run_code_is_refused_and_does_not_run(tmp_path, zipped, where):
+    witness = tmp_path / "it-ran"
+    content = {"model": {"weight": torch.zeros(2)}, "args": argparse.Namespace(lr=1.0), "further": None}
+    content[where] = RunsCode(witness) if where != "args" else argparse.Namespace(lr=RunsCode(witness))
+    path = tmp_path / "hostile.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"hostile\.pth: refused: it holds '(posix|nt)\.system', which would run code"
+    ):
+        read_checkpoint(path)
+    assert not witness.exists()
+
+
+def test_a_pickle_that_is_no_checkpoint_is_refused_and_does_not_run(tmp_path):
+    witness, path = tmp_path / "it-ran", tmp_path / "plain.pth"
+    path.write_bytes(pickle.dumps(RunsCode(witness)))
+    with pytest.raises(ValueError, match=r"plain\.pth"):
+        read_checkpoint(path)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "is a web page and not a checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
+        (b'{"error": "not found"}', "is text and not a checkpoint"),
+        (b"\x80\x02 these are no weights", "not a whole checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_by_its_name(tmp_path, content, said):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_a_file_that_was_cut_off_is_told(tmp_path, zipped, share):
+    path = tmp_path / "weights.pth"
+    torch.save({"model": {"weight": torch.zeros(1000)}}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(ValueError, match=r"weights\.pth: not a whole checkpoint"):
+        read_checkpoint(path)
+
+
+def test_something_else_than_weights_is_told(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"epoch": 3, "loss": [1.0]}, path)
+    with pytest.raises(ValueError, match=r"'epoch' is a int and no tensor. Its keys are epoch, loss"):
+        read_checkpoint(path)
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(ValueError, match="holds a list; wanted a state dict"):
+        read_checkpoint(path)
+
+
+def test_options_paths_and_names_of_parallel_training_are_read(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    args = argparse.Namespace(nheads=4, output_dir=Path("somewhere"))
+    weights = {"module.a.weight": torch.ones(2), "module.a.num_batches_tracked": torch.tensor(3)}
+    torch.save({"model": weights, "optimizer": {}, "lr_scheduler": {}, "epoch": 7, "args": args}, path)
+    checkpoint = read_checkpoint(path)
+    assert list(checkpoint.weights) == ["a.weight"]
+    assert checkpoint.options["nheads"] == 4
+    assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "released"),
+    [
+        ("detr-r50", "detr-r50"),
+        ("detr-r101-dc5-a2e86def.pth", "detr-r101-dc5"),
+        ("some/where/detr-r50-dc5-panoptic-da08f1b1.pth", "detr-r50-dc5-panoptic"),
+        ("detr-r50-00000000.pth", None),
+        ("detr-r18.pth", None),
+        ("mine.pth", None),
+    ],
+)
+def test_released_models_are_known_by_their_names(name, released):
+    assert released_name_of(name) == released
+
+
+@pytest.fixture
+def releases(tmp_path, monkeypatch):
+    """A server that has a released file, and a place of its own for what is downloaded."""
+    (tmp_path / "served").mkdir()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(checkpoint_files, "RELEASES", f"http://127.0.0.1:{server.server_port}")
+        yield tmp_path / "served"
+        server.shutdown()
+
+
+def serve(folder, monkeypatch, content=b"weights", digits=None):
+    digits = digits or hashlib.sha256(content).hexdigest()[:8]
+    monkeypatch.setitem(checkpoint_files._RELEASED, "detr-r50", digits)
+    (folder / f"detr-r50-{digits}.pth").write_bytes(content)
+
+
+def test_a_released_model_is_downloaded_once(releases, monkeypatch):
+    serve(releases, monkeypatch)
+    path = find_checkpoint("detr-r50")
+    assert path.read_bytes() == b"weights"
+    for file in releases.iterdir():
+        file.unlink()
+    assert find_checkpoint("detr-r50") == path
+
+
+def test_a_download_with_another_hash_is_refused(releases, monkeypatch):
+    serve(releases, monkeypatch, digits="0" * 8)
+    with pytest.raises(ValueError, match="what came is not the released file"):
+        find_checkpoint("detr-r50")
+    assert not [path for path in releases.parent.glob("hub/**/*") if path.is_file()]
+
+
+def test_without_a_network_it_says_so_at_once(releases, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "RELEASES", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=r"detr-r50 cannot be downloaded \(.*\). Download http://127.0.0.1:9/detr-r50-"):
+        find_checkpoint("detr-r50")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE forbids"):
+        find_checkpoint("detr-r50")
+
+
+def test_a_name_that_is_neither_a_file_nor_released_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no-such\.pth: no such file; .*detr-r101-dc5"):
+        find_checkpoint("no-such.pth")
+    with pytest.raises(ValueError, match="is a folder; wanted a checkpoint file"):
+        find_checkpoint(tmp_path)
+
+
+def interrupted(path):
+    path.touch()
+    raise KeyboardInterrupt
+
+
+def test_a_target_is_whole_or_not_there(tmp_path):
+    target = tmp_path / "model"
+    with pytest.raises(KeyboardInterrupt), writing_folder(target) as folder:
+        interrupted(folder / "half")
+    with pytest.raises(KeyboardInterrupt), writing_file(tmp_path / "model.pth") as file:
+        interrupted(file)
+    assert list(tmp_path.iterdir()) == []
+    with writing_folder(target) as folder:
+        (folder / "whole").touch()
+    assert [path.name for path in target.iterdir()] == ["whole"]
+    with pytest.raises(FileExistsError, match="model is there already"), writing_folder(target):
+        pass
