@@ -123,7 +123,7 @@ class HungarianMatcher:
         device = logits.device
         image_of_target = torch.repeat_interleave(
             torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64)
-        ).to(device)  # (T,), its length known on the host
+        ).to(device, non_blocking=True)  # (T,), its length known on the host
         classes = torch.cat([label["class_labels"] for label in labels]).to(device)  # (T,)
         boxes = torch.cat([label["boxes"] for label in labels]).to(device, pred_boxes.dtype)  # (T, 4)
         # the two index tensors are apart, so the result is (T, L, Q): no (L, T, Q, C + 1) is ever made
@@ -242,7 +242,7 @@ class SetCriterion:
         target_classes = queries.new_full((num_layers, logits.shape[1] * logits.shape[2]), no_object)
         target_classes.scatter_(1, queries, matched_classes)  # (L, B·Q)
         class_weights = logits.new_ones(no_object + 1)
-        class_weights[no_object] = self.eos_coefficient
+        class_weights[no_object].fill_(self.eos_coefficient)  # assigning a number would wait for the device
         loss = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), class_weights, reduction="none")
         return loss.view(num_layers, -1).sum(1)
 
@@ -292,7 +292,7 @@ def _flat_indices(
 def _cardinality_error(logits: Tensor, counts: Sequence[int]) -> Tensor:
     """(L,) mean over images of |queries that predict an object - targets|. For the log; no gradient."""
     predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)  # (L, B)
-    wanted = torch.tensor(counts, device=logits.device)
+    wanted = torch.tensor(counts).to(logits.device, non_blocking=True)
     return (predicted - wanted).abs().to(logits.dtype).mean(-1)
 
 

@@ -73,7 +73,7 @@ class EncoderSupervision(nn.Module):
         all_boxes = torch.cat([label["boxes"] for label in labels]).to(boxes.dtype)
         classes = torch.where(positive, all_classes[target], no_object)
         class_weights = logits.new_ones(no_object + 1)
-        class_weights[no_object] = self.eos_coefficient
+        class_weights[no_object].fill_(self.eos_coefficient)
         class_loss = F.cross_entropy(logits.transpose(1, 2), classes, class_weights, reduction="none")  # (B, S)
         l1, giou_loss = box_distances(boxes, all_boxes[target])  # (B, S)
 
