@@ -47,19 +47,24 @@ def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     Paper: app. A.2. Original: util/box_ops.py. Differs from the original: pairs instead of all against all, and
     nothing is asserted of the boxes, because a diverged model is the training loop's to stop, with a message.
     """
-    area = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).prod(-1)
-    other_area = (others_xyxy[..., 2:] - others_xyxy[..., :2]).prod(-1)
+    area = _area(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2])
+    other_area = _area(others_xyxy[..., 2:] - others_xyxy[..., :2])
     overlap = torch.minimum(boxes_xyxy[..., 2:], others_xyxy[..., 2:]) - torch.maximum(
         boxes_xyxy[..., :2], others_xyxy[..., :2]
     )
-    intersection = overlap.clamp(min=0).prod(-1)
+    intersection = _area(overlap.clamp(min=0))
     union = area + other_area - intersection
     hull = torch.maximum(boxes_xyxy[..., 2:], others_xyxy[..., 2:]) - torch.minimum(
         boxes_xyxy[..., :2], others_xyxy[..., :2]
     )
-    hull_area = hull.clamp(min=0).prod(-1)
+    hull_area = _area(hull.clamp(min=0))
     smallest = 1e-12  # a box of a millionth of the image's side: only empty boxes are below
     return intersection / union.clamp(min=smallest) - (hull_area - union) / hull_area.clamp(min=smallest)
+
+
+def _area(sides: Tensor) -> Tensor:
+    """(…, 2) → (…). The gradient of `prod` would wait for the device, to look for zeros."""
+    return sides[..., 0] * sides[..., 1]
 
 
 def box_distances(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
