@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import timm
 import torch
@@ -1783,6 +1783,13 @@ class DetrForSegmentation(DetrPreTrainedModel):
             output.pred_masks = self.predict_masks(output, everything).unflatten(0, everything.shape)
         returns_dict = self.config.return_dict if return_dict is None else return_dict
         return output if returns_dict else output.to_tuple()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; a detector of which nothing trains stays as it is used: no dropout, fixed batch norms."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.detr.parameters()):
+            self.detr.eval()
+        return self
 
     def predict_masks(self, outputs: DetrSegmentationOutput, keep: Tensor) -> Tensor:
         """The masks of chosen queries, at a fraction of the cost of all.

@@ -23,7 +23,16 @@ from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, normalize
-from modeling_detr.structures_detr import Category, DetectionBatch, DetectionIndex, DetectionLabels, Task
+from modeling_detr.modeling_detr import DetrForSegmentation
+from modeling_detr.structures_detr import (
+    Category,
+    DetectionBatch,
+    DetectionIndex,
+    DetectionLabels,
+    DetectionResult,
+    PanopticResult,
+    Task,
+)
 
 
 if TYPE_CHECKING:
@@ -164,6 +173,49 @@ def to_device(
             for label in batch["labels"]
         ]
     return inputs
+
+
+def find_objects(
+    model: nn.Module,
+    processor: DetrTorchvisionImageProcessor,
+    inputs: Mapping[str, Any],
+    size: tuple[int, int],
+    threshold: float,
+) -> DetectionResult:
+    """The objects in one image, with their masks if the model makes some.
+
+    Args:
+        model: In evaluation mode.
+        processor: What made `inputs`.
+        inputs: A batch of one image, on the model's device.
+        size: `(height, width)` of the original image.
+        threshold: Objects of a lower score are left out, and their masks not computed.
+    """
+    with torch.inference_mode():
+        if not isinstance(model, DetrForSegmentation):
+            return processor.post_process_object_detection(model(**inputs), threshold, [size])[0]
+        outputs = model(**inputs, output_masks=False)
+        masks = partial(model.predict_masks, outputs)
+        (found,) = processor.post_process_instance_segmentation(
+            outputs, threshold, target_sizes=[size], predict_masks=masks
+        )
+    return {key: found[key] for key in ("scores", "labels", "boxes", "masks")}  # type: ignore[return-value]
+
+
+def find_segments(
+    model: DetrForSegmentation,
+    processor: DetrTorchvisionImageProcessor,
+    inputs: Mapping[str, Any],
+    size: tuple[int, int],
+    threshold: float = 0.85,
+) -> PanopticResult:
+    """The panoptic segments of one image; see `find_objects`."""
+    with torch.inference_mode():
+        outputs = model(**inputs, output_masks=False)
+        masks = partial(model.predict_masks, outputs)
+        return processor.post_process_panoptic_segmentation(
+            outputs, threshold, target_sizes=[size], predict_masks=masks
+        )[0]
 
 
 def adopt_model_labels(index: DetectionIndex, id2label: Mapping[int, str]) -> DetectionIndex:

@@ -63,6 +63,24 @@ class EvaluationReport:
     mask_metrics: CocoMetrics | None = None
     panoptic: PanopticMetrics | None = None
 
+    @property
+    def decisive(self) -> tuple[str, float]:
+        """Name and value of the figure that says which of two models is better: PQ, else the AP of masks, else AP."""
+        if self.panoptic is not None:
+            return "PQ", self.panoptic.pq
+        if self.mask_metrics is not None:
+            return "mask AP", self.mask_metrics.ap
+        return "AP", self.metrics.ap
+
+    def figures(self) -> dict[str, float | None]:
+        """The figures of the whole dataset under one name each, for a log: `ap` …, `mask_ap` …, `pq` …."""
+        found: dict[str, Any] = {**self.metrics.as_dict()}
+        if self.mask_metrics is not None:
+            found |= {f"mask_{name}": value for name, value in self.mask_metrics.as_dict().items()}
+        if self.panoptic is not None:
+            found |= {name: value for name, value in self.panoptic.as_dict().items() if name[:2] in ("pq", "sq", "rq")}
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain numbers for JSON, nan as None."""
         return {

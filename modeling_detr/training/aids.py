@@ -18,6 +18,7 @@ from modeling_detr.loss_detr import SetCriterion, box_distances
 from modeling_detr.modeling_detr import (
     DetrDecoderLayer,
     DetrForObjectDetection,
+    DetrForSegmentation,
     DetrObjectDetectionOutput,
     ExtraQueries,
     sine_embedding,
@@ -241,7 +242,7 @@ class Denoising(nn.Module):
 
 
 class TrainingModel(nn.Module):
-    """A detector and the aids it trains with, called like the detector.
+    """A detector, or one with masks, and the aids it trains with, called like it.
 
     Args:
         detector: The plain DETR; it is what remains after the training.
@@ -249,7 +250,9 @@ class TrainingModel(nn.Module):
         denoising_groups: Groups of denoising queries, 0 for none.
     """
 
-    def __init__(self, detector: DetrForObjectDetection, encoder_supervision: bool, denoising_groups: int) -> None:
+    def __init__(
+        self, detector: DetrForObjectDetection | DetrForSegmentation, encoder_supervision: bool, denoising_groups: int
+    ) -> None:
         super().__init__()
         self.detector = detector
         config = detector.config
@@ -283,14 +286,20 @@ class TrainingModel(nn.Module):
             num_boxes = sum(len(label["class_labels"]) for label in labels)
         terms: dict[str, Tensor] = {}
         if self.encoder_supervision is not None:
-            terms |= self.encoder_supervision(self.detector, output, pixel_mask, labels, num_boxes)
+            terms |= self.encoder_supervision(self._boxes_and_classes, output, pixel_mask, labels, num_boxes)
         if self.denoising is not None:
-            states = self.detector.layers_for_heads(cast(Tensor, output.intermediate_hidden_states))
-            terms |= self.denoising.loss(*self.detector.predict(states[:, :, num_queries:]), labels, num_boxes)
+            heads = self._boxes_and_classes
+            states = heads.layers_for_heads(cast(Tensor, output.intermediate_hidden_states))
+            terms |= self.denoising.loss(*heads.predict(states[:, :, num_queries:]), labels, num_boxes)
         if terms:
             output.loss = cast(Tensor, output.loss) + _weighted_sum(self.detector.criterion, terms)
         output.loss_dict = {**cast(dict[str, Tensor], output.loss_dict), **{k: v.detach() for k, v in terms.items()}}
         return output
+
+    @property
+    def _boxes_and_classes(self) -> DetrForObjectDetection:
+        """The detector without what makes masks: the aids know of boxes and classes only."""
+        return self.detector.detr if isinstance(self.detector, DetrForSegmentation) else self.detector
 
     def _touch_unused(self, output: DetrObjectDetectionOutput) -> DetrObjectDetectionOutput:
         """A batch without objects has nothing to denoise, but other processes wait for its gradients and its terms."""
@@ -314,7 +323,9 @@ def _weighted_sum(criterion: SetCriterion, terms: dict[str, Tensor]) -> Tensor:
 
 
 def build_training_model(
-    detector: DetrForObjectDetection, encoder_supervision: bool = False, denoising_groups: int = 0
+    detector: DetrForObjectDetection | DetrForSegmentation,
+    encoder_supervision: bool = False,
+    denoising_groups: int = 0,
 ) -> TrainingModel:
     """The module that trains: `detector` with the aids asked for, or with none. See `TrainingModel`."""
     return TrainingModel(detector, encoder_supervision, denoising_groups)

@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 
 from modeling_detr.data.hf_datasets import BoxFormat
+from modeling_detr.structures_detr import Task
 from modeling_detr.training.optimization import LearningRateSchedule
 
 
@@ -32,6 +33,8 @@ class Recipe:
     """One training run. Batch sizes are per process.
 
     Attributes:
+        task: What is learnt: 'detection' (boxes), 'instance' (things with their masks) or 'panoptic' (every pixel
+            belongs to a thing or to stuff). The last two train a DetrForSegmentation.
         data: Dataset: a folder or file in COCO, YOLO or VOC format, of Hugging Face's datasets, its name on the Hub,
             or 'shapes'.
         data_format: Format of the dataset, 'hf' is that of Hugging Face's datasets; none: found out.
@@ -59,6 +62,8 @@ class Recipe:
         max_steps: Stop after this many optimizer steps, even within the epochs.
         learning_rate: Rate of the transformer and the heads.
         backbone_learning_rate: Rate of the backbone; 0 freezes it.
+        freeze_detector: Train only what makes masks, on a detector that stays as it is: the original's second stage,
+            from the --model of the first.
         weight_decay: Decoupled weight decay of AdamW, on every parameter.
         max_grad_norm: Largest norm of the gradient, which is scaled down to it; 0: any.
         lr_schedule: How the rates go on after the warm-up.
@@ -84,7 +89,8 @@ class Recipe:
         num_images_to_log: Evaluation images drawn with predicted and true boxes; 0: none.
     """
 
-    # What is learnt from, and where the run lies
+    # What is learnt, from what, and where the run lies
+    task: Task = "detection"
     data: str | None = None
     data_format: Literal["coco", "yolo", "voc", "coco_panoptic", "hf"] | None = None
     box_format: BoxFormat | None = None
@@ -114,6 +120,7 @@ class Recipe:
     max_steps: int | None = None
     learning_rate: float = 1e-4
     backbone_learning_rate: float = 1e-5
+    freeze_detector: bool = False
     weight_decay: float = 1e-4
     max_grad_norm: float = 0.1
     lr_schedule: LearningRateSchedule = "step"
@@ -162,6 +169,8 @@ class Recipe:
             )
         if self.model is not None and self.local_start:
             raise ValueError("local_start is for a new model, but model is given, whose weights are kept.")
+        if self.freeze_detector:
+            self._check_frozen_detector()
 
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise ValueError(f"push_to_hub: got '{self.push_to_hub}'; wanted a repository on the Hub: owner/name.")
@@ -170,6 +179,17 @@ class Recipe:
         for old, new in self.label_mapping.items():
             if not isinstance(new, str):
                 raise ValueError(f"label_mapping: the class '{old}' is to become {new!r}; wanted the name of a class.")
+
+    def _check_frozen_detector(self) -> None:
+        if self.task == "detection":
+            raise ValueError("freeze_detector leaves nothing to learn for the task 'detection'; give --task panoptic.")
+        if self.model is None:
+            raise ValueError("freeze_detector is for a detector that has learnt; give it: --model FOLDER.")
+        if self.encoder_supervision or self.denoising_groups:
+            raise ValueError(
+                "encoder_supervision and denoising_groups help a detector to learn, but freeze_detector stops it; set "
+                "them to false and 0."
+            )
 
     @property
     def data_source(self) -> str:

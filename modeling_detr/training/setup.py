@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,11 +27,14 @@ from modeling_detr.data import (
 )
 from modeling_detr.data.transforms import SCALES, SampleTransform
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForObjectDetection, HeadChange
+from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, HeadChange
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import start_local
 from modeling_detr.training.checkpointing import find_model, telling_missing_models
 from modeling_detr.training.recipe import Recipe
+
+
+_MASK_PARTS = ("bbox_attention.", "mask_head.")
 
 
 def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
@@ -40,7 +43,9 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
     Raises:
         ValueError: There are no such splits, one is empty, or nothing is annotated to train on.
     """
-    dataset = open_dataset(recipe.data_source, format=recipe.data_format, box_format=recipe.box_format)
+    dataset = open_dataset(
+        recipe.data_source, format=recipe.data_format, box_format=recipe.box_format, task=recipe.task
+    )
     if recipe.eval_fraction > 0:
         train, evaluation = hold_out_of_split(dataset, recipe.train_split, recipe.eval_fraction, recipe.seed)
     elif not has_splits(dataset) and recipe.train_split is None and recipe.eval_split is None:
@@ -100,8 +105,18 @@ def hold_out(index: DetectionIndex, fraction: float, seed: int) -> tuple[Detecti
     )
 
 
-def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDetection:
-    """A new detector, or the one that the recipe starts from, with a class head for `id2label`.
+Detector = DetrForObjectDetection | DetrForSegmentation
+
+
+def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()) -> Detector:
+    """A new model for the recipe's task, or the one that it starts from, with a class head for `id2label`.
+
+    For a task with masks a detector will do to start from: its mask head begins anew.
+
+    Args:
+        recipe: The run.
+        id2label: Names of the classes.
+        stuff_labels: Those of them that are stuff.
 
     Raises:
         ValueError: `model_config` does not fit; or a new backbone would stay random because it is frozen; or, for a
@@ -112,23 +127,28 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
         "id2label": dict(id2label),
         "label2id": {name: label for label, name in id2label.items()},
     }
-    for key in ("num_labels", *labels):
+    if recipe.task != "detection":
+        labels["stuff_labels"] = list(stuff_labels)
+    for key in ("num_labels", "id2label", "label2id", "stuff_labels"):
         if key in recipe.model_config:
             raise ValueError(f"model_config: {key} comes from the dataset; leave it out.")
     torch.manual_seed(recipe.seed)
     if recipe.model is not None:
-        model = _from_pretrained(recipe, recipe.model, {**labels, **recipe.model_config})
+        model: Detector = _from_pretrained(recipe, recipe.model, {**labels, **recipe.model_config})
     else:
         config = _new_config(recipe, labels)
         # A key of these that is misspelt is told before anything is downloaded.
         _augmentation(recipe, *_edges(build_processor(recipe, config)))
-        model = DetrForObjectDetection(config)
+        model = _model_class(recipe)(config)
+        detector = model.detr if isinstance(model, DetrForSegmentation) else model
         if recipe.backbone_weights is not None:
-            model.model.load_backbone_weights(recipe.backbone_weights)
+            detector.model.load_backbone_weights(recipe.backbone_weights)
         else:
-            _refuse_frozen_random_backbone(model)
+            _refuse_frozen_random_backbone(detector)
         if recipe.local_start:
-            start_local(model)
+            start_local(detector)
+    if recipe.freeze_detector and isinstance(model, DetrForSegmentation):
+        model.detr.requires_grad_(False)
     if recipe.backbone_learning_rate == 0:
         for name, parameter in model.named_parameters():
             if "backbone" in name:
@@ -140,11 +160,15 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str]) -> DetrForObjectDet
     return model
 
 
-def _from_pretrained(recipe: Recipe, source: str, changes: Mapping[str, Any]) -> DetrForObjectDetection:
+def _model_class(recipe: Recipe) -> type[Detector]:
+    return DetrForObjectDetection if recipe.task == "detection" else DetrForSegmentation
+
+
+def _from_pretrained(recipe: Recipe, source: str, changes: Mapping[str, Any]) -> Detector:
     """The model at `source` with a class head for the dataset, and everything else as it was."""
-    model: DetrForObjectDetection
+    model: Detector
     with telling_missing_models(source), _said_in_plan():
-        model, info = DetrForObjectDetection.from_pretrained(
+        model, info = _model_class(recipe).from_pretrained(
             find_model(source),
             **changes,
             ignore_mismatched_sizes=True,
@@ -153,13 +177,21 @@ def _from_pretrained(recipe: Recipe, source: str, changes: Mapping[str, Any]) ->
             output_loading_info=True,
         )
     mismatched = {name for name, *_ in info["mismatched_keys"]} | {*info["missing_keys"]}
-    lost = sorted(name for name in mismatched if not name.startswith("class_labels_classifier."))
+    mask_parts = {name for name, _ in model.named_parameters() if name.startswith(_MASK_PARTS)}
+    if mask_parts <= info["missing_keys"]:  # a detector, which has no masks yet
+        mismatched -= mask_parts
+    lost = sorted(name for name in mismatched if "class_labels_classifier." not in name)
     if lost:
         raise ValueError(
             f"{source}: with this model_config {len(lost)} of its weights have another shape or are not there, first "
             f"'{lost[0]}'; they would start anew. Leave out the keys that change shapes, or begin a new model."
         )
     unused = sorted(info["unexpected_keys"])
+    if unused and all(name.startswith(_MASK_PARTS) for name in unused):
+        raise ValueError(
+            f"{source} segments, and with the task 'detection' its mask head would be lost; say --task panoptic or "
+            f"--task instance, or save it as a DetrForObjectDetection first."
+        )
     if unused:
         raise ValueError(
             f"{source}: with this model_config {len(unused)} of its weights have no place, first '{unused[0]}'; they "
@@ -271,8 +303,10 @@ def build_loaders(
         ValueError: The transform does not exist or its options do not fit; the processor's size is not one of edges.
     """
     shortest_edge, longest_edge = _edges(processor)
-    train_set = DetectionDataset(train_index, _augmentation(recipe, shortest_edge, longest_edge), recipe.seed)
-    eval_set = DetectionDataset(eval_index, eval_transform(shortest_edge, longest_edge))
+    masks = recipe.task != "detection"
+    augmentation = _augmentation(recipe, shortest_edge, longest_edge)
+    train_set = DetectionDataset(train_index, augmentation, recipe.seed, masks=masks)
+    eval_set = DetectionDataset(eval_index, eval_transform(shortest_edge, longest_edge), masks=masks)
     split: dict[str, int] = {
         "num_processes": accelerator.num_processes,
         "process_index": accelerator.process_index,

@@ -21,8 +21,10 @@ from PIL import Image
 from torch import nn
 
 from modeling_detr.data import read_image
-from modeling_detr.evaluation.engine import evaluate
+from modeling_detr.evaluation.engine import evaluate, find_objects, find_segments
+from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
+from modeling_detr.modeling_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.checkpointing import (
@@ -42,11 +44,11 @@ from modeling_detr.training.model_card import model_card
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer, num_parameters
 from modeling_detr.training.recipe import Recipe, differing_keys, nearest_name
 from modeling_detr.training.setup import build_loaders, build_model, build_processor, head_note, open_splits
-from modeling_detr.visualization import draw_comparison
+from modeling_detr.visualization import draw_comparison, draw_panoptic_comparison
 
 
 # With another value of these a checkpoint's weights do not fit, or mean something else.
-_KEYS_OF_THE_MODEL = ("model", "model_config", "encoder_supervision", "denoising_groups")
+_KEYS_OF_THE_MODEL = ("task", "model", "model_config", "freeze_detector", "encoder_supervision", "denoising_groups")
 # These decide which images a step sees; with another value an epoch cannot be continued where it was left.
 _KEYS_OF_THE_ORDER = (
     "data",
@@ -97,7 +99,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked at it
         with self.accelerator.main_process_first():  # what is made or downloaded is then there for the others
             self.train_index, self.eval_index = open_splits(recipe)
-            self.detector = build_model(recipe, self.train_index.id2label)
+            stuff = [label for label, category in enumerate(self.train_index.categories) if not category.is_thing]
+            self.detector = build_model(recipe, self.train_index.id2label, stuff)
             self.processor = build_processor(recipe, self.detector.config)
         self.loaders = build_loaders(
             recipe,
@@ -257,7 +260,15 @@ class Trainer:
         show = sys.stderr.isatty()
         with self.accelerator.autocast():
             return evaluate(
-                self.detector, self.loaders.eval, self.processor, self.eval_index, self.accelerator, progress=show
+                self.detector,
+                self.loaders.eval,
+                self.processor,
+                self.eval_index,
+                self.accelerator,
+                # the AP of masks would need those of all queries; panoptic segments are made of a few
+                task="detection" if self.recipe.task == "panoptic" else self.recipe.task,
+                panoptic_evaluator=PanopticEvaluator(self.eval_index) if self.recipe.task == "panoptic" else None,
+                progress=show,
             )
 
     def _open_run(self) -> MetricLogger:
@@ -338,7 +349,7 @@ class Trainer:
         report = None
         if ends_run or (state.epoch + 1) % recipe.eval_every_epochs == 0:
             report = self.evaluate()
-            metrics = {**report.metrics.as_dict(), "eval_loss": report.losses["loss"]}
+            metrics = {**report.figures(), "eval_loss": report.losses["loss"]}
             pictures = self._draw_predictions()
             self._keep_best(report, pictures)
             logger.images("predictions", list(pictures.values()), state.step)
@@ -355,8 +366,8 @@ class Trainer:
         return report
 
     def _keep_best(self, report: EvaluationReport, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Exports the model, and the pictures of its predictions, if no earlier one had a higher AP."""
-        state, ap = self.state, report.metrics.ap
+        """Exports the model, and the pictures of its predictions, if no earlier one had a higher `decisive` figure."""
+        state, (_, ap) = self.state, report.decisive
         state.last_ap = ap = -1.0 if math.isnan(ap) else ap  # nan: no ground truth to judge by
         if state.best_ap is not None and ap <= state.best_ap:
             return
@@ -372,7 +383,7 @@ class Trainer:
 
     @torch.inference_mode()
     def _draw_predictions(self) -> dict[str, NDArray[np.uint8]]:
-        """The first evaluation images with predicted and true boxes side by side: name → (H, W, 3)."""
+        """The first evaluation images with what is predicted and the truth side by side: name → (H, W, 3)."""
         if not self.accelerator.is_main_process:
             return {}
         self.detector.eval()
@@ -381,15 +392,31 @@ class Trainer:
             record = self.eval_index.images[position]
             image = read_image(record)
             inputs = self.processor(image).to(self.accelerator.device)
-            outputs = self.detector(**inputs)
-            size = [(record.height, record.width)]
-            prediction = self.processor.post_process_object_detection(outputs, 0.0, size)[0]
-            truth = self.eval_index.annotations.take(self.eval_index.annotation_rows(position))
-            boxes, labels = torch.from_numpy(truth.boxes_xyxy), torch.from_numpy(truth.label)
             names = self.eval_index.id2label
-            drawn = draw_comparison(image, prediction, boxes, labels, names, shortest_side=320)
+            if self.recipe.task == "panoptic" and isinstance(self.detector, DetrForSegmentation):
+                segments = find_segments(self.detector, self.processor, inputs, (record.height, record.width))
+                truth = self.eval_index.read_panoptic(position)
+                drawn = draw_panoptic_comparison(image, segments, truth, names, shortest_side=320)
+            else:
+                drawn = self._draw_objects(position, image, inputs)
             pictures[f"{position:03d}_{Path(record.path).stem}"] = np.asarray(drawn)
         return pictures
+
+    def _draw_objects(self, position: int, image: NDArray[np.uint8], inputs: Mapping[str, Any]) -> Image.Image:
+        """Predicted and true objects side by side: their boxes, and their masks if the task has them."""
+        index, record = self.eval_index, self.eval_index.images[position]
+        found = find_objects(self.detector, self.processor, inputs, (record.height, record.width), 0.5)
+        rows = index.annotation_rows(position)
+        truth = index.annotations.take(rows)
+        return draw_comparison(
+            image,
+            found,
+            torch.from_numpy(truth.boxes_xyxy),
+            torch.from_numpy(truth.label),
+            index.id2label,
+            true_masks=torch.from_numpy(index.read_masks(position)) if "masks" in found else None,
+            shortest_side=320,
+        )
 
     def _save_checkpoint(self) -> Path:
         self._count_seconds()

@@ -1,0 +1,97 @@
+"""Training of masks: in one go, and the original's second stage."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_detr import DetrForObjectDetection, DetrForSegmentation
+from modeling_detr.training.setup import build_model
+from modeling_detr.training.trainer import Trainer
+
+
+SEGMENTER = {
+    "backbone": "resnet10t",
+    "backbone_kwargs": {"channels": [8, 8, 16, 16], "stem_width": 8},
+    "out_indices": [0, 1, 2, 3],
+    "freeze_batch_norm": False,
+    "freeze_backbone_stem": False,
+    "num_queries": 6,
+    "d_model": 128,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+}
+
+
+def short(tiny_recipe, **changes):
+    options = {"data": "shapes?size=64&train=8&val=4", "epochs": 1, "trackers": [], "model_config": SEGMENTER}
+    return tiny_recipe(**(options | changes))
+
+
+def test_a_panoptic_run_keeps_the_model_of_the_best_pq_and_knows_its_stuff(tiny_recipe):
+    recipe = short(tiny_recipe, task="panoptic", encoder_supervision=True, denoising_groups=1)
+    trainer = Trainer(recipe)
+    report = trainer.train()
+    assert report.decisive == ("PQ", report.panoptic.pq)
+    assert trainer.state.best_ap == pytest.approx(report.panoptic.pq)
+    log = [json.loads(line) for line in (recipe.run_dir / "log.jsonl").read_text().splitlines()]
+    assert {"loss_mask", "loss_dice", "loss_ce_encoder", "loss_giou_denoising", "pq", "pq_stuff", "ap"} <= set(log[-1])
+    model = DetrForSegmentation.from_pretrained(recipe.run_dir / "model")
+    assert model.config.id2label[4] == "ground"
+    assert list(model.config.stuff_labels) == [4]
+    assert len(list((recipe.run_dir / "predictions").iterdir())) == 1
+
+
+def test_an_instance_run_is_judged_by_the_ap_of_masks(tiny_recipe):
+    report = Trainer(short(tiny_recipe, task="instance")).train()
+    assert report.decisive == ("mask AP", report.mask_metrics.ap)
+    assert report.panoptic is None
+
+
+def test_the_second_stage_trains_the_mask_head_on_a_detector_that_stays_as_it_is(tiny_recipe, tmp_path):
+    torch.manual_seed(0)
+    first = short(tiny_recipe, task="panoptic")
+    detector = build_model(first, dict(enumerate("abcde")), [4]).detr
+    detector.config.id2label = {0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"}
+    detector.save_pretrained(tmp_path / "detector")
+    Trainer(first).processor.save_pretrained(tmp_path / "detector")
+    second = short(
+        tiny_recipe,
+        task="panoptic",
+        model=str(tmp_path / "detector"),
+        model_config={},
+        freeze_detector=True,
+        output_dir=str(tmp_path / "second"),
+    )
+    trainer = Trainer(second)
+    assert "frozen    detr (" in trainer.plan()
+    masks_before = {name: value.clone() for name, value in trainer.detector.mask_head.state_dict().items()}
+    trainer.train()
+    after = DetrForObjectDetection.from_pretrained(second.run_dir / "model").state_dict()
+    for name, value in load_file(tmp_path / "detector/model.safetensors").items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=0)
+    masks_after = trainer.detector.mask_head.state_dict()
+    assert any(not torch.equal(masks_after[name], value) for name, value in masks_before.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "detection", "model": "x"}, "nothing to learn"),
+        ({"task": "panoptic"}, "a detector that has learnt"),
+        ({"task": "panoptic", "model": "x", "denoising_groups": 2}, "freeze_detector stops it"),
+    ],
+)
+def test_freezing_the_detector_where_it_makes_no_sense_is_refused(tiny_recipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_recipe(freeze_detector=True, **changes)
+
+
+def test_a_model_with_masks_is_not_taken_for_a_detector_without_a_word(tiny_recipe, tmp_path):
+    names = {0: "circle", 1: "square", 2: "triangle", 3: "star"}
+    build_model(short(tiny_recipe, task="instance"), names).save_pretrained(tmp_path / "masks")
+    with pytest.raises(ValueError, match="say --task panoptic"):
+        build_model(short(tiny_recipe, model=str(tmp_path / "masks"), model_config={}), names)
