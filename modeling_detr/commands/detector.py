@@ -1,12 +1,9 @@
 """The model that a command is given, by folder or name on the Hub, and what it sees in one image."""
 
-from functools import partial
-from typing import Any
-
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from modeling_detr.evaluation.engine import find_objects, find_segments
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionResult, PanopticResult, Task
@@ -46,15 +43,8 @@ def detect(
 ) -> DetectionResult:
     """The detections in one image (3, H, W) uint8, scores of `threshold` or more, the surest first, on the CPU; with
     masks if the model has them."""
-    outputs, predict_masks = _outputs(model, processor, pixels)
-    sizes = [(pixels.shape[-2], pixels.shape[-1])]
-    result: DetectionResult
-    if predict_masks is None:
-        (result,) = processor.post_process_object_detection(outputs, threshold, sizes)
-    else:
-        (result,) = processor.post_process_instance_segmentation(
-            outputs, threshold, target_sizes=sizes, predict_masks=predict_masks
-        )
+    inputs = processor(pixels, device=model.device)
+    result = find_objects(model, processor, inputs, (pixels.shape[-2], pixels.shape[-1]), threshold)
     order = result["scores"].argsort(descending=True)
     found: DetectionResult = {
         "scores": result["scores"][order].cpu(),
@@ -70,19 +60,6 @@ def segment(
     model: DetrForSegmentation, processor: DetrTorchvisionImageProcessor, pixels: Tensor, threshold: float
 ) -> PanopticResult:
     """The panoptic segments of one image (3, H, W) uint8, of queries with a score above `threshold`, on the CPU."""
-    outputs, predict_masks = _outputs(model, processor, pixels)
-    sizes = [(pixels.shape[-2], pixels.shape[-1])]
-    (result,) = processor.post_process_panoptic_segmentation(
-        outputs, threshold, target_sizes=sizes, predict_masks=predict_masks
-    )
-    return {"segmentation": result["segmentation"].cpu(), "segments_info": result["segments_info"]}
-
-
-def _outputs(model: Detector, processor: DetrTorchvisionImageProcessor, pixels: Tensor) -> tuple[Any, Any]:
-    """What the model says of an image, and what computes the masks of chosen queries; None for a detector."""
     inputs = processor(pixels, device=model.device)
-    with torch.inference_mode():
-        if not isinstance(model, DetrForSegmentation):
-            return model(**inputs), None
-        outputs: Any = model(**inputs, output_masks=False)
-    return outputs, torch.inference_mode()(partial(model.predict_masks, outputs))
+    result = find_segments(model, processor, inputs, (pixels.shape[-2], pixels.shape[-1]), threshold)
+    return {"segmentation": result["segmentation"].cpu(), "segments_info": result["segments_info"]}

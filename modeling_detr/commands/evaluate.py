@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = opened(task)
     own_category_ids = {category.id for category in dataset.categories}
     id2label = cast(dict[int, str], model.config.id2label)
-    index = adopt_model_labels(dataset, id2label)
+    index = adopt_model_labels(dataset, id2label, model.config.stuff_labels)
 
     # Whole batches, the same however many processes there are, dealt out to them.
     samples = DetectionDataset(index, resizing_of(processor), masks=task != "detection")

@@ -218,7 +218,9 @@ def find_segments(
         )[0]
 
 
-def adopt_model_labels(index: DetectionIndex, id2label: Mapping[int, str]) -> DetectionIndex:
+def adopt_model_labels(
+    index: DetectionIndex, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()
+) -> DetectionIndex:
     """The dataset with its classes in the model's order, matched by name, so that labels mean the same in both.
 
     A dataset with the very classes of the model is returned as it is, classes of one name included. Classes of the
@@ -227,6 +229,8 @@ def adopt_model_labels(index: DetectionIndex, id2label: Mapping[int, str]) -> De
     Args:
         index: The dataset.
         id2label: The model's label → class name (`model.config.id2label`).
+        stuff_labels: Which of them are stuff for the model (`model.config.stuff_labels`); of a class that the dataset
+            has, the dataset knows.
 
     Raises:
         ValueError: The dataset has a class that the model does not know.
@@ -245,7 +249,10 @@ def adopt_model_labels(index: DetectionIndex, id2label: Mapping[int, str]) -> De
     new_label = np.array([label_of[category.name] for category in index.categories], dtype=np.int64)
     own = {int(label): category for label, category in zip(new_label, index.categories, strict=True)}
     free_id = max((category.id for category in index.categories), default=0) + 1
-    categories = tuple(own.get(label, Category(free_id + label, id2label[label])) for label in sorted(id2label))
+    categories = tuple(
+        own.get(label, Category(free_id + label, id2label[label], is_thing=label not in stuff_labels))
+        for label in sorted(id2label)
+    )
     table = dataclasses.replace(index.annotations, label=new_label[index.annotations.label])
     return dataclasses.replace(index, categories=categories, annotations=table)
 

@@ -157,6 +157,11 @@ def test_classes_are_matched_by_name() -> None:
     assert metrics.ap == 0
 
 
+def test_what_the_dataset_lacks_is_stuff_if_the_model_says_so() -> None:
+    adopted = adopt_model_labels(shapes_index(), {0: "star", 1: "sky", 2: "disc"}, stuff_labels=[1, 2])
+    assert [category.is_thing for category in adopted.categories] == [True, False, True]
+
+
 def test_a_dataset_with_the_models_classes_stays_as_it_is() -> None:
     index = shapes_index()
     assert adopt_model_labels(index, index.id2label) is index
