@@ -3,7 +3,10 @@
 Shapes: K boxes of one image · H, W pixels. Boxes are corners (xyxy) in pixels of the image they are drawn on.
 """
 
+import base64
 import colorsys
+import html
+import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -296,6 +299,36 @@ def tile(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | 
             )
         sheet.paste(picture, (x, y + head))
     return sheet
+
+
+def gallery_html(heading: str, pictures: Sequence[Image.Image], titles: Sequence[str], columns: int) -> str:
+    """Pictures in rows of `columns` as one page that needs no other file.
+
+    Args:
+        heading: Title of the page.
+        pictures: What is shown.
+        titles: What stands under each.
+        columns: Pictures in a row.
+    """
+    cells = []
+    for picture, title in zip(pictures, titles, strict=True):
+        buffer = io.BytesIO()
+        picture.convert("RGB").save(buffer, "JPEG", quality=85)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        text = html.escape(title)
+        cells.append(
+            f'<figure><img src="data:image/jpeg;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+        )
+    style = (
+        "body{font:14px sans-serif;margin:1em}"
+        f"main{{display:grid;gap:8px;grid-template-columns:repeat({columns},1fr)}}"
+        "figure{margin:0}img{width:100%}figcaption{overflow-wrap:anywhere}"
+    )
+    title = html.escape(heading)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style>'
+        f"</head>\n<body><h1>{title}</h1>\n<main>\n" + "\n".join(cells) + "\n</main></body></html>\n"
+    )
 
 
 # Panel title → the figures in it, solid and dashed.

@@ -14,6 +14,7 @@ _COMMANDS = {
     "evaluate": "measure COCO AP of a model on a dataset",
     "predict": "draw the detections of a model on images",
     "convert": "turn a checkpoint of one kind into one of another",
+    "data": "check, convert or show a dataset",
     "plot": "draw the curves of one run or compare several",
 }
 

@@ -40,6 +40,7 @@ class Findings:
         items: Every finding, if they are collected.
         notes: A sentence for each kind of warning, as `DetectionIndex.notes` has them.
         broken_images: Paths of images that an error has been kept about.
+        format: Format of the dataset, once a reader has been chosen.
     """
 
     def __init__(self, collects: bool = False) -> None:
@@ -47,6 +48,7 @@ class Findings:
         self.items: list[Finding] = []
         self.notes: list[str] = []
         self.broken_images: set[str] = set()
+        self.format: str | None = None
 
     def error(
         self,

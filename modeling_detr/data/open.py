@@ -116,6 +116,8 @@ def _read(name: str, path: Path, findings: Findings | None, task: Task, options:
                 f"{path} was taken for the format '{name}', to which {option} means nothing; leave it out, or say "
                 f"--data_format {_FORMATS_OF[option][0]} (format= in Python)."
             )
+    if findings is not None:
+        findings.format = name
     fitting = {
         "instance": "COCO with segmentations, COCO panoptic, or the built-in shapes",
         "panoptic": "COCO panoptic (annotations/panoptic_*.json with folders of PNG), or the built-in shapes",

@@ -1,0 +1,69 @@
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from modeling_detr.commands.data import main
+from modeling_detr.data.check import check_dataset
+from modeling_detr.data.open import open_dataset
+
+
+def kinds(report, severity):
+    return sorted(finding.kind for finding in report.findings if finding.severity == severity)
+
+
+def test_a_sound_dataset_has_no_errors_and_right_counts(voc_folder, capsys):
+    assert main(["check", str(voc_folder), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["format"], content["images"], content["boxes"], content["errors"]) == ("voc", 4, 4, 0)
+    assert [(entry["name"], entry["boxes"], entry["share"]) for entry in content["classes"]] == [
+        ("cat", 2, 0.5),
+        ("dog", 2, 0.5),
+    ]
+    assert content["splits"]["val"] == {"images": 2, "images_without_boxes": 1, "boxes": 1, "crowds": 0}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other size"])
+def test_images_that_cannot_be_used_are_errors_and_left_out_by_fix(coco_folder, tmp_path, damage, capsys):
+    image = coco_folder / "train" / "a.jpg"
+    data = image.read_bytes()
+    if damage == "other size":
+        Image.new("RGB", (33, 44)).save(image)
+    else:
+        image.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"")
+    assert main(["check", str(coco_folder), "--fix", str(tmp_path / "clean")]) == 1
+    assert "a.jpg:" in capsys.readouterr().out
+    clean = open_dataset(tmp_path / "clean")
+    assert (len(clean), len(clean.annotations)) == (3, 2)
+    assert main(["check", str(tmp_path / "clean")]) == 0
+
+
+def test_unknown_classes_and_broken_files_are_errors_with_their_place(yolo_folder, coco_folder):
+    label_file = yolo_folder / "labels" / "train" / "a.txt"
+    label_file.write_text(label_file.read_text() + "9 .5 .5 .1 .1\n")
+    report = check_dataset(yolo_folder)
+    assert kinds(report, "error") == ["unknown class"]
+    assert report.findings[0].where.endswith("a.txt: line 3")
+    (coco_folder / "annotations" / "instances_val.json").write_text("{")
+    assert main(["check", str(coco_folder)]) == 1
+
+
+def test_duplicates_and_leaks_are_warnings(coco_folder, tmp_path):
+    file = coco_folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 77})
+    file.write_text(json.dumps(content))
+    shutil.copy(coco_folder / "train" / "a.jpg", coco_folder / "val" / "d.jpg")
+    val = coco_folder / "annotations" / "instances_val.json"
+    val.write_text(val.read_text().replace('"height": 64, "width": 48', '"height": 60, "width": 80'))
+    report = check_dataset(coco_folder)
+    assert report.errors == 0
+    assert {"duplicate box", "near-duplicate images"} <= {*kinds(report, "warning")}
+    assert len(report.index.annotations) == 5
+    assert len(report.clean_index().annotations) == 4
+
+
+def test_what_is_not_there_is_no_dataset_with_errors(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        main(["check", str(tmp_path / "none")])
