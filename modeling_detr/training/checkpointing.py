@@ -12,11 +12,13 @@
 
 Everything is written to a hidden folder first and then renamed, so that a folder with its own name is whole. Random
 numbers need no file: those of a sample depend on seed, epoch and position, those of a step on seed, step and process.
+Beside the newest checkpoints, that of the best model stays.
 """
 
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 import warnings
 import zlib
@@ -27,6 +29,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.optim import Optimizer
@@ -63,9 +66,13 @@ class Averages:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
+    def means(self) -> dict[str, float]:
+        """The means so far."""
+        return {name: total / self.count for name, total in self.sums.items()}
+
     def take(self) -> dict[str, float]:
         """The means so far; the next ones begin anew."""
-        means = {name: total / self.count for name, total in self.sums.items()}
+        means = self.means()
         self.sums, self.count = {}, 0
         return means
 
@@ -80,9 +87,12 @@ class TrainingState:
         step: Optimizer steps taken in all.
         best_ap: AP of the model in `model/`; None before the first evaluation.
         best_epoch: The epoch, from 1, after which that was measured.
+        best_step: The optimizer steps after which that was measured.
         last_ap: AP of the last evaluation.
+        closed_step: The optimizer steps after which an epoch was last closed: evaluated if that was due, and logged.
         seconds: Time spent so far, evaluations included.
         num_processes: How many processes trained.
+        step_size: Images of an optimizer step, over all processes and accumulated batches.
         step_averages: Since the last log entry.
         epoch_averages: Since the beginning of the epoch.
     """
@@ -92,9 +102,12 @@ class TrainingState:
     step: int = 0
     best_ap: float | None = None
     best_epoch: int | None = None
+    best_step: int | None = None
     last_ap: float | None = None
+    closed_step: int = 0
     seconds: float = 0.0
     num_processes: int = 1
+    step_size: int = 0
     step_averages: Averages = field(default_factory=Averages)
     epoch_averages: Averages = field(default_factory=Averages)
 
@@ -113,7 +126,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     accelerator: Accelerator,
 ) -> Path:
-    """Writes `checkpoints/step_…` on the main process, then removes all but the newest `keep_checkpoints`.
+    """Writes `checkpoints/step_…` on the main process; then only the newest `keep_checkpoints` and the best stay.
 
     Args:
         run_dir: The run's folder.
@@ -133,7 +146,8 @@ def save_checkpoint(
 
     def write(temporary: Path) -> None:
         save_model(accelerator.unwrap_model(model), str(temporary / "model.safetensors"))
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        with (temporary / "optimizer.pt").open("wb") as file:  # a full disk then has a reason, see `_reason`
+            torch.save(optimizer.state_dict(), file)
         (temporary / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         content = {
             "state": dataclasses.asdict(state),
@@ -145,7 +159,8 @@ def save_checkpoint(
     if accelerator.is_main_process:
         _write_folder(folder, write)
         for old in _checkpoint_folders(run_dir)[: -recipe.keep_checkpoints]:
-            shutil.rmtree(old)
+            if _step_of(old) != state.best_step:
+                shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return folder
 
@@ -159,11 +174,13 @@ def drop_later_checkpoints(run_dir: Path, step: int) -> None:
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The run's newest checkpoint that is whole; a damaged one is passed over with a warning. None: there is none."""
-    for folder in reversed(_checkpoint_folders(run_dir)):
+    folders = _checkpoint_folders(run_dir)
+    for number, folder in reversed([*enumerate(folders)]):
         damage = find_damage(folder)
         if damage is None:
             return folder
-        warnings.warn(f"{folder} is damaged ({damage}); the checkpoint before it is taken.", stacklevel=2)
+        instead = "the checkpoint before it is taken" if number else "there is none before it, so the run begins anew"
+        warnings.warn(f"{folder} is damaged ({damage}); {instead}.", stacklevel=2)
     return None
 
 
@@ -174,7 +191,7 @@ def find_damage(folder: Path) -> str | None:
         for name, fingerprint in files.items():
             if _fingerprint(folder / name) != fingerprint:
                 return f"{name} is not what was written"
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_STATE} is not readable"
@@ -226,12 +243,31 @@ def export_model(run_dir: Path, detector: Savable, processor: Savable, model_car
     return _write_folder(run_dir / MODEL, write)
 
 
-def restore_replaced_model(run_dir: Path) -> None:
-    """Brings `model/` back if a kill came between taking the old one away and giving the new one its name."""
-    folder = run_dir / MODEL
-    previous = _previous(folder)
-    if previous.exists() and not folder.exists():
-        previous.rename(folder)
+def tidy_after_kill(run_dir: Path) -> None:
+    """Removes what a kill has left half written, and brings back what it caught while it was being replaced."""
+    for leftover in [*run_dir.glob(".*.writing"), *run_dir.glob(f"{CHECKPOINTS}/.*.writing")]:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for previous in [*run_dir.glob(".*.previous"), *run_dir.glob(f"{CHECKPOINTS}/.*.previous")]:
+        folder = previous.with_name(previous.name.removeprefix(".").removesuffix(".previous"))
+        if folder.exists():
+            shutil.rmtree(previous)
+        else:
+            previous.rename(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all: a full disk or a kill leaves the one that was there.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({_reason(error)}); what was there is left as it was.") from error
 
 
 def find_model(source: str) -> str:
@@ -324,23 +360,44 @@ def _write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
         temporary.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError) or isinstance(error.__context__, OSError):
+            raise OSError(
+                f"{folder} cannot be written ({_reason(error)}). Everything written before is left as it was: make "
+                f"room, and go on from the last checkpoint with the same command and --resume auto."
+            ) from error
         raise
     shutil.rmtree(previous, ignore_errors=True)
     return folder
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says of a failed write; `torch.save` has it in the context of its own error."""
+    if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
+        error = error.__context__
+    return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
 
 
 def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.previous")
 
 
+_CHECKPOINT_NAME = re.compile(r"step_(\d+)|\.step_(\d+)\.previous")
+
+
 def _checkpoint_folders(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / CHECKPOINTS).glob("step_*"), key=_step_of)
+    """All checkpoints, the oldest first; one that a kill caught while it was being replaced under its hidden name."""
+    folders = [path for path in (run_dir / CHECKPOINTS).glob("*") if _CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(
+        (path for path in folders if not path.name.startswith(".") or path.with_name(path.name[1:-9]) not in folders),
+        key=_step_of,
+    )
 
 
 def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
+    found = _CHECKPOINT_NAME.fullmatch(folder.name)
+    return int(found[1] or found[2]) if found else -1
 
 
 def _fingerprint(path: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ of one process with one large batch.
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
@@ -60,12 +61,13 @@ class StepNormalizers(NamedTuple):
 
 class StepResult(NamedTuple):
     """What one optimizer step did: means over all processes of `loss` and the unweighted terms, the norm of the
-    gradient before clipping, images seen, and whether some process was asked to stop."""
+    gradient before clipping, images seen, and whether some process was asked to stop or wants a checkpoint."""
 
     losses: dict[str, float]
     grad_norm: float
     num_images: int
     stop_requested: bool
+    checkpoint_requested: bool = False
 
 
 def step_normalizers(
@@ -99,6 +101,7 @@ def training_step(
     image_mean: Sequence[float] = (0.0, 0.0, 0.0),
     image_std: Sequence[float] = (1.0, 1.0, 1.0),
     stop_requested: bool = False,
+    checkpoint_requested: bool = False,
 ) -> StepResult:
     """One optimizer step over `batches` of this process and of all others.
 
@@ -113,6 +116,7 @@ def training_step(
         image_mean: For batches that are still uint8: mean of each channel, in units of [0, 1].
         image_std: For batches that are still uint8: standard deviation of each channel.
         stop_requested: Whether this process was asked to stop; the result tells whether any was.
+        checkpoint_requested: Whether this process wants a checkpoint; the result tells whether any does.
 
     Raises:
         NonFiniteLossError: On all processes, before the optimizer moves.
@@ -134,11 +138,11 @@ def training_step(
     # Beside the matching costs the only copy from the device: everything that is to be known, in a single vector.
     names = sorted(outcomes[0])
     local = torch.stack([torch.stack([outcome[name].float() for name in names]) for outcome in outcomes])
-    extra = local.new_tensor([float(stop_requested), len(outcomes)])
+    extra = local.new_tensor([float(stop_requested), float(checkpoint_requested), len(outcomes)])
     reduced = cast(Tensor, accelerator.reduce(torch.cat([local.sum(0), extra]), "sum"))
     num_images = torch.as_tensor(normalizers.num_images, dtype=torch.float32, device=reduced.device)
     values = torch.cat([reduced, num_images[None], cast(Tensor, grad_norm).detach().float()[None]]).tolist()
-    *totals, stops, num_batches, images, norm = values
+    *totals, stops, checkpoints, num_batches, images, norm = values
     losses = {
         # shares of the step add up; errors in percent and counts are means over the batches
         name: total if name.startswith("loss") else total / num_batches
@@ -151,10 +155,14 @@ def training_step(
         suspects = [bad_terms == ["gradient"] or not bool(row.isfinite().all()) for row in local]
         raise NonFiniteLossError(bad_terms, _image_indices(batches, suspects, accelerator))
     optimizer.step()
-    if not getattr(optimizer, "step_was_skipped", False):  # by a gradient scaler, which looks for a better scale
+    if getattr(optimizer, "step_was_skipped", False):  # by a gradient scaler, which looks for a better scale
+        with warnings.catch_warnings():  # PyTorch warns if the very first step is skipped
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            scheduler.step()  # the rates are a function of the steps, of which this is one
+    else:
         scheduler.step()
     optimizer.zero_grad()
-    return StepResult(losses, norm, int(images), stops > 0)
+    return StepResult(losses, norm, int(images), stops > 0, checkpoints > 0)
 
 
 def _image_indices(batches: Sequence[DetectionBatch], suspects: Sequence[bool], accelerator: Accelerator) -> list[int]:
@@ -187,6 +195,7 @@ def train_one_epoch(
     seed: int = 0,
     first_step: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    checkpoint: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepResult]:
     """Takes one optimizer step after the other over `batches`, and yields what each did.
 
@@ -207,6 +216,7 @@ def train_one_epoch(
         seed: The run's.
         first_step: Optimizer steps that the run has taken before.
         stop: Whether this process was asked to stop; asked before every step.
+        checkpoint: Whether this process wants a checkpoint; asked before every step.
 
     Raises:
         NonFiniteLossError: See `training_step`.
@@ -229,6 +239,7 @@ def train_one_epoch(
             image_mean=image_mean,
             image_std=image_std,
             stop_requested=stop(),
+            checkpoint_requested=checkpoint(),
         )
 
 

@@ -6,19 +6,24 @@ gradient norm since the entry before; `"kind": "epoch"` the means over the epoch
 
 import json
 import math
+import struct
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event
 from tqdm import tqdm
+
+from modeling_detr.training.checkpointing import write_text
 
 
 LOG = "log.jsonl"
+TRACKERS = "trackers"  # where those of Accelerate's trackers write that write files
 
 
 class MetricLogger:
@@ -29,8 +34,7 @@ class MetricLogger:
         accelerator: Its trackers, if it has any, must have been started.
         total_steps: Optimizer steps of the whole run.
         epochs: Epochs of the whole run.
-        first_step: Steps that earlier starts of the run have taken; what the log holds past them is removed, since it
-            will be written again.
+        first_step: Steps that earlier starts of the run have taken.
     """
 
     def __init__(
@@ -46,8 +50,6 @@ class MetricLogger:
         if not accelerator.is_main_process:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            _drop_later_entries(self.path, first_step)
         if sys.stderr.isatty():
             self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05)
 
@@ -107,6 +109,12 @@ class MetricLogger:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
+    def flush(self) -> None:
+        """Has TensorBoard write what it holds back, so that a kill costs nothing that a checkpoint has seen."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.flush()
+
     def close(self) -> None:
         """Ends bar and trackers."""
         if self.bar is not None:
@@ -135,11 +143,48 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _drop_later_entries(path: Path, step: int) -> None:
-    kept = [entry for entry in read_log(path) if entry["step"] <= step]
+def drop_later_entries(run_dir: Path, step: int, closed_step: int) -> None:
+    """Removes what earlier starts of a run have logged past the point that it goes on from, since it will come again.
+
+    Args:
+        run_dir: The run's folder, with `log.jsonl` and what TensorBoard has.
+        step: Optimizer steps taken at that point.
+        closed_step: If it is `step`, the evaluation after that step has been logged already and stays.
+    """
+
+    def stays(entry_step: int, of_a_step: bool) -> bool:
+        return entry_step < step or (entry_step == step and (of_a_step or closed_step == step))
+
+    log = run_dir / LOG
+    if log.exists():
+        kept = [entry for entry in read_log(log) if stays(entry["step"], entry["kind"] == "step")]
+        write_text(log, "".join(json.dumps(entry) + "\n" for entry in kept))
+    for path in sorted((run_dir / TRACKERS).rglob("events.out.tfevents.*")):
+        _rewrite_events(path, stays)
+
+
+def _rewrite_events(path: Path, stays: Callable[[int, bool], bool]) -> None:
+    """Leaves of a TensorBoard file the events that stay, byte for byte.
+
+    Each is an eight-byte length, its checksum of four bytes, an `Event`, and the event's checksum of four bytes.
+    """
+    data, kept, position = path.read_bytes(), [], 0
+    while position + 12 <= len(data):
+        end = position + 16 + struct.unpack_from("<Q", data, position)[0]
+        if end > len(data):  # cut off by a kill
+            break
+        event = Event.FromString(data[position + 12 : end - 4])
+        of_a_step = all(value.tag.startswith("train/") for value in event.summary.value)
+        if stays(event.step, of_a_step):
+            kept.append(data[position:end])
+        position = end
     rewritten = path.with_name(f".{path.name}.writing")
-    rewritten.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    rewritten.replace(path)
+    try:
+        rewritten.write_bytes(b"".join(kept))
+        rewritten.replace(path)
+    except OSError:
+        rewritten.unlink(missing_ok=True)
+        raise
 
 
 def _plain(value: Any) -> Any:

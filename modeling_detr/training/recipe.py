@@ -80,7 +80,8 @@ class Recipe:
         eval_every_epochs: Epochs between evaluations; the last is always evaluated.
         checkpoint_every_epochs: Epochs between checkpoints; the last always has one.
         checkpoint_every_steps: Optimizer steps between further checkpoints.
-        keep_checkpoints: How many of the newest checkpoints are kept.
+        checkpoint_every_minutes: Minutes after which a checkpoint is written at the latest; none: not by the clock.
+        keep_checkpoints: How many of the newest checkpoints are kept; that of the best model is kept besides.
         resume: 'auto': go on from the run's newest whole checkpoint, if it has one; or a checkpoint's folder.
         log_every_steps: Optimizer steps between log entries.
         trackers: Trackers of Accelerate that are written to, e.g. tensorboard,wandb.
@@ -140,6 +141,7 @@ class Recipe:
     eval_every_epochs: int = 1
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
+    checkpoint_every_minutes: float | None = 30.0
     keep_checkpoints: int = 2
     resume: str | None = None
     log_every_steps: int = 10
@@ -231,6 +233,7 @@ _SMALLEST = {
         "seed",
         "denoising_groups",
         "num_images_to_log",
+        "checkpoint_every_minutes",
     ),
     1: (
         "batch_size",
@@ -506,4 +509,4 @@ def _explanations() -> dict[str, str]:
 def differing_keys(recipe: Recipe, other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys in which `other` (a recipe as a mapping) differs from `recipe`: name → (here, there)."""
     mine = dataclasses.asdict(recipe)
-    return {name: (mine[name], other.get(name)) for name in mine if mine[name] != other.get(name)}
+    return {name: (mine[name], other[name]) for name in mine if name in other and mine[name] != other[name]}

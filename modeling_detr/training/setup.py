@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -349,10 +350,15 @@ def _loader(
 def _prepare_worker(_number: int) -> None:
     """A loader process computes with one thread, and stays until the process that it loads for has ended the run.
 
-    Ctrl-C in a terminal and SIGTERM from torchrun go to a whole group of processes; a group of its own spares it. It
+    Ctrl-C in a terminal and SIGTERM from torchrun go to a whole group of processes; a group of its own spares it.
+    Slurm signals every process that it finds: only a second SIGTERM, as PyTorch ends its loaders with, ends it. It
     notices by itself when the process that it loads for is gone.
     """
     torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 

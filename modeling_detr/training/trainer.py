@@ -1,12 +1,14 @@
 """A run from its recipe to its best model: epochs, evaluations, checkpoints, logs, stopping and resuming."""
 
+import contextlib
 import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -25,7 +27,7 @@ from modeling_detr.evaluation.engine import evaluate, find_objects, find_segment
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.modeling_detr import DetrForSegmentation
-from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.structures_detr import DetectionBatch, DetectionIndex
 from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.checkpointing import (
     RECIPE,
@@ -35,11 +37,12 @@ from modeling_detr.training.checkpointing import (
     holds_run,
     load_checkpoint,
     newest_checkpoint,
-    restore_replaced_model,
     save_checkpoint,
+    tidy_after_kill,
+    write_text,
 )
 from modeling_detr.training.engine import NonFiniteLossError, train_one_epoch
-from modeling_detr.training.metric_logger import MetricLogger
+from modeling_detr.training.metric_logger import TRACKERS, MetricLogger, drop_later_entries
 from modeling_detr.training.model_card import model_card
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer, num_parameters
 from modeling_detr.training.recipe import Recipe, differing_keys, nearest_name
@@ -47,9 +50,13 @@ from modeling_detr.training.setup import build_loaders, build_model, build_proce
 from modeling_detr.visualization import draw_comparison, draw_panoptic_comparison
 
 
+# Ctrl-C, the end of the time, and Slurm's warning of it; the last is not everywhere.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
 # With another value of these a checkpoint's weights do not fit, or mean something else.
 _KEYS_OF_THE_MODEL = ("task", "model", "model_config", "freeze_detector", "encoder_supervision", "denoising_groups")
-# These decide which images a step sees; with another value an epoch cannot be continued where it was left.
+# These decide which images a step sees; with another value an epoch cannot be continued where it was left. So does how
+# many images a step has in all; how they are split over processes and accumulated batches does not.
 _KEYS_OF_THE_ORDER = (
     "data",
     "data_format",
@@ -59,10 +66,12 @@ _KEYS_OF_THE_ORDER = (
     "transform_options",
     "processor_config",
     "batching",
-    "batch_size",
-    "gradient_accumulation_steps",
     "seed",
 )
+
+
+class StopRequested(BaseException):
+    """A signal came while nothing was under way that a run could lose; see `StopSignals`."""
 
 
 class TrainingInterrupted(Exception):
@@ -120,8 +129,11 @@ class Trainer:
             weight_decay=recipe.weight_decay,
         )
         self.model, self.optimizer = self.accelerator.prepare(training_model, self.raw_optimizer)
-        self._watch = time.monotonic()
-        self.state = TrainingState(num_processes=self.accelerator.num_processes)
+        self._watch = self._saved_at = time.monotonic()
+        self._signals: StopSignals | None = None
+        self.state = TrainingState(
+            num_processes=self.accelerator.num_processes, step_size=self.loaders.train_sampler.step_size
+        )
         note = head_note(recipe, self.train_index.id2label)
         self.notes: list[str] = [] if note is None else [note]
         if self.checkpoint is not None:
@@ -213,16 +225,21 @@ class Trainer:
             if name not in ("resume", "output_dir")
         ]
         reordered = [name for name in _KEYS_OF_THE_ORDER if name in changes]
+        step_size = self.loaders.train_sampler.step_size
+        if self.state.step_size != step_size:
+            reordered.append(f"the images of a step (were {self.state.step_size}, are {step_size})")
         if self.state.num_processes != self.accelerator.num_processes:
-            self.notes.append(f"{self.state.num_processes} processes trained, now {self.accelerator.num_processes}")
-            reordered.append("the number of processes")
+            same = "" if reordered else ": its steps have the same images all the same, so it goes on where it was"
+            self.notes.append(
+                f"{self.state.num_processes} processes trained, now {self.accelerator.num_processes}{same}"
+            )
         if reordered and self.state.step_in_epoch > 0:
             self.notes.append(
                 f"goes on with the next epoch, since {', '.join(reordered)} changed in the middle of one"
             )
             self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
             self.state.epoch_averages.take()
-        self.state.num_processes = self.accelerator.num_processes
+        self.state.num_processes, self.state.step_size = self.accelerator.num_processes, step_size
 
     # The run
 
@@ -234,34 +251,43 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: A loss or gradient is not finite; on all processes, before the optimizer moves.
-            TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint has been written.
+            TrainingInterrupted: SIGINT, SIGTERM or SIGUSR1 came; a checkpoint has been written.
             OSError: Something cannot be written.
         """
         report = None
-        logger = self._open_run()
-        self._watch = time.monotonic()
-        try:
-            with StopSignals() as signals:
-                while self.state.epoch < self.recipe.epochs and self.state.step < self.total_steps:
+        self._watch = self._saved_at = time.monotonic()
+        with self._open_run() as logger, StopSignals(alone=self.accelerator.num_processes == 1) as signals:
+            self._signals = signals
+            try:
+                while not self._is_at_end():
                     images_per_second = self._train_epoch(logger, signals)
                     report = self._end_epoch(logger, signals, images_per_second)
                 if report is None:  # the run had been at its end before
                     report = self.evaluate()
                     if self.state.best_ap is None:
                         self._keep_best(report, self._draw_predictions())
-            return report
-        finally:
-            logger.close()
+            except StopRequested:
+                raise self._interrupted(logger, signals) from None
+            finally:
+                self._signals = None
+        return report
+
+    def _is_at_end(self) -> bool:
+        state = self.state
+        return state.epoch >= self.recipe.epochs or state.closed_step == state.step >= self.total_steps
 
     def evaluate(self) -> EvaluationReport:
         """The detector as it is, on the evaluation images."""
         if self.accelerator.num_processes > 1:  # running statistics of batch norms differ between processes
             broadcast(list(self.detector.buffers()))
         show = sys.stderr.isatty()
+        batches: Iterable[DetectionBatch] = self.loaders.eval
+        if self._signals is not None:
+            batches = self._signals.until_stopped(batches)
         with self.accelerator.autocast():
             return evaluate(
                 self.detector,
-                self.loaders.eval,
+                batches,
                 self.processor,
                 self.eval_index,
                 self.accelerator,
@@ -271,22 +297,32 @@ class Trainer:
                 progress=show,
             )
 
-    def _open_run(self) -> MetricLogger:
+    @contextmanager
+    def _open_run(self) -> Iterator[MetricLogger]:
+        """The run's folder as the checkpoint has left it, and its logger, closed at the end."""
         step = self.state.step
         if self.accelerator.is_main_process:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            restore_replaced_model(self.run_dir)
+            tidy_after_kill(self.run_dir)
             drop_later_checkpoints(self.run_dir, step)
-            (self.run_dir / RECIPE).write_text(self.recipe.to_yaml(), encoding="utf-8")
+            drop_later_entries(self.run_dir, step, self.state.closed_step)
+            write_text(self.run_dir / RECIPE, self.recipe.to_yaml())
         # A viewer then forgets what an earlier start has logged past the checkpoint.
         self.accelerator.init_trackers(self.run_dir.name, init_kwargs={"tensorboard": {"purge_step": step + 1}})
-        return MetricLogger(
+        logger = MetricLogger(
             self.run_dir,
             self.accelerator,
             total_steps=self.total_steps,
             epochs=self.recipe.epochs,
             first_step=step,
         )
+        try:
+            yield logger
+        except BaseException:
+            with contextlib.suppress(OSError):  # on a full disk closing fails too, and says less than what came first
+                logger.close()
+            raise
+        logger.close()
 
     def _train_epoch(self, logger: MetricLogger, signals: "StopSignals") -> float:
         """Trains from `state.step_in_epoch` to the end of the epoch, or of the run; returns the images per second.
@@ -295,11 +331,13 @@ class Trainer:
             TrainingInterrupted: A signal came; a checkpoint has been written.
         """
         state, recipe = self.state, self.recipe
-        self.loaders.train_sampler.set_epoch(state.epoch, first_step=state.step_in_epoch)
         clock, epoch_clock = _Clock(), _Clock()
+        if state.step >= self.total_steps:  # only its end is left to do
+            return 0.0
+        self.loaders.train_sampler.set_epoch(state.epoch, first_step=state.step_in_epoch)
         steps = train_one_epoch(
             self.model,
-            self.loaders.train,
+            signals.interruptible(self.loaders.train),
             self.detector.config,
             self.optimizer,
             self.scheduler,
@@ -311,6 +349,7 @@ class Trainer:
             seed=recipe.seed,
             first_step=state.step,
             stop=lambda: signals.received is not None,
+            checkpoint=self._checkpoint_is_due,
         )
         while state.step < self.total_steps:
             rates = [group["lr"] for group in self.raw_optimizer.param_groups]
@@ -332,46 +371,60 @@ class Trainer:
                 speed = {"images_per_second": clock.images_per_second()}
                 logger.step(state.epoch, state.step, {**state.step_averages.take(), **named_rates, **speed})
             if result.stop_requested:
-                raise self._interrupted(signals)
+                raise self._interrupted(logger, signals)
             due = recipe.checkpoint_every_steps and state.step % recipe.checkpoint_every_steps == 0
+            due = due or result.checkpoint_requested
             if due and state.step_in_epoch < self.steps_per_epoch:  # else the epoch's end will write one
-                self._save_checkpoint()
+                self._save_checkpoint(logger)
         return epoch_clock.images_per_second()
 
     def _end_epoch(
         self, logger: MetricLogger, signals: "StopSignals", images_per_second: float
     ) -> EvaluationReport | None:
-        """Evaluates, keeps the model if it is the best, logs, writes a checkpoint; each if it is due."""
+        """Evaluates, keeps the model if it is the best, logs, writes a checkpoint; each if it is due.
+
+        Raises:
+            TrainingInterrupted: A signal came; if it came before the evaluation was whole, that is done again.
+        """
         state, recipe = self.state, self.recipe
         ends_run = state.step >= self.total_steps
-        losses = {**state.epoch_averages.take(), "images_per_second": images_per_second}
         metrics: dict[str, Any] = {}
         report = None
+        is_best = False
         if ends_run or (state.epoch + 1) % recipe.eval_every_epochs == 0:
             report = self.evaluate()
+            if self._any_process(signals.received is not None):
+                raise self._interrupted(logger, signals)
             metrics = {**report.figures(), "eval_loss": report.losses["loss"]}
             pictures = self._draw_predictions()
-            self._keep_best(report, pictures)
+            is_best = self._keep_best(report, pictures)
             logger.images("predictions", list(pictures.values()), state.step)
         self._count_seconds()
+        losses = {**state.epoch_averages.means(), "images_per_second": images_per_second}
         logger.epoch(state.epoch, state.step, losses, {**metrics, "seconds": state.seconds})
+        state.closed_step = state.step
         epoch_is_whole = state.step_in_epoch >= self.steps_per_epoch
         if epoch_is_whole:
             state.epoch, state.step_in_epoch = state.epoch + 1, 0
+            state.epoch_averages.take()
         interrupted = self._any_process(signals.received is not None)
         if interrupted and not ends_run:
-            raise self._interrupted(signals)
-        if ends_run or state.epoch % recipe.checkpoint_every_epochs == 0:
-            self._save_checkpoint()
+            raise self._interrupted(logger, signals)
+        if ends_run or is_best or state.epoch % recipe.checkpoint_every_epochs == 0:
+            self._save_checkpoint(logger)
         return report
 
-    def _keep_best(self, report: EvaluationReport, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Exports the model, and the pictures of its predictions, if no earlier one had a higher `decisive` figure."""
+    def _keep_best(self, report: EvaluationReport, pictures: Mapping[str, NDArray[np.uint8]]) -> bool:
+        """Exports the model, and the pictures of its predictions, if no earlier one had a higher `decisive` figure.
+
+        Returns:
+            Whether it is the best so far.
+        """
         state, (_, ap) = self.state, report.decisive
         state.last_ap = ap = -1.0 if math.isnan(ap) else ap  # nan: no ground truth to judge by
         if state.best_ap is not None and ap <= state.best_ap:
-            return
-        state.best_ap, state.best_epoch = ap, state.epoch + 1
+            return False
+        state.best_ap, state.best_epoch, state.best_step = ap, state.epoch + 1, state.step
         if self.accelerator.is_main_process:
             card = model_card(self.recipe, self.detector.config, self.train_index, report, state)
             export_model(self.run_dir, self.detector, self.processor, card)
@@ -380,6 +433,7 @@ class Trainer:
                 path = self.run_dir / "predictions" / f"{name}.png"
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(picture).save(path)
+        return True
 
     @torch.inference_mode()
     def _draw_predictions(self) -> dict[str, NDArray[np.uint8]]:
@@ -418,16 +472,26 @@ class Trainer:
             shortest_side=320,
         )
 
-    def _save_checkpoint(self) -> Path:
+    def _save_checkpoint(self, logger: MetricLogger) -> Path:
         self._count_seconds()
-        return save_checkpoint(self.run_dir, self.state, self.recipe, self.model, self.raw_optimizer, self.accelerator)
+        logger.flush()
+        folder = save_checkpoint(
+            self.run_dir, self.state, self.recipe, self.model, self.raw_optimizer, self.accelerator
+        )
+        self._saved_at = time.monotonic()
+        return folder
+
+    def _checkpoint_is_due(self) -> bool:
+        """Whether it is time, by this process's clock."""
+        minutes = self.recipe.checkpoint_every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _count_seconds(self) -> None:
         now = time.monotonic()
         self.state.seconds, self._watch = self.state.seconds + now - self._watch, now
 
-    def _interrupted(self, signals: "StopSignals") -> TrainingInterrupted:
-        folder = self._save_checkpoint()
+    def _interrupted(self, logger: MetricLogger, signals: "StopSignals") -> TrainingInterrupted:
+        folder = self._save_checkpoint(logger)
         number = signals.received or signal.SIGTERM  # None: it was another process that a signal reached
         return TrainingInterrupted(
             number,
@@ -447,35 +511,71 @@ class Trainer:
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM while it lasts, so that a run can end between two steps. The second SIGINT kills.
+    """Notes SIGINT, SIGTERM and SIGUSR1 while it lasts, so that a run can end between two steps.
+
+    Further signals change nothing, since torchrun and Slurm send several; but a second Ctrl-C ends the run at once.
 
     Attributes:
         received: The signal that came; None as long as none has.
+
+    Args:
+        alone: Whether this is the only process. It then need not wait for a batch to stop; of several processes each
+            would stop at another step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
         self.received: int | None = None
+        self._alone = alone
+        self._may_raise = False
+        self._received_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._restore()
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+    def interruptible(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
+        """The batches; a signal that comes while one is awaited ends the wait.
+
+        Raises:
+            StopRequested: It came, and this process is alone.
+        """
+        iterator = iter(batches)
+        while True:
+            try:
+                self._may_raise = self._alone
+                if self._alone and self.received is not None:
+                    raise StopRequested
+                batch = next(iterator, None)
+            finally:
+                self._may_raise = False
+            if batch is None:
+                return
+            yield batch
+
+    def until_stopped(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
+        """The batches of a pass that can be done again: none comes after a signal. See `interruptible`."""
+        for batch in self.interruptible(batches):
+            if self.received is not None:
+                return
+            yield batch
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received, self._received_at = number, time.monotonic()
+            if self._may_raise:
+                raise StopRequested
+        elif number == signal.SIGINT and time.monotonic() - self._received_at > 1:  # torchrun passes the first one on
+            raise KeyboardInterrupt
 
 
 class _Clock:
@@ -497,7 +597,7 @@ def _build_accelerator(recipe: Recipe) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
             log_with=list(recipe.trackers) or None,
-            project_config=ProjectConfiguration(recipe.output_dir, logging_dir=str(recipe.run_dir / "trackers")),
+            project_config=ProjectConfiguration(recipe.output_dir, logging_dir=str(recipe.run_dir / TRACKERS)),
         )
     except ValueError as error:  # such as fp16 on a CPU
         raise ValueError(f"Accelerate cannot start with mixed_precision {recipe.mixed_precision}: {error}") from error

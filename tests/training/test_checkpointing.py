@@ -133,7 +133,7 @@ def test_a_model_whose_replacement_was_killed_half_way_comes_back(tmp_path):
     folder = export_model(tmp_path, Part("a.bin"), Part("b.json"), "card")
     folder.rename(tmp_path / ".model.previous")
     assert holds_run(tmp_path)
-    checkpointing.restore_replaced_model(tmp_path)
+    checkpointing.tidy_after_kill(tmp_path)
     assert (folder / "README.md").read_text() == "card"
 
 

@@ -133,7 +133,7 @@ def test_a_checkpoint_does_not_fit_another_model_and_other_changes_are_told(tiny
         Trainer(tiny_recipe(resume="auto", denoising_groups=2))
     changed = Trainer(tiny_recipe(resume="auto", batch_size=5, learning_rate=5e-4))
     assert "learning_rate was 0.001 and is now 0.0005" in changed.plan()
-    assert "goes on with the next epoch, since batch_size changed" in changed.plan()
+    assert "goes on with the next epoch, since the images of a step (were 4, are 5) changed" in changed.plan()
     assert (changed.state.epoch, changed.state.step, changed.total_steps) == (1, 3, 3 + 4)
     assert changed.raw_optimizer.param_groups[0]["initial_lr"] == 5e-4
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
