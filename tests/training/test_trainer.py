@@ -55,7 +55,8 @@ def test_a_run_leaves_log_checkpoints_pictures_and_a_model_for_use(tiny_recipe):
     assert {"loss", "loss_ce", "loss_giou_0", "loss_ce_encoder", "grad_norm", "learning_rate"} <= set(steps[0])
     assert [entry["step"] for entry in epochs] == [5, 10]
     assert epochs[-1]["ap"] == pytest.approx(report.metrics.ap)
-    assert [path.name for path in (recipe.run_dir / "checkpoints").iterdir()] == ["step_00000010"]
+    kept = {f"step_{step:08d}" for step in (10, trainer.state.best_step)}  # the newest, and the best
+    assert {path.name for path in (recipe.run_dir / "checkpoints").iterdir()} == kept
     model = DetrForObjectDetection.from_pretrained(recipe.run_dir / "model")
     assert list(model.config.id2label.values()) == ["circle", "square", "triangle", "star"]
     processor = DetrTorchvisionImageProcessor.from_pretrained(recipe.run_dir / "model")
