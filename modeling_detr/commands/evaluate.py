@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a model's folder, or its name on the Hub")
     parser.add_argument("dataset", help="a COCO, YOLO or VOC folder or file, or shapes")
     parser.add_argument("--data_format", choices=FORMATS, help="default: found out")
+    parser.add_argument("--images", type=Path, help="folder of the images, if it is outside the dataset's")
+    parser.add_argument("--drop_difficult", action="store_true", help="without what VOC marks as difficult")
     parser.add_argument("--box_format", choices=get_args(BoxFormat), help="of the format hf (default: found out)")
     parser.add_argument(
         "--task", choices=get_args(Task), help="what is judged: boxes, masks, panoptic segments (default: all it can)"
@@ -70,7 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def opened(task: Task) -> DetectionIndex:
         dataset = open_dataset(
-            arguments.dataset, format=arguments.data_format, task=task, box_format=arguments.box_format
+            arguments.dataset,
+            format=arguments.data_format,
+            task=task,
+            images=arguments.images,
+            drop_difficult=arguments.drop_difficult,
+            box_format=arguments.box_format,
         )
         return choose_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
 

@@ -46,6 +46,20 @@ class AnnotationRows:
         return np.array(self.box, dtype=np.float64).reshape(-1, 4)
 
 
+def to_number(text: str) -> float:
+    """The number that a text writes, also with a decimal comma.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        if text.count(",") != 1 or text.endswith(",") or "." in text:
+            raise
+        return float(text.replace(",", "."))
+
+
 def clean_annotations(
     *,
     image_index: NDArray[np.int64],
@@ -117,6 +131,20 @@ def clean_annotations(
             ),
         )
 
+    twice = keep & _repeated(image_index, label, boxes_xyxy)
+    if twice.any():
+        first = int(np.argmax(twice))
+        findings.warn(
+            "duplicate",
+            f"{int(twice.sum())} boxes stand in their image once more, with class and all; they are kept; the first: "
+            f"{describe(first)}, {_box(boxes_xyxy[first])}.",
+            "it is kept",
+            (
+                (describe(row), f"{_box(boxes_xyxy[row])} stands there before, with the same class")
+                for row in _numbers(twice)
+            ),
+        )
+
     own_area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
     if area is None:
         area = own_area
@@ -141,6 +169,21 @@ def clean_annotations(
     if (np.diff(table.image_index) < 0).any():
         table = table.take(np.argsort(table.image_index, kind="stable"))
     return table
+
+
+def _repeated(
+    image_index: NDArray[np.int64], label: NDArray[np.int64], boxes: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Which rows are exactly like one before them."""
+    columns = [image_index.view(np.uint64), label.view(np.uint64), *(boxes + 0.0).T.copy().view(np.uint64)]
+    mixed = np.zeros(len(label), np.uint64)
+    for column in columns:  # sorting one number a row takes a tenth of sorting six columns
+        mixed = (mixed ^ (mixed >> np.uint64(29)) ^ column) * np.uint64(0x9E3779B97F4A7C15)
+    order = np.argsort(mixed, kind="stable")
+    rows = np.stack(columns, axis=-1)[order]
+    same = np.zeros(len(order), np.bool_)
+    same[order[1:]] = (rows[1:] == rows[:-1]).all(axis=-1)
+    return same
 
 
 def _every(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.annotations import clean_annotations
+from modeling_detr.data.annotations import clean_annotations, to_number
 from modeling_detr.data.coco_categories import keep_meant_categories
 from modeling_detr.data.findings import Findings
-from modeling_detr.data.image_files import header_size, is_split_name, locate_images
+from modeling_detr.data.image_files import header_size, is_split_name, locate_images, refuse_outside
 from modeling_detr.data.masks import ReadMasks, read_segmentations
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
 
@@ -88,7 +88,11 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 def read_coco(
-    path: str | Path, require_images: bool = True, findings: Findings | None = None, masks: bool = False
+    path: str | Path,
+    require_images: bool = True,
+    findings: Findings | None = None,
+    masks: bool = False,
+    images: str | Path | None = None,
 ) -> DetectionIndex:
     """Reads a COCO dataset: every annotation file of a folder as one split each, or one JSON file.
 
@@ -102,6 +106,7 @@ def read_coco(
         require_images: False where only the annotations are wanted; `ImageRecord.path` is then the bare file name
             of each image that is not found.
         findings: Takes what is wrong; None: the first error is raised.
+        images: The folder that images lie in, inside the dataset's or elsewhere; None: at the usual places inside.
         masks: Keep the segmentations (polygons, run lengths) too; annotations without one are then left out.
 
     Raises:
@@ -115,7 +120,8 @@ def read_coco(
             f"{path} holds no COCO annotations; looked for annotations/instances_*.json, and for other JSON files in "
             f"it and its sub-folders with 'images', 'annotations' and 'categories' in them."
         )
-    return read_files(path, files, require_images, findings, read_masks=read_segmentations if masks else None)
+    read_masks = read_segmentations if masks else None
+    return read_files(path, files, require_images, findings, read_masks=read_masks, images_folder=images)
 
 
 def _annotations(split: CocoSplit, content: Mapping[str, Any], findings: Findings) -> Entries:  # noqa: ARG001
@@ -131,6 +137,7 @@ def read_files(
     findings: Findings | None,
     objects_of: Callable[[CocoSplit, Mapping[str, Any], Findings], Entries] = _annotations,
     read_masks: Callable[[Entries, NDArray[np.int64], Callable[[int], str], Findings], ReadMasks] | None = None,
+    images_folder: str | Path | None = None,
 ) -> DetectionIndex:
     """Reads the annotation files of a dataset, one split each; see `read_coco`.
 
@@ -142,6 +149,7 @@ def read_files(
         objects_of: The objects of a file: entries with image_id, category_id, bbox, area, iscrowd and id.
         read_masks: The masks of some entries, given the sizes (A, 2) of their images and what names a row in a
             message. None: masks are not read.
+        images_folder: See `images` of `read_coco`.
     """
     splits = _name_splits(path, files)
     findings = Findings() if findings is None else findings
@@ -152,7 +160,7 @@ def read_files(
     tables: list[AnnotationTable] = []
     members: dict[str, NDArray[np.int64]] = {}
     for split, content in zip(splits, contents, strict=True):
-        records = _read_images(split, content["images"], require_images, findings)
+        records = _read_images(split, content["images"], require_images, images_folder, findings)
         objects = objects_of(split, content, findings)
         table = _read_annotations(split.file, objects, records, labels.of_id, findings, read_masks)
         tables.append(replace(table, image_index=table.image_index + len(images)))
@@ -286,7 +294,11 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
 
 
 def _read_images(
-    split: CocoSplit, entries: Sequence[Mapping[str, Any]], require_images: bool, findings: Findings
+    split: CocoSplit,
+    entries: Sequence[Mapping[str, Any]],
+    require_images: bool,
+    images: str | Path | None,
+    findings: Findings,
 ) -> list[ImageRecord]:
     for key in ("id", "file_name"):
         absent = [position for position, entry in enumerate(entries) if entry.get(key) is None]
@@ -297,7 +309,7 @@ def _read_images(
             entries = [entry for entry in entries if entry.get(key) is not None]
     entries = _with_own_ids(split, entries, findings)
     names = [str(entry["file_name"]) for entry in entries]
-    paths = _locate(split, names, require_images, findings)
+    paths = _locate(split, names, require_images, images, findings)
     records, unsized = [], []
     for entry, path in zip(entries, paths, strict=True):
         height, width = entry.get("height"), entry.get("width")
@@ -344,13 +356,17 @@ def _with_own_ids(
     return [entry for entry in entries if first_of[entry["id"]] is entry]
 
 
-def _locate(split: CocoSplit, names: Sequence[str], require_images: bool, findings: Findings) -> list[str]:
+def _locate(
+    split: CocoSplit, names: Sequence[str], require_images: bool, images: str | Path | None, findings: Findings
+) -> list[str]:
     root, folder = split.root, split.file.parent
-    usual = [root / split.name, root / "images" / split.name, folder, folder / "images", root / "images", root]
+    usual = [] if images is None else [Path(images), Path(images) / split.name]
+    usual += [root / split.name, root / "images" / split.name, folder, folder / "images", root / "images", root]
     folders = [
         place for place in dict.fromkeys([*usual, *_folders(root), *_folders(root / "images")]) if place.is_dir()
     ]
     paths = locate_images(names, folders)
+    refuse_outside([path for path in paths if path is not None], [root, images], findings)
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing and require_images:
         places = ", ".join(str(place) for place in folders[:8])
@@ -516,7 +532,7 @@ def _read_boxes(
         if box is None or box == []:
             continue
         try:
-            boxes[row] = [float(number) for number in box]
+            boxes[row] = [to_number(number) if isinstance(number, str) else float(number) for number in box]
         except (TypeError, ValueError):
             wanted = "wanted four numbers [x, y, width, height] in pixels"
             findings.error("box", describe(row), f"has the bbox {box!r}", wanted)

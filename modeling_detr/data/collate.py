@@ -86,6 +86,30 @@ class DetrCollator:
         return self.names[position] if self.names is not None else f"image {position} of the dataset"
 
 
+def split_batch(batch: DetectionBatch, max_pixels: int) -> list[DetectionBatch]:
+    """The batch in parts of at most `max_pixels` pixels each, padding included, images of like size together; an image
+    that alone has more is a part by itself. Together the parts hold each image once."""
+    if batch["pixel_values"].shape[0] * batch["pixel_values"].shape[-2:].numel() <= max_pixels:
+        return [batch]
+    sizes = torch.stack([batch["pixel_mask"][:, :, 0].sum(1), batch["pixel_mask"][:, 0].sum(1)], dim=1)  # (B, 2)
+    order = torch.argsort(sizes.prod(1), stable=True).tolist()
+    groups: list[list[int]] = []
+    for position in order:
+        together = [*groups[-1], position] if groups else [position]
+        if groups and len(together) * int(sizes[together].amax(0).prod()) <= max_pixels:
+            groups[-1] = together
+        else:
+            groups.append([position])
+    parts: list[DetectionBatch] = []
+    for group in groups:
+        height, width = sizes[group].amax(0).tolist()
+        # Indexing keeps neither the order of the dimensions in memory nor a view: channels last, as they came.
+        pixels = batch["pixel_values"][group, :, :height, :width].contiguous(memory_format=torch.channels_last)
+        mask = batch["pixel_mask"][group, :height, :width]
+        parts.append({"pixel_values": pixels, "pixel_mask": mask, "labels": [batch["labels"][i] for i in group]})
+    return parts
+
+
 def _to_labels(sample: DetectionSample) -> DetectionLabels:
     target = sample["target"]
     height, width = sample["image"].shape[-2:]

@@ -1,12 +1,14 @@
 """The dataset that PyTorch's loader reads from: one augmented sample at a time, the same on any worker."""
 
+import difflib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -37,13 +39,21 @@ class DetectionDataset(Dataset[DetectionSample]):
         transform: What is done to each sample; None: nothing.
         seed: Of the random numbers of the transform.
         masks: Whether samples have masks, which are read with the image.
+        no_flip_labels: Labels of the classes whose images are not mirrored, whatever is drawn (given by their names,
+            `no_flip_classes`).
 
     Raises:
-        ValueError: Masks are wanted and the index has none.
+        ValueError: Masks are wanted and the index has none; or no class has such a name, or the transform is one that
+            cannot be told what not to mirror.
     """
 
     def __init__(
-        self, index: DetectionIndex, transform: SampleTransform | None = None, seed: int = 0, masks: bool = False
+        self,
+        index: DetectionIndex,
+        transform: SampleTransform | None = None,
+        seed: int = 0,
+        masks: bool = False,
+        no_flip_classes: Sequence[str] = (),
     ) -> None:
         if masks and index.annotations.masks is None:
             raise ValueError(
@@ -54,6 +64,21 @@ class DetectionDataset(Dataset[DetectionSample]):
         self.transform = transform
         self.seed = seed
         self.masks = masks
+        self.no_flip_labels = self._labels_of(no_flip_classes)
+
+    def _labels_of(self, names: Sequence[str]) -> NDArray[np.int64]:
+        if names and not isinstance(self.transform, GeometryPolicy):
+            raise ValueError(
+                f"no_flip_classes is for the policies original, light and none; the transform "
+                f"{type(self.transform).__qualname__} flips by itself, tell it there."
+            )
+        label_of = {category.name: label for label, category in enumerate(self.index.categories)}
+        for name in names:
+            if name not in label_of:
+                near = difflib.get_close_matches(name, label_of, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(label_of)}."
+                raise ValueError(f"no_flip_classes: {self.index.name} has no class '{name}'{hint}")
+        return np.array([label_of[name] for name in names], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -81,7 +106,11 @@ class DetectionDataset(Dataset[DetectionSample]):
         record = self.index.images[key.position]
         if not isinstance(self.transform, GeometryPolicy):
             return GeometryPlan(record.height, record.width)
-        return self.transform.plan(record.height, record.width, random.Random(sample_seed(self.seed, key)))
+        plan = self.transform.plan(record.height, record.width, random.Random(sample_seed(self.seed, key)))
+        if plan.flip and len(self.no_flip_labels):
+            labels = self.index.annotations.label[self.index.annotation_rows(key.position)]
+            plan = plan._replace(flip=not np.isin(labels, self.no_flip_labels).any())
+        return plan
 
     def _read(self, position: int) -> DetectionSample:
         record, table = self.index.images[position], self.index.annotations

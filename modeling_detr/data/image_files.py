@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from modeling_detr.data.findings import Findings
+
 
 IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"]
@@ -29,6 +31,30 @@ def is_image_name(name: str) -> bool:
     """Whether the name ends as image files do, in upper or lower case; hidden files are none."""
     stem, _, suffix = name.rpartition(".")
     return suffix.lower() in IMAGE_SUFFIXES and bool(stem) and not name.startswith(".")
+
+
+def refuse_outside(paths: Iterable[str], roots: Sequence[str | Path | None], findings: Findings) -> None:
+    """Refuses files that lie elsewhere than in `roots` once symbolic links and `..` are followed; each folder is
+    followed once.
+
+    Raises:
+        ValueError: One does; the message names it.
+    """
+    allowed = [os.path.realpath(root) for root in roots if root is not None]
+    real: dict[str, str] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in real:
+            real[folder] = os.path.realpath(folder)
+        place = os.path.realpath(path) if os.path.islink(path) else f"{real[folder]}/{name}"  # noqa: PTH114
+        if not any(place.startswith(f"{root}/") for root in allowed):
+            findings.error(
+                "path outside",
+                f"{path}:",
+                f"lies outside the dataset's folder {allowed[0]}, at {place}",
+                f"put it there, or allow the folder that it lies in: --images {Path(place).parent}",
+                image=path,
+            )
 
 
 def image_source(path: str) -> str | io.BytesIO:
@@ -121,7 +147,7 @@ def header_sizes(path: str) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width of an image after its EXIF orientation, and as it is stored; see `header_size`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is judged below
+            ignore_warnings_of_opening()
             with Image.open(image_source(path)) as image:
                 width, height = image.size
                 check_pixels(path, height, width)
@@ -157,10 +183,16 @@ def check_pixels(path: str, height: int, width: int) -> None:
         )
 
 
+def ignore_warnings_of_opening() -> None:
+    """Within `warnings.catch_warnings()`: size and EXIF data are judged here, each image with a message of its own."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+
+
 def exif_orientation(image: Image.Image) -> int:
     """The EXIF orientation of an image, 1 (upright) to 8; 1 where the data is broken or says something else."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+        ignore_warnings_of_opening()
         try:
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         except (SyntaxError, ValueError, struct.error):  # what its bytes say is not even EXIF

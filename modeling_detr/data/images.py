@@ -13,6 +13,7 @@ from modeling_detr.data.image_files import (
     TooManyPixelsError,
     check_pixels,
     exif_orientation,
+    ignore_warnings_of_opening,
     image_source,
 )
 from modeling_detr.data.shapes import is_shapes, render
@@ -53,7 +54,7 @@ def _decode(path: str, oriented: bool) -> Tensor:
     """Pixels (3, H, W) uint8 of an image file, turned as its EXIF orientation says if `oriented`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is judged below
+            ignore_warnings_of_opening()
             opened = Image.open(image_source(path))
         with opened as image:
             check_pixels(path, image.height, image.width)

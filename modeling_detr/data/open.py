@@ -25,7 +25,11 @@ _READERS: dict[str, tuple[Callable[[Path], object], Callable[..., DetectionIndex
     "hf": (find_hf_files, read_hf_dataset),
 }
 FORMATS = tuple(_READERS)
-_FORMATS_OF = {"box_format": ("hf",)}  # which formats an option of reading means something to
+_FORMATS_OF = {  # the formats that an option of reading means something to
+    "images": ("coco", "yolo", "voc"),
+    "drop_difficult": ("voc",),
+    "box_format": ("hf",),
+}
 _ROLE_NAMES = {
     "train": ("train", "training", "trainval"),
     "eval": ("val", "valid", "validation", "dev", "eval", "test"),
@@ -38,6 +42,9 @@ def open_dataset(
     format: str | None = None,  # noqa: A002 (the word that users know)
     findings: Findings | None = None,
     task: Task = "detection",
+    *,
+    images: str | Path | None = None,
+    drop_difficult: bool = False,
     box_format: str | None = None,
 ) -> DetectionIndex:
     """Opens a dataset: COCO, COCO panoptic, YOLO, Pascal VOC, of Hugging Face's `datasets`, or the built-in shapes.
@@ -54,6 +61,8 @@ def open_dataset(
         findings: Takes what is wrong, each with its place (`detr data check`); None: the first error is raised.
         task: What it is opened for: `detection` (boxes), `instance` (things with their masks) or `panoptic` (every
             pixel belongs to a thing or to stuff).
+        images: A folder that images lie in, which may be outside the dataset's; without it such images are refused.
+        drop_difficult: Leave out objects that Pascal VOC marks as difficult.
         box_format: Convention of the boxes in a dataset of `datasets`, see `hf_datasets.BoxFormat`; None: found out.
 
     Returns:
@@ -69,7 +78,10 @@ def open_dataset(
     if is_shapes(path):
         index = read_shapes(str(path), panoptic=task == "panoptic")
     else:
-        options = {} if box_format is None else {"box_format": box_format}
+        given: dict[str, Any] = {"images": images, "drop_difficult": drop_difficult or None, "box_format": box_format}
+        options = {name: value for name, value in given.items() if value is not None}
+        if images is not None and not Path(images).is_dir():
+            raise FileNotFoundError(f"--images {images}: there is no such folder; wanted the one that images lie in.")
         index = _open_files(Path(path).expanduser(), format, findings, task, options)
     if task == "instance" and not all(category.is_thing for category in index.categories):
         index = things_of(index)

@@ -133,7 +133,13 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
     """
 
     def __init__(
-        self, dataset: DetectionDataset, batch_size: int, *, num_processes: int = 1, process_index: int = 0
+        self,
+        dataset: DetectionDataset,
+        batch_size: int,
+        *,
+        num_processes: int = 1,
+        process_index: int = 0,
+        max_pixels: int | None = None,
     ) -> None:
         """Plans the batches of all processes.
 
@@ -142,6 +148,8 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
             batch_size: Images of a batch; one batch may have fewer.
             num_processes: Processes that evaluate together.
             process_index: Which of them this is.
+            max_pixels: Most pixels of a batch, padding included, which then has fewer images; an image that alone has
+                more is a batch by itself. None: any number.
 
         Raises:
             ValueError: A number makes no sense.
@@ -150,6 +158,8 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
         sizes = planned_sizes(dataset, np.arange(len(dataset)), epoch=0)
         order = pack_by_size(sizes, batch_size)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        if max_pixels is not None:
+            batches = [part for batch in batches for part in _within(batch, sizes, max_pixels)]
         batches.sort(key=lambda batch: -int(sizes[batch].max(0).prod()) * len(batch))
         self._batches = batches[process_index::num_processes]
 
@@ -193,6 +203,14 @@ def pack_by_size(sizes: NDArray[np.int64], group: int) -> NDArray[np.int64]:
         return pack(images[:middle]) + pack(images[middle:])
 
     return np.concatenate(pack(np.arange(len(sizes))))
+
+
+def _within(batch: NDArray[np.int64], sizes: NDArray[np.int64], max_pixels: int) -> list[NDArray[np.int64]]:
+    """The batch in halves, again and again, until each has at most `max_pixels` pixels or one image."""
+    if len(batch) <= 1 or int(sizes[batch].max(0).prod()) * len(batch) <= max_pixels:
+        return [batch]
+    middle = len(batch) // 2
+    return _within(batch[:middle], sizes, max_pixels) + _within(batch[middle:], sizes, max_pixels)
 
 
 def _check_split(batch_size: int, num_processes: int, process_index: int) -> None:

@@ -56,19 +56,24 @@ class GeometryPlan(NamedTuple):
     crop: Crop | None = None
 
 
-def crop(sample: DetectionSample, top: int, left: int, height: int, width: int) -> DetectionSample:
-    """Takes a part of the image. Boxes are clipped to it, those without width or height leave with all their fields,
-    and areas become those of the clipped boxes. Original: datasets/transforms.py, `crop`."""
+def crop(
+    sample: DetectionSample, top: int, left: int, height: int, width: int, min_visibility: float = 0.0
+) -> DetectionSample:
+    """Takes a part of the image. Boxes are clipped to it, those without width or height, or of which less than the
+    share `min_visibility` of their area remains, leave with all their fields, and areas become those of the clipped
+    boxes. Original: datasets/transforms.py, `crop`."""
     target = sample["target"]
     boxes = target["boxes"].as_subclass(Tensor) - torch.tensor([left, top, left, top], dtype=torch.float32)
     corners = boxes.reshape(-1, 2, 2).minimum(torch.tensor([width, height], dtype=torch.float32)).clamp(min=0)
     sides = corners[:, 1] - corners[:, 0]
+    # A box that lies wholly inside stays whatever rounding makes of its corners.
+    least = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * (min_visibility * (1 - 1e-5))
     changed = _with_boxes(target, corners.reshape(-1, 4), sides.prod(dim=1), (height, width))
     if "masks" in target:
         changed["masks"] = functional.crop(target["masks"], top, left, height, width)
     return {
         "image": functional.crop(sample["image"], top, left, height, width),
-        "target": take_objects(changed, (sides > 0).all(dim=1)),
+        "target": take_objects(changed, (sides > 0).all(dim=1) & (sides.prod(dim=1) >= least)),
     }
 
 
@@ -130,7 +135,13 @@ def _with_boxes(target: DetectionTarget, boxes: Tensor, area: Tensor, size: tupl
 
 
 class GeometryPolicy(ABC):
-    """A transform that plans before it acts; what differs between policies is `plan`."""
+    """A transform that plans before it acts; what differs between policies is `plan`.
+
+    Attributes:
+        min_visibility: A box leaves if a crop shows less than this share of its area; 0: if it shows none.
+    """
+
+    min_visibility: float = 0.0
 
     @abstractmethod
     def plan(self, height: int, width: int, generator: random.Random) -> GeometryPlan:
@@ -145,7 +156,7 @@ class GeometryPolicy(ABC):
     def apply(self, sample: DetectionSample, plan: GeometryPlan) -> DetectionSample:
         """Carries out a plan that was made for an image of this size."""
         if plan.crop is not None:
-            sample = crop(sample, *plan.crop)
+            sample = crop(sample, *plan.crop, min_visibility=self.min_visibility)
         if plan.flip:
             sample = horizontal_flip(sample)
         return resize(sample, plan.height, plan.width)
@@ -183,6 +194,7 @@ class OriginalPolicy(GeometryPolicy):
         crop_max: Most height and width of a crop; less where the image has less.
         crop_probability: Share of the images that are cropped.
         flip_probability: Share of the images that are mirrored.
+        min_visibility: Least share of a box's area that a crop has to show, or the box leaves.
     """
 
     scales: tuple[int, ...] = SCALES
@@ -192,6 +204,7 @@ class OriginalPolicy(GeometryPolicy):
     crop_max: int = CROP_MAX
     crop_probability: float = 0.5
     flip_probability: float = 0.5
+    min_visibility: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop_min > self.crop_max:
@@ -232,6 +245,7 @@ class LightPolicy(GeometryPolicy):
         least_share: Least share of each side that is seen, in (0, 1].
         crop_probability: Share of the images of which a part is taken.
         flip_probability: Share of the images that are mirrored.
+        min_visibility: Least share of a box's area that a crop has to show, or the box leaves.
     """
 
     scales: tuple[int, ...] = SCALES
@@ -239,6 +253,7 @@ class LightPolicy(GeometryPolicy):
     least_share: float = 0.7
     crop_probability: float = 0.5
     flip_probability: float = 0.5
+    min_visibility: float = 0.0
 
     def plan(self, height: int, width: int, generator: random.Random) -> GeometryPlan:
         """Draws flip, part and size."""
@@ -283,8 +298,9 @@ def train_transform(
             dataset seeds for each sample.
         scales: Shortest edges to draw from, or a single one; `none` takes the largest. From the largest of them follow
             all sizes that are not given, in the proportions of the original's.
-        options: Fields of the policy: `longest_edge`, `flip_probability`, `crop_probability`; of `original`
-            also `crop_scales`, `crop_min`, `crop_max`; of `light` also `least_share`. None means not given.
+        options: Fields of the policy: `longest_edge`, `flip_probability`, `crop_probability`, `min_visibility` (a
+            cropped box is dropped if less than this share of its area remains); of `original` also `crop_scales`,
+            `crop_min`, `crop_max`; of `light` also `least_share`. None means not given.
 
     Raises:
         ValueError: No policy has that name, an option is not one of the policy, a value makes no sense, or a dotted
@@ -338,7 +354,7 @@ def _positive(key: str, value: int) -> int:
 
 
 def _check_option(key: str, value: Any) -> None:
-    if key.endswith(("probability", "share")):
+    if key.endswith(("probability", "share", "visibility")):
         if not 0 <= value <= 1:
             raise ValueError(f"{key} is {value!r}; wanted a number from 0 to 1.")
     else:

@@ -18,9 +18,9 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.annotations import AnnotationRows, clean_annotations
+from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to_number
 from modeling_detr.data.findings import Findings
-from modeling_detr.data.image_files import header_size, is_image_name, is_split_name
+from modeling_detr.data.image_files import header_size, is_image_name, is_split_name, refuse_outside
 from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord
 
 
@@ -47,12 +47,19 @@ def is_voc(path: Path) -> bool:
     return path.is_dir() and any(_is_annotation(file) for pattern in patterns for file in _first(path.glob(pattern)))
 
 
-def read_voc(path: str | Path, findings: Findings | None = None) -> DetectionIndex:
+def read_voc(
+    path: str | Path,
+    findings: Findings | None = None,
+    drop_difficult: bool = False,
+    images: str | Path | None = None,
+) -> DetectionIndex:
     """Reads a VOC dataset. Classes are sorted by name over all files; images without an XML file are left out.
 
     Args:
         path: The dataset's folder.
         findings: Takes what is wrong; None: the first error is raised.
+        drop_difficult: Leave out objects that are marked difficult; without it they are ordinary boxes.
+        images: A folder that images lie in, inside the dataset's or elsewhere.
 
     Raises:
         FileNotFoundError: There is no XML file, or an image is missing.
@@ -62,6 +69,10 @@ def read_voc(path: str | Path, findings: Findings | None = None) -> DetectionInd
     root = Path(path)
     files = _walk(root)
     findings = Findings() if findings is None else findings
+    if images is not None:
+        elsewhere = _walk(Path(images))
+        files.images = {**files.images, **elsewhere.images}
+        files.by_stem = {**files.by_stem, **elsewhere.by_stem}
     trees = _parse_all(files.xml, findings)
     if not trees:
         raise FileNotFoundError(f"{root} holds no Pascal VOC annotations: no XML file that begins with <annotation>.")
@@ -71,17 +82,29 @@ def read_voc(path: str | Path, findings: Findings | None = None) -> DetectionInd
     records: list[ImageRecord] = []
     used: list[Path] = []  # the XML file of each record
     rows = AnnotationRows()
+    dropped: list[str] = []
     for file, tree in trees:
         record = _read_record(root, file, tree, files, findings)
         if record is None:
             continue
         for number, element in enumerate(tree.iterfind("object"), start=1):
+            if drop_difficult and (element.findtext("difficult") or "").strip() == "1":
+                dropped.append(f"{file}: object {number}")
+                continue
             found = _read_object(file, number, element, findings)
             if found is not None:
                 rows.append(len(records), label_of[found[0]], found[1], number)
         records.append(record)
         used.append(file)
 
+    if dropped:
+        findings.warn(
+            "difficult",
+            f"{len(dropped)} objects marked difficult are left out, as you say; the first: {dropped[0]}.",
+            "it is left out",
+            ((where, "is marked difficult") for where in dropped),
+        )
+    refuse_outside([*map(str, used), *(record.path for record in records)], [root, images], findings)
     table = clean_annotations(
         image_index=np.array(rows.image_index, dtype=np.int64),
         label=np.array(rows.label, dtype=np.int64),
@@ -235,7 +258,7 @@ def _read_record(
     for key in ("height", "width"):
         text = (tree.findtext(f"size/{key}") or "0").strip()
         try:
-            size.append(int(float(text)))
+            size.append(int(to_number(text)))
         except ValueError:
             message, wanted = f"<{key}> of the image is '{text}'", "wanted a whole number of pixels"
             findings.error("image size", f"{file}:", message, wanted)
@@ -269,7 +292,7 @@ def _read_object(
     for key in _CORNERS:
         text = (box.findtext(key) or "").strip()
         try:
-            corners.append(float(text))
+            corners.append(to_number(text))
         except ValueError:
             wanted = "wanted a number of pixels, such as 12 or 12.5"
             findings.error("box", f"{where} ({name})", f"has the {key} '{text}'", wanted)

@@ -21,9 +21,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from modeling_detr.data.annotations import AnnotationRows, clean_annotations
+from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to_number
 from modeling_detr.data.findings import Findings
-from modeling_detr.data.image_files import FolderListings, header_size, is_image_name, is_split_name
+from modeling_detr.data.image_files import FolderListings, header_size, is_image_name, is_split_name, refuse_outside
 from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord
 
 
@@ -63,12 +63,13 @@ def find_yolo_file(path: Path) -> Path | None:
     return next((folder / name for folder in folders for name in _NAME_FILES if (folder / name).is_file()), None)
 
 
-def read_yolo(path: str | Path, findings: Findings | None = None) -> DetectionIndex:
+def read_yolo(path: str | Path, findings: Findings | None = None, images: str | Path | None = None) -> DetectionIndex:
     """Reads a YOLO dataset; sizes in pixels come from the headers of the images, after their EXIF orientation.
 
     Args:
         path: The dataset's folder, or its YAML file.
         findings: Takes what is wrong; None: the first error is raised.
+        images: A folder outside the dataset's that images and labels may lie in as well.
 
     Raises:
         FileNotFoundError: There is no description, no folder of a split, or no label file at all.
@@ -83,8 +84,10 @@ def read_yolo(path: str | Path, findings: Findings | None = None) -> DetectionIn
     description = _describe(file, Path(path), findings)
     listings = FolderListings()
     image_paths, splits = _list_images(description, listings, findings)
+    refuse_outside(image_paths, [description.root, images], findings)
     label_files = _find_label_files(description, image_paths, listings, findings)
 
+    refuse_outside([file for file in label_files if file], [description.root, images], findings)
     categories = tuple(Category(class_id, description.names[class_id]) for class_id in sorted(description.names))
     label_of = {category.id: label for label, category in enumerate(categories)}
     records: list[ImageRecord] = []
@@ -209,9 +212,7 @@ def _split_place(file: Path, key: str, value: str, root: Path, findings: Finding
         if candidate.exists():
             return candidate
     if straight.exists():
-        message = f"{key} '{value}' lies outside the dataset's folder {root}, at {straight.resolve()}"
-        findings.warn("path", f"{file}: {message}.", "it is read there", [(f"{file}:", message)])
-        return straight
+        return straight  # outside: the images there are refused, unless they are allowed
     findings.error(
         "missing file",
         f"{file}:",
@@ -434,7 +435,7 @@ def _read_labels(
         if not fields:
             continue
         try:
-            numbers = [float(field) for field in fields]
+            numbers = [to_number(field) for field in fields]
             class_id = int(numbers[0])
         except (ValueError, OverflowError):
             wanted = "wanted numbers: class, centre x, centre y, width, height"

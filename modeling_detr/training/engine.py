@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from modeling_detr.configuration_detr import DetrConfig
+from modeling_detr.data.collate import split_batch
 from modeling_detr.evaluation.engine import to_device
 from modeling_detr.structures_detr import DetectionBatch
 
@@ -189,6 +190,7 @@ def train_one_epoch(
     accelerator: Accelerator,
     *,
     batches_per_step: int = 1,
+    max_pixels: int | None = None,
     max_grad_norm: float = 0.0,
     image_mean: Sequence[float] = (0.0, 0.0, 0.0),
     image_std: Sequence[float] = (1.0, 1.0, 1.0),
@@ -210,6 +212,7 @@ def train_one_epoch(
         scheduler: See there.
         accelerator: See there.
         batches_per_step: Batches of each process in one optimizer step; the last step takes what is left.
+        max_pixels: Most pixels that pass through the model at once; a batch with more is taken in parts.
         max_grad_norm: See `training_step`.
         image_mean: See there.
         image_std: See there.
@@ -227,6 +230,8 @@ def train_one_epoch(
         group = list(itertools.islice(iterator, batches_per_step))
         if not group:
             return
+        if max_pixels is not None:
+            group = [part for batch in group for part in split_batch(batch, max_pixels)]
         torch.manual_seed(_step_seed(seed, step, accelerator.process_index))
         yield training_step(
             model,

@@ -38,7 +38,11 @@ class Recipe:
         data: Dataset: a folder or file in COCO, YOLO or VOC format, of Hugging Face's datasets, its name on the Hub,
             or 'shapes'.
         data_format: Format of the dataset, 'hf' is that of Hugging Face's datasets; none: found out.
+        images: Folder that the images lie in, if that is outside the dataset's folder.
+        drop_difficult: Leave out objects that Pascal VOC marks as difficult.
         box_format: Convention of the boxes in the format 'hf', e.g. 'xyxy' or 'cxcywh_normalized'; none: found out.
+        label_ids: What the labels are; 'dense': 0 to C-1, or those of 'model' where it knows every class of the
+            dataset by name; 'raw': the dataset's own ids, as in the original, up to the highest.
         train_split: Split to train on, several joined by '+'; none: the one with a usual name.
         eval_split: Split to evaluate on; none: the one with a usual name.
         eval_fraction: Share of the training images that is held out for evaluation, for data without such a split.
@@ -53,9 +57,13 @@ class Recipe:
             .safetensors or .pth file with timm's names.
         transform: Augmentation: 'original', 'light', 'none', or a dotted name of your own.
         transform_options: Arguments of the augmentation, e.g. its scales; sizes follow the processor's by themselves.
+        no_flip_classes: Classes, by name, whose images are never mirrored: signs of left and right, text. (With
+            transform_options.flip_probability 0 none is.)
         batching: Which images share a batch: 'random', as in the original, or 'size': those of like size, which
             saves padding.
         batch_size: Images in a batch of one process.
+        max_pixels_per_batch: Most pixels, padding included, that pass through the model at once. A batch with more is
+            taken in parts; the step stays the same images and the same gradient.
         gradient_accumulation_steps: Batches of each process in one optimizer step.
         num_workers: Loader processes beside each training process.
         epochs: Passes over the training images.
@@ -94,7 +102,10 @@ class Recipe:
     task: Task = "detection"
     data: str | None = None
     data_format: Literal["coco", "yolo", "voc", "coco_panoptic", "hf"] | None = None
+    images: str | None = None
+    drop_difficult: bool = False
     box_format: BoxFormat | None = None
+    label_ids: Literal["dense", "raw"] = "dense"
     train_split: str | None = None
     eval_split: str | None = None
     eval_fraction: float = 0.0
@@ -111,8 +122,10 @@ class Recipe:
     # Augmentation and batches
     transform: str = "original"
     transform_options: dict[str, Any] = field(default_factory=dict)
+    no_flip_classes: list[str] = field(default_factory=list)
     batching: Literal["random", "size"] = "size"
     batch_size: int = 2
+    max_pixels_per_batch: int | None = None
     gradient_accumulation_steps: int = 1
     num_workers: int = 2
 
@@ -237,6 +250,7 @@ _SMALLEST = {
     ),
     1: (
         "batch_size",
+        "max_pixels_per_batch",
         "gradient_accumulation_steps",
         "epochs",
         "max_steps",

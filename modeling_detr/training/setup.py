@@ -26,7 +26,9 @@ from modeling_detr.data import (
     open_dataset,
     train_transform,
 )
+from modeling_detr.data.labels import with_raw_labels
 from modeling_detr.data.transforms import SCALES, SampleTransform
+from modeling_detr.evaluation.engine import adopt_model_labels
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, HeadChange
 from modeling_detr.structures_detr import DetectionIndex
@@ -45,8 +47,14 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
         ValueError: There are no such splits, one is empty, or nothing is annotated to train on.
     """
     dataset = open_dataset(
-        recipe.data_source, format=recipe.data_format, box_format=recipe.box_format, task=recipe.task
+        recipe.data_source,
+        format=recipe.data_format,
+        task=recipe.task,
+        images=recipe.images,
+        drop_difficult=recipe.drop_difficult,
+        box_format=recipe.box_format,
     )
+    dataset = number_labels(recipe, dataset)
     if recipe.eval_fraction > 0:
         train, evaluation = hold_out_of_split(dataset, recipe.train_split, recipe.eval_fraction, recipe.seed)
     elif not has_splits(dataset) and recipe.train_split is None and recipe.eval_split is None:
@@ -60,6 +68,25 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
         if len(index.annotations) == 0:
             raise ValueError(f"{index.name} has no annotated object; choose another {key}.")
     return train, evaluation
+
+
+def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
+    """The dataset with the labels that the model shall have: those that the model to start from has where it knows
+    every class by name, the dataset's own ids if they are wanted, else 0…C-1.
+
+    Raises:
+        ValueError: The ids cannot be labels.
+        OSError: The model to start from cannot be found or read.
+    """
+    if recipe.label_ids == "raw":
+        return with_raw_labels(dataset)
+    if recipe.model is None or recipe.label_mapping or recipe.head_init == "fresh":
+        return dataset
+    with telling_missing_models(recipe.model), _said_in_plan():
+        known = DetrConfig.from_pretrained(find_model(recipe.model)).id2label or {}
+    if {category.name for category in dataset.categories} <= {*known.values()}:
+        return adopt_model_labels(dataset, {int(label): name for label, name in known.items()})
+    return dataset
 
 
 def has_splits(dataset: DetectionIndex) -> bool:
@@ -306,7 +333,9 @@ def build_loaders(
     shortest_edge, longest_edge = _edges(processor)
     masks = recipe.task != "detection"
     augmentation = _augmentation(recipe, shortest_edge, longest_edge)
-    train_set = DetectionDataset(train_index, augmentation, recipe.seed, masks=masks)
+    train_set = DetectionDataset(
+        train_index, augmentation, recipe.seed, masks=masks, no_flip_classes=recipe.no_flip_classes
+    )
     eval_set = DetectionDataset(eval_index, eval_transform(shortest_edge, longest_edge), masks=masks)
     split: dict[str, int] = {
         "num_processes": accelerator.num_processes,
@@ -319,7 +348,9 @@ def build_loaders(
         batching=recipe.batching,
         **split,
     )
-    eval_sampler = EvalBatchSampler(eval_set, recipe.eval_batch_size or recipe.batch_size, **split)
+    eval_sampler = EvalBatchSampler(
+        eval_set, recipe.eval_batch_size or recipe.batch_size, max_pixels=recipe.max_pixels_per_batch, **split
+    )
     return Loaders(
         train=_loader(recipe, train_set, train_sampler, processor, num_labels, accelerator),
         train_sampler=train_sampler,

@@ -54,12 +54,18 @@ from modeling_detr.visualization import draw_comparison, draw_panoptic_compariso
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 # With another value of these a checkpoint's weights do not fit, or mean something else.
-_KEYS_OF_THE_MODEL = ("task", "model", "model_config", "freeze_detector", "encoder_supervision", "denoising_groups")
+_KEYS_OF_THE_MODEL = (
+    *("task", "model", "model_config", "label_ids", "freeze_detector", "encoder_supervision", "denoising_groups"),
+)
 # These decide which images a step sees; with another value an epoch cannot be continued where it was left. So does how
 # many images a step has in all; how they are split over processes and accumulated batches does not.
 _KEYS_OF_THE_ORDER = (
     "data",
     "data_format",
+    "images",
+    "drop_difficult",
+    "box_format",
+    "no_flip_classes",
     "train_split",
     "eval_fraction",
     "transform",
@@ -343,6 +349,7 @@ class Trainer:
             self.scheduler,
             self.accelerator,
             batches_per_step=recipe.gradient_accumulation_steps,
+            max_pixels=recipe.max_pixels_per_batch,
             max_grad_norm=recipe.max_grad_norm,
             image_mean=self.processor.image_mean,
             image_std=self.processor.image_std,

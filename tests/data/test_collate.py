@@ -5,6 +5,7 @@ import torch
 from torchvision import tv_tensors
 
 from modeling_detr.data import DetrCollator
+from modeling_detr.data.collate import split_batch
 from modeling_detr.evaluation.engine import to_device
 from modeling_detr.image_processing_detr import normalize, pad_images
 
@@ -74,3 +75,26 @@ def test_a_label_that_the_model_does_not_have_names_the_image(samples):
         DetrCollator(MEAN, STD, num_labels=2, names=["cat.jpg", "dog.jpg"])(samples)
     with pytest.raises(ValueError, match=r"image 0 of the dataset: class label 2"):
         DetrCollator(MEAN, STD, num_labels=2)(samples)
+
+
+def test_a_batch_is_taken_in_parts_of_few_enough_pixels() -> None:
+    sizes = [(20, 30), (4, 5), (40, 10), (5, 5), (40, 50)]
+    pixels, mask = torch.zeros((5, 3, 40, 50)), torch.zeros((5, 40, 50), dtype=torch.int64)
+    for position, (height, width) in enumerate(sizes):
+        pixels[position, :, :height, :width], mask[position, :height, :width] = position + 1, 1
+    labels = [{"class_labels": torch.tensor([n]), "boxes": torch.full((1, 4), 0.5)} for n in range(5)]
+
+    parts = split_batch({"pixel_values": pixels, "pixel_mask": mask, "labels": labels}, 800)
+
+    seen = [int(label["class_labels"]) for part in parts for label in part["labels"]]
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    for part in parts:
+        count, _, height, width = part["pixel_values"].shape
+        assert count * height * width <= 800 or count == 1
+        assert part["pixel_mask"].shape == (count, height, width)
+        for label, image, inside in zip(part["labels"], part["pixel_values"], part["pixel_mask"], strict=True):
+            position = int(label["class_labels"])
+            assert int(inside.sum()) == sizes[position][0] * sizes[position][1]
+            assert float(image.sum()) == 3 * (position + 1) * int(inside.sum())
+    whole = {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+    assert split_batch(whole, 5 * 40 * 50)[0] is whole

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,3 +133,14 @@ def test_torchvision_pipelines_that_drop_boxes_work(index):
     dataset = DetectionDataset(index, pipeline, seed=0)
     counts = [len(dataset[position]["target"]["area"]) for position in range(12)]
     assert sum(counts) < len(index.annotations)
+
+
+def test_images_with_a_class_that_has_sides_are_never_mirrored(coco_folder: Path) -> None:
+    index = open_dataset(coco_folder, "train")  # cat and dog, dog
+    always = train_transform("light", flip_probability=1)
+    dataset = DetectionDataset(index, always, no_flip_classes=["cat"])
+    assert [dataset.plan(SampleKey(position)).flip for position in (0, 1)] == [False, True]
+    with pytest.raises(ValueError, match="has no class 'catt'; did you mean 'cat'"):
+        DetectionDataset(index, always, no_flip_classes=["catt"])
+    with pytest.raises(ValueError, match="flips by itself"):
+        DetectionDataset(index, lambda sample: sample, no_flip_classes=["cat"])

@@ -1,9 +1,18 @@
 """Which images make a batch: each once, of like size, and the same however work is split up."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from modeling_detr.data import DetectionDataset, EvalBatchSampler, TrainBatchSampler, eval_transform, train_transform
+from modeling_detr.data import (
+    DetectionDataset,
+    EvalBatchSampler,
+    TrainBatchSampler,
+    eval_transform,
+    open_dataset,
+    train_transform,
+)
 from modeling_detr.data.sampler import pack_by_size, planned_sizes
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
 
@@ -183,3 +192,13 @@ def test_packing_keeps_every_image():
 def test_numbers_that_make_no_sense_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         TrainBatchSampler(coco_like(10), **options)
+
+
+def test_evaluation_batches_have_few_enough_pixels_and_each_image_once(coco_folder: Path) -> None:
+    dataset = DetectionDataset(open_dataset(coco_folder), eval_transform(64))
+    batches = [[key.position for key in batch] for batch in EvalBatchSampler(dataset, 4, max_pixels=12_000)]
+    assert sorted(position for batch in batches for position in batch) == [0, 1, 2, 3]
+    assert len(batches) > 1
+    for batch in batches:
+        sizes = planned_sizes(dataset, np.array(batch), 0)
+        assert len(batch) == 1 or len(batch) * sizes.max(0).prod() <= 12_000

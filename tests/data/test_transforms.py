@@ -256,3 +256,24 @@ def test_a_dotted_name_is_found_in_the_working_folder(tmp_path, monkeypatch):
 def test_what_is_wrong_with_a_policy_is_named(own_module, name, options, error, message):
     with pytest.raises(error, match=message):
         train_transform(name, **options)
+
+
+def test_a_box_of_which_too_little_remains_leaves_with_all_its_fields() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [9, 0, 19, 10]])
+    sample = {
+        "image": tv_tensors.Image(torch.zeros((3, 20, 20), dtype=torch.uint8)),
+        "target": {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(20, 20)),
+            "class_labels": torch.tensor([0, 1, 2]),
+            "area": torch.tensor([100.0, 100, 100]),
+            "image_index": 0,
+            "masks": tv_tensors.Mask(torch.ones((3, 20, 20), dtype=torch.bool)),
+        },
+    }
+    for least, remaining in ((0.0, [0, 1, 2]), (0.5, [0, 1]), (0.51, [0]), (1.0, [0])):
+        target = crop(sample, 0, 0, 20, 10, min_visibility=least)["target"]
+        assert target["class_labels"].tolist() == remaining
+        assert len(target["boxes"]) == len(target["area"]) == len(target["masks"]) == len(remaining)
+    assert train_transform("light", min_visibility=0.3).min_visibility == 0.3
+    with pytest.raises(ValueError, match="min_visibility is 2; wanted a number from 0 to 1"):
+        train_transform("original", min_visibility=2)

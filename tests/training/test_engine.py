@@ -167,3 +167,21 @@ def test_dropout_of_a_step_depends_on_seed_and_step_alone(tiny_detector):
         )
         losses.append(result.losses)
     assert losses[0] == losses[1]
+
+
+def test_parts_of_few_pixels_leave_the_step_as_it_is(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT).double())
+
+    def weights_after(max_pixels):
+        trained = copy.deepcopy(model)
+        optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=1.0)
+        accelerator, scheduler = Accelerator(cpu=True), LambdaLR(optimizer, lambda step: 1.0)
+        batches = [batch_of([3, 0, 9]), batch_of([1, 2], first_index=3)]
+        options = {"batches_per_step": 2, "max_pixels": max_pixels}
+        (result,) = train_one_epoch(
+            trained, batches, trained.detector.config, optimizer, scheduler, accelerator, **options
+        )
+        assert result.num_images == 5
+        return torch.cat([p.detach().flatten() for p in trained.parameters()])
+
+    torch.testing.assert_close(weights_after(64 * 64), weights_after(None), rtol=1e-8, atol=1e-12)

@@ -6,7 +6,14 @@ import torch
 
 from modeling_detr.data import open_dataset
 from modeling_detr.structures_detr import DetectionIndex
-from modeling_detr.training.setup import build_model, build_processor, head_note, hold_out, open_splits
+from modeling_detr.training.setup import (
+    build_model,
+    build_processor,
+    head_note,
+    hold_out,
+    number_labels,
+    open_splits,
+)
 
 
 NAMES = {0: "circle", 1: "square"}
@@ -136,3 +143,22 @@ def test_a_model_config_that_would_throw_weights_away_is_refused(tiny_recipe, ti
     recipe = tiny_recipe(model=str(tmp_path / "model"), model_config={"encoder_ffn_dim": 40})
     with pytest.raises(ValueError, match=r"3 of its weights .* first 'model.encoder.layers.0.fc1.bias'"):
         build_model(recipe, NAMES)
+
+
+def test_labels_are_dense_raw_or_those_of_a_model_that_knows_every_class(tiny_recipe, tiny_detector, tmp_path):
+    whole = open_dataset("shapes?size=64&train=8&val=2&classes=circle,square")
+    names = ["star", "square", "triangle", "circle"]
+    tiny_detector(num_labels=4, id2label=dict(enumerate(names))).save_pretrained(tmp_path / "knows")
+
+    assert number_labels(tiny_recipe(), whole) is whole
+    known = number_labels(tiny_recipe(model=str(tmp_path / "knows")), whole)
+    assert list(known.id2label.values()) == names
+    assert {category.id for category in known.categories if category.name in ("circle", "square")} == {
+        category.id for category in whole.categories
+    }
+    for row, label in enumerate(whole.annotations.label):
+        assert names[known.annotations.label[row]] == whole.id2label[label]
+    fresh = tiny_recipe(model=str(tmp_path / "knows"), head_init="fresh")
+    assert number_labels(fresh, whole) is whole
+    raw = number_labels(tiny_recipe(label_ids="raw"), whole)
+    assert len(raw.categories) == max(category.id for category in whole.categories) + 1

@@ -1,0 +1,138 @@
+"""What real datasets throw at the readers: each defect is handled and said, or refused with its place."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_detr.data import open_dataset, read_image
+from modeling_detr.data.findings import Findings
+from modeling_detr.data.labels import with_raw_labels
+from modeling_detr.structures_detr import ImageRecord
+
+
+Edit = Callable[[Path, str, str], None]
+
+
+def test_numbers_with_a_decimal_comma_are_read(voc_folder: Path, yolo_folder: Path, edit: Edit) -> None:
+    edit(voc_folder / "Annotations" / "b.xml", "<ymin>6.25</ymin>", "<ymin>6,25</ymin>")
+    label = yolo_folder / "labels" / "train" / "b.txt"
+    label.write_text(label.read_text().replace(".", ","))
+    for folder in (voc_folder, yolo_folder):
+        index = open_dataset(folder, "train")
+        np.testing.assert_allclose(index.annotations.boxes_xyxy[2], [5.5, 6.25, 20, 30])
+
+
+def test_exact_duplicates_are_kept_and_reported(coco_folder: Path) -> None:
+    file = coco_folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"] += [dict(content["annotations"][0], id=90), dict(content["annotations"][1], id=91)]
+    other_class = dict(content["annotations"][2], id=92, category_id=1)
+    content["annotations"].append(other_class)
+    file.write_text(json.dumps(content))
+
+    index = open_dataset(coco_folder, "train")
+
+    assert len(index.annotations) == 6
+    (note,) = (note for note in index.notes if "once more" in note)
+    assert note.startswith("2 boxes")
+    assert "annotation 90 of image 1" in note
+
+
+def test_difficult_objects_are_boxes_unless_they_are_dropped(voc_folder: Path, edit: Edit) -> None:
+    edit(voc_folder / "Annotations" / "b.xml", "<difficult>1</difficult>", "<difficult>0</difficult>")
+    assert len(open_dataset(voc_folder, "train").annotations) == 3
+
+    index = open_dataset(voc_folder, "train", drop_difficult=True)
+
+    assert len(index.annotations) == 1
+    assert any("3 objects marked difficult are left out" in note for note in index.notes)
+
+
+def test_an_option_of_another_format_is_refused(coco_folder: Path) -> None:
+    with pytest.raises(ValueError, match="'coco', to which drop_difficult means nothing"):
+        open_dataset(coco_folder, drop_difficult=True)
+
+
+@pytest.mark.parametrize("form", ["coco", "voc", "yolo"])
+def test_an_image_outside_the_root_is_an_error_unless_its_folder_is_allowed(
+    form: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    root: Path = request.getfixturevalue(f"{form}_folder")
+    inside = next(root.rglob("a.jpg"))
+    outside = tmp_path / "elsewhere" / "a.jpg"
+    outside.parent.mkdir()
+    shutil.move(inside, outside)
+    inside.symlink_to(outside)
+
+    with pytest.raises(ValueError, match=r"a\.jpg: lies outside the dataset's folder .*--images .*elsewhere"):
+        open_dataset(root)
+    findings = Findings(collects=True)
+    open_dataset(root, findings=findings)
+    assert [finding.kind for finding in findings.items if finding.severity == "error"] == ["path outside"]
+    assert len(open_dataset(root, images=outside.parent)) == 4
+
+
+def test_an_annotation_file_may_have_its_images_anywhere_that_is_said(tmp_path: Path, coco_folder: Path) -> None:
+    file = tmp_path / "alone" / "train.json"
+    file.parent.mkdir()
+    file.write_text((coco_folder / "annotations" / "instances_train.json").read_text())
+
+    index = open_dataset(file, images=coco_folder / "train")
+
+    assert [Path(image.path).parent for image in index.images] == [coco_folder / "train"] * 2
+    with pytest.raises(FileNotFoundError, match="--images nowhere: there is no such folder"):
+        open_dataset(file, images="nowhere")
+
+
+def test_a_yaml_that_leads_outside_its_folder_is_an_error(yolo_folder: Path, tmp_path: Path, edit: Edit) -> None:
+    shutil.move(yolo_folder / "images" / "val", tmp_path / "strangers")
+    edit(yolo_folder / "data.yaml", "val: images/val", f"val: {tmp_path / 'strangers'}")
+    with pytest.raises(ValueError, match=r"strangers/c\.jpg: lies outside"):
+        open_dataset(yolo_folder)
+    assert len(open_dataset(yolo_folder, images=tmp_path / "strangers").split("val")) == 2
+
+
+def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(
+    yolo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = yolo_folder / "images" / "train" / "a.jpg"
+    monkeypatch.setattr("modeling_detr.data.image_files.MAX_PIXELS", 60 * 80 - 1)
+    with pytest.raises(OSError, match=r"a\.jpg: the image is 80x60 \(width x height\), more than"):
+        open_dataset(yolo_folder)
+    with pytest.raises(OSError, match="and is not decoded"):
+        read_image(ImageRecord("a", str(path), 60, 80))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_exif_orientation_that_is_none_leaves_the_image_as_it_is(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(ImageRecord("a", str(tmp_path / "a.jpg"), 20, 30)).shape == (3, 20, 30)
+
+
+def test_exif_data_that_is_cut_off_leaves_the_image_as_it_is(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    assert read_image(ImageRecord("a", str(tmp_path / "a.jpg"), 20, 30)).shape == (3, 20, 30)
+
+
+def test_raw_labels_are_the_datasets_own_ids_up_to_the_highest(coco_folder: Path, edit: Edit) -> None:
+    for file in (coco_folder / "annotations").iterdir():
+        file.write_text(file.read_text().replace('"id": 2, "name"', '"id": 106, "name"'))
+        file.write_text(file.read_text().replace('"category_id": 2', '"category_id": 106'))
+
+    index = with_raw_labels(open_dataset(coco_folder))
+
+    assert len(index.categories) == 107
+    assert {index.id2label[1], index.id2label[106]} == {"cat", "dog"}
+    assert index.annotations.label.tolist() == [1, 106, 106, 1]
+    assert [index.categories[label].id for label in (1, 106)] == [1, 106]
+    edit(coco_folder / "annotations" / "instances_val.json", '"id": 106, "name"', '"id": 2000000, "name"')
+    val = open_dataset(coco_folder / "annotations" / "instances_val.json", findings=Findings(collects=True))
+    with pytest.raises(ValueError, match="id 2000000, which cannot be a label"):
+        with_raw_labels(val)
