@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 
@@ -74,6 +75,42 @@ def test_the_loss_of_matched_masks_is_that_of_all_masks(model):
     assert matched.pred_masks is None
     assert terms["loss_mask"].item() == pytest.approx(matched.loss_dict["loss_mask"].item(), rel=1e-6)
     assert terms["loss_dice"].item() == pytest.approx(matched.loss_dict["loss_dice"].item(), rel=1e-6)
+
+
+class AllQueries(DetrForSegmentation):
+    """Computes the mask of every query, as the original does, and takes those of the matched ones for the loss."""
+
+    def _masks_of(self, outputs, image, query):
+        everything = torch.ones(outputs.logits.shape[:2], dtype=torch.bool)
+        masks = super()._masks_of(outputs, *everything.nonzero(as_tuple=True))
+        return masks.unflatten(0, everything.shape)[image, query]
+
+
+def cost_of_step(model):
+    """Loss, floating point operations, and bytes that the forward pass keeps for the backward pass."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    pixel_values, pixel_mask, labels = batch()
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda it: it):
+        loss = model(pixel_values, pixel_mask, labels).loss
+        loss.backward()
+    return loss.item(), counter.get_total_flops(), sum(kept.values())
+
+
+def test_a_step_costs_several_times_less_than_with_the_masks_of_all_queries():
+    torch.manual_seed(0)
+    matched = DetrForSegmentation(tiny_config(num_queries=50)).train()
+    everything = AllQueries(tiny_config(num_queries=50)).train()
+    everything.load_state_dict(matched.state_dict())
+    loss, operations, memory = cost_of_step(matched)
+    loss_of_all, operations_of_all, memory_of_all = cost_of_step(everything)
+    assert loss_of_all == pytest.approx(loss, rel=1e-6)
+    assert operations_of_all > 3 * operations
+    assert memory_of_all > 3 * memory
 
 
 def test_detections_are_those_of_the_detector(model):

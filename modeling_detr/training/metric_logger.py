@@ -23,6 +23,7 @@ from modeling_detr.training.checkpointing import write_text
 
 
 LOG = "log.jsonl"
+_MASK_FIGURES = {"mask_ap": "mask AP", "pq": "PQ"}  # beside those of boxes, where the task has them
 TRACKERS = "trackers"  # where those of Accelerate's trackers write that write files
 
 
@@ -86,6 +87,11 @@ class MetricLogger:
         if "ap" in metrics:
             self._shown = {"AP": f"{metrics['ap']:.3f}", **self._shown}
             parts += [f"AP {metrics['ap']:.3f}", f"AP50 {metrics['ap50']:.3f}"]
+            parts += [
+                f"{said} {metrics[name]:.3f}"
+                for name, said in _MASK_FIGURES.items()
+                if metrics.get(name) is not None  # nan: no ground truth to judge by
+            ]
         if "images_per_second" in losses:
             parts.append(f"{losses['images_per_second']:.1f} images/s")
         parts.append(f"{self._time_left(step)} left")
