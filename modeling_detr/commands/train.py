@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Only now what takes seconds to import: `--help` and a mistake in the recipe answer at once.
     from modeling_detr.training.metric_logger import LOG, read_log
+    from modeling_detr.training.preflight import preflight
     from modeling_detr.training.publishing import push_model, push_notes
     from modeling_detr.training.trainer import Trainer, TrainingInterrupted
     from modeling_detr.visualization import plot_curves
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     on_main_process = trainer.accelerator.is_main_process
     if on_main_process:
         print(trainer.plan(), flush=True)
+    if recipe.preflight:
+        for line in preflight(trainer):
+            print(f"preflight {line}", flush=True)
 
     # Train; a signal ends the run between two steps and leaves a checkpoint.
     try:

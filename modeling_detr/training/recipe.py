@@ -95,6 +95,7 @@ class Recipe:
         trackers: Trackers of Accelerate that are written to, e.g. tensorboard,wandb.
         push_to_hub: Repository on the Hub, owner/name, that gets the best model at the end of the run.
         hub_private: Make that repository private if it is new.
+        preflight: Before the first step, check data, boxes, evaluation and memory on at most 500 images and 30 s.
         num_images_to_log: Evaluation images drawn with predicted and true boxes; 0: none.
     """
 
@@ -159,6 +160,7 @@ class Recipe:
     resume: str | None = None
     log_every_steps: int = 10
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    preflight: bool = True
     num_images_to_log: int = 8
     push_to_hub: str | None = None
     hub_private: bool = False
