@@ -153,7 +153,7 @@ def read_files(
     """
     splits = _name_splits(path, files)
     findings = Findings() if findings is None else findings
-    contents = [_load(split, findings) for split in splits]
+    contents = [_load(split, findings, polygons=read_masks is not None) for split in splits]
     labels = _merge_categories([split.file for split in splits], contents, findings)
 
     images: list[ImageRecord] = []
@@ -212,12 +212,36 @@ def _name_splits(path: Path, files: Sequence[Path]) -> list[CocoSplit]:
     return splits
 
 
-def _load(split: CocoSplit, findings: Findings) -> dict[str, list[dict[str, Any]]]:
+def _without_polygons(text: bytes) -> bytes:
+    """The JSON with null in place of every segmentation that is a list of numbers: most of what there is to parse, and
+    to hold in memory, where only boxes are wanted."""
+    key = b'"segmentation"'  # as a whole string in quotes; within another string its quotes would be escaped
+    pieces: list[bytes] = []
+    done = 0
+    place = text.find(key)
+    while place >= 0:
+        begin = place + len(key)
+        following = text.find(b'"', begin)  # lists of numbers hold neither quotes nor braces
+        stop = text.find(b"}", begin, following if following >= 0 else len(text))
+        stop = stop if stop >= 0 else following
+        head = text[begin : begin + 16].replace(b" ", b"").replace(b"\n", b"").replace(b"\r", b"")
+        end = text.rfind(b"]", begin, stop)
+        if head.startswith(b":[") and end > begin:
+            pieces += [text[done:begin], b":null"]
+            done = end + 1
+        place = text.find(key, begin)
+    return b"".join([*pieces, text[done:]]) if pieces else text
+
+
+def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, list[dict[str, Any]]]:
     file = split.file
     empty: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
     try:
-        content = json.loads(file.read_bytes())
+        text = file.read_bytes()
+        content = json.loads(text if polygons else _without_polygons(text))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if not polygons:  # once more, for the place in the file as it is
+            return _load(split, findings, polygons=True)
         remedy = "write it anew, it may be cut off"
         findings.error("unreadable file", f"{file}:", f"not valid JSON ({error})", remedy, cause=error)
         return empty

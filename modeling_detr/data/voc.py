@@ -320,6 +320,8 @@ def _read_splits(root: Path, files: Sequence[Path], found: _Files, findings: Fin
                 if is_split_name(part):
                     members.setdefault(part, set()).add(position)
                     break
+    if len(members) == 1 and not is_split_name(next(iter(members))):  # CVAT lists what it exports in default.txt
+        members = {"all": next(iter(members.values()))}
     if not members:
         members["all"] = set(range(len(files)))
     return {name: np.array(sorted(positions), dtype=np.int64) for name, positions in members.items()}

@@ -136,3 +136,32 @@ def test_raw_labels_are_the_datasets_own_ids_up_to_the_highest(coco_folder: Path
     val = open_dataset(coco_folder / "annotations" / "instances_val.json", findings=Findings(collects=True))
     with pytest.raises(ValueError, match="id 2000000, which cannot be a label"):
         with_raw_labels(val)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_segmentations_are_passed_over_where_only_boxes_are_wanted(coco_folder: Path, indent: int | None) -> None:
+    plain = open_dataset(coco_folder, "train").annotations
+    file = coco_folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["info"] = {"description": 'a "segmentation": [1] in a text', "segmentation": "no"}
+    shapes = [[[1, 2, 3.5, 4, -5e-1, 6], [1, 2, 3, 4, 5, 6]], {"size": [60, 80], "counts": [0, 4800]}, []]
+    for entry, shape in zip(content["annotations"], shapes, strict=True):
+        entry["segmentation"] = shape  # the last key of the entry
+    content["annotations"][0] = dict(reversed(content["annotations"][0].items()))  # and the first
+    file.write_text(json.dumps(content, indent=indent))
+
+    read = open_dataset(coco_folder, "train").annotations
+
+    np.testing.assert_array_equal(read.boxes_xyxy, plain.boxes_xyxy)
+    np.testing.assert_array_equal(read.label, plain.label)
+    file.write_text(file.read_text()[:-2] + "?")
+    with pytest.raises(ValueError, match=rf"not valid JSON .*char {len(file.read_text()) - 1}\)"):
+        open_dataset(coco_folder)
+
+
+def test_the_one_list_of_an_export_is_no_split(voc_folder: Path) -> None:
+    for file in (voc_folder / "ImageSets" / "Main").iterdir():
+        file.unlink()
+    (voc_folder / "ImageSets" / "Main" / "default.txt").write_text("a\nb\nc\n")
+    index = open_dataset(voc_folder)
+    assert {name: len(members) for name, members in index.splits.items()} == {"all": 3}
