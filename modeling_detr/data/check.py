@@ -1,14 +1,14 @@
 """What `detr data check` says of a dataset: its counts, and everything that is wrong with it.
 
 Every image is decoded once, by threads (Pillow lets others work meanwhile): JPEG at an eighth of its size, which reads
-the whole file and so finds one that is cut off, but takes less time than all pixels. What is kept of an image is 48
-bytes, for finding it again in another split.
+the whole file and so finds one that is cut off, but takes less time than all pixels. What is kept of an image is
+272 bytes, for finding it again in another split.
 """
 
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from modeling_detr.structures_detr import AnnotationTable, DetectionIndex, Image
 
 _CHUNK = 512  # images that are under way at a time
 _ALIKE_BITS = 12  # of 256: most that near-duplicates differ in
+_LEAST_STRUCTURE = 4.0  # standard deviation in grey levels, below which images are not compared
 _ALIKE_LEVELS = 6.0  # grey levels of 255: most that their thumbnails differ by on average
 
 
@@ -37,7 +38,7 @@ class CheckReport:
     Attributes:
         index: What could be read.
         findings: Errors first; within a severity in the order they were found.
-        format: As found; None for the built-in shapes, or if nothing could be read.
+        format: As found; None for the built-in shapes, or if it cannot be told.
         bad_images: Positions of images that cannot be used.
     """
 
@@ -71,7 +72,7 @@ class CheckReport:
         """The report as lines; of each kind of finding the first `shown`."""
         content = self.as_dict()
         lines = [
-            f"{content['name']} ({self.format or 'built in'}): {content['images']:,} images, {content['boxes']:,} "
+            f"{content['name']} ({self.format or 'no format'}): {content['images']:,} images, {content['boxes']:,} "
             f"boxes, {len(content['classes'])} classes"
         ]
         for name, split in content["splits"].items():
@@ -137,7 +138,7 @@ def check_dataset(
     except (ValueError, OSError) as error:
         if not Path(path).expanduser().exists():
             raise
-        message, _, remedy = str(error).rstrip(".").removeprefix(f"{path}: ").partition("; ")
+        message, _, remedy = str(error).rstrip(".").removeprefix(f"{path}: ").removeprefix(f"{path} ").partition("; ")
         findings.error("unreadable dataset", f"{path}:", message, remedy or "mend it")
         index = DetectionIndex(Path(path).name, (), (), AnnotationTable.concatenate([]))
     _check_annotations(index, findings)
@@ -210,21 +211,6 @@ def _check_annotations(index: DetectionIndex, findings: Findings) -> None:
     table = index.annotations
     if len(index) and not len(table):
         findings.error("no boxes", f"{index.name}:", "no image has a box", "annotate it, or point at its labels")
-    repeated = _duplicates(table)
-    if len(repeated) and not any(finding.kind == "duplicate box" for finding in findings.items):
-        findings.warn(
-            "duplicate box",
-            f"{len(repeated)} boxes are exact duplicates.",
-            "it is kept; --fix writes it once",
-            (
-                (
-                    f"{index.images[table.image_index[row]].path}:",
-                    f"the {index.categories[table.label[row]].name} at "
-                    f"{[round(number, 2) for number in table.boxes_xyxy[row].tolist()]} is there before",
-                )
-                for row in repeated.tolist()
-            ),
-        )
     counts = _objects(index)
     most = 100  # queries of the original
     if (counts > most).any():
@@ -364,12 +350,7 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
             "nothing is done about it; figures of such a split flatter",
             ((f"{index.images[position].path}:", f"is in the splits {of(position)}") for position in several),
         )
-    pairs = [
-        (first, second)
-        for first, second in _alike(thumbnails)
-        if membership[first].any() and membership[second].any() and not (membership[first] & membership[second]).any()
-    ]
-    pairs = list({second: (first, second) for first, second in reversed(pairs)}.values())  # one for each image
+    pairs = _alike(thumbnails, membership)
     if pairs:
         findings.warn(
             "near-duplicate images",
@@ -385,32 +366,35 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
         )
 
 
-def _alike(thumbnails: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
-    """Pairs of images that look the same: the slopes of grey agree, and so do the levels.
+def _alike(thumbnails: NDArray[np.uint8], membership: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Images that look the same as one of another split, each with one such: the slopes of grey agree, and the levels.
 
     Candidates share one of 16 bands of their 256 slopes, as those that differ in fewer than 16 always do. Images
     without structure are left out, and of many alike in a band each is compared with its neighbours only.
     """
     slopes = thumbnails[:, :, 1:] > thumbnails[:, :, :-1]
     bits = np.packbits(slopes.reshape(len(thumbnails), 256), axis=1)  # (N, 32)
-    structured = thumbnails.reshape(len(thumbnails), -1).astype(np.float32).std(1) > 4
-    seen: set[tuple[int, int]] = set()
+    structured = np.array([thumbnail.std() > _LEAST_STRUCTURE for thumbnail in thumbnails], dtype=np.bool_)
+    structured &= membership.any(1)
+    found: dict[int, int] = {}
     for band in range(16):
         part = bits[:, 2 * band].astype(np.int64) << 8 | bits[:, 2 * band + 1]
         order = np.argsort(part, kind="stable")
         order = order[structured[order]]
         for step in range(1, 33):
             left, right = order[:-step], order[step:]
-            same = part[left] == part[right]
-            if not same.any():
+            rows = part[left] == part[right]
+            if not rows.any():
                 break
-            left, right = left[same], right[same]
+            left, right = left[rows], right[rows]
+            rows = ~(membership[left] & membership[right]).any(1)
+            left, right = left[rows], right[rows]
             for start in range(0, len(left), 65536):
                 one, two = left[start : start + 65536], right[start : start + 65536]
                 near = np.bitwise_count(bits[one] ^ bits[two]).sum(1) <= _ALIKE_BITS
                 for first, second in zip(one[near].tolist(), two[near].tolist(), strict=True):
-                    pair = (min(first, second), max(first, second))
+                    first, second = min(first, second), max(first, second)
                     levels = np.abs(thumbnails[first].astype(np.int16) - thumbnails[second]).mean()
-                    if pair not in seen and levels <= _ALIKE_LEVELS:
-                        seen.add(pair)
-    yield from sorted(seen)
+                    if second not in found and levels <= _ALIKE_LEVELS:
+                        found[second] = first
+    return sorted((first, second) for second, first in found.items())

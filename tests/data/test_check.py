@@ -59,7 +59,7 @@ def test_duplicates_and_leaks_are_warnings(coco_folder, tmp_path):
     val.write_text(val.read_text().replace('"height": 64, "width": 48', '"height": 60, "width": 80'))
     report = check_dataset(coco_folder)
     assert report.errors == 0
-    assert {"duplicate box", "near-duplicate images"} <= {*kinds(report, "warning")}
+    assert {"duplicate", "near-duplicate images"} <= {*kinds(report, "warning")}
     assert len(report.index.annotations) == 5
     assert len(report.clean_index().annotations) == 4
 
