@@ -7,6 +7,7 @@ import hashlib
 import os
 import pathlib
 import pickle
+import pickletools
 import re
 import shutil
 import socket
@@ -15,7 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.error import URLError
 
 import torch
@@ -136,7 +137,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     _refuse_other_files(path)
     try:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # that there may be more to refuse
+            warnings.simplefilter("ignore", UserWarning)  # on forms of files that are refused below
             # the format of old versions of PyTorch, which the releases have, cannot be left on the disk
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -154,7 +155,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     ) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which PyTorch's reader says of half a file
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
         raise ValueError(f"{path}: not a whole checkpoint ({reason}); it was cut off, so fetch it again.") from error
     weights, options = _state_dict(path, content)
     return Checkpoint(path, weights, options, _sha256(path))
@@ -176,20 +177,42 @@ def _refuse_other_files(path: Path) -> None:
     for first, what in kinds.items():
         if start.startswith(first):
             raise ValueError(f"{path} is {what}.")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or (beginning[8:10] == b'{"' and beginning[:8].endswith(b"\0\0")):
         raise ValueError(f"{path} is a safetensors file; give the folder that it lies in, with its config.json.")
 
 
 def _why_refused(path: Path, said: str) -> str:
     blocked = re.search(r"(?:GLOBAL|unrecognized function|unsupported class|Unsupported class)\s+(\S+)", said)
-    if blocked is None:
-        reason = said.strip().splitlines()[-1] if said.strip() else "it ends in the middle"
-        return f"{path}: not a whole checkpoint of PyTorch ({reason}); fetch it again."
+    found = blocked[1] if blocked else _foreign_name(path) if "Unsupported operand" in said else None
+    if found is None:
+        return f"{path}: not a whole checkpoint of PyTorch, or none at all; fetch it again from where it comes."
     return (
-        f"{path}: refused: it holds '{blocked[1]}', which would run code when it is read; nothing of it was run. "
+        f"{path}: refused: it holds '{found}', which would run code when it is read; nothing of it was run. "
         f"Checkpoints of the original hold tensors, numbers, text and options only. If you trust whoever made it, "
         f"load it there and save its state dict alone: torch.save({{'model': checkpoint['model']}}, …)."
     )
+
+
+def _foreign_name(path: Path) -> str | None:
+    """What a pickle of a protocol that PyTorch's safe reader does not know would call first, beside PyTorch's own
+    tensors; None if there is nothing. The pickle is only looked at."""
+    with contextlib.ExitStack() as stack:
+        stream: IO[bytes] = stack.enter_context(path.open("rb"))
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            stream = stack.enter_context(
+                archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+            )
+        texts: list[str] = []
+        with contextlib.suppress(ValueError):  # where it ends, or is no pickle
+            for operation, argument, _ in pickletools.genops(stream):
+                if operation.name in ("GLOBAL", "STACK_GLOBAL"):
+                    name = ".".join(texts[-2:]) if argument is None else str(argument).replace(" ", ".")
+                    if not name.startswith(("torch.", "collections.OrderedDict", "argparse.Namespace")):
+                        return name
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    return None
 
 
 def _state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], Mapping[str, Any]]:

@@ -9,10 +9,11 @@ name of a released file, or from the caller.
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.constants import HF_HOME
@@ -86,6 +87,8 @@ _OPTIONS = {
     "dice_loss_coef": ("dice_loss_coefficient",),
     "eos_coef": ("eos_coefficient",),
 }
+
+_EXAMPLES: dict[str, bool | int] = {"dilation": False, "aux_loss": True, "nheads": 8}  # the others are real numbers
 
 
 # Names
@@ -177,12 +180,16 @@ def read_architecture(checkpoint: Checkpoint, given: Mapping[str, Any] | None = 
     prefix = "detr." if has_masks else ""
 
     def shape(name: str) -> tuple[int, ...]:
+        """Of a matrix, as all that are asked for should be."""
         if prefix + name not in weights:
             raise ValueError(
                 f"{checkpoint.path}: no checkpoint of the original DETR: it has no '{prefix}{name}'. Its parameters "
                 f"begin with {_listed(weights)}."
             )
-        return tuple(weights[prefix + name].shape)
+        found = tuple(weights[prefix + name].shape)
+        if len(found) != 2:
+            raise ValueError(f"{checkpoint.path}: '{prefix}{name}' has shape {found}; wanted a matrix.")
+        return found
 
     def count(pattern: str) -> int:
         numbers = {int(match[1]) for name in weights if (match := re.match(re.escape(prefix) + pattern, name))}
@@ -216,10 +223,23 @@ def read_architecture(checkpoint: Checkpoint, given: Mapping[str, Any] | None = 
         config["learned_position_grid"] = shape("backbone.1.row_embed.weight")[0]
     for option, keys in _OPTIONS.items():
         if option in checkpoint.options:
-            config.update(dict.fromkeys(keys, checkpoint.options[option]))
+            config.update(dict.fromkeys(keys, _number(checkpoint, option)))
     assumed = _complete(config, checkpoint, has_masks, given or {})
-    classes = weights.get(f"{prefix}class_embed.weight")
-    return Architecture(config, None if classes is None else len(classes) - 1, has_masks, assumed)
+    has_head = any(name.startswith(f"{prefix}class_embed.") for name in weights)
+    num_labels = shape("class_embed.weight")[0] - 1 if has_head else None
+    return Architecture(config, num_labels, has_masks, assumed)
+
+
+def _number(checkpoint: Checkpoint, option: str) -> bool | int | float:
+    """An option that the checkpoint was trained with, of the type that the original's command line gives it."""
+    value, example = checkpoint.options[option], _EXAMPLES.get(option, 0.1)
+    wanted = (int, float) if isinstance(example, float) else (type(example),)
+    if type(value) not in wanted:
+        raise ValueError(
+            f"{checkpoint.path}: among its options '{option}' is {value!r}; wanted a number of type "
+            f"{type(example).__name__}. It is damaged, or of a changed DETR."
+        )
+    return cast(bool | int | float, value)
 
 
 def _complete(config: dict[str, Any], checkpoint: Checkpoint, has_masks: bool, given: Mapping[str, Any]) -> list[str]:
@@ -250,7 +270,7 @@ def _complete(config: dict[str, Any], checkpoint: Checkpoint, has_masks: bool, g
 
 
 def _check_names(checkpoint: Checkpoint, model: nn.Module, without_head: bool) -> None:
-    """Every parameter of the model is in the checkpoint, in its shape, and nothing else is.
+    """Every parameter of the model is in the checkpoint, in its shape and as real numbers, and nothing else is.
 
     Raises:
         ValueError: It is not so; the message names the first of those at fault under the original's name.
@@ -280,6 +300,11 @@ def _check_names(checkpoint: Checkpoint, model: nn.Module, without_head: bool) -
             raise ValueError(
                 f"{checkpoint.path}: '{name}' has shape {tuple(there[name].shape)}; wanted {shape}, by the shapes of "
                 f"the others."
+            )
+        if not there[name].is_floating_point() or there[name].layout != torch.strided:
+            raise ValueError(
+                f"{checkpoint.path}: '{name}' is of {there[name].dtype}, {there[name].layout}; wanted real numbers in "
+                f"a dense tensor."
             )
 
 
@@ -327,11 +352,12 @@ def convert_original(
             model = kind(config)
         _check_names(checkpoint, model, without_head=architecture.num_labels is None)
 
-        # Parts of one matrix would be written as views of it: those are copied, everything else stays where it lies.
-        weights = {
-            name: tensor.clone() if name.endswith(_PROJECTIONS) else tensor
-            for name, tensor in original_to_ours(checkpoint.weights).items()
-        }
+        # Parts of one storage cannot be written as such: those are copied, everything else stays where it lies.
+        weights = original_to_ours(checkpoint.weights)
+        parts = Counter(tensor.untyped_storage().data_ptr() for tensor in weights.values())
+        for name, tensor in weights.items():
+            if parts[tensor.untyped_storage().data_ptr()] > 1:
+                weights[name] = tensor.clone()
         if architecture.num_labels is None:
             head = nn.Linear(config.d_model, num_labels + 1)
             prefix = ("detr." if architecture.has_masks else "") + "class_labels_classifier."
@@ -364,12 +390,14 @@ def converted_copy(source: str) -> Path:
     if not folder.is_dir():
         has_head = read_architecture(checkpoint).num_labels is not None
         del checkpoint
-        said = convert_original(file, folder, num_labels=None if has_head else 1)
+        try:
+            said = convert_original(file, folder, num_labels=None if has_head else 1)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            return folder  # another process was faster
         _logger.warning("%s: %s; kept in %s.", file, "; ".join(said), folder)
     return folder
-
-
-_PROJECTIONS = tuple(f".{projection}_proj.{kind}" for projection in "qkv" for kind in ("weight", "bias"))
 
 
 def _num_labels(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from modeling_detr.conversion import checkpoint_files
 from modeling_detr.conversion.checkpoint_files import (
@@ -50,9 +51,24 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused_and_does_not_run(tmp_pat
 def test_a_pickle_that_is_no_checkpoint_is_refused_and_does_not_run(tmp_path):
     witness, path = tmp_path / "it-ran", tmp_path / "plain.pth"
     path.write_bytes(pickle.dumps(RunsCode(witness)))
-    with pytest.raises(ValueError, match=r"plain\.pth"):
+    with pytest.raises(ValueError, match=r"plain\.pth: refused: it holds '(posix|nt)\.system', which would run code"):
         read_checkpoint(path)
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 3, 5])
+def test_the_protocol_of_the_pickle_makes_no_difference(tmp_path, protocol):
+    witness, path = tmp_path / "it-ran", tmp_path / "hostile.pth"
+    torch.save({"model": {"weight": torch.zeros(2)}, "args": RunsCode(witness)}, path, pickle_protocol=protocol)
+    with pytest.raises(ValueError, match=r"hostile\.pth: refused: it holds '(posix|nt)\.system'"):
+        read_checkpoint(path)
+    assert not witness.exists()
+
+
+def test_safetensors_under_the_name_of_a_checkpoint_are_told(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth is a safetensors file; give the folder"):
+        read_checkpoint(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize(

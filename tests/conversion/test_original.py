@@ -10,7 +10,7 @@ import torch
 from reference_cases import REFERENCE, load_case, needs_shared
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
-from modeling_detr.conversion import convert_original, export_original, original_to_ours
+from modeling_detr.conversion import convert_original, export_original, original, original_to_ours
 from modeling_detr.conversion.checkpoint_files import Checkpoint
 from modeling_detr.conversion.original import _check_names, original_name_to_ours, read_architecture
 
@@ -167,6 +167,38 @@ def test_what_weights_do_not_tell_comes_from_the_options_and_else_is_said(tmp_pa
 
 
 @needs_shared
+def test_an_option_of_another_type_is_told(tmp_path):
+    path = save_case(load_case("tiny-r18"), tmp_path / "odd.pth", args=argparse.Namespace(nheads="4"))
+    with pytest.raises(ValueError, match=r"odd\.pth: among its options 'nheads' is '4'; wanted a number of type int"):
+        convert_original(path, tmp_path / "ours")
+
+
+@needs_shared
+def test_weights_that_share_memory_are_written_apart(tmp_path):
+    weights = load_case("tiny-r18").original_weights()
+    first, second = (f"transformer.encoder.layers.{layer}.norm1.bias" for layer in (0, 1))
+    weights[second] = weights[first]
+    torch.save({"model": weights}, tmp_path / "tied.pth")
+    convert_original(tmp_path / "tied.pth", tmp_path / "ours", given=GIVEN)
+    layers = DetrForObjectDetection.from_pretrained(tmp_path / "ours").model.encoder.layers
+    assert all(torch.equal(layer.self_attn_layer_norm.bias, weights[first]) for layer in layers)
+
+
+@needs_shared
+def test_a_copy_that_another_process_made_meanwhile_is_used(tmp_path, monkeypatch):
+    path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
+    monkeypatch.setattr(original, "HF_HOME", tmp_path / "cache")
+    convert = original.convert_original
+
+    def slower(source, target, **options):
+        convert(source, target, **options)  # the other's
+        return convert(source, target, **options)
+
+    monkeypatch.setattr(original, "convert_original", slower)
+    assert (original.converted_copy(str(path)) / "model.safetensors").is_file()
+
+
+@needs_shared
 def test_source_and_hash_are_recorded(tmp_path):
     path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
     convert_original(path, tmp_path / "ours", given=GIVEN)
@@ -216,6 +248,14 @@ def test_classes_are_named_by_a_list_or_as_cocos(tmp_path):
             lambda w: w.update({"bbox_embed.layers.0.bias": torch.zeros(5)}),
             r"'bbox_embed.layers.0.bias' has shape \(5,\); wanted \(32,\)",
         ),
+        (lambda w: w.update({"query_embed.weight": torch.zeros(3)}), r"'query_embed.weight' has shape \(3,\)"),
+        (lambda w: w.update({"class_embed.weight": torch.zeros(())}), r"'class_embed.weight' has shape \(\)"),
+        (
+            lambda w: w.update({"input_proj.bias": w["input_proj.bias"].long()}),
+            r"'input_proj.bias' is of torch.int64, torch.strided; wanted real numbers",
+        ),
+        (lambda w: w.pop("class_embed.weight"), r"has no 'class_embed.weight'"),
+        (lambda w: w.pop("class_embed.bias"), r"lacks 'class_embed.bias'"),
         (lambda w: w.pop("query_embed.weight"), r"no checkpoint of the original DETR: it has no 'query_embed.weight'"),
         (lambda w: w.pop("backbone.0.body.layer2.1.conv1.weight"), r"lacks 'backbone.0.body.layer2.1.conv1.weight'"),
     ],
