@@ -16,13 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
 from tqdm import tqdm
 
 from modeling_detr.data.check import check_dataset
 from modeling_detr.data.convert import Conversion, convert_dataset
-from modeling_detr.data.open import open_dataset
+from modeling_detr.data.hf_datasets import BoxFormat
+from modeling_detr.data.open import FORMATS, open_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,13 +40,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=FORMATS, help="format of the dataset (default: found out)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images, if outside the dataset's")
+    parser.add_argument("--drop_difficult", action="store_true", help="without what Pascal VOC marks as difficult")
+    parser.add_argument(
+        "--box_format", choices=get_args(BoxFormat), help="convention of boxes in the format hf (default: found out)"
+    )
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("images", "drop_difficult", "box_format")}
+
+
 # Check
 
 
 def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("check", help="counts and findings; exit code 1 if there are errors")
     parser.add_argument("path", help="folder or file of the dataset")
-    parser.add_argument("--format", help="format of the dataset (default: found out)")
+    _add_reading(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--all", action="store_true", help="show every finding, not the first ten of a kind")
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a clean copy there, in the same format")
@@ -58,7 +72,11 @@ def _check(arguments: argparse.Namespace) -> int:
         raise FileExistsError(f"{arguments.fix} exists; give a folder that does not, or remove it.")
     with tqdm(desc="check", unit=" images", disable=None, leave=False) as bar:
         report = check_dataset(
-            arguments.path, arguments.format, images=not arguments.no_images, progress=lambda count: _tick(bar, count)
+            arguments.path,
+            arguments.format,
+            images=not arguments.no_images,
+            progress=lambda count: _tick(bar, count),
+            reading=_reading(arguments),
         )
     if arguments.json:
         print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
@@ -89,7 +107,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("source", help="folder or file of the dataset")
     parser.add_argument("target", type=Path, help="the new folder, which must not exist")
     parser.add_argument("--to", required=True, choices=["coco", "yolo", "voc"], help="the format to write")
-    parser.add_argument("--format", help="format of the source (default: found out)")
+    _add_reading(parser)
     parser.add_argument("--link", action="store_true", help="hard links to the images instead of copies")
     parser.set_defaults(run=_convert)
 
@@ -98,7 +116,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.target.exists():
         raise FileExistsError(f"{arguments.target} exists; give a folder that does not, or remove it.")
     try:
-        index = open_dataset(arguments.source, format=arguments.format)
+        index = open_dataset(arguments.source, format=arguments.format, **_reading(arguments))
     except ValueError as error:
         raise ValueError(f"{error} (`detr data check` lists everything, `--fix` writes what is sound.)") from error
     for note in index.notes:
@@ -140,7 +158,7 @@ def _add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser = commands.add_parser("show", help="a gallery: images with their boxes, and after the training transforms")
     parser.add_argument("path", help="folder or file of the dataset")
     parser.add_argument("--output_dir", type=Path, required=True, help="where gallery.html and gallery.png go")
-    parser.add_argument("--format", help="format of the dataset (default: found out)")
+    _add_reading(parser)
     parser.add_argument("--split", help="images of this split only")
     parser.add_argument("--num_images", type=int, default=12, help="drawn at random (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=3, help="of the transform, each image (default: %(default)s)")
@@ -159,7 +177,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
     if arguments.num_images < 1 or arguments.draws < 0:
         raise ValueError("--num_images wants at least 1, and --draws at least 0.")
-    index = open_dataset(arguments.path, arguments.split, arguments.format)
+    index = open_dataset(arguments.path, arguments.split, arguments.format, **_reading(arguments))
     if not len(index):
         raise ValueError(f"{index.name} has no images to show.")
     options = {} if "." in arguments.transform else {"scales": arguments.shortest_edge}

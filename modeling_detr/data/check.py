@@ -8,7 +8,7 @@ the whole file and so finds one that is cut off, but takes less time than all pi
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,7 @@ def check_dataset(
     images: bool = True,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    reading: Mapping[str, Any] | None = None,
 ) -> CheckReport:
     """Reads a dataset past all errors, decodes its images, and says what was found.
 
@@ -128,13 +129,14 @@ def check_dataset(
         images: Whether the images are decoded.
         threads: That decode; None: as many as there are cores.
         progress: Called with a number of images that have been looked at.
+        reading: Further arguments of `open_dataset`: images, drop_difficult, box_format.
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
     """
     findings = Findings(collects=True)
     try:
-        index = open_dataset(path, format=format, findings=findings)
+        index = open_dataset(path, format=format, findings=findings, **(reading or {}))
     except (ValueError, OSError) as error:
         if not Path(path).expanduser().exists():
             raise

@@ -501,10 +501,15 @@ def _convention(path: str | Path, splits: Mapping[str, _Split], named: str | Non
     alike = [fit.name for fit in others if fit.misfits == best.misfits]
     told = ", ".join(f"{fit.misfits} of {len(numbers)} do not fit {fit.name}" for fit in fits)
     doubt = f"; {' and '.join(alike)} would fit as well" if alike else ""
-    findings.notes.append(
+    note = (
         f"{path}: its boxes were found to be {best.name}, {unit} ({told}{doubt}); if that is wrong, name it with "
         f"box_format={'xyxy' if best.name != 'xyxy' else 'xywh'}{end}."
     )
+    if alike or best.misfits > len(numbers) / 100:
+        what = f"does not say how its boxes are written ({told}{doubt})"
+        findings.warn("box format", note, f"they are taken as {best.name}{end}; box_format names it", [(path, what)])
+    else:
+        findings.notes.append(note)
     return best.name + end
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_detr.commands import data
 from modeling_detr.data import open_dataset, read_image
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.labels import with_raw_labels
@@ -165,3 +166,15 @@ def test_the_one_list_of_an_export_is_no_split(voc_folder: Path) -> None:
     (voc_folder / "ImageSets" / "Main" / "default.txt").write_text("a\nb\nc\n")
     index = open_dataset(voc_folder)
     assert {name: len(members) for name, members in index.splits.items()} == {"all": 3}
+
+
+def test_the_data_commands_read_as_training_does(
+    voc_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data.main(["check", str(voc_folder), "--drop_difficult"]) == 1  # nothing is left to learn
+    assert "4 images, 0 boxes" in capsys.readouterr().out
+    shutil.move(voc_folder / "JPEGImages", tmp_path / "pictures")
+    assert data.main(["check", str(voc_folder)]) == 1
+    arguments = ["convert", str(voc_folder), str(tmp_path / "copy"), "--to", "coco"]
+    assert data.main([*arguments, "--images", str(tmp_path / "pictures"), "--format", "voc"]) == 0
+    assert len(open_dataset(tmp_path / "copy").annotations) == 4
