@@ -91,6 +91,9 @@ def _check(arguments: argparse.Namespace) -> int:
         to = report.format if report.format in ("coco", "yolo", "voc") else "coco"
         with _terminating():
             written = convert_dataset(clean, arguments.fix, to, link=True)  # type: ignore[arg-type]
+        once = len(report.index.select(report.good_images).annotations) - len(clean.annotations)
+        if once:
+            print(f"note      {once} exact duplicates of boxes are written once.", file=sys.stderr)
         print(_summary(written, arguments.fix, to), file=sys.stderr if arguments.json else sys.stdout)
     return int(report.errors > 0)
 

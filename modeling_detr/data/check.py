@@ -52,6 +52,11 @@ class CheckReport:
         """How many findings stop or spoil training."""
         return sum(finding.severity == "error" for finding in self.findings)
 
+    @property
+    def good_images(self) -> NDArray[np.int64]:
+        """Positions of the images that can be used."""
+        return np.setdiff1d(np.arange(len(self.index)), np.array(self.bad_images, dtype=np.int64))
+
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""
         index = self.index
@@ -105,8 +110,7 @@ class CheckReport:
 
     def clean_index(self) -> DetectionIndex:
         """The dataset without images that cannot be used, and with exact duplicates of boxes once."""
-        good = np.setdiff1d(np.arange(len(self.index)), np.array(self.bad_images, dtype=np.int64))
-        index = self.index.select(good)
+        index = self.index.select(self.good_images)
         repeated = np.zeros(len(index.annotations), np.bool_)
         repeated[_duplicates(index.annotations)] = True
         return dataclasses.replace(index, annotations=index.annotations.take(~repeated))
