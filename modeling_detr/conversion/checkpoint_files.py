@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import pathlib
@@ -252,9 +253,7 @@ def writing_folder(target: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: There is something at `target`.
     """
-    _refuse_existing(target)
-    hidden = target.with_name(f".{target.name}.writing-{os.getpid()}")
-    shutil.rmtree(hidden, ignore_errors=True)
+    hidden = _hidden(target)
     hidden.mkdir(parents=True)
     try:
         yield hidden
@@ -267,8 +266,7 @@ def writing_folder(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def writing_file(target: Path) -> Iterator[Path]:
     """The same for a file."""
-    _refuse_existing(target)
-    hidden = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    hidden = _hidden(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield hidden
@@ -276,6 +274,16 @@ def writing_file(target: Path) -> Iterator[Path]:
         hidden.rename(target)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+def _hidden(target: Path) -> Path:
+    """The hidden name of this process beside a target that is not there; what killed processes left is removed."""
+    _refuse_existing(target)
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.writing-*"):
+        number = leftover.name.rpartition("-")[2]
+        if number == str(os.getpid()) or (number.isdigit() and not Path("/proc", number).exists()):
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    return target.with_name(f".{target.name}.writing-{os.getpid()}")
 
 
 def _refuse_existing(target: Path) -> None:

@@ -204,3 +204,13 @@ def test_a_target_is_whole_or_not_there(tmp_path):
     assert [path.name for path in target.iterdir()] == ["whole"]
     with pytest.raises(FileExistsError, match="model is there already"), writing_folder(target):
         pass
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="tells processes that are gone by /proc")
+def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path):
+    gone, running = tmp_path / ".model.writing-99999999", tmp_path / f".model.writing-{os.getppid()}"
+    gone.mkdir()
+    running.mkdir()
+    with writing_folder(tmp_path / "model"):
+        assert not gone.exists()
+        assert running.exists()
