@@ -23,7 +23,8 @@ from modeling_detr.training.checkpointing import write_text
 
 
 LOG = "log.jsonl"
-_MASK_FIGURES = {"mask_ap": "mask AP", "pq": "PQ"}  # beside those of boxes, where the task has them
+# What the line of an epoch shows of an evaluation; masks are judged where the task has them
+_FIGURES = {"ap": "AP", "ap50": "AP50", "mask_ap": "mask AP", "pq": "PQ"}
 TRACKERS = "trackers"  # where those of Accelerate's trackers write that write files
 
 
@@ -84,14 +85,14 @@ class MetricLogger:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.accelerator.log({f"eval/{name}": value for name, value in numbers.items()}, step=step)
         parts = [f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total_steps}", f"loss {losses['loss']:.3f}"]
-        if "ap" in metrics:
-            self._shown = {"AP": f"{metrics['ap']:.3f}", **self._shown}
-            parts += [f"AP {metrics['ap']:.3f}", f"AP50 {metrics['ap50']:.3f}"]
-            parts += [
-                f"{said} {metrics[name]:.3f}"
-                for name, said in _MASK_FIGURES.items()
-                if metrics.get(name) is not None  # nan: no ground truth to judge by
-            ]
+        figures = {
+            said: f"{metrics[name]:.3f}"
+            for name, said in _FIGURES.items()
+            if metrics.get(name) is not None  # None: no ground truth to judge by
+        }
+        if "AP" in figures:
+            self._shown = {**self._shown, "AP": figures["AP"]}
+        parts += [f"{said} {figure}" for said, figure in figures.items()]
         if "images_per_second" in losses:
             parts.append(f"{losses['images_per_second']:.1f} images/s")
         parts.append(f"{self._time_left(step)} left")

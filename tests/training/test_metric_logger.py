@@ -44,6 +44,12 @@ def test_without_a_terminal_an_epoch_is_one_line(tmp_path, capsys):
     assert line.startswith("epoch 1/2 · step 2/4 · loss 1.250 · AP 0.500 · AP50 0.750")
 
 
+def test_an_evaluation_without_ground_truth_has_no_figures_to_show(tmp_path, capsys):
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
+    logger.epoch(0, 2, {"loss": 1.25}, {"ap": None, "ap50": None})
+    assert capsys.readouterr().out.startswith("epoch 1/2 · step 2/4 · loss 1.250 · ")
+
+
 def test_on_a_terminal_a_bar_shows_epoch_loss_and_ap(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
