@@ -222,15 +222,14 @@ def _without_polygons(text: bytes) -> bytes:
     while place >= 0:
         begin = place + len(key)
         following = text.find(b'"', begin)  # lists of numbers hold neither quotes nor braces
-        stop = text.find(b"}", begin, following if following >= 0 else len(text))
-        stop = stop if stop >= 0 else following
-        head = text[begin : begin + 16].replace(b" ", b"").replace(b"\n", b"").replace(b"\r", b"")
-        end = text.rfind(b"]", begin, stop)
-        if head.startswith(b":[") and end > begin:
-            pieces += [text[done:begin], b":null"]
+        following = following if following >= 0 else len(text)
+        brace = text.find(b"}", begin, following)
+        end = text.rfind(b"]", begin, brace if brace >= 0 else following)
+        if end > begin and text[begin : begin + 16].lstrip(b": \t\r\n")[:1] == b"[":
+            pieces.append(text[done:begin])
             done = end + 1
-        place = text.find(key, begin)
-    return b"".join([*pieces, text[done:]]) if pieces else text
+        place = text.find(key, following)
+    return b":null".join([*pieces, text[done:]])
 
 
 def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, list[dict[str, Any]]]:
