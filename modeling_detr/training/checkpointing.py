@@ -89,6 +89,7 @@ class TrainingState:
         best_epoch: The epoch, from 1, after which that was measured.
         best_step: The optimizer steps after which that was measured.
         last_ap: AP of the last evaluation.
+        stale_evaluations: Evaluations since the best one.
         closed_step: The optimizer steps after which an epoch was last closed: evaluated if that was due, and logged.
         seconds: Time spent so far, evaluations included.
         num_processes: How many processes trained.
@@ -104,6 +105,7 @@ class TrainingState:
     best_epoch: int | None = None
     best_step: int | None = None
     last_ap: float | None = None
+    stale_evaluations: int = 0
     closed_step: int = 0
     seconds: float = 0.0
     num_processes: int = 1

@@ -150,7 +150,7 @@ def training_step(
         for name, total in zip(names, totals, strict=True)
     }
     bad_terms = [name for name, value in losses.items() if name.startswith("loss") and not math.isfinite(value)]
-    if not bad_terms and not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step itself
+    if not bad_terms and not math.isfinite(norm) and _scale_is_spent(accelerator):
         bad_terms = ["gradient"]
     if bad_terms:
         suspects = [bad_terms == ["gradient"] or not bool(row.isfinite().all()) for row in local]
@@ -164,6 +164,12 @@ def training_step(
         scheduler.step()
     optimizer.zero_grad()
     return StepResult(losses, norm, int(images), stops > 0, checkpoints > 0)
+
+
+def _scale_is_spent(accelerator: Accelerator) -> bool:
+    """Whether no gradient scaler could still make the gradient finite: it skips such steps and halves its scale, which
+    cures an overflow long before 1, and nothing else ever."""
+    return accelerator.scaler is None or accelerator.scaler.get_scale() <= 1.0
 
 
 def _image_indices(batches: Sequence[DetectionBatch], suspects: Sequence[bool], accelerator: Accelerator) -> list[int]:

@@ -86,6 +86,7 @@ class Recipe:
             start.
         eval_batch_size: Images in an evaluation batch of one process; none: batch_size.
         eval_every_epochs: Epochs between evaluations; the last is always evaluated.
+        early_stopping_patience: End the run after this many evaluations without a better one; none: at its last epoch.
         checkpoint_every_epochs: Epochs between checkpoints; the last always has one.
         checkpoint_every_steps: Optimizer steps between further checkpoints.
         checkpoint_every_minutes: Minutes after which a checkpoint is written at the latest; none: not by the clock.
@@ -153,6 +154,7 @@ class Recipe:
     # Evaluation, checkpoints, logs
     eval_batch_size: int | None = None
     eval_every_epochs: int = 1
+    early_stopping_patience: int | None = None
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
     checkpoint_every_minutes: float | None = 30.0
@@ -259,6 +261,7 @@ _SMALLEST = {
         "lr_drop_epochs",
         "eval_batch_size",
         "eval_every_epochs",
+        "early_stopping_patience",
         "checkpoint_every_epochs",
         "checkpoint_every_steps",
         "keep_checkpoints",

@@ -280,7 +280,13 @@ class Trainer:
 
     def _is_at_end(self) -> bool:
         state = self.state
-        return state.epoch >= self.recipe.epochs or state.closed_step == state.step >= self.total_steps
+        if state.epoch >= self.recipe.epochs or self._stops_early():
+            return True
+        return state.closed_step == state.step >= self.total_steps
+
+    def _stops_early(self) -> bool:
+        patience = self.recipe.early_stopping_patience
+        return patience is not None and self.state.stale_evaluations >= patience
 
     def evaluate(self) -> EvaluationReport:
         """The detector as it is, on the evaluation images."""
@@ -417,6 +423,12 @@ class Trainer:
         interrupted = self._any_process(signals.received is not None)
         if interrupted and not ends_run:
             raise self._interrupted(logger, signals)
+        if self._stops_early() and not ends_run:
+            ends_run = True
+            logger.message(
+                f"stopped early: none of the last {state.stale_evaluations} evaluations was better than that after "
+                f"epoch {state.best_epoch}"
+            )
         if ends_run or is_best or state.epoch % recipe.checkpoint_every_epochs == 0:
             self._save_checkpoint(logger)
         return report
@@ -430,7 +442,9 @@ class Trainer:
         state, (_, ap) = self.state, report.decisive
         state.last_ap = ap = -1.0 if math.isnan(ap) else ap  # nan: no ground truth to judge by
         if state.best_ap is not None and ap <= state.best_ap:
+            state.stale_evaluations += 1
             return False
+        state.stale_evaluations = 0
         state.best_ap, state.best_epoch, state.best_step = ap, state.epoch + 1, state.step
         if self.accelerator.is_main_process:
             card = model_card(self.recipe, self.detector.config, self.train_index, report, state)

@@ -1,5 +1,6 @@
 import copy
 import math
+import types
 
 import pytest
 import torch
@@ -121,6 +122,23 @@ def test_a_non_finite_loss_stops_before_the_optimizer_moves_and_names_term_and_i
     assert "loss_ce" in error.value.terms
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("scale", [2.0, 1.0])
+def test_a_gradient_scaler_that_can_do_no_more_stops_the_run(tiny_detector, monkeypatch, scale):
+    """Half precision skips steps whose gradient overflows; one that never becomes finite must not go on for ever."""
+    model = build_training_model(tiny_detector(**NO_DROPOUT))
+    model.detector.model.query_position_embeddings.weight.register_hook(lambda gradient: gradient * math.nan)
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(accelerator, "scaler", types.SimpleNamespace(get_scale=lambda: scale))
+    monkeypatch.setattr(accelerator, "backward", lambda loss: loss.backward())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = [model.train(), [batch_of([1], dtype=torch.float32)], model.detector.config, optimizer]
+    if scale > 1:
+        assert math.isnan(training_step(*step, LambdaLR(optimizer, lambda _: 1.0), accelerator).grad_norm)
+        return
+    with pytest.raises(NonFiniteLossError, match="not finite: gradient"):
+        training_step(*step, LambdaLR(optimizer, lambda _: 1.0), accelerator)
 
 
 def test_an_epoch_groups_batches_into_steps_and_the_last_takes_what_is_left(tiny_detector):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -113,6 +114,20 @@ def test_the_best_model_stays_when_a_later_one_is_worse(tiny_recipe, monkeypatch
     trainer.train()
     assert (trainer.state.best_ap, trainer.state.best_epoch, trainer.state.last_ap) == (0.5, 1, 0.25)
     assert "after epoch 1 (5 optimizer steps)" in (recipe.run_dir / "model/README.md").read_text()
+
+
+def test_a_run_stops_early_when_evaluations_get_no_better_and_stays_stopped(tiny_recipe, capsys):
+    recipe = tiny_recipe(epochs=9, early_stopping_patience=1, learning_rate=0.0, backbone_learning_rate=0.0)
+    trainer = Trainer(recipe)
+    trainer.train()
+    assert (trainer.state.epoch, trainer.state.best_epoch) == (2, 1)
+    assert "stopped early" in capsys.readouterr().out
+    resumed = Trainer(dataclasses.replace(recipe, resume="auto"))
+    resumed.train()
+    assert resumed.state.step == trainer.state.step == 10
+    patient = Trainer(dataclasses.replace(recipe, resume="auto", early_stopping_patience=2))
+    patient.train()
+    assert patient.state.epoch == 3
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_recipe):
