@@ -70,6 +70,8 @@ class Recipe:
         max_steps: Stop after this many optimizer steps, even within the epochs.
         learning_rate: Rate of the transformer and the heads.
         backbone_learning_rate: Rate of the backbone; 0 freezes it.
+        freeze: Parameters that do not train, by globs or regular expressions of their names, e.g. model.backbone.
+            The running statistics of batch norms go on; model_config.freeze_batch_norm stops those.
         freeze_detector: Train only what makes masks, on a detector that stays as it is: the original's second stage,
             from the --model of the first.
         weight_decay: Decoupled weight decay of AdamW, on every parameter.
@@ -77,6 +79,7 @@ class Recipe:
         lr_schedule: How the rates go on after the warm-up.
         lr_drop_epochs: With lr_schedule 'step': the rates fall to a tenth every so many epochs.
         warmup_steps: Optimizer steps over which the rates rise from zero.
+        warmup_epochs: The same in epochs, or parts of one; only one of the two can be given.
         mixed_precision: Precision of the forward pass; none: as `accelerate launch` says, else full.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
         seed: Seed of weights, order, augmentation and dropout.
@@ -137,11 +140,13 @@ class Recipe:
     learning_rate: float = 1e-4
     backbone_learning_rate: float = 1e-5
     freeze_detector: bool = False
+    freeze: list[str] = field(default_factory=list)
     weight_decay: float = 1e-4
     max_grad_norm: float = 0.1
     lr_schedule: LearningRateSchedule = "step"
     lr_drop_epochs: int = 200
     warmup_steps: int = 0
+    warmup_epochs: float = 0.0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     gradient_checkpointing: bool = False
     seed: int = 42
@@ -188,6 +193,8 @@ class Recipe:
             )
         if self.model is not None and self.local_start:
             raise ValueError("local_start is for a new model, but model is given, whose weights are kept.")
+        if self.warmup_steps > 0 and self.warmup_epochs > 0:
+            raise ValueError("warmup_steps and warmup_epochs exclude each other; give one of them.")
         if self.freeze_detector:
             self._check_frozen_detector()
 
@@ -247,6 +254,7 @@ _SMALLEST = {
         "weight_decay",
         "max_grad_norm",
         "warmup_steps",
+        "warmup_epochs",
         "seed",
         "denoising_groups",
         "num_images_to_log",

@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from torch.utils.data import DataLoader
 
 from modeling_detr.configuration_detr import DetrConfig
@@ -34,7 +37,7 @@ from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentat
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import start_local
 from modeling_detr.training.checkpointing import find_model, telling_missing_models
-from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.recipe import Recipe, nearest_name
 
 
 _MASK_PARTS = ("bbox_attention.", "mask_head.")
@@ -177,6 +180,7 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Seque
             start_local(detector)
     if recipe.freeze_detector and isinstance(model, DetrForSegmentation):
         model.detr.requires_grad_(False)
+    _freeze(model, recipe.freeze)
     if recipe.backbone_learning_rate == 0:
         for name, parameter in model.named_parameters():
             if "backbone" in name:
@@ -295,6 +299,34 @@ def _new_config(recipe: Recipe, labels: Mapping[str, Any]) -> DetrConfig:
         return DetrConfig(**recipe.model_config, **labels)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"model_config: {' '.join(str(error).split())}") from error
+
+
+def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    r"""Stops the parameters that a pattern names: a glob of the whole name or its first parts, as `model.backbone` or
+    `*.self_attn`; or, where that names none, a regular expression of some of its parts, as `layers\.[01]`.
+
+    Raises:
+        ValueError: A pattern names no parameter.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        named = [name for name in parameters if any(fnmatchcase(name, glob) for glob in (pattern, f"{pattern}.*"))]
+        if not named:
+            with contextlib.suppress(re.error):
+                expression = re.compile(rf"(?:^|\.)(?:{pattern})(?:\.|$)")
+                named = [name for name in parameters if expression.search(name)]
+        if not named:
+            raise ValueError(
+                f"freeze: no parameter is named by '{pattern}'{nearest_name(pattern, _parts(parameters))} Wanted a "
+                f"glob or a regular expression of their names."
+            )
+        for name in named:
+            parameters[name].requires_grad_(False)
+
+
+def _parts(names: Iterable[str]) -> list[str]:
+    """The first two and three parts of dotted names, each once."""
+    return list(dict.fromkeys(".".join(name.split(".")[:depth]) for depth in (2, 3) for name in names))
 
 
 def _refuse_frozen_random_backbone(model: DetrForObjectDetection) -> None:

@@ -55,7 +55,16 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
 
 # With another value of these a checkpoint's weights do not fit, or mean something else.
 _KEYS_OF_THE_MODEL = (
-    *("task", "model", "model_config", "label_ids", "freeze_detector", "encoder_supervision", "denoising_groups"),
+    *(
+        "task",
+        "model",
+        "model_config",
+        "label_ids",
+        "freeze_detector",
+        "freeze",
+        "encoder_supervision",
+        "denoising_groups",
+    ),
 )
 # These decide which images a step sees; with another value an epoch cannot be continued where it was left. So does how
 # many images a step has in all; how they are split over processes and accumulated batches does not.
@@ -157,10 +166,13 @@ class Trainer:
             self.raw_optimizer,
             recipe.lr_schedule,
             total_steps=self.total_steps,
-            warmup_steps=recipe.warmup_steps,
+            warmup_steps=self._warmup_steps(),
             drop_at=self._drops(),
             first_step=self.state.step,
         )
+
+    def _warmup_steps(self) -> int:
+        return self.recipe.warmup_steps or round(self.recipe.warmup_epochs * self.steps_per_epoch)
 
     def _drops(self) -> list[int]:
         """When the rates drop, in optimizer steps: with the epochs, though earlier ones may have had other steps."""
@@ -193,7 +205,7 @@ class Trainer:
             ),
             f"schedule  {recipe.lr_schedule}"
             + (f", a tenth every {recipe.lr_drop_epochs} epochs" if recipe.lr_schedule == "step" else "")
-            + (f", {recipe.warmup_steps} steps of warm-up" if recipe.warmup_steps else ""),
+            + (f", {self._warmup_steps()} steps of warm-up" if self._warmup_steps() else ""),
             f"frozen    {_frozen_summary(self.detector)}",
             f"runs on   {accelerator.device.type}, {accelerator.num_processes} process(es), "
             f"precision {accelerator.mixed_precision}, {recipe.num_workers} loader processes each",

@@ -162,3 +162,18 @@ def test_labels_are_dense_raw_or_those_of_a_model_that_knows_every_class(tiny_re
     assert number_labels(fresh, whole) is whole
     raw = number_labels(tiny_recipe(label_ids="raw"), whole)
     assert len(raw.categories) == max(category.id for category in whole.categories) + 1
+
+
+def test_patterns_freeze_and_one_that_names_nothing_is_an_error(tiny_recipe):
+    def frozen(*patterns):
+        model = build_model(tiny_recipe(freeze=list(patterns)), NAMES)
+        return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+    everything = {name for name, _ in build_model(tiny_recipe(), NAMES).named_parameters()}
+    assert frozen("model.encoder") == {name for name in everything if name.startswith("model.encoder.")}
+    assert frozen("*.self_attn") == {name for name in everything if ".self_attn." in name}
+    assert frozen(r"layers\.0|bbox_predictor") == {
+        name for name in everything if ".layers.0." in name or name.startswith("bbox_predictor")
+    }
+    with pytest.raises(ValueError, match=r"freeze: no parameter is named by 'model.encodr'; did you mean 'model.enco"):
+        frozen("model.encodr")

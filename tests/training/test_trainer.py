@@ -130,6 +130,12 @@ def test_a_run_stops_early_when_evaluations_get_no_better_and_stays_stopped(tiny
     assert patient.state.epoch == 3
 
 
+def test_a_warmup_in_epochs_is_that_many_steps(tiny_recipe):
+    assert "8 steps of warm-up" in Trainer(tiny_recipe(warmup_epochs=1.5)).plan()
+    with pytest.raises(ValueError, match="exclude each other"):
+        tiny_recipe(warmup_epochs=1.0, warmup_steps=2)
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_recipe):
     recipe = tiny_recipe()
     recipe.run_dir.mkdir()
