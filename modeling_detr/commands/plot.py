@@ -2,15 +2,20 @@
 
     detr plot runs/first runs/second --output curves.png
 
-The picture shows loss terms, class error and AP over the epochs, one colour a run.
+The picture shows loss terms, class error and AP over the epochs, one colour a run. A file log.txt is
+read as the original's.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from modeling_detr.training.metric_logger import LOG, read_log
+from modeling_detr.training.metric_logger import LOG, read_log, read_original_log
 from modeling_detr.visualization import plot_curves
+
+
+ORIGINAL_LOG = "log.txt"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "detr plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="run", help=f"a run's folder, or its {LOG}")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="run",
+        help=f"a run's folder, its {LOG}, or the original's {ORIGINAL_LOG}",
+    )
     parser.add_argument(
         "--output", type=Path, help="the picture; its suffix is its format (default: curves.png in the first run)"
     )
@@ -28,8 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not log.is_file():
             raise FileNotFoundError(f"{given}: no such run; wanted a folder with {LOG}, or that file itself.")
     output = arguments.output or logs[0].with_name("curves.png")
-    print(plot_curves({name: read_log(log) for name, log in zip(run_names(logs), logs, strict=True)}, output))
+    print(plot_curves({name: _entries(log) for name, log in zip(run_names(logs), logs, strict=True)}, output))
     return 0
+
+
+def _entries(log: Path) -> list[dict[str, Any]]:
+    return read_original_log(log) if log.name == ORIGINAL_LOG else read_log(log)
 
 
 def run_names(logs: Sequence[Path]) -> list[str]:

@@ -150,6 +150,25 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def read_original_log(path: Path) -> list[dict[str, Any]]:
+    """The epochs of the original's `log.txt`, as entries of ours: terms before their weights, AP of the test images.
+
+    Raises:
+        ValueError: The file is not such a log.
+    """
+    entries = []
+    for line in read_log(path):
+        if "epoch" not in line or "train_loss" not in line:
+            raise ValueError(f"{path}: got no log of the original; wanted a JSON object with train_loss on each line.")
+        terms = {name.removeprefix("train_"): value for name, value in line.items() if name.startswith("train_")}
+        unweighted = {name: terms.get(f"{name}_unscaled", value) for name, value in terms.items()}
+        losses = {name: value for name, value in unweighted.items() if not name.endswith("_unscaled")}
+        figures = line.get("test_coco_eval_bbox")
+        metrics = {"ap": figures[0], "ap50": figures[1]} if figures else {}
+        entries.append({"kind": "epoch", "epoch": line["epoch"] + 1, **losses, **metrics})
+    return entries
+
+
 def drop_later_entries(run_dir: Path, step: int, closed_step: int) -> None:
     """Removes what earlier starts of a run have logged past the point that it goes on from, since it will come again.
 

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from modeling_detr.commands import plot
 from modeling_detr.commands.plot import main, run_names
+from modeling_detr.training.metric_logger import read_original_log
 
 
 def run(folder: Path) -> Path:
@@ -37,3 +39,14 @@ def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
 def test_a_folder_without_a_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such run; wanted a folder with log\.jsonl"):
         main([str(tmp_path)])
+
+
+def test_a_log_of_the_original_is_drawn_with_terms_before_their_weights(tmp_path):
+    line = {"epoch": 0, "train_loss": 9.0, "train_loss_bbox": 5.0, "train_loss_bbox_unscaled": 1.0}
+    log = tmp_path / "log.txt"
+    log.write_text(json.dumps({**line, "train_class_error": 80.0, "test_coco_eval_bbox": [0.1, 0.2]}) + "\n")
+    (entry,) = read_original_log(log)
+    assert entry["loss_bbox"] == 1.0
+    assert (entry["epoch"], entry["ap"], entry["class_error"]) == (1, 0.1, 80.0)
+    assert plot.main([str(log), "--output", str(tmp_path / "curves.png")]) == 0
+    assert (tmp_path / "curves.png").stat().st_size > 0
