@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -424,6 +426,15 @@ def _prepare_worker(_number: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    sys.excepthook = _say_nothing_of_broken_connections
+
+
+def _say_nothing_of_broken_connections(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """A run that stops while it takes a batch breaks the connection over which its loader hands that out."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _edges(processor: DetrTorchvisionImageProcessor) -> tuple[int, int | None]:
