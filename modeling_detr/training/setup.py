@@ -416,14 +416,14 @@ def _prepare_worker(_number: int) -> None:
     """A loader process computes with one thread, and stays until the process that it loads for has ended the run.
 
     Ctrl-C in a terminal and SIGTERM from torchrun go to a whole group of processes; a group of its own spares it.
-    Slurm signals every process that it finds: only a second SIGTERM, as PyTorch ends its loaders with, ends it. It
-    notices by itself when the process that it loads for is gone.
+    Slurm's warning goes to every process that it finds. SIGTERM keeps PyTorch's own handler: by it
+    loaders are ended, once, when a run is through, and one that passed it over would be waited for without end. A
+    loader notices by itself when the process that it loads for is gone.
     """
     torch.set_num_threads(1)
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     sys.excepthook = _say_nothing_of_broken_connections
