@@ -639,6 +639,13 @@ def _build_accelerator(recipe: Recipe) -> Accelerator:
             f"Accelerate is set up for {accelerator.distributed_type.value}; training works on one process or with "
             f"one copy of the model a process. Choose such a configuration, e.g. configs/accelerate/several_gpus.yaml."
         )
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, but each believes to be one of {accelerator.num_processes}: there are "
+            f"fewer accelerators here than the configuration says. Choose another, or on CPUs start with "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started}."
+        )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             f"Accelerate is set up for {accelerator.gradient_accumulation_steps} accumulation steps; say it in the "

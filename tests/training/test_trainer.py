@@ -136,6 +136,12 @@ def test_a_warmup_in_epochs_is_that_many_steps(tiny_recipe):
         tiny_recipe(warmup_epochs=1.0, warmup_steps=2)
 
 
+def test_processes_that_do_not_know_of_each_other_are_refused(tiny_recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")  # what `accelerate launch` leaves where it finds no accelerators
+    with pytest.raises(ValueError, match="8 processes were started, but each believes to be one of 1"):
+        Trainer(tiny_recipe())
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_recipe):
     recipe = tiny_recipe()
     recipe.run_dir.mkdir()
