@@ -713,7 +713,8 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
     ) -> list[InstanceResult]:
         """What the model says, as detections with their masks, which may overlap; and as a map in which they do not.
 
-        Original: models/segmentation.py, `PostProcessSegm`.
+        Original: models/segmentation.py, `PostProcessSegm`. Differs from the original: padding is cut off before masks
+        are enlarged, if `outputs` say where it is, so that it changes no pixel at an edge.
 
         Args:
             outputs: See `post_process_panoptic_segmentation`. Stuff that they name is left out.
@@ -740,10 +741,8 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
             found = torch.stack([result["labels"] for result in detections])
             keep &= ~torch.isin(found, torch.as_tensor(stuff, device=found.device))
         frames = _frames(outputs, target_sizes, processed_sizes)
-        canvas = frames[0].canvas or (
-            max(frame.processed[0] for frame in frames),
-            max(frame.processed[1] for frame in frames),
-        )
+        # where outputs do not say how large the padded batch was, as the original: as large as its largest images
+        canvas = max(frame.processed[0] for frame in frames), max(frame.processed[1] for frame in frames)
         results: list[InstanceResult] = []
         for kept, found_masks, detection, frame in zip(
             keep, _masks_by_image(outputs, keep, predict_masks), detections, frames, strict=True
@@ -751,7 +750,11 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
             height, width = frame.processed
             pieces = [torch.zeros((0, *frame.target), dtype=torch.bool, device=found_masks.device)]
             for piece in found_masks.split(_MASKS_AT_ONCE):
-                visible = _enlarged(piece, canvas)[:, :height, :width].sigmoid() > mask_threshold
+                if frame.canvas is None:
+                    enlarged = _enlarged(piece, canvas)[:, :height, :width]
+                else:
+                    enlarged = _enlarged(_cropped(piece, frame), frame.processed)
+                visible = enlarged.sigmoid() > mask_threshold
                 pieces.append(F.interpolate(visible[:, None].to(torch.uint8), size=frame.target)[:, 0].bool())
             masks = torch.cat(pieces)
             scores, labels = detection["scores"][kept], detection["labels"][kept]

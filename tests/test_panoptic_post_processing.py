@@ -99,14 +99,18 @@ def test_padding_changes_no_segment(image_size):
     padded[:, : cells[0], : cells[1]] = alone
     labels = [0, 1, 1, 2, 2, 0]
     sizes = {"image_sizes": torch.tensor([image_size]), "stuff_labels": torch.tensor([2])}
-    results = [
-        PROCESSOR.post_process_panoptic_segmentation(
-            made_outputs(masks, labels, canvas_size=torch.tensor(canvas), **sizes), target_sizes=[(97, 131)]
-        )[0]
+    outputs = [
+        made_outputs(masks, labels, canvas_size=torch.tensor(canvas), **sizes)
         for masks, canvas in ((alone, image_size), (padded, (78, 94)))
     ]
-    assert torch.equal(results[0]["segmentation"], results[1]["segmentation"])
-    assert results[0]["segments_info"] == results[1]["segments_info"]
+    for process in (PROCESSOR.post_process_panoptic_segmentation, PROCESSOR.post_process_instance_segmentation):
+        results = [process(output, target_sizes=[(97, 131)])[0] for output in outputs]
+        assert torch.equal(results[0]["segmentation"], results[1]["segmentation"])
+        assert results[0]["segments_info"] == results[1]["segments_info"]
+    semantic = [
+        PROCESSOR.post_process_semantic_segmentation(output, target_sizes=[(97, 131)])[0] for output in outputs
+    ]
+    assert torch.equal(*semantic)
 
 
 def test_masks_of_one_stuff_are_one_segment_and_things_stay_apart():
