@@ -679,13 +679,13 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
         probabilities = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32)).softmax(-1)
         scores, labels = probabilities.max(-1)  # (B, Q)
         keep = (labels != probabilities.shape[-1] - 1) & (scores > threshold)
-        stuff = _known(outputs, "stuff_labels") if label_ids_to_fuse is None else label_ids_to_fuse
+        stuff = _stuff_labels(outputs) if label_ids_to_fuse is None else {int(label) for label in label_ids_to_fuse}
         return [
             _to_segments(
                 _enlarged(_cropped(masks, frame), frame.processed),
                 scores[image][keep[image]],
                 labels[image][keep[image]].tolist(),
-                {int(label) for label in stuff} if stuff is not None else set(),
+                stuff,
                 frame.target,
                 mask_threshold,
                 overlap_mask_area_threshold,
@@ -735,11 +735,11 @@ class DetrTorchvisionImageProcessor(TorchvisionBackend):
             ValueError: See `post_process_panoptic_segmentation`.
         """
         detections = self.post_process_object_detection(outputs, 0.0, target_sizes)
-        stuff = _known(outputs, "stuff_labels")
+        stuff = _stuff_labels(outputs)
         keep = torch.stack([result["scores"] >= threshold for result in detections])  # (B, Q)
-        if stuff is not None and len(stuff):
+        if stuff:
             found = torch.stack([result["labels"] for result in detections])
-            keep &= ~torch.isin(found, torch.as_tensor(stuff, device=found.device))
+            keep &= ~torch.isin(found, torch.tensor(sorted(stuff), device=found.device))
         frames = _frames(outputs, target_sizes, processed_sizes)
         # where outputs do not say how large the padded batch was, as the original: as large as its largest images
         canvas = max(frame.processed[0] for frame in frames), max(frame.processed[1] for frame in frames)
@@ -830,6 +830,12 @@ def _known(outputs: Any, name: str) -> Any:
     return getattr(outputs, name, None)
 
 
+def _stuff_labels(outputs: Any) -> set[int]:
+    """The labels of stuff that outputs name, once for each image."""
+    labels = _known(outputs, "stuff_labels")
+    return set() if labels is None else set(torch.as_tensor(labels).flatten().tolist())
+
+
 def _frames(outputs: SegmentationOutput, target_sizes: Any, processed_sizes: Any) -> list[_Frame]:
     """The sizes of every image of a batch; see `post_process_panoptic_segmentation`."""
     batch = len(outputs.logits)
@@ -856,7 +862,7 @@ def _frames(outputs: SegmentationOutput, target_sizes: Any, processed_sizes: Any
     if target_sizes is None:
         target_sizes = processed_sizes
     pairs = zip(torch.as_tensor(processed_sizes).tolist(), torch.as_tensor(target_sizes).tolist(), strict=True)
-    whole = None if canvas is None else (int(canvas[0]), int(canvas[1]))
+    whole = None if canvas is None else tuple(torch.as_tensor(canvas).reshape(-1, 2)[0].tolist())  # one for the batch
     return [_Frame((int(p[0]), int(p[1])), (int(t[0]), int(t[1])), whole) for p, t in pairs]
 
 

@@ -85,8 +85,25 @@ class DetrModelOutput(ModelOutput):
     feature_maps: tuple[Tensor, ...] | None = None
 
 
+class NotByImage:
+    """What an output has beside its fields, because it is not one entry an image.
+
+    Transformers' pipelines cut every field of a batch's output into images; these are no fields.
+
+    Attributes:
+        auxiliary_outputs: `{"logits", "pred_boxes"}` of each decoder layer but the last; None without
+            `auxiliary_loss`.
+        intermediate_hidden_states: See `DetrModelOutput`.
+        feature_maps: See `DetrModelOutput`.
+    """
+
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    intermediate_hidden_states: Tensor | None = None
+    feature_maps: tuple[Tensor, ...] | None = None
+
+
 @dataclass
-class DetrObjectDetectionOutput(ModelOutput):
+class DetrObjectDetectionOutput(NotByImage, ModelOutput):
     """Detections of a batch, and their loss if labels were given.
 
     Attributes:
@@ -94,10 +111,7 @@ class DetrObjectDetectionOutput(ModelOutput):
         loss_dict: The terms unweighted, under the original's names, the last decoder layer's without a number.
         logits: (B, Q, C + 1), the last decoder layer; index C is "no object".
         pred_boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
-        auxiliary_outputs: The same two, as `{"logits", "pred_boxes"}`, of each decoder layer but the last; None
-            without `auxiliary_loss`.
         last_hidden_state: See `DetrModelOutput`, like all that follow.
-        intermediate_hidden_states: See there.
         encoder_last_hidden_state: See there.
         feature_mask: See there.
         decoder_hidden_states: See there.
@@ -105,16 +119,13 @@ class DetrObjectDetectionOutput(ModelOutput):
         cross_attentions: See there.
         encoder_hidden_states: See there.
         encoder_attentions: See there.
-        feature_maps: See there.
     """
 
     loss: Tensor | None = None
     loss_dict: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     pred_boxes: Tensor | None = None
-    auxiliary_outputs: list[dict[str, Tensor]] | None = None
     last_hidden_state: Tensor | None = None
-    intermediate_hidden_states: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
     feature_mask: Tensor | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
@@ -122,11 +133,10 @@ class DetrObjectDetectionOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
-    feature_maps: tuple[Tensor, ...] | None = None
 
 
 @dataclass
-class DetrSegmentationOutput(ModelOutput):
+class DetrSegmentationOutput(NotByImage, ModelOutput):
     """Detections of a batch with their masks, and their loss if labels were given.
 
     Attributes:
@@ -138,11 +148,9 @@ class DetrSegmentationOutput(ModelOutput):
         pred_masks: (B, Q, h, w) logits of every query's mask, on the finest feature map of the whole padded canvas;
             None where they were not asked for, see `DetrForSegmentation.forward`.
         image_sizes: (B, 2) int64, height and width of each image in `pixel_values`, without padding.
-        canvas_size: (2,) int64, height and width of `pixel_values`.
-        stuff_labels: (n,) int64, the config's: classes of which all segments of an image are one.
-        auxiliary_outputs: See `DetrObjectDetectionOutput`.
+        canvas_size: (B, 2) int64, height and width of `pixel_values`, the same for each image.
+        stuff_labels: (B, n) int64, the config's: classes of which all segments of an image are one.
         last_hidden_state: See `DetrModelOutput`, like all that follow.
-        intermediate_hidden_states: See there.
         encoder_last_hidden_state: See there.
         feature_mask: See there.
         decoder_hidden_states: See there.
@@ -150,7 +158,6 @@ class DetrSegmentationOutput(ModelOutput):
         cross_attentions: See there.
         encoder_hidden_states: See there.
         encoder_attentions: See there.
-        feature_maps: See there.
     """
 
     loss: Tensor | None = None
@@ -161,9 +168,7 @@ class DetrSegmentationOutput(ModelOutput):
     image_sizes: Tensor | None = None
     canvas_size: Tensor | None = None
     stuff_labels: Tensor | None = None
-    auxiliary_outputs: list[dict[str, Tensor]] | None = None
     last_hidden_state: Tensor | None = None
-    intermediate_hidden_states: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
     feature_mask: Tensor | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
@@ -171,7 +176,6 @@ class DetrSegmentationOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
-    feature_maps: tuple[Tensor, ...] | None = None
 
 
 # Backbone
@@ -1644,9 +1648,11 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             loss_dict=loss_dict,
             logits=logits[-1],
             pred_boxes=pred_boxes[-1],
-            auxiliary_outputs=self._auxiliary_outputs(logits, pred_boxes),
-            **{name: value for name, value in states.items() if value is not None},
+            **{name: value for name, value in states.items() if not hasattr(NotByImage, name)},
         )
+        output.auxiliary_outputs = self._auxiliary_outputs(logits, pred_boxes)
+        output.intermediate_hidden_states = states.intermediate_hidden_states
+        output.feature_maps = states.feature_maps
         return output, assignments
 
     def predict(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -1767,10 +1773,12 @@ class DetrForSegmentation(DetrPreTrainedModel):
         )
         output = DetrSegmentationOutput(
             image_sizes=_image_sizes(pixel_values, pixel_mask),
-            canvas_size=torch.tensor(canvas_size),
-            stuff_labels=torch.tensor(self.config.stuff_labels, dtype=torch.int64),
-            **{name: value for name, value in detected.items() if value is not None},
+            canvas_size=torch.tensor(canvas_size).expand(len(pixel_values), -1),
+            stuff_labels=torch.tensor(self.config.stuff_labels, dtype=torch.int64).expand(len(pixel_values), -1),
+            **detected,
         )
+        for name in ("auxiliary_outputs", "intermediate_hidden_states", "feature_maps"):
+            setattr(output, name, getattr(detected, name))
         if labels is not None and assignments is not None:
             image, query = flat_queries(assignments, pixel_values.device)
             mask_loss, terms = self.mask_criterion(

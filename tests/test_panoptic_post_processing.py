@@ -11,7 +11,7 @@ from reference_cases import REFERENCE, needs_shared
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from modeling_detr import DetrForSegmentation, DetrTorchvisionImageProcessor
+from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
 
 
 PROCESSOR = DetrTorchvisionImageProcessor()
@@ -198,3 +198,22 @@ def test_the_pipeline_segments_an_image(subtask, tiny_config):
     found = segment(Image.new("RGB", (90, 60), "red"), subtask=subtask, mask_threshold=0.0)
     assert {entry["label"] for entry in found} == {config.id2label[1]}
     assert all(entry["mask"].size == (90, 60) for entry in found)
+
+
+@pytest.mark.parametrize("task", ["image-segmentation", "object-detection"])
+def test_a_pipeline_takes_any_number_of_images_at_once(task, tiny_config):
+    torch.manual_seed(0)
+    config = tiny_config(d_model=128, encoder_attention_heads=8, decoder_attention_heads=8, stuff_labels=[0])
+    kind = DetrForSegmentation if task == "image-segmentation" else DetrForObjectDetection
+    model = kind(config).eval()
+    with torch.no_grad():
+        (model.detr if kind is DetrForSegmentation else model).class_labels_classifier.bias[1] = 20.0
+    processor = DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    see = pipeline(task, model=model, image_processor=processor)
+    images = [
+        Image.new("RGB", (90, 60), color) for color in ("red", "green", "blue", "white", "black", "grey", "pink")
+    ]
+    together, alone = see(images, batch_size=7), [see(image) for image in images]
+    assert [[entry["label"] for entry in found] for found in together] == [
+        [entry["label"] for entry in found] for found in alone
+    ]

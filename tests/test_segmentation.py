@@ -131,7 +131,7 @@ def test_the_output_says_how_large_each_image_is(model):
         outputs = model(pixel_values, pixel_mask, output_masks=False)
         whole = model(pixel_values, output_masks=False)
     assert outputs.image_sizes.tolist() == [[64, 96], [96, 64]]
-    assert outputs.canvas_size.tolist() == [96, 96]
+    assert outputs.canvas_size.tolist() == [[96, 96]] * 2
     assert whole.image_sizes.tolist() == [[96, 96], [96, 96]]
 
 
