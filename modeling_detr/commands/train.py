@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from modeling_detr.training.metric_logger import LOG, read_log
     from modeling_detr.training.preflight import preflight
     from modeling_detr.training.publishing import push_model, push_notes
-    from modeling_detr.training.trainer import Trainer, TrainingInterrupted
+    from modeling_detr.training.signals import TrainingInterrupted
+    from modeling_detr.training.trainer import Trainer
     from modeling_detr.visualization import plot_curves
 
     # Build everything, and say what is about to happen before it does.

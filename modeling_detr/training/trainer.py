@@ -2,32 +2,25 @@
 
 import contextlib
 import math
-import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration, broadcast, gather_object
+from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 
-from modeling_detr.data import read_image
-from modeling_detr.evaluation.engine import evaluate, find_objects, find_segments
+from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
-from modeling_detr.modeling_detr import DetrForSegmentation
-from modeling_detr.structures_detr import DetectionBatch, DetectionIndex
+from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.checkpointing import (
     RECIPE,
@@ -42,16 +35,16 @@ from modeling_detr.training.checkpointing import (
     write_text,
 )
 from modeling_detr.training.engine import NonFiniteLossError, train_one_epoch
-from modeling_detr.training.metric_logger import TRACKERS, MetricLogger, drop_later_entries
+from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries
 from modeling_detr.training.model_card import model_card
-from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer, num_parameters
-from modeling_detr.training.recipe import Recipe, differing_keys, nearest_name
+from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
+from modeling_detr.training.pictures import draw_predictions
+from modeling_detr.training.plan import plan
+from modeling_detr.training.processes import build_accelerator, check_trackers, leave_cores_to_loaders
+from modeling_detr.training.recipe import Recipe, differing_keys
 from modeling_detr.training.setup import build_loaders, build_model, build_processor, head_note, open_splits
-from modeling_detr.visualization import draw_comparison, draw_panoptic_comparison
+from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
 
-
-# Ctrl-C, the end of the time, and Slurm's warning of it; the last is not everywhere.
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 # With another value of these a checkpoint's weights do not fit, or mean something else.
 _KEYS_OF_THE_MODEL = (
@@ -85,22 +78,6 @@ _KEYS_OF_THE_ORDER = (
 )
 
 
-class StopRequested(BaseException):
-    """A signal came while nothing was under way that a run could lose; see `StopSignals`."""
-
-
-class TrainingInterrupted(Exception):
-    """A signal ended the run between two steps; a checkpoint has been written.
-
-    Attributes:
-        signal_number: The signal; a shell expects 128 + this as exit code.
-    """
-
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
-
-
 class Trainer:
     """A run. Every process builds one; build it, show its `plan`, let it `train`.
 
@@ -114,12 +91,12 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        _check_trackers(recipe.trackers)
+        check_trackers(recipe.trackers)
         self.recipe = recipe
         self.run_dir = recipe.run_dir
         self.checkpoint = _checkpoint_to_resume(recipe)
-        self.accelerator = _build_accelerator(recipe)
-        _leave_cores_to_loaders(self.accelerator, recipe.num_workers)
+        self.accelerator = build_accelerator(recipe)
+        leave_cores_to_loaders(self.accelerator, recipe.num_workers)
         self.accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked at it
         with self.accelerator.main_process_first():  # what is made or downloaded is then there for the others
             self.train_index, self.eval_index = open_splits(recipe)
@@ -166,12 +143,14 @@ class Trainer:
             self.raw_optimizer,
             recipe.lr_schedule,
             total_steps=self.total_steps,
-            warmup_steps=self._warmup_steps(),
+            warmup_steps=self.warmup_steps,
             drop_at=self._drops(),
             first_step=self.state.step,
         )
 
-    def _warmup_steps(self) -> int:
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps over which the rates rise."""
         return self.recipe.warmup_steps or round(self.recipe.warmup_epochs * self.steps_per_epoch)
 
     def _drops(self) -> list[int]:
@@ -186,41 +165,8 @@ class Trainer:
     # Before the first step
 
     def plan(self) -> str:
-        """What is about to happen: data, classes, steps, rates, what is frozen, where it runs."""
-        recipe, accelerator = self.recipe, self.accelerator
-        names = self.train_index.id2label
-        counts = [int((self.train_index.annotations.label == label).sum()) for label in names]
-        lines = [
-            f"train     {_describe(self.train_index)}",
-            f"evaluate  {_describe(self.eval_index)}",
-            "classes   " + ", ".join(f"{names[label]} {count:,}" for label, count in enumerate(counts)),
-            f"steps     {self.total_steps:,} of {self.loaders.train_sampler.step_size} images ({recipe.batch_size} x "
-            f"{recipe.gradient_accumulation_steps} accumulated x {accelerator.num_processes} processes), "
-            f"{self.steps_per_epoch:,} an epoch, {recipe.epochs} epochs"
-            + (f", at most {recipe.max_steps:,} steps" if recipe.max_steps else ""),
-            *(
-                f"rate      {group['initial_lr']:g} for {group['name']}: "
-                f"{num_parameters(group['params']):,} parameters in {len(group['params'])} tensors"
-                for group in self.raw_optimizer.param_groups
-            ),
-            f"schedule  {recipe.lr_schedule}"
-            + (f", a tenth every {recipe.lr_drop_epochs} epochs" if recipe.lr_schedule == "step" else "")
-            + (f", {self._warmup_steps()} steps of warm-up" if self._warmup_steps() else ""),
-            f"frozen    {_frozen_summary(self.detector)}",
-            f"runs on   {accelerator.device.type}, {accelerator.num_processes} process(es), "
-            f"precision {accelerator.mixed_precision}, {recipe.num_workers} loader processes each",
-            f"run       {self.run_dir}"
-            + (f", resumed from {self.checkpoint} at step {self.state.step}" if self.checkpoint else ""),
-        ]
-        notes = dict.fromkeys(
-            [
-                *self.train_index.notes,
-                *self.eval_index.notes,
-                *self.notes,
-                *_surplus_note(self.train_index, self.detector.config.num_queries),
-            ]
-        )
-        return "\n".join(lines + [f"note      {note}" for note in notes])
+        """What is about to happen, for a person to read."""
+        return plan(self)
 
     def _resume(self, folder: Path) -> None:
         """Continues from a checkpoint: exactly, if the recipe still says the same."""
@@ -348,7 +294,7 @@ class Trainer:
             raise
         logger.close()
 
-    def _train_epoch(self, logger: MetricLogger, signals: "StopSignals") -> float:
+    def _train_epoch(self, logger: MetricLogger, signals: StopSignals) -> float:
         """Trains from `state.step_in_epoch` to the end of the epoch, or of the run; returns the images per second.
 
         Raises:
@@ -404,7 +350,7 @@ class Trainer:
         return epoch_clock.images_per_second()
 
     def _end_epoch(
-        self, logger: MetricLogger, signals: "StopSignals", images_per_second: float
+        self, logger: MetricLogger, signals: StopSignals, images_per_second: float
     ) -> EvaluationReport | None:
         """Evaluates, keeps the model if it is the best, logs, writes a checkpoint; each if it is due.
 
@@ -468,42 +414,12 @@ class Trainer:
                 Image.fromarray(picture).save(path)
         return True
 
-    @torch.inference_mode()
     def _draw_predictions(self) -> dict[str, NDArray[np.uint8]]:
-        """The first evaluation images with what is predicted and the truth side by side: name → (H, W, 3)."""
+        """Pictures of evaluation images, on the main process; none on the others."""
         if not self.accelerator.is_main_process:
             return {}
-        self.detector.eval()
-        pictures = {}
-        for position in range(min(self.recipe.num_images_to_log, len(self.eval_index))):
-            record = self.eval_index.images[position]
-            image = read_image(record)
-            inputs = self.processor(image).to(self.accelerator.device)
-            names = self.eval_index.id2label
-            if self.recipe.task == "panoptic" and isinstance(self.detector, DetrForSegmentation):
-                segments = find_segments(self.detector, self.processor, inputs, (record.height, record.width))
-                truth = self.eval_index.read_panoptic(position)
-                drawn = draw_panoptic_comparison(image, segments, truth, names, shortest_side=320)
-            else:
-                drawn = self._draw_objects(position, image, inputs)
-            pictures[f"{position:03d}_{Path(record.path).stem}"] = np.asarray(drawn)
-        return pictures
-
-    def _draw_objects(self, position: int, image: NDArray[np.uint8], inputs: Mapping[str, Any]) -> Image.Image:
-        """Predicted and true objects side by side: their boxes, and their masks if the task has them."""
-        index, record = self.eval_index, self.eval_index.images[position]
-        found = find_objects(self.detector, self.processor, inputs, (record.height, record.width), 0.5)
-        rows = index.annotation_rows(position)
-        truth = index.annotations.take(rows)
-        return draw_comparison(
-            image,
-            found,
-            torch.from_numpy(truth.boxes_xyxy),
-            torch.from_numpy(truth.label),
-            index.id2label,
-            true_masks=torch.from_numpy(index.read_masks(position)) if "masks" in found else None,
-            shortest_side=320,
-        )
+        number = self.recipe.num_images_to_log
+        return draw_predictions(self.detector, self.processor, self.eval_index, self.recipe.task, number)
 
     def _save_checkpoint(self, logger: MetricLogger) -> Path:
         self._count_seconds()
@@ -523,7 +439,7 @@ class Trainer:
         now = time.monotonic()
         self.state.seconds, self._watch = self.state.seconds + now - self._watch, now
 
-    def _interrupted(self, logger: MetricLogger, signals: "StopSignals") -> TrainingInterrupted:
+    def _interrupted(self, logger: MetricLogger, signals: StopSignals) -> TrainingInterrupted:
         folder = self._save_checkpoint(logger)
         number = signals.received or signal.SIGTERM  # None: it was another process that a signal reached
         return TrainingInterrupted(
@@ -543,74 +459,6 @@ class Trainer:
         return bool(self.accelerator.reduce(votes, "sum") > 0)
 
 
-class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGUSR1 while it lasts, so that a run can end between two steps.
-
-    Further signals change nothing, since torchrun and Slurm send several; but a second Ctrl-C ends the run at once.
-
-    Attributes:
-        received: The signal that came; None as long as none has.
-
-    Args:
-        alone: Whether this is the only process. It then need not wait for a batch to stop; of several processes each
-            would stop at another step.
-    """
-
-    def __init__(self, alone: bool = True) -> None:
-        self.received: int | None = None
-        self._alone = alone
-        self._may_raise = False
-        self._received_at = 0.0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in STOP_SIGNALS:
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def interruptible(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
-        """The batches; a signal that comes while one is awaited ends the wait.
-
-        Raises:
-            StopRequested: It came, and this process is alone.
-        """
-        iterator = iter(batches)
-        while True:
-            try:
-                self._may_raise = self._alone
-                if self._alone and self.received is not None:
-                    raise StopRequested
-                batch = next(iterator, None)
-            finally:
-                self._may_raise = False
-            if batch is None:
-                return
-            yield batch
-
-    def until_stopped(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
-        """The batches of a pass that can be done again: none comes after a signal. See `interruptible`."""
-        for batch in self.interruptible(batches):
-            if self.received is not None:
-                return
-            yield batch
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self._received_at = number, time.monotonic()
-            if self._may_raise:
-                raise StopRequested
-        elif number == signal.SIGINT and time.monotonic() - self._received_at > 1:  # torchrun passes the first one on
-            raise KeyboardInterrupt
-
-
 class _Clock:
     """Images over time, from one question to the next."""
 
@@ -623,54 +471,6 @@ class _Clock:
         rate = self.images / max(now - self._since, 1e-9)
         self.images, self._since = 0, now
         return rate
-
-
-def _build_accelerator(recipe: Recipe) -> Accelerator:
-    try:
-        accelerator = Accelerator(
-            mixed_precision=recipe.mixed_precision,
-            log_with=list(recipe.trackers) or None,
-            project_config=ProjectConfiguration(recipe.output_dir, logging_dir=str(recipe.run_dir / TRACKERS)),
-        )
-    except ValueError as error:  # such as fp16 on a CPU
-        raise ValueError(f"Accelerate cannot start with mixed_precision {recipe.mixed_precision}: {error}") from error
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise ValueError(
-            f"Accelerate is set up for {accelerator.distributed_type.value}; training works on one process or with "
-            f"one copy of the model a process. Choose such a configuration, e.g. configs/accelerate/several_gpus.yaml."
-        )
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if started > accelerator.num_processes:
-        raise ValueError(
-            f"{started} processes were started, but each believes to be one of {accelerator.num_processes}: there are "
-            f"fewer accelerators here than the configuration says. Choose another, or on CPUs start with "
-            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started}."
-        )
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError(
-            f"Accelerate is set up for {accelerator.gradient_accumulation_steps} accumulation steps; say it in the "
-            f"recipe instead: --gradient_accumulation_steps {accelerator.gradient_accumulation_steps}."
-        )
-    return accelerator
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    known = [kind.value for kind in LoggerType if kind is not LoggerType.ALL]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"trackers: there is no tracker '{name}'{nearest_name(name, known)}")
-
-
-def _leave_cores_to_loaders(accelerator: Accelerator, num_workers: int) -> None:
-    """On a CPU, computes with as many threads as there are cores left by loaders and by other processes.
-
-    Threads that share a core with a loader wait for each other all the time: a small model is then several times
-    slower. `OMP_NUM_THREADS` has the last word.
-    """
-    if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_processes - num_workers)))
 
 
 def _checkpoint_to_resume(recipe: Recipe) -> Path | None:
@@ -697,38 +497,3 @@ def _checkpoint_to_resume(recipe: Recipe) -> Path | None:
             f"{run_dir} already holds a run, and {folder} is a checkpoint of another; choose another --output_dir."
         )
     return folder
-
-
-def _describe(index: DetectionIndex) -> str:
-    boxes, crowds = len(index.annotations), int(index.annotations.is_crowd.sum())
-    return f"{index.name}: {len(index):,} images, {boxes:,} boxes" + (f" ({crowds:,} of crowds)" if crowds else "")
-
-
-def _surplus_note(index: DetectionIndex, num_queries: int) -> list[str]:
-    counts = np.bincount(index.annotations.image_index[~index.annotations.is_crowd], minlength=len(index))
-    surplus = np.maximum(counts - num_queries, 0)
-    if not surplus.any():
-        return []
-    return [
-        f"{int((surplus > 0).sum()):,} images hold more objects than the model has queries ({num_queries}), up to "
-        f"{int(counts.max())}; {int(surplus.sum()):,} objects take no part. Raise model_config.num_queries for them."
-    ]
-
-
-def _frozen_summary(model: nn.Module) -> str:
-    """Which modules do not train, as few names as say it, and how many parameters that are."""
-    parameters = dict(model.named_parameters())
-    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
-    if not frozen:
-        return "nothing"
-    prefixes: list[str] = []
-    for name in sorted(frozen):
-        parts = name.split(".")
-        for depth in range(1, len(parts) + 1):
-            prefix = ".".join(parts[:depth])
-            members = [other for other in parameters if other == prefix or other.startswith(f"{prefix}.")]
-            if frozen.issuperset(members):
-                prefixes.append(prefix)
-                break
-    count = num_parameters(parameters[name] for name in frozen)
-    return f"{', '.join(dict.fromkeys(prefixes))} ({count:,} parameters)"

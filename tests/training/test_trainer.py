@@ -13,7 +13,8 @@ from modeling_detr.training import trainer as trainer_module
 from modeling_detr.training.engine import NonFiniteLossError
 from modeling_detr.training.metric_logger import MetricLogger
 from modeling_detr.training.recipe import Recipe
-from modeling_detr.training.trainer import Trainer, TrainingInterrupted
+from modeling_detr.training.signals import TrainingInterrupted
+from modeling_detr.training.trainer import Trainer
 
 
 TIMES = {"images_per_second", "seconds"}
