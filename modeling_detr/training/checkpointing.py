@@ -5,6 +5,7 @@
       log.jsonl                 one JSON object a line
       checkpoints/step_00001200/
         model.safetensors       weights, those of training-only supervision included
+        ema.safetensors         the detector's averaged weights, if the run keeps them
         optimizer.pt            AdamW's moments, tensors and numbers only (read with `weights_only`)
         recipe.yaml
         state.json              where the run is, and size and checksum of the files beside it
@@ -43,6 +44,7 @@ from modeling_detr.training.recipe import Recipe
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 RECIPE = "recipe.yaml"
+_EMA = "ema.safetensors"
 _STATE = "state.json"
 
 
@@ -127,6 +129,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: Optimizer,
     accelerator: Accelerator,
+    ema: nn.Module | None = None,
 ) -> Path:
     """Writes `checkpoints/step_…` on the main process; then only the newest `keep_checkpoints` and the best stay.
 
@@ -137,6 +140,7 @@ def save_checkpoint(
         model: The model as prepared by `accelerator`.
         optimizer: The raw optimizer.
         accelerator: Its gradient scaler, if there is one, is saved too.
+        ema: The detector with averaged weights, if the run keeps one.
 
     Returns:
         The checkpoint's folder.
@@ -148,6 +152,8 @@ def save_checkpoint(
 
     def write(temporary: Path) -> None:
         save_model(accelerator.unwrap_model(model), str(temporary / "model.safetensors"))
+        if ema is not None:
+            save_model(ema, str(temporary / _EMA))
         with (temporary / "optimizer.pt").open("wb") as file:  # a full disk then has a reason, see `_reason`
             torch.save(optimizer.state_dict(), file)
         (temporary / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
@@ -200,14 +206,17 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator) -> TrainingState:
-    """Puts model, optimizer and gradient scaler back to where `save_checkpoint` found them.
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator, ema: nn.Module | None = None
+) -> TrainingState:
+    """Puts model, optimizer, gradient scaler and averaged weights back to where `save_checkpoint` found them.
 
     Args:
         folder: A checkpoint's folder.
         model: The model as prepared by `accelerator`.
         optimizer: The raw optimizer.
         accelerator: Its gradient scaler, if there is one, is loaded too.
+        ema: The detector with averaged weights; left as it is where the checkpoint has none, see `holds_average`.
 
     Returns:
         Where the run was.
@@ -221,12 +230,19 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, accele
     content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     try:
         load_model(accelerator.unwrap_model(model), str(folder / "model.safetensors"))
+        if ema is not None and holds_average(folder):
+            load_model(ema, str(folder / _EMA))
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: a checkpoint of another model: {' '.join(str(error).split())}") from error
     if accelerator.scaler is not None and content["gradient_scaler"] is not None:
         accelerator.scaler.load_state_dict(content["gradient_scaler"])
     return TrainingState.from_dict(content["state"])
+
+
+def holds_average(folder: Path) -> bool:
+    """Whether a checkpoint has averaged weights too."""
+    return (folder / _EMA).is_file()
 
 
 def export_model(run_dir: Path, detector: Savable, processor: Savable, model_card: str) -> Path:

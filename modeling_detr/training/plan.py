@@ -7,6 +7,7 @@ from torch import nn
 
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.optimization import num_parameters
+from modeling_detr.training.recipe import Recipe
 
 
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ def plan(trainer: "Trainer") -> str:
             for group in trainer.raw_optimizer.param_groups
         ),
         f"schedule  {recipe.lr_schedule}"
-        + (f", a tenth every {recipe.lr_drop_epochs} epochs" if recipe.lr_schedule == "step" else "")
-        + (f", {trainer.warmup_steps} steps of warm-up" if trainer.warmup_steps else ""),
+        + (f", a tenth every {_drops(recipe)}" if recipe.lr_schedule == "step" else "")
+        + (f", {trainer.warmup_steps} steps of warm-up" if trainer.warmup_steps else "")
+        + (f", rates x {trainer.rate_factor:.3g} for the images of a step" if recipe.scale_lr else ""),
+        *([f"average   of the weights, decay {recipe.ema_decay:g}: it is evaluated and kept"] if trainer.ema else []),
         f"frozen    {_frozen_summary(trainer.detector)}",
         f"runs on   {accelerator.device.type}, {accelerator.num_processes} process(es), "
-        f"precision {accelerator.mixed_precision}, {recipe.num_workers} loader processes each",
+        f"precision {accelerator.mixed_precision}, {recipe.num_workers} loader processes each"
+        + (", compiled" if recipe.compile else ""),
         f"run       {trainer.run_dir}"
         + (f", resumed from {trainer.checkpoint} at step {trainer.state.step}" if trainer.checkpoint else ""),
     ]
@@ -49,6 +53,10 @@ def plan(trainer: "Trainer") -> str:
         ]
     )
     return "\n".join(lines + [f"note      {note}" for note in notes])
+
+
+def _drops(recipe: Recipe) -> str:
+    return f"{recipe.lr_drop_epochs} epochs" if recipe.lr_drop_steps is None else f"{recipe.lr_drop_steps:,} steps"
 
 
 def _describe(index: DetectionIndex) -> str:

@@ -70,6 +70,9 @@ class Recipe:
         max_steps: Stop after this many optimizer steps, even within the epochs.
         learning_rate: Rate of the transformer and the heads.
         backbone_learning_rate: Rate of the backbone; 0 freezes it.
+        scale_lr: Fit both rates to the images of a step, over all processes; 'sqrt': by the root of their number over
+            scale_lr_from, as suits AdamW; 'linear': by the ratio itself; none: they stay as they are given.
+        scale_lr_from: Images of a step that the rates are meant for; the original's are 8 processes of 2.
         freeze: Parameters that do not train, by globs or regular expressions of their names, e.g. model.backbone.
             The running statistics of batch norms go on; model_config.freeze_batch_norm stops those.
         freeze_detector: Train only what makes masks, on a detector that stays as it is: the original's second stage,
@@ -78,9 +81,13 @@ class Recipe:
         max_grad_norm: Largest norm of the gradient, which is scaled down to it; 0: any.
         lr_schedule: How the rates go on after the warm-up.
         lr_drop_epochs: With lr_schedule 'step': the rates fall to a tenth every so many epochs.
+        lr_drop_steps: The same in optimizer steps, which then counts instead.
         warmup_steps: Optimizer steps over which the rates rise from zero.
         warmup_epochs: The same in epochs, or parts of one; only one of the two can be given.
         mixed_precision: Precision of the forward pass; none: as `accelerate launch` says, else full.
+        ema_decay: Keep a moving average of the weights, which is what is evaluated and exported, with this decay, e.g.
+            0.999; at first it averages over fewer steps. 0: the weights themselves.
+        compile: Compile backbone, encoder and decoder with torch.compile; the first steps then take minutes.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
         seed: Seed of weights, order, augmentation and dropout.
         encoder_supervision: Let the heads predict from every encoder token too, while training.
@@ -139,15 +146,20 @@ class Recipe:
     max_steps: int | None = None
     learning_rate: float = 1e-4
     backbone_learning_rate: float = 1e-5
+    scale_lr: Literal["sqrt", "linear"] | None = None
+    scale_lr_from: int = 16
     freeze_detector: bool = False
     freeze: list[str] = field(default_factory=list)
     weight_decay: float = 1e-4
     max_grad_norm: float = 0.1
     lr_schedule: LearningRateSchedule = "step"
     lr_drop_epochs: int = 200
+    lr_drop_steps: int | None = None
     warmup_steps: int = 0
     warmup_epochs: float = 0.0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    ema_decay: float = 0.0
+    compile: bool = False
     gradient_checkpointing: bool = False
     seed: int = 42
 
@@ -185,6 +197,8 @@ class Recipe:
                     raise ValueError(f"{name}: got {value}; wanted at least {smallest}.")
         if self.eval_fraction >= 1:
             raise ValueError(f"eval_fraction: got {self.eval_fraction}; wanted a share below 1.")
+        if self.ema_decay >= 1:
+            raise ValueError(f"ema_decay: got {self.ema_decay}; wanted less than 1, such as 0.999.")
         if self.eval_split is not None and self.eval_fraction > 0:
             raise ValueError("eval_split and eval_fraction exclude each other; give one of them.")
         if self.model is not None and self.backbone_weights is not None:
@@ -255,6 +269,7 @@ _SMALLEST = {
         "max_grad_norm",
         "warmup_steps",
         "warmup_epochs",
+        "ema_decay",
         "seed",
         "denoising_groups",
         "num_images_to_log",
@@ -267,6 +282,8 @@ _SMALLEST = {
         "epochs",
         "max_steps",
         "lr_drop_epochs",
+        "lr_drop_steps",
+        "scale_lr_from",
         "eval_batch_size",
         "eval_every_epochs",
         "early_stopping_patience",

@@ -194,6 +194,19 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Seque
     return model
 
 
+def compile_parts(model: Detector) -> None:
+    """Has torch.compile replace, from its first step on, what takes nearly all of a step's time.
+
+    Matching and loss stay as they are: their shapes change with the objects of a batch. Sizes that change are compiled
+    once for all of them, so that images of many sizes do not compile for ever.
+    """
+    parts = (model.detr if isinstance(model, DetrForSegmentation) else model).model
+    for part in (parts.backbone, parts.encoder, parts.decoder):
+        part.compile()
+    # each part is compiled with and without padding, with and without denoising queries, in training and evaluation
+    torch._dynamo.config.recompile_limit = 64
+
+
 def _model_class(recipe: Recipe) -> type[Detector]:
     return DetrForObjectDetection if recipe.task == "detection" else DetrForSegmentation
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import yaml
 from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
+from timm.utils.model_ema import ModelEmaV3
 
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
@@ -27,6 +28,7 @@ from modeling_detr.training.checkpointing import (
     TrainingState,
     drop_later_checkpoints,
     export_model,
+    holds_average,
     holds_run,
     load_checkpoint,
     newest_checkpoint,
@@ -42,7 +44,15 @@ from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.plan import plan
 from modeling_detr.training.processes import build_accelerator, check_trackers, leave_cores_to_loaders
 from modeling_detr.training.recipe import Recipe, differing_keys
-from modeling_detr.training.setup import build_loaders, build_model, build_processor, head_note, open_splits
+from modeling_detr.training.setup import (
+    Detector,
+    build_loaders,
+    build_model,
+    build_processor,
+    compile_parts,
+    head_note,
+    open_splits,
+)
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
 
 
@@ -114,10 +124,15 @@ class Trainer:
         training_model = build_training_model(self.detector, recipe.encoder_supervision, recipe.denoising_groups)
         # convolutions are a third faster with channels last (measured on a CPU; on a GPU tensor cores want it)
         training_model.to(self.accelerator.device).to(memory_format=torch.channels_last)
+        # the averaged weights, in a detector of their own
+        self.ema = ModelEmaV3(self.detector, recipe.ema_decay, use_warmup=True) if recipe.ema_decay > 0 else None
+        if recipe.compile:
+            compile_parts(self.detector)
+        learning_rate, backbone_learning_rate = self._rates()
         self.raw_optimizer = build_optimizer(
             training_model,
-            learning_rate=recipe.learning_rate,
-            backbone_learning_rate=recipe.backbone_learning_rate,
+            learning_rate=learning_rate,
+            backbone_learning_rate=backbone_learning_rate,
             weight_decay=recipe.weight_decay,
         )
         self.model, self.optimizer = self.accelerator.prepare(training_model, self.raw_optimizer)
@@ -149,12 +164,32 @@ class Trainer:
         )
 
     @property
+    def result(self) -> Detector:
+        """The detector that is judged and exported: the averaged one, if the run keeps it."""
+        return self.detector if self.ema is None else cast(Detector, self.ema.module)
+
+    def _rates(self) -> tuple[float, float]:
+        """Of the transformer and the heads, and of the backbone."""
+        return (
+            self.rate_factor * self.recipe.learning_rate,
+            self.rate_factor * self.recipe.backbone_learning_rate,
+        )
+
+    @property
+    def rate_factor(self) -> float:
+        """What the recipe's rates are multiplied with for the size of a step."""
+        ratio = self.loaders.train_sampler.step_size / self.recipe.scale_lr_from
+        return {None: 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[self.recipe.scale_lr]
+
+    @property
     def warmup_steps(self) -> int:
         """Optimizer steps over which the rates rise."""
         return self.recipe.warmup_steps or round(self.recipe.warmup_epochs * self.steps_per_epoch)
 
     def _drops(self) -> list[int]:
         """When the rates drop, in optimizer steps: with the epochs, though earlier ones may have had other steps."""
+        if self.recipe.lr_drop_steps is not None:
+            return [*range(self.recipe.lr_drop_steps, self.total_steps, self.recipe.lr_drop_steps)]
         every, state = self.recipe.lr_drop_epochs, self.state
         begun = state.step - state.step_in_epoch  # steps before this epoch
         return [
@@ -179,9 +214,12 @@ class Trainer:
                     f"{folder}: it was written with {name} {then}, the recipe now says {now}; the checkpoint does not "
                     f"fit. Undo that, or begin a new run with another --output_dir."
                 )
-        self.state = load_checkpoint(folder, self.model, self.raw_optimizer, self.accelerator)
-        rates = (self.recipe.learning_rate, self.recipe.backbone_learning_rate)
-        for group, rate in zip(self.raw_optimizer.param_groups, rates, strict=True):
+        average = None if self.ema is None else self.ema.module
+        self.state = load_checkpoint(folder, self.model, self.raw_optimizer, self.accelerator, average)
+        if self.ema is not None and not holds_average(folder):
+            self.ema.set(self.detector)
+            self.notes.append(f"{folder} has no averaged weights: the average begins with its weights")
+        for group, rate in zip(self.raw_optimizer.param_groups, self._rates(), strict=True):
             group["lr"], group["weight_decay"] = rate, self.recipe.weight_decay  # the recipe's, not the checkpoint's
         self.notes += [
             f"{name} was {then} and is now {now}"
@@ -249,14 +287,14 @@ class Trainer:
     def evaluate(self) -> EvaluationReport:
         """The detector as it is, on the evaluation images."""
         if self.accelerator.num_processes > 1:  # running statistics of batch norms differ between processes
-            broadcast(list(self.detector.buffers()))
+            broadcast(list(self.result.buffers()))
         show = sys.stderr.isatty()
         batches: Iterable[DetectionBatch] = self.loaders.eval
         if self._signals is not None:
             batches = self._signals.until_stopped(batches)
         with self.accelerator.autocast():
             return evaluate(
-                self.detector,
+                self.result,
                 batches,
                 self.processor,
                 self.eval_index,
@@ -331,6 +369,8 @@ class Trainer:
             if result is None:
                 break
             state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
+            if self.ema is not None:
+                self.ema.update(self.detector, state.step)
             values = {**result.losses, "grad_norm": result.grad_norm}
             state.step_averages.add(values)
             state.epoch_averages.add(values)
@@ -406,7 +446,7 @@ class Trainer:
         state.best_ap, state.best_epoch, state.best_step = ap, state.epoch + 1, state.step
         if self.accelerator.is_main_process:
             card = model_card(self.recipe, self.detector.config, self.train_index, report, state)
-            export_model(self.run_dir, self.detector, self.processor, card)
+            export_model(self.run_dir, self.result, self.processor, card)
             report.save(self.run_dir)
             for name, picture in pictures.items():
                 path = self.run_dir / "predictions" / f"{name}.png"
@@ -419,13 +459,14 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return {}
         number = self.recipe.num_images_to_log
-        return draw_predictions(self.detector, self.processor, self.eval_index, self.recipe.task, number)
+        return draw_predictions(self.result, self.processor, self.eval_index, self.recipe.task, number)
 
     def _save_checkpoint(self, logger: MetricLogger) -> Path:
         self._count_seconds()
         logger.flush()
+        average = None if self.ema is None else self.ema.module
         folder = save_checkpoint(
-            self.run_dir, self.state, self.recipe, self.model, self.raw_optimizer, self.accelerator
+            self.run_dir, self.state, self.recipe, self.model, self.raw_optimizer, self.accelerator, average
         )
         self._saved_at = time.monotonic()
         return folder

@@ -9,6 +9,7 @@ from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.setup import (
     build_model,
     build_processor,
+    compile_parts,
     head_note,
     hold_out,
     number_labels,
@@ -177,3 +178,25 @@ def test_patterns_freeze_and_one_that_names_nothing_is_an_error(tiny_recipe):
     }
     with pytest.raises(ValueError, match=r"freeze: no parameter is named by 'model.encodr'; did you mean 'model.enco"):
         frozen("model.encodr")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile's own look
+def test_what_is_compiled_computes_the_same_under_the_same_names_without_a_graph_break(tiny_detector, monkeypatch):
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(  # the code generator takes minutes; what could fail is that the code cannot be traced
+        torch.nn.Module, "compile", lambda self: compiled(self, backend="eager", fullgraph=True)
+    )
+    plain, detector = tiny_detector(), tiny_detector()
+    compile_parts(detector)
+    assert list(detector.state_dict()) == list(plain.state_dict())
+    pixel_mask = torch.ones(2, 64, 96)
+    pixel_mask[0, :, 64:] = 0
+    labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}] * 2
+    for height, mask in ((64, None), (64, pixel_mask), (96, None)):
+        pixels = torch.randn(2, 3, height, 96, generator=torch.Generator().manual_seed(0))
+        expected, got = plain(pixels, mask, labels), detector(pixels, mask, labels)
+        torch.testing.assert_close(got.logits, expected.logits)
+        torch.testing.assert_close(got.loss, expected.loss)
+    got.loss.backward()
+    assert detector.model.query_position_embeddings.weight.grad is not None

@@ -27,7 +27,8 @@ def entries(recipe: Recipe):
 
 def weights(recipe: Recipe):
     (newest,) = sorted((recipe.run_dir / "checkpoints").iterdir())[-1:]
-    return load_file(newest / "model.safetensors") | torch.load(newest / "optimizer.pt")["state"]
+    average = {f"ema.{name}": value for name, value in load_file(newest / "ema.safetensors").items()}
+    return load_file(newest / "model.safetensors") | average | torch.load(newest / "optimizer.pt")["state"]
 
 
 def signal_at(monkeypatch, step, number=signal.SIGTERM):
@@ -73,7 +74,7 @@ def test_a_run_leaves_log_checkpoints_pictures_and_a_model_for_use(tiny_recipe):
 
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_a_resumed_run_is_bit_for_bit_one_that_was_never_interrupted(tiny_recipe, tmp_path, monkeypatch, step):
-    options = {"denoising_groups": 1, "gradient_accumulation_steps": 1, "log_every_steps": 2}
+    options = {"denoising_groups": 1, "gradient_accumulation_steps": 1, "log_every_steps": 2, "ema_decay": 0.9}
     whole = tiny_recipe(**options, output_dir=str(tmp_path / "whole"))
     Trainer(whole).train()
 
@@ -115,6 +116,48 @@ def test_the_best_model_stays_when_a_later_one_is_worse(tiny_recipe, monkeypatch
     trainer.train()
     assert (trainer.state.best_ap, trainer.state.best_epoch, trainer.state.last_ap) == (0.5, 1, 0.25)
     assert "after epoch 1 (5 optimizer steps)" in (recipe.run_dir / "model/README.md").read_text()
+
+
+def test_the_average_of_the_weights_is_what_is_judged_and_kept(tiny_recipe, tmp_path):
+    def run(steps):
+        recipe = tiny_recipe(
+            output_dir=str(tmp_path / str(steps)), max_steps=steps, ema_decay=0.3, lr_schedule="constant"
+        )
+        trainer = Trainer(recipe)
+        trainer.train()
+        detector = {name: value.clone() for name, value in trainer.detector.state_dict().items()}
+        return trainer, detector, load_file(recipe.run_dir / "model" / "model.safetensors")
+
+    (_, after_one, kept_of_one), (trainer, after_two, kept) = run(1), run(2)
+    name = "class_labels_classifier.weight"
+    assert torch.equal(kept_of_one[name], after_one[name])  # of one step the average is that step
+    assert not torch.equal(after_one[name], after_two[name])
+    torch.testing.assert_close(kept[name], 0.3 * after_one[name] + 0.7 * after_two[name])
+    torch.testing.assert_close(kept[name], trainer.result.state_dict()[name])
+
+
+def test_an_average_can_begin_in_the_middle_of_a_run(tiny_recipe):
+    Trainer(tiny_recipe(max_steps=2)).train()
+    trainer = Trainer(tiny_recipe(max_steps=3, resume="auto", ema_decay=0.9))
+    assert "has no averaged weights: the average begins with its weights" in trainer.plan()
+    weights = trainer.detector.state_dict()
+    assert all(torch.equal(average, weights[name]) for name, average in trainer.result.state_dict().items())
+
+
+def test_rates_follow_the_images_of_a_step_only_when_asked(tiny_recipe):
+    def rates(**changes):
+        trainer = Trainer(tiny_recipe(batch_size=4, learning_rate=1e-3, backbone_learning_rate=1e-4, **changes))
+        return [group["initial_lr"] for group in trainer.raw_optimizer.param_groups]
+
+    assert rates() == [1e-3, 1e-4]
+    assert rates(scale_lr="sqrt") == pytest.approx([5e-4, 5e-5])  # 4 images where the rates are meant for 16
+    assert rates(scale_lr="linear", scale_lr_from=2) == pytest.approx([2e-3, 2e-4])
+
+
+def test_rates_can_drop_by_steps(tiny_recipe):
+    trainer = Trainer(tiny_recipe(lr_schedule="step", lr_drop_epochs=1, lr_drop_steps=4))
+    assert trainer._drops() == [4, 8]
+    assert "a tenth every 4 steps" in trainer.plan()
 
 
 def test_a_run_stops_early_when_evaluations_get_no_better_and_stays_stopped(tiny_recipe, capsys):
