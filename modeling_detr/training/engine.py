@@ -8,6 +8,7 @@ of one process with one large batch.
 import contextlib
 import itertools
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
@@ -62,13 +63,15 @@ class StepNormalizers(NamedTuple):
 
 class StepResult(NamedTuple):
     """What one optimizer step did: means over all processes of `loss` and the unweighted terms, the norm of the
-    gradient before clipping, images seen, and whether some process was asked to stop or wants a checkpoint."""
+    gradient before clipping, images seen, whether some process was asked to stop or wants a checkpoint, and how many
+    seconds the process that waited longest waited for its batches."""
 
     losses: dict[str, float]
     grad_norm: float
     num_images: int
     stop_requested: bool
     checkpoint_requested: bool = False
+    loader_wait: float = 0.0
 
 
 def step_normalizers(
@@ -103,6 +106,7 @@ def training_step(
     image_std: Sequence[float] = (1.0, 1.0, 1.0),
     stop_requested: bool = False,
     checkpoint_requested: bool = False,
+    loader_wait: float = 0.0,
 ) -> StepResult:
     """One optimizer step over `batches` of this process and of all others.
 
@@ -118,6 +122,7 @@ def training_step(
         image_std: For batches that are still uint8: standard deviation of each channel.
         stop_requested: Whether this process was asked to stop; the result tells whether any was.
         checkpoint_requested: Whether this process wants a checkpoint; the result tells whether any does.
+        loader_wait: Seconds that this process waited for `batches`; the result has the longest wait.
 
     Raises:
         NonFiniteLossError: On all processes, before the optimizer moves.
@@ -139,11 +144,13 @@ def training_step(
     # Beside the matching costs the only copy from the device: everything that is to be known, in a single vector.
     names = sorted(outcomes[0])
     local = torch.stack([torch.stack([outcome[name].float() for name in names]) for outcome in outcomes])
-    extra = local.new_tensor([float(stop_requested), float(checkpoint_requested), len(outcomes)])
+    waits = [0.0] * accelerator.num_processes  # a place for each, since the only reduction is a sum
+    waits[accelerator.process_index] = loader_wait
+    extra = local.new_tensor([float(stop_requested), float(checkpoint_requested), len(outcomes), *waits])
     reduced = cast(Tensor, accelerator.reduce(torch.cat([local.sum(0), extra]), "sum"))
     num_images = torch.as_tensor(normalizers.num_images, dtype=torch.float32, device=reduced.device)
     values = torch.cat([reduced, num_images[None], cast(Tensor, grad_norm).detach().float()[None]]).tolist()
-    *totals, stops, checkpoints, num_batches, images, norm = values
+    totals, (stops, checkpoints, num_batches, *waits, images, norm) = values[: len(names)], values[len(names) :]
     losses = {
         # shares of the step add up; errors in percent and counts are means over the batches
         name: total if name.startswith("loss") else total / num_batches
@@ -163,7 +170,7 @@ def training_step(
     else:
         scheduler.step()
     optimizer.zero_grad()
-    return StepResult(losses, norm, int(images), stops > 0, checkpoints > 0)
+    return StepResult(losses, norm, int(images), stops > 0, checkpoints > 0, max(waits))
 
 
 def _scale_is_spent(accelerator: Accelerator) -> bool:
@@ -233,7 +240,9 @@ def train_one_epoch(
     model.train()
     iterator = iter(batches)
     for step in itertools.count(first_step):
+        began = time.perf_counter()
         group = list(itertools.islice(iterator, batches_per_step))
+        loader_wait = time.perf_counter() - began
         if not group:
             return
         if max_pixels is not None:
@@ -251,6 +260,7 @@ def train_one_epoch(
             image_std=image_std,
             stop_requested=stop(),
             checkpoint_requested=checkpoint(),
+            loader_wait=loader_wait,
         )
 
 

@@ -2,6 +2,7 @@
 
 `log.jsonl` has one JSON object a line. `"kind": "step"` holds the rates, and the means of all loss terms and of the
 gradient norm since the entry before; `"kind": "epoch"` the means over the epoch and, if it was evaluated, the metrics.
+Both say how it goes: `images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`, see `Pace`.
 """
 
 import json
@@ -25,6 +26,7 @@ from modeling_detr.training.checkpointing import write_text
 LOG = "log.jsonl"
 # What the line of an epoch shows of an evaluation; masks are judged where the task has them
 _FIGURES = {"ap": "AP", "ap50": "AP50", "mask_ap": "mask AP", "pq": "PQ"}
+_LONG_WAIT = 0.2  # of the time; the loader then holds training up
 TRACKERS = "trackers"  # where those of Accelerate's trackers write that write files
 
 
@@ -48,6 +50,7 @@ class MetricLogger:
         self.epochs = epochs
         self.bar: tqdm[Any] | None = None
         self._shown: dict[str, str] = {}
+        self._pace: list[str] = []
         self._started, self._first_step = time.monotonic(), first_step
         if not accelerator.is_main_process:
             return
@@ -59,32 +62,33 @@ class MetricLogger:
         """Moves the bar by one optimizer step."""
         if self.bar is not None:
             self._shown |= {"loss": f"{loss:.3f}"}
+            shown = [f"{name} {figure}" for name, figure in self._shown.items()]
             self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
-            self.bar.set_postfix(self._shown, refresh=False)
+            self.bar.set_postfix_str(", ".join(shown + self._pace), refresh=False)
             self.bar.update()
 
     def step(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Logs an entry of kind `"step"`; `values` are means since the one before."""
+        """Logs an entry of kind `"step"`: means since the one before, rates, and the figures of a `Pace`."""
         if self.accelerator.is_main_process:
             self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values})
-            self._shown |= {"img/s": f"{values['images_per_second']:.1f}"}
+            self._pace = _pace_in_words(values)
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
 
-    def epoch(self, epoch: int, step: int, losses: Mapping[str, float], metrics: Mapping[str, Any]) -> None:
+    def epoch(self, epoch: int, step: int, averages: Mapping[str, float], metrics: Mapping[str, Any]) -> None:
         """Logs an entry of kind `"epoch"`, and without a terminal prints its line.
 
         Args:
             epoch: From 0.
             step: Optimizer steps taken in all.
-            losses: Means over the epoch.
+            averages: Means over the epoch, and the figures of a `Pace`.
             metrics: What the evaluation measured; empty if the epoch was not evaluated.
         """
         if not self.accelerator.is_main_process:
             return
-        self._append({"kind": "epoch", "epoch": epoch + 1, "step": step, **losses, **metrics})
+        self._append({"kind": "epoch", "epoch": epoch + 1, "step": step, **averages, **metrics})
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.accelerator.log({f"eval/{name}": value for name, value in numbers.items()}, step=step)
-        parts = [f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total_steps}", f"loss {losses['loss']:.3f}"]
+        parts = [f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total_steps}", f"loss {averages['loss']:.3f}"]
         figures = {
             said: f"{metrics[name]:.3f}"
             for name, said in _FIGURES.items()
@@ -93,9 +97,7 @@ class MetricLogger:
         if "AP" in figures:
             self._shown = {**self._shown, "AP": figures["AP"]}
         parts += [f"{said} {figure}" for said, figure in figures.items()]
-        if "images_per_second" in losses:
-            parts.append(f"{losses['images_per_second']:.1f} images/s")
-        parts.append(f"{self._time_left(step)} left")
+        parts += [*_pace_in_words(averages, with_remedy=True), f"{self._time_left(step)} left"]
         if self.bar is None:
             self.message(" · ".join(parts))
 
@@ -137,6 +139,14 @@ class MetricLogger:
         seconds = (time.monotonic() - self._started) / max(1, step - self._first_step) * (self.total_steps - step)
         hours, minutes = divmod(math.ceil(seconds / 60), 60)
         return f"{hours}:{minutes:02d} h" if hours else f"{minutes} min"
+
+
+def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list[str]:
+    """The figures of a `Pace` as a person wants them: of the wait for the loaders only what holds training up."""
+    words = [f"{pace['images_per_second']:.1f} images/s", f"{pace['memory_gib']:.1f} GiB"]
+    if pace["loader_wait"] > _LONG_WAIT:
+        words.append(f"loader wait {pace['loader_wait']:.0%}" + (": raise num_workers" if with_remedy else ""))
+    return words
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

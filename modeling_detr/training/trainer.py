@@ -40,6 +40,7 @@ from modeling_detr.training.engine import NonFiniteLossError, train_one_epoch
 from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries
 from modeling_detr.training.model_card import model_card
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
+from modeling_detr.training.pace import Pace
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.plan import plan
 from modeling_detr.training.processes import build_accelerator, check_trackers, leave_cores_to_loaders
@@ -262,8 +263,8 @@ class Trainer:
             self._signals = signals
             try:
                 while not self._is_at_end():
-                    images_per_second = self._train_epoch(logger, signals)
-                    report = self._end_epoch(logger, signals, images_per_second)
+                    pace = self._train_epoch(logger, signals)
+                    report = self._end_epoch(logger, signals, pace)
                 if report is None:  # the run had been at its end before
                     report = self.evaluate()
                     if self.state.best_ap is None:
@@ -332,16 +333,16 @@ class Trainer:
             raise
         logger.close()
 
-    def _train_epoch(self, logger: MetricLogger, signals: StopSignals) -> float:
-        """Trains from `state.step_in_epoch` to the end of the epoch, or of the run; returns the images per second.
+    def _train_epoch(self, logger: MetricLogger, signals: StopSignals) -> dict[str, float]:
+        """Trains from `state.step_in_epoch` to the end of the epoch, or of the run; returns how it went.
 
         Raises:
             TrainingInterrupted: A signal came; a checkpoint has been written.
         """
         state, recipe = self.state, self.recipe
-        clock, epoch_clock = _Clock(), _Clock()
+        pace, epoch_pace = Pace(self.accelerator.device), Pace(self.accelerator.device)
         if state.step >= self.total_steps:  # only its end is left to do
-            return 0.0
+            return epoch_pace.take()
         self.loaders.train_sampler.set_epoch(state.epoch, first_step=state.step_in_epoch)
         steps = train_one_epoch(
             self.model,
@@ -374,23 +375,22 @@ class Trainer:
             values = {**result.losses, "grad_norm": result.grad_norm}
             state.step_averages.add(values)
             state.epoch_averages.add(values)
-            clock.images += result.num_images
-            epoch_clock.images += result.num_images
+            pace.add(result)
+            epoch_pace.add(result)
             logger.advance(state.epoch, result.losses["loss"])
             if state.step % recipe.log_every_steps == 0:
                 named_rates = {"learning_rate": rates[0], "backbone_learning_rate": rates[1]}
-                speed = {"images_per_second": clock.images_per_second()}
-                logger.step(state.epoch, state.step, {**state.step_averages.take(), **named_rates, **speed})
+                logger.step(state.epoch, state.step, {**state.step_averages.take(), **named_rates, **pace.take()})
             if result.stop_requested:
                 raise self._interrupted(logger, signals)
             due = recipe.checkpoint_every_steps and state.step % recipe.checkpoint_every_steps == 0
             due = due or result.checkpoint_requested
             if due and state.step_in_epoch < self.steps_per_epoch:  # else the epoch's end will write one
                 self._save_checkpoint(logger)
-        return epoch_clock.images_per_second()
+        return epoch_pace.take()
 
     def _end_epoch(
-        self, logger: MetricLogger, signals: StopSignals, images_per_second: float
+        self, logger: MetricLogger, signals: StopSignals, pace: Mapping[str, float]
     ) -> EvaluationReport | None:
         """Evaluates, keeps the model if it is the best, logs, writes a checkpoint; each if it is due.
 
@@ -411,8 +411,8 @@ class Trainer:
             is_best = self._keep_best(report, pictures)
             logger.images("predictions", list(pictures.values()), state.step)
         self._count_seconds()
-        losses = {**state.epoch_averages.means(), "images_per_second": images_per_second}
-        logger.epoch(state.epoch, state.step, losses, {**metrics, "seconds": state.seconds})
+        averages = {**state.epoch_averages.means(), **pace}
+        logger.epoch(state.epoch, state.step, averages, {**metrics, "seconds": state.seconds})
         state.closed_step = state.step
         epoch_is_whole = state.step_in_epoch >= self.steps_per_epoch
         if epoch_is_whole:
@@ -498,20 +498,6 @@ class Trainer:
     def _any_process(self, flag: bool) -> bool:
         votes = torch.tensor(float(flag), device=self.accelerator.device)
         return bool(self.accelerator.reduce(votes, "sum") > 0)
-
-
-class _Clock:
-    """Images over time, from one question to the next."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self._since = time.monotonic()
-
-    def images_per_second(self) -> float:
-        now = time.monotonic()
-        rate = self.images / max(now - self._since, 1e-9)
-        self.images, self._since = 0, now
-        return rate
 
 
 def _checkpoint_to_resume(recipe: Recipe) -> Path | None:

@@ -1,5 +1,6 @@
 import copy
 import math
+import time
 import types
 
 import pytest
@@ -163,6 +164,32 @@ def test_an_epoch_groups_batches_into_steps_and_the_last_takes_what_is_left(tiny
     assert [result.num_images for result in results] == [4, 2]
     assert all(result.stop_requested for result in results)
     assert scheduler.last_epoch == 2
+
+
+def test_a_step_says_how_long_it_waited_for_all_of_its_batches(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT))
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def slow_loader():
+        for number in range(3):
+            time.sleep(0.2)
+            yield batch_of([1], first_index=number, dtype=torch.float32)
+
+    steps = train_one_epoch(
+        model,
+        slow_loader(),
+        model.detector.config,
+        optimizer,
+        LambdaLR(optimizer, lambda step: 1.0),
+        accelerator,
+        batches_per_step=2,
+    )
+    began = time.perf_counter()
+    first, second = (result.loader_wait for result in steps)
+    assert first >= 0.4
+    assert second >= 0.2
+    assert first + second < time.perf_counter() - began
 
 
 def test_dropout_of_a_step_depends_on_seed_and_step_alone(tiny_detector):

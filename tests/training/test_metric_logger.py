@@ -9,16 +9,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries, read_log
 
 
+PACE = {"images_per_second": 3.0, "loader_wait": 0.1, "memory_gib": 1.5}
+
+
 def entries(path):
     return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
 
 
 def test_every_line_is_json_even_where_a_number_is_not_finite(tmp_path):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
-    logger.step(0, 2, {"loss": math.nan, "images_per_second": 3.0})
-    logger.epoch(0, 2, {"loss": 1.25}, {"ap": 0.5, "ap50": 0.75, "per_class": {"cat": {"ap": math.inf}}})
+    logger.step(0, 2, {"loss": math.nan, **PACE})
+    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75, "per_class": {"cat": {"ap": math.inf}}})
     step, epoch = entries(tmp_path)
-    assert step == {"kind": "step", "epoch": 1, "step": 2, "loss": None, "images_per_second": 3.0}
+    assert step == {"kind": "step", "epoch": 1, "step": 2, "loss": None, **PACE}
     assert epoch["kind"] == "epoch"
     assert epoch["ap"] == 0.5
     assert epoch["per_class"] == {"cat": {"ap": None}}
@@ -27,39 +30,48 @@ def test_every_line_is_json_even_where_a_number_is_not_finite(tmp_path):
 def test_a_resumed_run_has_no_line_twice(tmp_path):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=9, epochs=3)
     for step in (2, 4, 6):
-        logger.step(0, step, {"loss": 1.0, "images_per_second": 1.0})
+        logger.step(0, step, {"loss": 1.0, **PACE})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "step", "epo')  # a kill in the middle of a line
     drop_later_entries(tmp_path, step=4, closed_step=0)
     resumed = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=9, epochs=3, first_step=4)
-    resumed.step(0, 6, {"loss": 2.0, "images_per_second": 1.0})
+    resumed.step(0, 6, {"loss": 2.0, **PACE})
     assert [(entry["step"], entry["loss"]) for entry in entries(tmp_path)] == [(2, 1.0), (4, 1.0), (6, 2.0)]
     assert read_log(tmp_path / "log.jsonl") == entries(tmp_path)
 
 
 def test_without_a_terminal_an_epoch_is_one_line(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
-    logger.epoch(0, 2, {"loss": 1.25}, {"ap": 0.5, "ap50": 0.75})
+    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75})
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("epoch 1/2 · step 2/4 · loss 1.250 · AP 0.500 · AP50 0.750")
+    assert line.startswith(
+        "epoch 1/2 · step 2/4 · loss 1.250 · AP 0.500 · AP50 0.750 · 3.0 images/s · 1.5 GiB · 1 min left"
+    )
+
+
+def test_a_loader_that_holds_training_up_is_told_with_what_to_do(tmp_path, capsys):
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
+    logger.epoch(0, 2, {"loss": 1.25, **PACE, "loader_wait": 0.45}, {})
+    assert " · loader wait 45%: raise num_workers · " in capsys.readouterr().out
 
 
 def test_an_evaluation_without_ground_truth_has_no_figures_to_show(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
-    logger.epoch(0, 2, {"loss": 1.25}, {"ap": None, "ap50": None})
+    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": None, "ap50": None})
     assert capsys.readouterr().out.startswith("epoch 1/2 · step 2/4 · loss 1.250 · ")
 
 
-def test_on_a_terminal_a_bar_shows_epoch_loss_and_ap(tmp_path, capsys, monkeypatch):
+def test_on_a_terminal_a_bar_shows_epoch_step_loss_ap_speed_and_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
-    logger.epoch(0, 2, {"loss": 1.0}, {"ap": 0.5, "ap50": 0.75})
+    logger.epoch(0, 2, {"loss": 1.0, **PACE}, {"ap": 0.5, "ap50": 0.75})
+    logger.step(1, 3, {"loss": 1.0, **PACE, "loader_wait": 0.45})
     logger.advance(1, 1.234)
     logger.close()
     shown = capsys.readouterr()
     assert "epoch 2/2" in shown.err
-    assert "loss=1.234" in shown.err
-    assert "AP=0.500" in shown.err
+    assert "1/4" in shown.err
+    assert "AP 0.500, loss 1.234, 3.0 images/s, 1.5 GiB, loader wait 45%" in shown.err
     assert shown.out == ""
 
 
@@ -68,8 +80,8 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
     accelerator.init_trackers("run")
     logger = MetricLogger(tmp_path, accelerator, total_steps=4, epochs=2)
-    logger.step(0, 2, {"loss": 1.5, "images_per_second": 3.0})
-    logger.epoch(0, 2, {"loss": 1.25}, {"ap": 0.5, "ap50": 0.75})
+    logger.step(0, 2, {"loss": 1.5, **PACE})
+    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75})
     logger.images("predictions", [np.zeros((8, 8, 3), np.uint8)], 2)
     logger.close()
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()

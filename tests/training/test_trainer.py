@@ -17,7 +17,7 @@ from modeling_detr.training.signals import TrainingInterrupted
 from modeling_detr.training.trainer import Trainer
 
 
-TIMES = {"images_per_second", "seconds"}
+TIMES = {"images_per_second", "seconds", "loader_wait", "memory_gib"}
 
 
 def entries(recipe: Recipe):
@@ -52,6 +52,8 @@ def test_a_run_leaves_log_checkpoints_pictures_and_a_model_for_use(tiny_recipe):
     for expected in ("20 images", "circle", "10 of 4 images", "backbone", "nothing", "cpu", "cosine"):
         assert expected in plan
     report = trainer.train()
+    lines = (recipe.run_dir / "log.jsonl").read_text().splitlines()
+    assert all({"images_per_second", "loader_wait", "memory_gib"} <= set(json.loads(line)) for line in lines)
     steps = [entry for entry in entries(recipe) if entry["kind"] == "step"]
     epochs = [entry for entry in entries(recipe) if entry["kind"] == "epoch"]
     assert [entry["step"] for entry in steps] == [2, 4, 6, 8, 10]
