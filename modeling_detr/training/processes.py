@@ -1,8 +1,12 @@
 """Where a run computes: Accelerate's processes and devices, checked against what was asked for, and threads."""
 
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration
@@ -37,12 +41,74 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             f"fewer accelerators here than the configuration says. Choose another, or on CPUs start with "
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started}."
         )
+    _refuse_fewer_processes(accelerator)
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             f"Accelerate is set up for {accelerator.gradient_accumulation_steps} accumulation steps; say it in the "
             f"recipe instead: --gradient_accumulation_steps {accelerator.gradient_accumulation_steps}."
         )
     return accelerator
+
+
+def _refuse_fewer_processes(accelerator: Accelerator) -> None:
+    """`accelerate launch` starts a single process where it finds one accelerator or none, however many it was told to
+    start, and nothing in that process's environment says so. But its own command line does.
+
+    Raises:
+        ValueError: This process was started by a launcher that was asked for more than there are.
+    """
+    wanted: int | None = None
+    with contextlib.suppress(Exception, SystemExit):  # what hinders the finding out is no reason to refuse a run
+        for ancestor in psutil.Process().parents():
+            wanted = processes_asked_for(ancestor.cmdline(), sys.argv[1:])
+            if wanted is not None:
+                break
+    if wanted is not None and wanted > accelerator.num_processes:
+        raise ValueError(
+            f"accelerate launch was asked for {wanted} processes, by --num_processes or its configuration, but "
+            f"started {accelerator.num_processes}: there are {torch.accelerator.device_count()} accelerators here. "
+            f"Say --num_processes {accelerator.num_processes}, or on CPUs start with "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted}."
+        )
+
+
+def processes_asked_for(command: Sequence[str], arguments: Sequence[str]) -> int | None:
+    """How many processes, on all machines together, an `accelerate launch` was told to start.
+
+    Args:
+        command: The command line of a process.
+        arguments: What the launched script must have been given to be this one.
+
+    Returns:
+        What `--num_processes` or the configuration file says; None if neither does, or if the command is no
+        `accelerate launch` of this script.
+    """
+    told = _after_accelerate_launch(command)
+    if told is None:
+        return None
+
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    launch = launch_command_parser().parse_args(told)
+    if list(launch.training_script_args) != list(arguments):
+        return None
+    if launch.num_processes is not None:
+        return int(launch.num_processes)
+    if launch.config_file is not None or (Path(default_config_file).is_file() and not launch.cpu):
+        return int(load_config_from_file(launch.config_file).num_processes)
+    return None
+
+
+def _after_accelerate_launch(command: Sequence[str]) -> list[str] | None:
+    """The arguments of a command that is `accelerate launch`, by any of its names; None if it is not."""
+    for words in (command, command[2:] if "-m" in command[1:2] else command[1:]):  # itself, or what Python runs
+        match [*(Path(word).name for word in words[:1]), *words[1:]]:
+            case ["accelerate" | "accelerate.commands.accelerate_cli", "launch", *told]:
+                return told
+            case ["accelerate-launch" | "accelerate.commands.launch", *told]:
+                return told
+    return None
 
 
 def check_trackers(names: Sequence[str]) -> None:

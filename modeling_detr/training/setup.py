@@ -3,9 +3,7 @@
 import contextlib
 import hashlib
 import logging
-import os
 import re
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -40,6 +38,7 @@ from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import start_local
 from modeling_detr.training.checkpointing import find_model, telling_missing_models
 from modeling_detr.training.recipe import Recipe, nearest_name
+from modeling_detr.training.signals import leave_stopping_to_parent
 
 
 _MASK_PARTS = ("bbox_attention.", "mask_head.")
@@ -426,19 +425,9 @@ def _loader(
 
 
 def _prepare_worker(_number: int) -> None:
-    """A loader process computes with one thread, and stays until the process that it loads for has ended the run.
-
-    Ctrl-C in a terminal and SIGTERM from torchrun go to a whole group of processes; a group of its own spares it.
-    Slurm's warning goes to every process that it finds. SIGTERM keeps PyTorch's own handler: by it
-    loaders are ended, once, when a run is through, and one that passed it over would be waited for without end. A
-    loader notices by itself when the process that it loads for is gone.
-    """
+    """A loader process computes with one thread, and stays until the process that it loads for has ended the run."""
     torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
+    leave_stopping_to_parent()
     sys.excepthook = _say_nothing_of_broken_connections
 
 

@@ -1,5 +1,7 @@
 """Signals that end a run between two steps, with a checkpoint: Ctrl-C, the end of the time, Slurm's warning of it."""
 
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -96,3 +98,30 @@ class StopSignals:
                 raise StopRequested
         elif number == signal.SIGINT and time.monotonic() - self._received_at > 1:  # torchrun passes the first one on
             raise KeyboardInterrupt
+
+
+def leave_stopping_to_parent() -> None:
+    """In a loader process: what stops a run passes it by, so that the run can end as `StopSignals` says.
+
+    Ctrl-C in a terminal goes to a whole group of processes; a group of its own spares the loader. Slurm sends its
+    warning, and SIGTERM at the end of the time, to every process that it finds; a loader that dies of it makes PyTorch
+    raise an error wherever the run happens to be, be it in the middle of a checkpoint. But SIGTERM from the process
+    that it loads for ends it: so PyTorch ends loaders when a run is through, and sends it only once. A loader notices
+    by itself when that process is gone.
+    """
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_when_told_by, args=[parent.pid], daemon=True).start()
+
+
+def _end_when_told_by(process: int | None) -> None:
+    """Waits for a SIGTERM of that process, then ends this one as PyTorch's own handler would."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process:
+        pass
+    os._exit(0)

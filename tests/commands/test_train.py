@@ -1,90 +1,16 @@
 """`detr train` as a user runs it: in a process of its own, from its recipe to its model."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
+from launched_runs import RECIPE, entries, launch, wait_for_log
 
 from modeling_detr import commands
 from modeling_detr.commands import train
 from modeling_detr.data import read_image
 from modeling_detr.structures_detr import ImageRecord
-
-
-ROOT = Path(__file__).parents[2]
-RECIPE = """\
-data: shapes?size=64&train=16&val=4
-model_config:
-  backbone: resnet10t
-  backbone_kwargs: {channels: [8, 8, 16, 16], stem_width: 8}
-  out_indices: [3]
-  num_queries: 6
-  d_model: 16
-  encoder_layers: 1
-  decoder_layers: 2
-  encoder_attention_heads: 2
-  decoder_attention_heads: 2
-  encoder_ffn_dim: 16
-  decoder_ffn_dim: 16
-  dropout: 0.0
-  attention_dropout: 0.0
-  activation_dropout: 0.0
-processor_config:
-  size: {shortest_edge: 64, longest_edge: 64}
-transform: light
-num_workers: 0
-epochs: 1
-encoder_supervision: true
-log_every_steps: 1
-"""
-
-
-@pytest.fixture(scope="module")
-def backbone_weights(tmp_path_factory) -> Path:
-    """Weights of the tiny backbone under timm's names, as a pretrained one would be."""
-    torch.manual_seed(0)
-    model = timm.create_model("resnet10t", channels=(8, 8, 16, 16), stem_width=8)
-    path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
-    save_file(model.state_dict(), path)
-    return path
-
-
-@pytest.fixture
-def config(tmp_path, backbone_weights) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(f"{RECIPE}backbone_weights: {backbone_weights}\noutput_dir: {tmp_path / 'run'}\n")
-    return path
-
-
-def launch(*arguments, processes=1, **options):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    start = [sys.executable, "scripts/train.py"]
-    if processes > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "scripts/train.py"]
-        start[3:3] = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    return subprocess.Popen(
-        [*start, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
-
-
-def entries(run_dir: Path, kind: str):
-    return [
-        entry for entry in map(json.loads, (run_dir / "log.jsonl").read_text().splitlines()) if entry["kind"] == kind
-    ]
 
 
 def test_the_command_shows_its_plan_trains_and_says_where_things_lie(config, tmp_path, capsys):
@@ -200,9 +126,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_run_can_be_resumed(config, tmp_path)
     run_dir = tmp_path / "run"
     arguments = (config, "--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--lr_schedule", "constant")
     run = launch(*arguments, start_new_session=True)
-    until = time.monotonic() + 120
-    while not (run_dir / "log.jsonl").exists() and time.monotonic() < until:
-        time.sleep(0.1)
+    wait_for_log(run, run_dir)
     os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to the loader processes too
     out, _ = run.communicate(timeout=60)
     assert run.returncode == 130, out

@@ -1,0 +1,58 @@
+"""Where `detr train` runs: launchers, several processes, machines, and the signals that reach them."""
+
+import signal
+
+import psutil
+import pytest
+from launched_runs import ROOT, entries, launch, wait_for_log
+
+from modeling_detr.training.checkpointing import find_damage
+
+
+@pytest.mark.slow
+def test_accelerate_launch_runs_what_it_was_asked_for_and_fewer_is_an_error(config, tmp_path):
+    """Where there is no accelerator it starts a single process, whatever it was asked for."""
+    accelerate, folder = ["accelerate.commands.launch"], ROOT / "configs/accelerate"
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    runs = [
+        launch(
+            config,
+            "--preflight",
+            "false",
+            "--output_dir",
+            tmp_path / name,
+            launcher=[*accelerate, *options],
+            environment=environment,
+        )
+        for name, options in {
+            "one": ["--config_file", folder / "cpu.yaml"],
+            "fewer": ["--num_processes", "2"],
+        }.items()
+    ]
+    (one, _), (fewer, _) = (run.communicate(timeout=120) for run in runs)
+    assert runs[0].returncode == 0, one
+    assert "1 process(es)" in one
+    assert runs[1].returncode != 0
+    assert "asked for 2 processes, by --num_processes or its configuration, but started 1: there are 0" in fewer
+    assert not (tmp_path / "fewer").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_to_every_process_as_slurm_sends_it_leaves_a_checkpoint(config, tmp_path, processes):
+    run_dir = tmp_path / "run"
+    options = ("--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--preflight", "false")
+    run = launch(config, *options, processes=processes)
+    wait_for_log(run, run_dir)
+    everyone = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+    assert len(everyone) >= 2 * processes  # loaders too
+    for process in everyone:
+        process.send_signal(signal.SIGTERM)
+    out, _ = run.communicate(timeout=60)
+    assert "Stopped by SIGTERM" in out
+    assert "DataLoader worker" not in out
+    assert run.returncode == (143 if processes == 1 else 1), out  # torchrun has an exit code of its own
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    assert find_damage(checkpoint) is None
+    assert entries(run_dir, "step")[-1]["step"] == int(checkpoint.name.removeprefix("step_"))
+    assert not any(process.is_running() for process in everyone)

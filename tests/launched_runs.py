@@ -1,0 +1,71 @@
+"""Runs as a user starts them, in processes of their own: what the tests of several files share."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from modeling_detr.training.metric_logger import read_log
+
+
+ROOT = Path(__file__).parents[1]
+RECIPE = """\
+data: shapes?size=64&train=16&val=4
+model_config:
+  backbone: resnet10t
+  backbone_kwargs: {channels: [8, 8, 16, 16], stem_width: 8}
+  out_indices: [3]
+  num_queries: 6
+  d_model: 16
+  encoder_layers: 1
+  decoder_layers: 2
+  encoder_attention_heads: 2
+  decoder_attention_heads: 2
+  encoder_ffn_dim: 16
+  decoder_ffn_dim: 16
+  dropout: 0.0
+  attention_dropout: 0.0
+  activation_dropout: 0.0
+processor_config:
+  size: {shortest_edge: 64, longest_edge: 64}
+transform: light
+num_workers: 0
+epochs: 1
+encoder_supervision: true
+log_every_steps: 1
+"""
+
+
+def launch(*arguments, processes=1, launcher=None, environment=(), **options):
+    """Starts `scripts/train.py`: by itself, by torchrun, or by another launcher's command line."""
+    start = [sys.executable]
+    if launcher is not None:
+        start = [sys.executable, "-m", *launcher]
+    elif processes > 1:
+        start += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        start += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return subprocess.Popen(
+        [*start, "scripts/train.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **dict(environment)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def entries(run_dir: Path, kind: str):
+    return [entry for entry in read_log(run_dir / "log.jsonl") if entry["kind"] == kind]
+
+
+def wait_for_log(run: subprocess.Popen, run_dir: Path, kind: str = "step", number: int = 1) -> None:
+    """Waits until the run has logged that many entries of a kind; one that ends before is shown."""
+    until = time.monotonic() + 120
+    while run.poll() is None and time.monotonic() < until:
+        if (run_dir / "log.jsonl").exists() and len(entries(run_dir, kind)) >= number:
+            return
+        time.sleep(0.05)
+    run.kill()
+    raise AssertionError(f"no {number} entries of kind {kind}: {run.communicate()[0]}")

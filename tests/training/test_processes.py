@@ -1,0 +1,88 @@
+"""Where a run computes: fewer processes than asked for are told."""
+
+import sys
+
+import psutil
+import pytest
+from accelerate.commands.config import config_args
+
+from modeling_detr.training import processes
+from modeling_detr.training.processes import build_accelerator, processes_asked_for
+
+
+RUN = ["--data", "shapes", "--num_processes", "7"]  # what follows the script is none of the launcher's business
+
+
+@pytest.fixture
+def default_config(tmp_path, monkeypatch):
+    """Where `accelerate config` writes; nothing is there."""
+    path = tmp_path / "default_config.yaml"
+    monkeypatch.setattr(config_args, "default_config_file", str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        ["accelerate", "launch"],
+        ["/venv/bin/python3", "/venv/bin/accelerate", "launch"],
+        ["/venv/bin/python3", "/venv/bin/accelerate-launch"],
+        ["python", "-m", "accelerate.commands.launch"],
+        ["python", "-m", "accelerate.commands.accelerate_cli", "launch"],
+    ],
+)
+def test_a_launchers_command_line_says_how_many_processes_it_was_asked_for(program, default_config):
+    script = ["scripts/train.py", *RUN]
+    assert processes_asked_for([*program, "--num_processes", "2", *script], RUN) == 2
+    assert processes_asked_for([*program, "--num_processes=3", "--multi_gpu", "-m", "my.module", *RUN], RUN) == 3
+    assert processes_asked_for([*program, *script], RUN) is None  # the launcher then takes what is there
+
+
+def test_a_launchers_configuration_says_how_many_processes_it_was_asked_for(tmp_path, default_config):
+    config = tmp_path / "mine.yaml"
+    config.write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
+    launch, script = ["accelerate", "launch"], ["scripts/train.py", *RUN]
+    assert processes_asked_for([*launch, "--config_file", str(config), *script], RUN) == 4
+    assert processes_asked_for([*launch, "--config_file", str(config), "--num_processes", "2", *script], RUN) == 2
+    default_config.write_text("distributed_type: 'NO'\nnum_processes: 5\n")
+    assert processes_asked_for([*launch, *script], RUN) == 5
+    assert processes_asked_for([*launch, "--cpu", *script], RUN) is None  # it then passes the default file over
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["bash", "launch"],
+        ["python", "scripts/train.py", "accelerate", "launch", "--num_processes", "2", "scripts/train.py", *RUN],
+        ["accelerate", "test", "--num_processes", "2"],
+        ["accelerate", "launch", "--num_processes", "2", "scripts/evaluate.py", "model", "data"],  # of something else
+    ],
+)
+def test_other_commands_ask_for_nothing(command):
+    assert processes_asked_for(command, RUN) is None
+
+
+class Launcher:
+    def __init__(self, *command: str) -> None:
+        self.command = command
+
+    def cmdline(self):
+        return [*self.command]
+
+
+def test_a_run_that_got_fewer_processes_than_asked_for_is_refused(tiny_recipe, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", *RUN])
+    above = [Launcher("bash"), Launcher("accelerate", "launch", "--num_processes", "2", "scripts/train.py", *RUN)]
+    monkeypatch.setattr(psutil.Process, "parents", lambda _: above)
+    with pytest.raises(ValueError, match=r"asked for 2 processes.* started 1: .*torchrun --nproc_per_node 2"):
+        build_accelerator(tiny_recipe())
+
+
+@pytest.mark.parametrize("trouble", [psutil.AccessDenied(1), psutil.ZombieProcess(1), OSError(), SystemExit(2)])
+def test_a_launcher_that_cannot_be_asked_hinders_no_run(tiny_recipe, monkeypatch, trouble):
+    def refuse(*_):
+        raise trouble
+
+    monkeypatch.setattr(processes, "processes_asked_for", refuse)
+    assert build_accelerator(tiny_recipe()).num_processes == 1
