@@ -303,7 +303,7 @@ class DetectionSample(TypedDict):
 class DetectionLabels(TypedDict):
     """The objects of one image as the loss takes them: `class_labels` (N,) int64 and `boxes` (N, 4) cxcywh in [0, 1]
     of the unpadded image are needed; `image_index` and `size` (2,) say which image it is and its unpadded size;
-    `masks` (N, height, width) bool are of the unpadded image."""
+    `masks` (N, height, width) bool are of the unpadded image; `noise_seed` is of what denoising draws for it."""
 
     class_labels: Tensor
     boxes: Tensor
@@ -311,6 +311,7 @@ class DetectionLabels(TypedDict):
     area: NotRequired[Tensor]
     image_index: NotRequired[Tensor]
     size: NotRequired[Tensor]
+    noise_seed: NotRequired[int]
 
 
 class DetectionBatch(TypedDict):

@@ -65,7 +65,7 @@ class EncoderSupervision(nn.Module):
         owner = self.owners(token_centres(feature_mask, pixel_mask), real, labels)  # (B, S), -1 = no object
         counts = torch.tensor([len(label["class_labels"]) for label in labels])
         first_target = (counts.cumsum(0) - counts).to(owner.device)  # (B,) row of each image's first target
-        image_share = counts.to(owner.device) / num_boxes  # (B,)
+        image_share = counts.to(owner.device, logits.dtype) / num_boxes  # (B,)
 
         positive = owner >= 0  # (B, S)
         target = torch.where(positive, owner + first_target[:, None], 0)  # (B, S) rows of the batch's targets
@@ -132,6 +132,9 @@ class Denoising(nn.Module):
     what a small network makes of the whole box. Groups see neither each other nor are they
     seen by the learned queries, so that what those compute is what they compute alone.
 
+    What is drawn for an image follows its label's `noise_seed`, where it has one, and then depends neither on the
+    batch nor on the process that it is in, nor on the device.
+
     Paper: DN-DETR, sec. 4.
 
     Args:
@@ -178,20 +181,29 @@ class Denoising(nn.Module):
             classes[image, : counts[image]] = label["class_labels"]
             boxes[image, : counts[image]] = label["boxes"].to(boxes.dtype)
         classes, boxes = classes.repeat(1, self.num_groups), boxes.repeat(1, self.num_groups, 1)  # (B, E), (B, E, 4)
-        flipped = torch.rand(classes.shape, device=device) < self.label_noise
-        classes = torch.where(flipped, torch.randint_like(classes, self.num_labels), classes)
-        content = self.label_embedding(classes)
-        noised = self._noised(boxes)
+        draws = self._draws(labels, counts, most).to(device, non_blocking=True)  # (B, E, 6)
+        flipped, others = draws[..., 0] < self.label_noise, (draws[..., 1] * self.num_labels).to(torch.int64)
+        content = self.label_embedding(torch.where(flipped, others, classes))
+        noised = self._noised(boxes, draws[..., 2:])
         embedded = sine_embedding(noised, self.width // 2, self.temperature).flatten(-2)  # (B, E, 4 · D/2)
         centres = sine_position(noised[..., :2], self.width, self.temperature)  # (B, E, D), as tokens have
         positions = centres + self.position_mlp(embedded.to(content.dtype))
         return ExtraQueries(content, positions, self._attention_mask(counts, most, num_queries, device))
 
-    def _noised(self, boxes: Tensor) -> Tensor:
-        """(B, E, 4) cxcywh → the same, moved and scaled, clipped to the image."""
+    def _draws(self, labels: Sequence[DetectionLabels], counts: list[int], most: int) -> Tensor:
+        """(B, E, 6) random numbers in [0, 1), on the host; zero for what is filling."""
+        draws = torch.zeros(len(labels), self.num_groups, most, 6)
+        for own, label, count in zip(draws, labels, counts, strict=True):
+            seed = label.get("noise_seed")
+            generator = None if seed is None else torch.Generator().manual_seed(seed)
+            own[:, :count] = torch.rand(self.num_groups, count, 6, generator=generator)
+        return draws.flatten(1, 2)
+
+    def _noised(self, boxes: Tensor, draws: Tensor) -> Tensor:
+        """(…, 4) cxcywh and as many numbers in [0, 1) → the boxes, moved and scaled, clipped to the image."""
         centre, size = boxes[..., :2], boxes[..., 2:]
-        move = (2 * torch.rand_like(centre) - 1) * self.centre_noise * size
-        scale = 1 + (2 * torch.rand_like(size) - 1) * self.size_noise
+        move = (2 * draws[..., :2] - 1) * self.centre_noise * size
+        scale = 1 + (2 * draws[..., 2:] - 1) * self.size_noise
         return torch.cat([(centre + move).clamp(0, 1), (size * scale).clamp(0, 1)], dim=-1)
 
     def _attention_mask(self, counts: list[int], most: int, num_queries: int, device: torch.device) -> Tensor:

@@ -12,8 +12,8 @@
       model/                    the best model so far: weights, processor, model card
 
 Everything is written to a hidden folder first and then renamed, so that a folder with its own name is whole. Random
-numbers need no file: those of a sample depend on seed, epoch and position, those of a step on seed, step and process.
-Beside the newest checkpoints, that of the best model stays.
+numbers need no file: those of a sample depend on seed, epoch and position, those of a step on seed, step, process and
+image. Beside the newest checkpoints, that of the best model stays.
 """
 
 import contextlib

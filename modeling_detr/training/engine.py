@@ -11,7 +11,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, cast
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -50,15 +51,22 @@ class NonFiniteLossError(ArithmeticError):
 # One optimizer step
 
 
-class StepNormalizers(NamedTuple):
-    """What the losses of one optimizer step are divided by, over all its batches and processes.
+LossNormalization = Literal["step", "original"]
 
-    num_boxes: at least 1. class_weight_sum: eos·B·Q + (1 - eos)·Σ min(n, Q) for B images with n boxes each.
+
+class StepNormalizers(NamedTuple):
+    """What the losses of one optimizer step are divided by.
+
+    num_images: images of the step, over all processes.
+    num_boxes: boxes of the step, at least 1; under 'original' at least as many as it has batches.
+    class_weight_sums: one for each batch of this process. The class weights of all queries of the step,
+        eos·B·Q + (1 - eos)·Σ min(n, Q) for B images with n boxes each; under 'original' those of the batch alone,
+        times the number of batches.
     """
 
     num_images: float | Tensor
     num_boxes: float | Tensor
-    class_weight_sum: float | Tensor
+    class_weight_sums: list[float | Tensor]
 
 
 class StepResult(NamedTuple):
@@ -75,22 +83,51 @@ class StepResult(NamedTuple):
 
 
 def step_normalizers(
-    batches: Sequence[DetectionBatch], config: DetrConfig, accelerator: Accelerator
+    batches: Sequence[DetectionBatch],
+    config: DetrConfig,
+    accelerator: Accelerator,
+    dtype: torch.dtype = torch.float32,
+    loss_normalization: LossNormalization = "step",
 ) -> StepNormalizers:
-    """Counts images and boxes of a step over its batches and over all processes, without a host synchronisation."""
-    counts = [len(label["class_labels"]) for batch in batches for label in batch["labels"]]
-    matched = sum(min(count, config.num_queries) for count in counts)
-    totals: Sequence[float | Tensor] = [float(len(counts)), float(sum(counts)), float(matched)]
-    if accelerator.num_processes > 1:
-        local = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
-        totals = list(cast(Tensor, accelerator.reduce(local, "sum")))
-    num_images, num_boxes, num_matched = totals
-    eos = float(config.eos_coefficient)
-    return StepNormalizers(
-        num_images=num_images,
-        num_boxes=num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(1.0, num_boxes),
-        class_weight_sum=eos * num_images * config.num_queries + (1 - eos) * num_matched,
-    )
+    """Counts images and boxes of a step over its batches and over all processes, without a host synchronisation.
+
+    Args:
+        batches: Those of this process.
+        config: The detector's.
+        accelerator: Its processes all call this together.
+        dtype: What losses are computed in. Counts are added up as whole numbers.
+        loss_normalization: 'step': a batch's losses are its share of means over the whole step. 'original': a batch's
+            class loss is the mean over its own queries, and the boxes' are divided by the mean number of boxes in a
+            batch, at least 1; the step's are the means of both over the batches of all processes. (The original has
+            one batch a process and does not accumulate; here accumulated batches count as those of processes do.)
+    """
+    eos, num_queries = float(config.eos_coefficient), config.num_queries
+    counts = [[len(label["class_labels"]) for label in batch["labels"]] for batch in batches]  # of each batch's images
+    matched = [sum(min(count, num_queries) for count in own) for own in counts]
+    totals = [sum(map(len, counts)), sum(map(sum, counts)), sum(matched), len(batches)]
+    num_images, num_boxes, num_matched, num_batches = _sum_over_processes(totals, accelerator, dtype)
+
+    def class_weight_sum(images: float | Tensor, matched_queries: float | Tensor) -> float | Tensor:
+        return eos * images * num_queries + (1 - eos) * matched_queries
+
+    if loss_normalization == "original":
+        own_sums = (class_weight_sum(len(own), own_matched) for own, own_matched in zip(counts, matched, strict=True))
+        sums = [num_batches * own_sum for own_sum in own_sums]
+        return StepNormalizers(num_images, _at_least(num_batches, num_boxes), sums)
+    whole = class_weight_sum(num_images, num_matched)
+    return StepNormalizers(num_images, _at_least(1.0, num_boxes), [whole] * len(batches))
+
+
+def _sum_over_processes(counts: Sequence[int], accelerator: Accelerator, dtype: torch.dtype) -> list[float | Tensor]:
+    """Numbers where there is one process, else tensors on the device, which nobody waits for."""
+    if accelerator.num_processes == 1:
+        return [float(count) for count in counts]
+    total = cast(Tensor, accelerator.reduce(torch.tensor(counts, device=accelerator.device), "sum"))
+    return list(total.to(dtype))
+
+
+def _at_least(smallest: float | Tensor, value: float | Tensor) -> float | Tensor:
+    return value.clamp(min=smallest) if isinstance(value, Tensor) else max(smallest, value)
 
 
 def training_step(
@@ -101,9 +138,12 @@ def training_step(
     scheduler: LRScheduler,
     accelerator: Accelerator,
     *,
+    loss_normalization: LossNormalization = "step",
+    max_pixels: int | None = None,
     max_grad_norm: float = 0.0,
     image_mean: Sequence[float] = (0.0, 0.0, 0.0),
     image_std: Sequence[float] = (1.0, 1.0, 1.0),
+    noise_seeds: Callable[[int], int] | None = None,
     stop_requested: bool = False,
     checkpoint_requested: bool = False,
     loader_wait: float = 0.0,
@@ -112,14 +152,18 @@ def training_step(
 
     Args:
         model: The training model as prepared by `accelerator`; called like `DetrForObjectDetection`.
-        batches: What this process contributes, one forward and backward pass each.
+        batches: What this process contributes, one forward and backward pass each, or several, see `max_pixels`.
         config: The detector's.
         optimizer: As prepared by `accelerator`.
         scheduler: Built on the raw optimizer; it moves on by one.
         accelerator: Its processes all call this together.
+        loss_normalization: What losses are divided by, see `step_normalizers`.
+        max_pixels: Most pixels that pass through the model at once; a batch with more is taken in parts.
         max_grad_norm: The gradient is scaled down to this norm; 0: left as it is.
         image_mean: For batches that are still uint8: mean of each channel, in units of [0, 1].
         image_std: For batches that are still uint8: standard deviation of each channel.
+        noise_seeds: Position of an image in the dataset → the seed of what denoising draws for it. None: that follows
+            PyTorch's global random numbers.
         stop_requested: Whether this process was asked to stop; the result tells whether any was.
         checkpoint_requested: Whether this process wants a checkpoint; the result tells whether any does.
         loader_wait: Seconds that this process waited for `batches`; the result has the longest wait.
@@ -127,13 +171,21 @@ def training_step(
     Raises:
         NonFiniteLossError: On all processes, before the optimizer moves.
     """
-    normalizers = step_normalizers(batches, config, accelerator)
+    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+    normalizers = step_normalizers(batches, config, accelerator, dtype, loss_normalization)
+    parts = [
+        (part, class_weight_sum)
+        for batch, class_weight_sum in zip(batches, normalizers.class_weight_sums, strict=True)
+        for part in ([batch] if max_pixels is None else split_batch(batch, max_pixels))
+    ]
     outcomes: list[dict[str, Tensor]] = []
-    for position, batch in enumerate(batches):
-        inputs = to_device(batch, accelerator.device, image_mean, image_std)
-        last = position == len(batches) - 1
+    for position, (part, class_weight_sum) in enumerate(parts):
+        inputs = to_device(part, accelerator.device, image_mean, image_std)
+        if noise_seeds is not None:
+            _seed_noise(inputs, part, noise_seeds)
+        last = position == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            output = model(**inputs, num_boxes=normalizers.num_boxes, class_weight_sum=normalizers.class_weight_sum)
+            output = model(**inputs, num_boxes=normalizers.num_boxes, class_weight_sum=class_weight_sum)
             # Distributed training averages gradients over processes and Accelerate divides by its accumulation steps;
             # the loss is already this batch's share of the whole step's.
             accelerator.backward(output.loss * (accelerator.num_processes * accelerator.gradient_accumulation_steps))
@@ -161,7 +213,7 @@ def training_step(
         bad_terms = ["gradient"]
     if bad_terms:
         suspects = [bad_terms == ["gradient"] or not bool(row.isfinite().all()) for row in local]
-        raise NonFiniteLossError(bad_terms, _image_indices(batches, suspects, accelerator))
+        raise NonFiniteLossError(bad_terms, _image_indices([part for part, _ in parts], suspects, accelerator))
     optimizer.step()
     if getattr(optimizer, "step_was_skipped", False):  # by a gradient scaler, which looks for a better scale
         with warnings.catch_warnings():  # PyTorch warns if the very first step is skipped
@@ -171,6 +223,12 @@ def training_step(
         scheduler.step()
     optimizer.zero_grad()
     return StepResult(losses, norm, int(images), stops > 0, checkpoints > 0, max(waits))
+
+
+def _seed_noise(inputs: dict[str, Any], batch: DetectionBatch, noise_seeds: Callable[[int], int]) -> None:
+    for label, source in zip(inputs.get("labels", ()), batch["labels"], strict=False):
+        if "image_index" in source:
+            label["noise_seed"] = noise_seeds(int(source["image_index"]))
 
 
 def _scale_is_spent(accelerator: Accelerator) -> bool:
@@ -203,6 +261,7 @@ def train_one_epoch(
     accelerator: Accelerator,
     *,
     batches_per_step: int = 1,
+    loss_normalization: LossNormalization = "step",
     max_pixels: int | None = None,
     max_grad_norm: float = 0.0,
     image_mean: Sequence[float] = (0.0, 0.0, 0.0),
@@ -214,8 +273,9 @@ def train_one_epoch(
 ) -> Iterator[StepResult]:
     """Takes one optimizer step after the other over `batches`, and yields what each did.
 
-    Random numbers of a step (dropout, denoising) depend on `seed`, the step and the process alone, so that a run that
-    is resumed in the middle goes on as if nothing had happened.
+    Random numbers of a step depend on `seed` and the step alone, those of dropout on the process too and those of
+    denoising on the image: a run that is resumed in the middle goes on as if nothing had happened, and denoising is
+    the same however a step is split.
 
     Args:
         model: See `training_step`.
@@ -225,7 +285,8 @@ def train_one_epoch(
         scheduler: See there.
         accelerator: See there.
         batches_per_step: Batches of each process in one optimizer step; the last step takes what is left.
-        max_pixels: Most pixels that pass through the model at once; a batch with more is taken in parts.
+        loss_normalization: See `step_normalizers`.
+        max_pixels: See `training_step`.
         max_grad_norm: See `training_step`.
         image_mean: See there.
         image_std: See there.
@@ -245,8 +306,6 @@ def train_one_epoch(
         loader_wait = time.perf_counter() - began
         if not group:
             return
-        if max_pixels is not None:
-            group = [part for batch in group for part in split_batch(batch, max_pixels)]
         torch.manual_seed(_step_seed(seed, step, accelerator.process_index))
         yield training_step(
             model,
@@ -255,9 +314,12 @@ def train_one_epoch(
             optimizer,
             scheduler,
             accelerator,
+            loss_normalization=loss_normalization,
+            max_pixels=max_pixels,
             max_grad_norm=max_grad_norm,
             image_mean=image_mean,
             image_std=image_std,
+            noise_seeds=partial(_noise_seed, seed, step),
             stop_requested=stop(),
             checkpoint_requested=checkpoint(),
             loader_wait=loader_wait,
@@ -266,3 +328,7 @@ def train_one_epoch(
 
 def _step_seed(seed: int, step: int, process: int) -> int:
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0])
+
+
+def _noise_seed(seed: int, step: int, image: int) -> int:
+    return int(np.random.SeedSequence((seed, step), spawn_key=(image,)).generate_state(1, np.uint64)[0])

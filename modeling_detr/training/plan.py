@@ -37,6 +37,11 @@ def plan(trainer: "Trainer") -> str:
         + (f", {trainer.warmup_steps} steps of warm-up" if trainer.warmup_steps else "")
         + (f", rates x {trainer.rate_factor:.3g} for the images of a step" if recipe.scale_lr else ""),
         *([f"average   of the weights, decay {recipe.ema_decay:g}: it is evaluated and kept"] if trainer.ema else []),
+        *(
+            ["losses    each batch's class loss is divided by its own class weights, as in the original"]
+            if recipe.loss_normalization == "original"
+            else []
+        ),
         f"frozen    {_frozen_summary(trainer.detector)}",
         f"runs on   {accelerator.device.type}, {accelerator.num_processes} process(es), "
         f"precision {accelerator.mixed_precision}, {recipe.num_workers} loader processes each"

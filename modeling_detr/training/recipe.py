@@ -79,6 +79,9 @@ class Recipe:
             from the --model of the first.
         weight_decay: Decoupled weight decay of AdamW, on every parameter.
         max_grad_norm: Largest norm of the gradient, which is scaled down to it; 0: any.
+        loss_normalization: What the losses are divided by; 'step': boxes and class weights of the whole optimizer
+            step, so that it does not depend on how it is split; 'original': the class loss by the weights of each
+            process's own batch, boxes by their mean number in a batch (accumulated batches count as a process's).
         lr_schedule: How the rates go on after the warm-up.
         lr_drop_epochs: With lr_schedule 'step': the rates fall to a tenth every so many epochs.
         lr_drop_steps: The same in optimizer steps, which then counts instead.
@@ -152,6 +155,7 @@ class Recipe:
     freeze: list[str] = field(default_factory=list)
     weight_decay: float = 1e-4
     max_grad_norm: float = 0.1
+    loss_normalization: Literal["step", "original"] = "step"
     lr_schedule: LearningRateSchedule = "step"
     lr_drop_epochs: int = 200
     lr_drop_steps: int | None = None

@@ -352,6 +352,7 @@ class Trainer:
             self.scheduler,
             self.accelerator,
             batches_per_step=recipe.gradient_accumulation_steps,
+            loss_normalization=recipe.loss_normalization,
             max_pixels=recipe.max_pixels_per_batch,
             max_grad_norm=recipe.max_grad_norm,
             image_mean=self.processor.image_mean,

@@ -156,6 +156,46 @@ def test_two_processes_find_what_one_does(segmenter_folder: Path, tmp_path: Path
     assert len([*(tmp_path / "two" / "predictions_panoptic").iterdir()]) == 5
 
 
+@pytest.mark.slow
+def test_two_processes_detect_what_one_does_whatever_the_sizes(model_folder: Path, tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data")
+    truth = json.loads((folder / "annotations/instances_val.json").read_text())
+    for number in range(9):  # with the two that are there, eleven images in six batches, padded by their company
+        height, width = 40 + 9 * (number * 4 % 9), 60 + 7 * (number * 5 % 9)
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "val" / f"{number}.png")
+        truth["images"].append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+        box = {"category_id": 7, "bbox": [3 * number, 4, 30, 30], "area": 900, "iscrowd": 0}
+        truth["annotations"].append({"id": number, "image_id": number, **box})
+    (folder / "annotations/instances_val.json").write_text(json.dumps(truth))
+    arguments = [str(model_folder), str(folder), "--batch_size", "2", "--num_workers", "0"]
+    assert main([*arguments, "--output_dir", str(tmp_path / "one")]) == 0
+    scripts = Path(sys.executable).parent
+    torchrun = [str(scripts / "torchrun"), "--nproc_per_node", "2", "--no-python", str(scripts / "detr"), "evaluate"]
+    done = subprocess.run(
+        [*torchrun, *arguments, "--output_dir", str(tmp_path / "two")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        sorted(json.loads((tmp_path / name / "predictions.json").read_text()), key=lambda row: row["image_id"])
+        for name in ("one", "two")
+    )
+    assert {row["image_id"] for row in one} == {*range(9), 104, 105}
+    assert [(row["image_id"], row["category_id"]) for row in two] == [
+        (row["image_id"], row["category_id"]) for row in one
+    ]
+    for key in ("score", "bbox"):
+        np.testing.assert_allclose([row[key] for row in two], [row[key] for row in one], rtol=0, atol=1e-5)
+    ap, wanted = (
+        json.loads((tmp_path / name / "evaluation.json").read_text())["metrics"]["ap"] for name in ("two", "one")
+    )
+    assert ap == pytest.approx(wanted, abs=1e-4)
+
+
 def test_a_class_that_the_model_does_not_know_is_an_error(model_folder: Path, tmp_path: Path) -> None:
     data = dataset(tmp_path / "data", ("disc", "stars"))
     with pytest.raises(ValueError, match=r"classes that the model does not know: stars \(did you mean 'star'\?\)"):

@@ -60,7 +60,7 @@ def test_denoising_queries_see_their_group_and_no_other_and_are_not_seen():
 def test_without_noise_denoising_queries_hold_the_targets():
     denoising = Denoising(5, 32, 1, 20, label_noise=0, centre_noise=0, size_noise=0)
     labels = labels_of(3)
-    assert torch.equal(denoising._noised(labels[0]["boxes"]), labels[0]["boxes"])
+    assert torch.equal(denoising._noised(labels[0]["boxes"], torch.rand(3, 4)), labels[0]["boxes"])
     extra = denoising.queries(labels, 4)
     assert torch.equal(extra.content[0], denoising.label_embedding(labels[0]["class_labels"]))
 
@@ -68,10 +68,21 @@ def test_without_noise_denoising_queries_hold_the_targets():
 def test_noise_stays_within_its_bounds():
     denoising = Denoising(5, 32, 1, 20, centre_noise=0.4, size_noise=0.4)
     boxes = torch.full((1, 1000, 4), 0.4)
-    noised = denoising._noised(boxes)
+    noised = denoising._noised(boxes, torch.rand_like(boxes))
     assert (noised[..., :2] - 0.4).abs().max() <= 0.16 + 1e-6
     assert 0.24 - 1e-6 <= noised[..., 2:].min() < 0.26
     assert 0.54 < noised[..., 2:].max() <= 0.56 + 1e-6
+
+
+def test_the_noise_of_an_image_follows_its_seed_whatever_batch_it_is_in():
+    denoising = Denoising(5, 32, num_groups=2, temperature=20)
+    first, second = ({**label, "noise_seed": seed} for label, seed in zip(labels_of(3, 1), (7, 8), strict=True))
+    together = denoising.queries([first, second], 4).positions
+    alone = denoising.queries([second], 4).positions  # one query a group, where beside the other there are three
+    assert torch.equal(together[1, [0, 3]], alone[0])
+    assert torch.equal(denoising.queries([first], 4).positions[0], together[0])
+    assert not torch.equal(denoising.queries([{**first, "noise_seed": 6}], 4).positions[0], together[0])
+    assert not torch.equal(together[0, :3], together[0, 3:])  # each group has its own
 
 
 def test_aids_do_not_change_what_the_detector_predicts(tiny_detector):

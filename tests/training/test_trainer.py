@@ -230,6 +230,18 @@ def test_a_non_finite_loss_names_epoch_step_and_files(tiny_recipe, monkeypatch):
         Trainer(tiny_recipe()).train()
 
 
+def test_a_step_that_depends_on_its_split_is_told_in_the_plan(tiny_recipe):
+    as_original = Trainer(tiny_recipe(loss_normalization="original", gradient_accumulation_steps=2, max_steps=1))
+    assert "losses    each batch's class loss is divided by its own class weights" in as_original.plan()
+    as_original.train()
+    (mine,) = [entry["loss_ce"] for entry in entries(as_original.recipe) if entry["kind"] == "epoch"]
+    whole = Trainer(tiny_recipe(gradient_accumulation_steps=2, max_steps=1, output_dir=str(as_original.run_dir / "b")))
+    assert "losses " not in whole.plan()
+    whole.train()
+    (wholes,) = [entry["loss_ce"] for entry in entries(whole.recipe) if entry["kind"] == "epoch"]
+    assert mine != wholes  # of batches with other numbers of objects
+
+
 def test_frozen_parts_are_named_and_a_backbone_rate_of_zero_freezes(tiny_recipe):
     trainer = Trainer(tiny_recipe(backbone_learning_rate=0.0))
     assert "frozen    model.backbone (" in trainer.plan()

@@ -1,0 +1,103 @@
+"""A step means the same however it is split: over processes, accumulated batches, and parts of few pixels."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from split_steps import CASES, COUNTS, SPLIT_OVER_PROCESSES, batch_of, gradient_of_step, model_of
+
+from modeling_detr.evaluation.engine import to_device
+from modeling_detr.training.engine import StepResult
+
+
+ROOT = Path(__file__).parents[2]
+SIZE = 64
+whole_steps: dict[tuple[str, str], tuple[dict[str, torch.Tensor], StepResult]] = {}
+
+
+def whole(case, counts):
+    """One process, one batch of eight."""
+    if (case, counts) not in whole_steps:
+        whole_steps[case, counts] = gradient_of_step(case, [batch_of(COUNTS[counts])], Accelerator(cpu=True))
+    return whole_steps[case, counts]
+
+
+def assert_same_step(found, expected):
+    (gradient, result), (wanted, wanted_result) = found, expected
+    assert gradient.keys() == wanted.keys()
+    for name, value in wanted.items():
+        # the bias of keys, for one, has no gradient but rounding: a softmax does not see it
+        assert float((gradient[name] - value).norm()) <= 1e-10 * float(value.norm()) + 1e-14, name
+    assert result.num_images == wanted_result.num_images == 8
+    assert result.grad_norm == pytest.approx(wanted_result.grad_norm, rel=1e-5)
+    for name, value in wanted_result.losses.items():
+        if name.startswith("loss"):
+            assert result.losses[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("case", CASES)
+def test_accumulated_batches_have_the_gradient_of_one(case, counts):
+    halves = [batch_of(COUNTS[counts][:4]), batch_of(COUNTS[counts][4:], first_index=4)]
+    assert_same_step(gradient_of_step(case, halves, Accelerator(cpu=True)), whole(case, counts))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parts_of_few_pixels_have_the_gradient_of_the_batch(case):
+    batches = [batch_of(COUNTS["unequal"][:6]), batch_of(COUNTS["unequal"][6:], first_index=6)]
+    found = gradient_of_step(case, batches, Accelerator(cpu=True), max_pixels=2 * SIZE * SIZE)
+    assert_same_step(found, whole(case, "unequal"))
+
+
+def by_hand(case, batches):
+    """The original's: each batch's class loss over its own weights, boxes over their mean number a batch."""
+    model = model_of(case).train()
+    num_boxes = max(1.0, sum(len(label["boxes"]) for batch in batches for label in batch["labels"]) / len(batches))
+    for batch in batches:
+        inputs = to_device(batch, torch.device("cpu"), (0.0,) * 3, (1.0,) * 3)
+        (model(**inputs, num_boxes=num_boxes).loss / len(batches)).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_gradient(gradient, wanted):
+    assert gradient.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert float((gradient[name] - value).norm()) <= 1e-10 * float(value.norm()) + 1e-14, name
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("max_pixels", [None, 2 * SIZE * SIZE])
+def test_original_normalization_is_the_mean_of_what_batches_say_by_themselves(counts, max_pixels):
+    halves = [batch_of(COUNTS[counts][:4]), batch_of(COUNTS[counts][4:], first_index=4)]
+    options = {"loss_normalization": "original", "max_pixels": max_pixels}
+    for case in ("plain", "masks of a frozen detector"):
+        gradient, _ = gradient_of_step(case, halves, Accelerator(cpu=True), **options)
+        assert_same_gradient(gradient, by_hand(case, halves))
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_both_normalizations_are_one_without_processes_and_accumulation(counts):
+    batch = batch_of(COUNTS[counts])
+    found = gradient_of_step("encoder", [batch], Accelerator(cpu=True), loss_normalization="original")
+    assert_same_step(found, whole("encoder", counts))
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    start += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/split_steps.py", str(tmp_path)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    for case, name, normalization in SPLIT_OVER_PROCESSES:
+        found = torch.load(tmp_path / f"{case}, {name}, {normalization}.pt", weights_only=False)
+        if normalization == "step":
+            assert_same_step(found, whole(case, name))
+        else:
+            counts = COUNTS[name]
+            wanted = by_hand(case, [batch_of(counts[:4]), batch_of(counts[4:], first_index=4)])
+            assert_same_gradient(found[0], wanted)
