@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType, PrecisionType
 
 from modeling_detr import DetrConfig
 from modeling_detr.commands import _COMMANDS
@@ -59,9 +61,22 @@ def test_the_recipe_of_masks_is_the_originals_second_stage():
 
 @pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=lambda path: path.stem)
 def test_every_launch_config_is_one_that_accelerate_reads(path):
-    config = load_config_from_file(str(path))
-    assert config.num_processes >= 1
+    config = load_config_from_file(str(path))  # refuses a key that it does not know
+    options = vars(launch_command_parser().parse_args(["--config_file", str(path), "scripts/train.py"]))
+    for part, values in vars(config).items():
+        if isinstance(values, dict):  # but not in here
+            prefix = part.removesuffix("config")
+            assert {key if key.startswith(prefix) else prefix + key for key in values} <= options.keys(), part
+    several = config.distributed_type is not DistributedType.NO
+    assert config.num_processes > 1 if several else config.num_processes == 1
     assert config.num_processes % config.num_machines == 0
+    assert config.machine_rank < config.num_machines
+    assert config.mixed_precision in PrecisionType.list()
+    if config.num_machines > 1:
+        assert config.main_process_ip
+        assert config.main_process_port
+    if config.gpu_ids not in (None, "all"):
+        assert len(config.gpu_ids.split(",")) == config.num_processes // config.num_machines
 
 
 def test_constraints_are_exact_versions_within_the_ranges_of_the_project():

@@ -1,6 +1,7 @@
 """Where `detr train` runs: launchers, several processes, machines, and the signals that reach them."""
 
 import signal
+import socket
 
 import psutil
 import pytest
@@ -56,3 +57,40 @@ def test_sigterm_to_every_process_as_slurm_sends_it_leaves_a_checkpoint(config, 
     assert find_damage(checkpoint) is None
     assert entries(run_dir, "step")[-1]["step"] == int(checkpoint.name.removeprefix("step_"))
     assert not any(process.is_running() for process in everyone)
+
+
+def launch_on_two_machines(*arguments, output_dirs):
+    """Two starts of torchrun with a process each, which find each other as those of two machines do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+    runs = [
+        launch(
+            *(*arguments, "--output_dir", output_dir),
+            launcher=[*torchrun, f"--master_port={port}", f"--node_rank={rank}"],
+        )
+        for rank, output_dir in enumerate(output_dirs)
+    ]
+    return [(run.communicate(timeout=120)[0], run.returncode) for run in runs]
+
+
+@pytest.mark.slow
+def test_two_machines_train_one_run_in_a_folder_that_they_share_and_say_if_they_do_not(config, tmp_path):
+    shared = tmp_path / "run"
+    options = (config, "--batch_size", 4, "--num_workers", 1, "--preflight", "false")
+    first, second = launch_on_two_machines(*options, output_dirs=[shared, shared])
+    assert (first[1], second[1]) == (0, 0), first[0] + second[0]
+    assert "2 process(es)" in first[0]
+    assert "2 process(es)" not in second[0]  # one of them speaks
+    assert [entry["step"] for entry in entries(shared, "step")] == [1, 2]
+    assert len(entries(shared, "epoch")) == 1
+    assert len([*shared.glob("trackers/**/events.out.tfevents.*")]) == 1
+    more = ("--epochs", 2, "--resume", "auto")
+    ends = launch_on_two_machines(*options, *more, output_dirs=[shared, tmp_path / "not_shared"])
+    for out, code in ends:
+        assert code == 1, out
+        assert "the processes see different checkpoints" in out
+        assert "must be a folder that all of them share" in out
+    assert [entry["step"] for entry in entries(shared, "step")] == [1, 2]
+    assert not (tmp_path / "not_shared").exists()
