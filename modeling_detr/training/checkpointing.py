@@ -23,7 +23,7 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,19 +31,21 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.utils import logging
 
 from modeling_detr.conversion import converted_copy
 from modeling_detr.conversion.checkpoint_files import is_released
 from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.sharding import dealt_out, whole
 
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 RECIPE = "recipe.yaml"
+_WEIGHTS = "model.safetensors"
 _EMA = "ema.safetensors"
 _STATE = "state.json"
 
@@ -150,12 +152,15 @@ def save_checkpoint(
     """
     folder = run_dir / CHECKPOINTS / f"step_{state.step:08d}"
 
+    weights = whole(accelerator.unwrap_model(model).state_dict())  # on all processes: some may hold only parts
+    moments = whole(optimizer.state_dict())
+
     def write(temporary: Path) -> None:
-        save_model(accelerator.unwrap_model(model), str(temporary / "model.safetensors"))
+        _save_weights(weights, temporary / _WEIGHTS)
         if ema is not None:
-            save_model(ema, str(temporary / _EMA))
+            _save_weights(ema.state_dict(), temporary / _EMA)
         with (temporary / "optimizer.pt").open("wb") as file:  # a full disk then has a reason, see `_reason`
-            torch.save(optimizer.state_dict(), file)
+            torch.save(moments, file)
         (temporary / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         content = {
             "state": dataclasses.asdict(state),
@@ -229,15 +234,34 @@ def load_checkpoint(
         raise ValueError(f"{folder}: no whole checkpoint ({damage}); give another one, or --resume auto.")
     content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     try:
-        load_model(accelerator.unwrap_model(model), str(folder / "model.safetensors"))
+        _load_weights(accelerator.unwrap_model(model), folder / _WEIGHTS)
         if ema is not None and holds_average(folder):
-            load_model(ema, str(folder / _EMA))
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+            _load_weights(ema, folder / _EMA)
+        _load_moments(optimizer, torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: a checkpoint of another model: {' '.join(str(error).split())}") from error
     if accelerator.scaler is not None and content["gradient_scaler"] is not None:
         accelerator.scaler.load_state_dict(content["gradient_scaler"])
     return TrainingState.from_dict(content["state"])
+
+
+def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    own = module.state_dict()
+    weights = load_file(path)
+    module.load_state_dict({name: dealt_out(weights[name], own.get(name, weights[name])) for name in weights})
+
+
+def _load_moments(optimizer: Optimizer, moments: dict[str, Any]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in moments["state"].items():
+        for name, value in values.items():
+            if value.shape == parameters[number].shape:  # the number of steps is a scalar
+                values[name] = dealt_out(value, parameters[number])
+    optimizer.load_state_dict(moments)
 
 
 def holds_average(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.data.collate import split_batch
 from modeling_detr.evaluation.engine import to_device
 from modeling_detr.structures_detr import DetectionBatch
+from modeling_detr.training.sharding import whole
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -185,13 +186,16 @@ def training_step(
             _seed_noise(inputs, part, noise_seeds)
         last = position == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            output = model(**inputs, num_boxes=normalizers.num_boxes, class_weight_sum=class_weight_sum)
+            with accelerator.autocast():
+                output = model(**inputs, num_boxes=normalizers.num_boxes, class_weight_sum=class_weight_sum)
             # Distributed training averages gradients over processes and Accelerate divides by its accumulation steps;
             # the loss is already this batch's share of the whole step's.
             accelerator.backward(output.loss * (accelerator.num_processes * accelerator.gradient_accumulation_steps))
         outcomes.append({"loss": output.loss.detach(), **output.loss_dict})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    grad_norm = accelerator.clip_grad_norm_(parameters, max_grad_norm if max_grad_norm > 0 else math.inf)
+    accelerator.unscale_gradients()
+    most = max_grad_norm if max_grad_norm > 0 else math.inf
+    grad_norm = cast(Tensor, whole(nn.utils.clip_grad_norm_(parameters, most)))
 
     # Beside the matching costs the only copy from the device: everything that is to be known, in a single vector.
     names = sorted(outcomes[0])
@@ -201,7 +205,7 @@ def training_step(
     extra = local.new_tensor([float(stop_requested), float(checkpoint_requested), len(outcomes), *waits])
     reduced = cast(Tensor, accelerator.reduce(torch.cat([local.sum(0), extra]), "sum"))
     num_images = torch.as_tensor(normalizers.num_images, dtype=torch.float32, device=reduced.device)
-    values = torch.cat([reduced, num_images[None], cast(Tensor, grad_norm).detach().float()[None]]).tolist()
+    values = torch.cat([reduced, num_images[None], grad_norm.detach().float()[None]]).tolist()
     totals, (stops, checkpoints, num_batches, *waits, images, norm) = values[: len(names)], values[len(names) :]
     losses = {
         # shares of the step add up; errors in percent and counts are means over the batches

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from accelerate.utils import DistributedType
 from torch import nn
 
 from modeling_detr.structures_detr import DetectionIndex
@@ -44,7 +45,8 @@ def plan(trainer: "Trainer") -> str:
         ),
         f"frozen    {_frozen_summary(trainer.detector)}",
         f"runs on   {accelerator.device.type}, {accelerator.num_processes} process(es), "
-        f"precision {accelerator.mixed_precision}, {recipe.num_workers} loader processes each"
+        + ("each with a part of the model (FSDP), " if accelerator.distributed_type == DistributedType.FSDP else "")
+        + f"precision {accelerator.mixed_precision}, {recipe.num_workers} loader processes each"
         + (", compiled" if recipe.compile else ""),
         f"run       {trainer.run_dir}"
         + (f", resumed from {trainer.checkpoint} at step {trainer.state.step}" if trainer.checkpoint else ""),

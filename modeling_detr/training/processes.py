@@ -3,16 +3,25 @@
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration
 
 from modeling_detr.training.metric_logger import TRACKERS
 from modeling_detr.training.recipe import Recipe, nearest_name
+
+
+_DISTRIBUTED_TYPES = (
+    DistributedType.NO,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_CPU,
+    DistributedType.FSDP,
+)
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -29,10 +38,12 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         )
     except ValueError as error:  # such as fp16 on a CPU
         raise ValueError(f"Accelerate cannot start with mixed_precision {recipe.mixed_precision}: {error}") from error
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+    _set_up_sharding(accelerator, recipe)
+    if accelerator.distributed_type not in _DISTRIBUTED_TYPES:
         raise ValueError(
-            f"Accelerate is set up for {accelerator.distributed_type.value}; training works on one process or with "
-            f"one copy of the model a process. Choose such a configuration, e.g. configs/accelerate/several_gpus.yaml."
+            f"Accelerate is set up for {accelerator.distributed_type.value}; training works on one process, with one "
+            f"copy of the model a process, or with FSDP. Choose such a configuration, e.g. "
+            f"configs/accelerate/several_gpus.yaml."
         )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > accelerator.num_processes:
@@ -109,6 +120,31 @@ def _after_accelerate_launch(command: Sequence[str]) -> list[str] | None:
             case ["accelerate-launch" | "accelerate.commands.launch", *told]:
                 return told
     return None
+
+
+def _set_up_sharding(accelerator: Accelerator, recipe: Recipe) -> None:
+    """FSDP, where it is asked for: on CPUs too, where Accelerate passes it over, and in full precision.
+
+    Half precision is autocast's, as without FSDP: FSDP's own would compute boxes and losses in it.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or accelerator.num_processes == 1:
+        return
+    state = accelerator.state
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        # both, as Accelerate itself does: the one is set from the other again and again
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    if state.fsdp_plugin.fsdp_version != 2:
+        raise ValueError(
+            f"Accelerate is set up for FSDP of version {state.fsdp_plugin.fsdp_version}; wanted fsdp_version: 2, as "
+            f"in configs/accelerate/fsdp.yaml."
+        )
+    if recipe.compile:
+        raise ValueError("compile does not go together with FSDP; choose configs/accelerate/several_gpus.yaml.")
+    # PyTorch warns who would change outputs of the model in place, which nobody does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    state.fsdp_plugin.mixed_precision_policy = None
+    state.fsdp_plugin.cpu_ram_efficient_loading = False  # each process has built the model, with the same weights
 
 
 def check_trackers(names: Sequence[str]) -> None:

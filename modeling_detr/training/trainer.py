@@ -1,6 +1,7 @@
 """A run from its recipe to its best model: epochs, evaluations, checkpoints, logs, stopping and resuming."""
 
 import contextlib
+import copy
 import math
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import yaml
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import DistributedType, broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
 from timm.utils.model_ema import ModelEmaV3
@@ -54,6 +55,7 @@ from modeling_detr.training.setup import (
     head_note,
     open_splits,
 )
+from modeling_detr.training.sharding import copy_weights
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
 
 
@@ -122,9 +124,15 @@ class Trainer:
             len(self.train_index.categories),
             self.accelerator,
         )
-        training_model = build_training_model(self.detector, recipe.encoder_supervision, recipe.denoising_groups)
-        # convolutions are a third faster with channels last (measured on a CPU; on a GPU tensor cores want it)
-        training_model.to(self.accelerator.device).to(memory_format=torch.channels_last)
+        self.detector.to(self.accelerator.device)
+        self._sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        # with FSDP a copy trains, in parts, and `detector` is what they are put together in
+        self._trained = copy.deepcopy(self.detector) if self._sharded else self.detector
+        training_model = build_training_model(self._trained, recipe.encoder_supervision, recipe.denoising_groups)
+        training_model.to(self.accelerator.device)
+        if not self._sharded:  # which wants parameters in their usual order
+            # convolutions are a third faster with channels last (measured on a CPU; on a GPU tensor cores want it)
+            training_model.to(memory_format=torch.channels_last)
         # the averaged weights, in a detector of their own
         self.ema = ModelEmaV3(self.detector, recipe.ema_decay, use_warmup=True) if recipe.ema_decay > 0 else None
         if recipe.compile:
@@ -168,6 +176,11 @@ class Trainer:
     def result(self) -> Detector:
         """The detector that is judged and exported: the averaged one, if the run keeps it."""
         return self.detector if self.ema is None else cast(Detector, self.ema.module)
+
+    def _put_together(self) -> None:
+        """Has `detector` hold the weights that the training has come to; all processes call it."""
+        if self._sharded:
+            copy_weights(self._trained, self.detector)
 
     def _rates(self) -> tuple[float, float]:
         """Of the transformer and the heads, and of the backbone."""
@@ -218,6 +231,7 @@ class Trainer:
         average = None if self.ema is None else self.ema.module
         self.state = load_checkpoint(folder, self.model, self.raw_optimizer, self.accelerator, average)
         if self.ema is not None and not holds_average(folder):
+            self._put_together()
             self.ema.set(self.detector)
             self.notes.append(f"{folder} has no averaged weights: the average begins with its weights")
         for group, rate in zip(self.raw_optimizer.param_groups, self._rates(), strict=True):
@@ -287,6 +301,7 @@ class Trainer:
 
     def evaluate(self) -> EvaluationReport:
         """The detector as it is, on the evaluation images."""
+        self._put_together()
         if self.accelerator.num_processes > 1:  # running statistics of batch norms differ between processes
             broadcast(list(self.result.buffers()))
         show = sys.stderr.isatty()
@@ -372,6 +387,7 @@ class Trainer:
                 break
             state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
             if self.ema is not None:
+                self._put_together()
                 self.ema.update(self.detector, state.step)
             values = {**result.losses, "grad_norm": result.grad_norm}
             state.step_averages.add(values)

@@ -94,7 +94,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, tiny_recipe, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpointing, "save_model", full)
+    monkeypatch.setattr(checkpointing, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         run.save(tmp_path, tiny_recipe(keep_checkpoints=1), 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [first.name]

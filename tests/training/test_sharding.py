@@ -1,0 +1,63 @@
+"""FSDP, on CPUs: the same training, whose checkpoints anybody can go on from."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from modeling_detr.training.trainer import Trainer
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(recipe, tmp_path, fsdp: bool) -> str:
+    """Runs a recipe in two processes; returns what it printed."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    if fsdp:  # as `accelerate launch --config_file` sets it for GPUs
+        config = yaml.safe_load((ROOT / "configs/accelerate/fsdp.yaml").read_text())["fsdp_config"]
+        environment |= {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_VERSION": str(config["fsdp_version"]),
+            "FSDP_AUTO_WRAP_POLICY": config["fsdp_auto_wrap_policy"],
+            "FSDP_TRANSFORMER_CLS_TO_WRAP": config["fsdp_transformer_layer_cls_to_wrap"],
+            "FSDP_RESHARD_AFTER_FORWARD": "true",
+        }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml())
+    start = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
+    start += ["--rdzv-endpoint=localhost:0", "scripts/train.py", str(file)]
+    run = subprocess.run(
+        [sys.executable, *start], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_fsdp_trains_the_same_and_its_checkpoint_goes_on_in_one_process(tiny_recipe, tmp_path):
+    options = {"batch_size": 2, "max_steps": 2, "freeze": ["model.backbone"], "ema_decay": 0.5, "preflight": False}
+    options |= {"denoising_groups": 1, "encoder_supervision": True, "gradient_accumulation_steps": 2}
+    sharded = tiny_recipe(**options, output_dir=str(tmp_path / "sharded"))
+    assert "each with a part of the model (FSDP)" in train(sharded, tmp_path, fsdp=True)
+    copies = tiny_recipe(**options, output_dir=str(tmp_path / "copies"))
+    train(copies, tmp_path, fsdp=False)
+
+    one, other = (recipe.run_dir / "checkpoints" / "step_00000002" for recipe in (sharded, copies))
+    for name in ("model.safetensors", "ema.safetensors"):
+        torch.testing.assert_close(load_file(one / name), load_file(other / name), rtol=1e-5, atol=1e-5)
+    moments, others = (torch.load(folder / "optimizer.pt")["state"] for folder in (one, other))
+    torch.testing.assert_close(moments, others, rtol=1e-4, atol=1e-6)
+    exported, average = load_file(sharded.run_dir / "model" / "model.safetensors"), load_file(one / "ema.safetensors")
+    assert all(torch.equal(value, average[name]) for name, value in exported.items())
+
+    alone = Trainer(dataclasses.replace(sharded, resume="auto", batch_size=4, max_steps=3))
+    assert "its steps have the same images all the same, so it goes on where it was" in alone.plan()
+    alone.train()
+    assert alone.state.step == 3
