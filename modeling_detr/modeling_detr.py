@@ -1724,6 +1724,15 @@ class DetrForSegmentation(DetrPreTrainedModel):
         self.mask_criterion = MaskCriterion(float(config.mask_loss_coefficient), float(config.dice_loss_coefficient))
         self.post_init()
 
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
+        """See Transformers. What is saved also says which class the image-segmentation pipeline takes, which asks for
+        another Auto class than the one that universal segmentation has."""
+        if self._auto_class is not None:
+            known = getattr(self.config, "auto_map", None) or {}
+            name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            self.config.auto_map = {**known, "AutoModelForImageSegmentation": name}
+        super().save_pretrained(save_directory, *arguments, **options)
+
     def forward(
         self,
         pixel_values: Tensor,

@@ -17,7 +17,13 @@ from transformers import (
     pipeline,
 )
 
-from modeling_detr import DetrConfig, DetrForObjectDetection, DetrModel, DetrTorchvisionImageProcessor
+from modeling_detr import (
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrForSegmentation,
+    DetrModel,
+    DetrTorchvisionImageProcessor,
+)
 
 
 HUB_FILES = {
@@ -62,6 +68,25 @@ def test_the_saved_folder_loads_with_trust_remote_code_where_the_package_is_abse
         assert type(processor).__name__ == "DetrTorchvisionImageProcessor"
         wanted = torch.load({str(tmp_path / "logits.pt")!r}, weights_only=True)
         torch.testing.assert_close(model(torch.ones(1, 3, 64, 96)).logits, wanted)
+    """
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_segmentation_pipeline_works_where_the_package_is_absent(tiny_config, tmp_path):
+    save(DetrForSegmentation(tiny_config(d_model=128, encoder_attention_heads=8)), tmp_path / "saved")
+    script = f"""
+        import sys
+        sys.modules["modeling_detr"] = None  # importing it now fails
+        from PIL import Image
+        from transformers import pipeline
+        saved = {str(tmp_path / "saved")!r}
+        segment = pipeline("image-segmentation", model=saved, trust_remote_code=True, device="cpu")
+        assert type(segment.model).__module__.startswith("transformers_modules."), type(segment.model).__module__
+        assert isinstance(segment(Image.new("RGB", (120, 80), "red"), subtask="panoptic"), list)
     """
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
     run = subprocess.run(
