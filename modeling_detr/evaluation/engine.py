@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.queries import QueryStatistics
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, normalize
 from modeling_detr.modeling_detr import DetrForSegmentation
@@ -97,6 +98,7 @@ def evaluate(
     shows_bar = progress and (accelerator is None or accelerator.is_main_process)
     loss_sums: defaultdict[str, float | Tensor] = defaultdict(float)
     num_images = 0
+    queries = QueryStatistics(index)
     with _evaluation_mode(model), torch.inference_mode():
         for batch in tqdm(batches, desc=f"evaluate {index.name}", leave=False, disable=None if shows_bar else True):
             positions = _image_positions(batch["labels"])
@@ -105,6 +107,7 @@ def evaluate(
                 del inputs["labels"]  # without masks there is no loss of segmentation
             # Of masks every one is judged; panoptic segments are made of a few queries'.
             outputs = module(**inputs, **({"output_masks": mask_evaluator is not None} if segments else {}))
+            queries.update(positions, outputs.logits, outputs.pred_boxes)
             sizes = [(index.images[position].height, index.images[position].width) for position in positions]
             detections = processor.post_process_object_detection(outputs, 0.0, sizes)
             evaluator.update(positions, detections)
@@ -124,7 +127,7 @@ def evaluate(
     sums = {name: float(total) for name, total in loss_sums.items()}
     if accelerator is not None and accelerator.num_processes > 1:
         sums, num_images = _sum_over_processes(sums, num_images)
-        for one in (evaluator, mask_evaluator, panoptic_evaluator):
+        for one in (evaluator, mask_evaluator, panoptic_evaluator, queries):
             if one is not None:
                 one.gather(accelerator)
     model_seconds = time.perf_counter() - started
@@ -138,6 +141,7 @@ def evaluate(
         images_per_second=num_images / model_seconds,
         mask_metrics=mask_evaluator.compute() if mask_evaluator is not None else None,
         panoptic=panoptic_evaluator.compute() if panoptic_evaluator is not None else None,
+        queries=queries.compute(),
     )
 
 

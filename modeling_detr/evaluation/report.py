@@ -1,5 +1,6 @@
 """What an evaluation found, as JSON, Markdown and a web page that needs nothing else."""
 
+import dataclasses
 import html
 import json
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 from modeling_detr.evaluation.coco import CocoMetrics
 from modeling_detr.evaluation.panoptic import PanopticMetrics
+from modeling_detr.evaluation.queries import QueryFigures
 
 
 _Table = tuple[str, Sequence[str], list[Sequence[str]]]  # title, head, rows
@@ -52,6 +54,7 @@ class EvaluationReport:
         images_per_second: Images over the time of loading and of the model, by all processes together.
         mask_metrics: COCO's figures of the masks; None if they were not judged.
         panoptic: Panoptic quality; None if it was not judged.
+        queries: What the queries did, whatever they scored; None if nobody looked.
     """
 
     dataset: str
@@ -62,6 +65,7 @@ class EvaluationReport:
     images_per_second: float
     mask_metrics: CocoMetrics | None = None
     panoptic: PanopticMetrics | None = None
+    queries: QueryFigures | None = None
 
     @property
     def decisive(self) -> tuple[str, float]:
@@ -73,12 +77,15 @@ class EvaluationReport:
         return "AP", self.metrics.ap
 
     def figures(self) -> dict[str, float | None]:
-        """The figures of the whole dataset under one name each, for a log: `ap` …, `mask_ap` …, `pq` …."""
+        """The figures of the whole dataset under one name each, for a log: `ap` …, `mask_ap` …, `pq` …; and
+        `object_queries` and `query_spread`, see `QueryFigures`."""
         found: dict[str, Any] = {**self.metrics.as_dict()}
         if self.mask_metrics is not None:
             found |= {f"mask_{name}": value for name, value in self.mask_metrics.as_dict().items()}
         if self.panoptic is not None:
             found |= {name: value for name, value in self.panoptic.as_dict().items() if name[:2] in ("pq", "sq", "rq")}
+        if self.queries is not None:
+            found |= {"object_queries": self.queries.object_queries, "query_spread": self.queries.spread}
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,6 +96,7 @@ class EvaluationReport:
             "metrics": self.metrics.as_dict(),
             **({} if self.mask_metrics is None else {"mask_metrics": self.mask_metrics.as_dict()}),
             **({} if self.panoptic is None else {"panoptic": self.panoptic.as_dict()}),
+            **({} if self.queries is None else {"queries": dataclasses.asdict(self.queries)}),
             "losses": {name: loss if math.isfinite(loss) else None for name, loss in self.losses.items()},
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,

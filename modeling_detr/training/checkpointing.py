@@ -40,6 +40,7 @@ from modeling_detr.conversion import converted_copy
 from modeling_detr.conversion.checkpoint_files import is_released
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.sharding import dealt_out, whole
+from modeling_detr.training.symptoms import Symptom
 
 
 CHECKPOINTS = "checkpoints"
@@ -100,6 +101,7 @@ class TrainingState:
         step_size: Images of an optimizer step, over all processes and accumulated batches.
         step_averages: Since the last log entry.
         epoch_averages: Since the beginning of the epoch.
+        symptoms: What evaluations have shown of signs that training goes wrong.
     """
 
     epoch: int = 0
@@ -116,12 +118,14 @@ class TrainingState:
     step_size: int = 0
     step_averages: Averages = field(default_factory=Averages)
     epoch_averages: Averages = field(default_factory=Averages)
+    symptoms: dict[str, Symptom] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingState":
         """The state that `dataclasses.asdict` turned into plain values."""
         averages = {name: Averages(**values[name]) for name in ("step_averages", "epoch_averages")}
-        return cls(**{**values, **averages})
+        symptoms = {name: Symptom(**shown) for name, shown in values.get("symptoms", {}).items()}
+        return cls(**{**values, **averages, "symptoms": symptoms})
 
 
 def save_checkpoint(

@@ -3,6 +3,7 @@
 `log.jsonl` has one JSON object a line. `"kind": "step"` holds the rates, and the means of all loss terms and of the
 gradient norm since the entry before; `"kind": "epoch"` the means over the epoch and, if it was evaluated, the metrics.
 Both say how it goes: `images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`, see `Pace`.
+`"kind": "warning"` has a `text`: an evaluation has shown that training goes wrong.
 """
 
 import json
@@ -111,6 +112,12 @@ class MetricLogger:
                 tracker.log_images(named, step, dataformats="NHWC")
             elif hasattr(tracker, "log_images"):
                 tracker.log_images(named, step)
+
+    def warning(self, epoch: int, step: int, text: str) -> None:
+        """Logs an entry of kind `"warning"`, and prints it."""
+        if self.accelerator.is_main_process:
+            self._append({"kind": "warning", "epoch": epoch + 1, "step": step, "text": text})
+            self.message(f"warning: {text}")
 
     def message(self, text: str) -> None:
         """Prints a line without tearing the bar."""

@@ -57,6 +57,7 @@ from modeling_detr.training.setup import (
 )
 from modeling_detr.training.sharding import copy_weights
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
+from modeling_detr.training.symptoms import find_symptoms, is_due
 
 
 # With another value of these a checkpoint's weights do not fit, or mean something else.
@@ -430,6 +431,10 @@ class Trainer:
         self._count_seconds()
         averages = {**state.epoch_averages.means(), **pace}
         logger.epoch(state.epoch, state.step, averages, {**metrics, "seconds": state.seconds})
+        if report is not None:
+            due = is_due(state.step, self.total_steps, self.warmup_steps)
+            for warning in find_symptoms(report, state.symptoms, due):
+                logger.warning(state.epoch, state.step, warning)
         state.closed_step = state.step
         epoch_is_whole = state.step_in_epoch >= self.steps_per_epoch
         if epoch_is_whole:

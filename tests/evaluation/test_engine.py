@@ -116,8 +116,11 @@ def test_batches_are_dealt_out_and_gathered(monkeypatch: pytest.MonkeyPatch) -> 
     evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), evaluator=other)
 
     def gather_object(mine: list[Any]) -> list[Any]:
-        theirs = other._predictions if isinstance(mine[0], dict) else ({"loss": 1.0, "loss_ce": 2.0}, 1)
-        return [*mine, theirs]
+        if isinstance(mine[0], dict):
+            return [*mine, other._predictions]
+        if isinstance(mine[0], list):  # images, objects, queries sure of one, deviations
+            return [*mine, [1.0, 1.0, 1.0, 0.0, 0.0]]
+        return [*mine, ({"loss": 1.0, "loss_ce": 2.0}, 1)]
 
     monkeypatch.setattr("accelerate.utils.gather_object", gather_object)
     accelerator: Any = SimpleNamespace(num_processes=2, device=torch.device("cpu"), is_main_process=True)
@@ -126,6 +129,7 @@ def test_batches_are_dealt_out_and_gathered(monkeypatch: pytest.MonkeyPatch) -> 
     assert report.metrics == alone.metrics
     assert report.losses == pytest.approx(alone.losses)
     assert report.num_images == 3
+    assert report.queries == alone.queries
 
 
 def test_bytes_are_normalised_on_the_device_and_padding_is_zero() -> None:
