@@ -1,11 +1,15 @@
 """What a run says before its first step: data, classes, steps, rates, what is frozen, where it runs."""
 
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate.utils import DistributedType
 from torch import nn
 
+from modeling_detr.modeling_detr import FrozenBatchNorm2d
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.optimization import num_parameters
 from modeling_detr.training.recipe import Recipe
@@ -13,6 +17,21 @@ from modeling_detr.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from modeling_detr.training.trainer import Trainer
+
+
+# Part of the model → where its parameters lie, in the order of the walk through it; what lies nowhere is "others".
+_PARTS = {
+    "backbone": ("backbone.conv_encoder",),
+    "positions": ("backbone.position_embedding",),
+    "input projection": ("input_projection",),
+    "encoder": ("model.encoder",),
+    "decoder": ("model.decoder",),
+    "queries": ("query_position_embeddings",),
+    "heads": ("class_labels_classifier", "bbox_predictor"),
+    "mask head": ("bbox_attention", "mask_head"),
+    "aids": ("encoder_supervision", "denoising"),
+}
+_MOST_NAMES = 4
 
 
 def plan(trainer: "Trainer") -> str:
@@ -28,11 +47,7 @@ def plan(trainer: "Trainer") -> str:
         f"({recipe.batch_size} x {recipe.gradient_accumulation_steps} accumulated x "
         f"{accelerator.num_processes} processes), {trainer.steps_per_epoch:,} an epoch, {recipe.epochs} epochs"
         + (f", at most {recipe.max_steps:,} steps" if recipe.max_steps else ""),
-        *(
-            f"rate      {group['initial_lr']:g} for {group['name']}: "
-            f"{num_parameters(group['params']):,} parameters in {len(group['params'])} tensors"
-            for group in trainer.raw_optimizer.param_groups
-        ),
+        *_parts_table(trainer),
         f"schedule  {recipe.lr_schedule}"
         + (f", a tenth every {_drops(recipe)}" if recipe.lr_schedule == "step" else "")
         + (f", {trainer.warmup_steps} steps of warm-up" if trainer.warmup_steps else "")
@@ -43,7 +58,6 @@ def plan(trainer: "Trainer") -> str:
             if recipe.loss_normalization == "original"
             else []
         ),
-        f"frozen    {_frozen_summary(trainer.detector)}",
         f"runs on   {accelerator.device.type}, {accelerator.num_processes} process(es), "
         + ("each with a part of the model (FSDP), " if accelerator.distributed_type == DistributedType.FSDP else "")
         + f"precision {accelerator.mixed_precision}, {recipe.num_workers} loader processes each"
@@ -82,20 +96,52 @@ def _surplus_note(index: DetectionIndex, num_queries: int) -> list[str]:
     ]
 
 
-def _frozen_summary(model: nn.Module) -> str:
-    """Which modules do not train, as few names as say it, and how many parameters that are."""
-    parameters = dict(model.named_parameters())
+def _parts_table(trainer: "Trainer") -> list[str]:
+    """A line for each part of the model: its parameters, how many of them train, at which rate, and what is frozen."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    parameters = {name.removeprefix("detector."): parameter for name, parameter in model.named_parameters()}
+    rates = {id(one): group["initial_lr"] for group in trainer.raw_optimizer.param_groups for one in group["params"]}
+    names_of: dict[str, list[str]] = {part: [] for part in (*_PARTS, "others")}
+    for name in parameters:
+        found = (part for part, places in _PARTS.items() if any(f".{place}." in f".{name}." for place in places))
+        names_of[next(found, "others")].append(name)
+
+    rows = [("part", "parameters", "train", "rate", "")]
+    for part, names in {**names_of, "all": list(parameters)}.items():
+        train = [parameters[name] for name in names if parameters[name].requires_grad]
+        counts = f"{num_parameters(parameters[name] for name in names):,}", f"{num_parameters(train):,}"
+        part_rates = ", ".join(f"{rate:g}" for rate in sorted({rates[id(one)] for one in train}))
+        if part == "all":
+            rows.append((part, *counts, "", ""))
+        elif names:
+            rows.append((part, *counts, part_rates or "-", _frozen(part, names, parameters, trainer.detector)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"{part:<{widths[0]}}  {count:>{widths[1]}}  {train:>{widths[2]}}  {rate:>{widths[3]}}  {frozen}".rstrip()
+        for part, count, train, rate, frozen in rows
+    ]
+    return [f"{'parts' if number == 0 else '':<10}{line}" for number, line in enumerate(lines)]
+
+
+def _frozen(part: str, names: Sequence[str], parameters: Mapping[str, nn.Parameter], detector: nn.Module) -> str:
+    """Which modules of a part do not train, as few names as say it; "" if all do."""
     frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
-    if not frozen:
-        return "nothing"
-    prefixes: list[str] = []
-    for name in sorted(frozen):
-        parts = name.split(".")
-        for depth in range(1, len(parts) + 1):
-            prefix = ".".join(parts[:depth])
-            members = [other for other in parameters if other == prefix or other.startswith(f"{prefix}.")]
-            if frozen.issuperset(members):
-                prefixes.append(prefix)
-                break
-    count = num_parameters(parameters[name] for name in frozen)
-    return f"{', '.join(dict.fromkeys(prefixes))} ({count:,} parameters)"
+
+    def is_frozen(glob: str) -> bool:
+        return frozen.issuperset(name for name in parameters if fnmatchcase(f"{name}.", f"{glob}.*"))
+
+    globs: dict[str, None] = {}  # in the words of `freeze`: all layers are layers.*
+    for name in names:
+        pieces = name.split(".") if name in frozen else []
+        prefixes = (".".join(pieces[:depth]) for depth in range(1, len(pieces) + 1))
+        prefix = next((prefix for prefix in prefixes if is_frozen(prefix)), None)
+        if prefix is not None:
+            of_all_layers = re.sub(r"\.\d+(?=\.|$)", ".*", prefix)
+            globs[of_all_layers if is_frozen(of_all_layers) else prefix] = None
+    said = [*globs][:_MOST_NAMES]
+    if len(globs) > len(said):
+        said.append(f"{len(globs) - len(said)} more")
+    norms = sum(isinstance(module, FrozenBatchNorm2d) for module in detector.modules()) if part == "backbone" else 0
+    if norms:
+        said.append(f"{norms} batch norms")
+    return f"frozen: {', '.join(said)}" if said else ""

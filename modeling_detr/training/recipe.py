@@ -439,6 +439,8 @@ def _from_text(name: str, text: str, wanted: Any) -> Any:
         return None
     if str in options:
         return text
+    if wanted == list[str] and not text.startswith("["):
+        return [item.strip() for item in text.split(",") if item.strip()]  # a glob's * would be something else in YAML
     if typing.get_origin(wanted) is list and not text.startswith("["):
         text = f"[{text}]"
     try:

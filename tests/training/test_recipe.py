@@ -25,6 +25,11 @@ def test_command_line_wins_over_the_file_and_nested_keys_merge(tmp_path):
     assert recipe.output_dir == "runs/small"
 
 
+def test_globs_on_the_command_line_are_text_and_no_yaml():
+    assert parse_recipe(["--freeze", "model.backbone,*.self_attn"]).freeze == ["model.backbone", "*.self_attn"]
+    assert parse_recipe(["--trackers", "[]"]).trackers == []
+
+
 def test_numbers_booleans_and_lists_get_their_types(tmp_path):
     config = write(
         tmp_path / "a.yaml",
