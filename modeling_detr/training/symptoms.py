@@ -13,7 +13,8 @@ _FEWEST_FOUND = 0.01  # queries that are sure of a class, for each true object
 _LEAST_SPREAD = 0.1  # of predicted boxes, for that of true ones; a query in a hundred at the other of two objects: 0.2
 _LASTING = 2  # evaluations in a row
 _LEARNT = 0.1  # AP50
-_SHARE_OF_RUN, _MOST_STEPS = 0.2, 10_000  # of steps after the warm-up; past either, learning should have begun
+# Steps after the warm-up by which a model should have begun to learn: a share of the run, within these bounds.
+_SHARE_OF_RUN, _FEWEST_STEPS, _MOST_STEPS = 0.2, 200, 10_000
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Symptom:
 
 def is_due(step: int, total_steps: int, warmup_steps: int) -> bool:
     """Whether a run has gone on for so long that its model should have begun to find objects."""
-    return step >= warmup_steps + min(_SHARE_OF_RUN * (total_steps - warmup_steps), _MOST_STEPS)
+    share = _SHARE_OF_RUN * (total_steps - warmup_steps)
+    return step >= warmup_steps + min(max(share, _FEWEST_STEPS), _MOST_STEPS)
 
 
 def find_symptoms(report: EvaluationReport, seen: dict[str, Symptom], due: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """`detr train` as a user runs it: in a process of its own, from its recipe to its model."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -17,7 +18,7 @@ def test_the_command_shows_its_plan_trains_and_says_where_things_lie(config, tmp
     assert train.main([str(config), "--batch_size", "4"]) == 0
     out = capsys.readouterr().out
     assert "train     shapes" in out
-    assert "frozen    model.backbone.conv_encoder.model" in out
+    assert re.search(r"backbone .* frozen: model\.backbone\.conv_encoder\.model\.conv1.*batch norms\n", out)
     assert "| AP  " in out
     for name in ("model", "curves.png", "evaluation.json", "recipe.yaml", "log.jsonl"):
         assert (tmp_path / "run" / name).exists()
@@ -119,6 +120,8 @@ def test_two_processes_train_like_one_with_the_whole_batch(config, tmp_path):
     (one,), (two,) = entries(tmp_path / "1", "epoch"), entries(tmp_path / "2", "epoch")
     assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=2e-3)
     assert two["ap"] == pytest.approx(one["ap"], abs=1e-4)
+    assert two["object_queries"] == one["object_queries"]
+    assert two["query_spread"] == pytest.approx(one["query_spread"], rel=2e-3)
 
 
 @pytest.mark.slow

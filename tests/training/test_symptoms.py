@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from modeling_detr.evaluation.queries import QueryFigures
+from modeling_detr.training import symptoms
 from modeling_detr.training.symptoms import find_symptoms, is_due
 from modeling_detr.training.trainer import Trainer
 
@@ -34,8 +35,9 @@ def test_at_the_beginning_of_a_run_both_are_normal():
     assert warnings([ILL, ILL, FINDS_NOTHING, FINDS_NOTHING], due=False) == [0, 0, 0, 0]
     assert not is_due(5_000, total_steps=100_000, warmup_steps=0)
     assert is_due(10_000, total_steps=100_000, warmup_steps=0)
-    assert not is_due(290, total_steps=1_000, warmup_steps=200)
-    assert is_due(360, total_steps=1_000, warmup_steps=200)
+    assert not is_due(1_199, total_steps=5_200, warmup_steps=200)
+    assert is_due(1_200, total_steps=5_200, warmup_steps=200)
+    assert not is_due(150, total_steps=300, warmup_steps=0)
 
 
 def test_but_not_for_a_model_that_had_learnt_something():
@@ -50,8 +52,9 @@ def test_data_that_cannot_tell_give_no_warning():
 
 
 @pytest.fixture
-def stuck_recipe(tiny_recipe):
-    """A recipe of a run whose model stays as a test has made it."""
+def stuck_recipe(tiny_recipe, monkeypatch):
+    """A recipe of a run whose model stays as a test has made it, and is judged after a few steps."""
+    monkeypatch.setattr(symptoms, "_FEWEST_STEPS", 0)
     options = {"learning_rate": 0.0, "backbone_learning_rate": 0.0, "epochs": 3, "trackers": []}
     return tiny_recipe(**options, data="shapes?size=64&train=20&val=8")
 
