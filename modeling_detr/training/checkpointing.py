@@ -99,6 +99,7 @@ class TrainingState:
         seconds: Time spent so far, evaluations included.
         num_processes: How many processes trained.
         step_size: Images of an optimizer step, over all processes and accumulated batches.
+        num_images: Training images.
         step_averages: Since the last log entry.
         epoch_averages: Since the beginning of the epoch.
         symptoms: What evaluations have shown of signs that training goes wrong.
@@ -116,6 +117,7 @@ class TrainingState:
     seconds: float = 0.0
     num_processes: int = 1
     step_size: int = 0
+    num_images: int = 0
     step_averages: Averages = field(default_factory=Averages)
     epoch_averages: Averages = field(default_factory=Averages)
     symptoms: dict[str, Symptom] = field(default_factory=dict)

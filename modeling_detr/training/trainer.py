@@ -149,7 +149,9 @@ class Trainer:
         self._watch = self._saved_at = time.monotonic()
         self._signals: StopSignals | None = None
         self.state = TrainingState(
-            num_processes=self.accelerator.num_processes, step_size=self.loaders.train_sampler.step_size
+            num_processes=self.accelerator.num_processes,
+            step_size=self.loaders.train_sampler.step_size,
+            num_images=len(self.train_index),
         )
         note = head_note(recipe, self.train_index.id2label)
         self.notes: list[str] = [] if note is None else [note]
@@ -246,6 +248,8 @@ class Trainer:
         step_size = self.loaders.train_sampler.step_size
         if self.state.step_size != step_size:
             reordered.append(f"the images of a step (were {self.state.step_size}, are {step_size})")
+        if self.state.num_images != len(self.train_index):
+            reordered.append(f"the training images (were {self.state.num_images:,}, are {len(self.train_index):,})")
         if self.state.num_processes != self.accelerator.num_processes:
             same = "" if reordered else ": its steps have the same images all the same, so it goes on where it was"
             self.notes.append(
@@ -258,6 +262,7 @@ class Trainer:
             self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
             self.state.epoch_averages.take()
         self.state.num_processes, self.state.step_size = self.accelerator.num_processes, step_size
+        self.state.num_images = len(self.train_index)
 
     # The run
 
@@ -384,6 +389,9 @@ class Trainer:
                 result = next(steps, None)
             except NonFiniteLossError as error:
                 raise self._located(error) from None
+            except (OSError, ValueError):  # such as an image that cannot be read
+                self._save_what_was_done(logger)
+                raise
             if result is None:
                 break
             state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
@@ -492,6 +500,16 @@ class Trainer:
         )
         self._saved_at = time.monotonic()
         return folder
+
+    def _save_what_was_done(self, logger: MetricLogger) -> None:
+        """A checkpoint before an error ends the run, if this process is alone: of several, each fails by itself."""
+        if self.accelerator.num_processes == 1 and self.state.step > 0:
+            with contextlib.suppress(OSError):  # a full disk would say less than the error
+                folder = self._save_checkpoint(logger)
+                logger.message(
+                    f"{folder} holds everything up to step {self.state.step}: mend what the error names, and go on "
+                    f"with the same command and --resume auto."
+                )
 
     def _checkpoint_is_due(self) -> bool:
         """Whether it is time, by this process's clock."""

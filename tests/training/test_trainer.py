@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
+from modeling_detr.data import DetectionDataset
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training import trainer as trainer_module
 from modeling_detr.training.engine import NonFiniteLossError
@@ -241,6 +242,34 @@ def test_a_step_that_depends_on_its_split_is_told_in_the_plan(tiny_recipe):
     whole.train()
     (wholes,) = [entry["loss_ce"] for entry in entries(whole.recipe) if entry["kind"] == "epoch"]
     assert mine != wholes  # of batches with other numbers of objects
+
+
+def test_an_image_that_cannot_be_read_costs_nothing_that_was_done(tiny_recipe, monkeypatch, capsys):
+    original = DetectionDataset.__getitem__
+
+    def broken(self, key):
+        broken.calls += 1
+        if broken.calls == 11:  # in the third step of four images
+            raise OSError("bad.jpg cannot be read")
+        return original(self, key)
+
+    broken.calls = 0
+    recipe = tiny_recipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectionDataset, "__getitem__", broken)
+        with pytest.raises(OSError, match="bad"):
+            Trainer(recipe).train()
+    assert "step_00000002 holds everything up to step 2: mend what the error names" in capsys.readouterr().out
+    trainer = Trainer(dataclasses.replace(recipe, resume="auto"))
+    trainer.train()
+    assert [entry["step"] for entry in entries(recipe) if entry["kind"] == "step"] == [2, 4, 6, 8, 10]
+
+
+def test_an_epoch_is_not_continued_with_other_images(tiny_recipe):
+    Trainer(tiny_recipe(max_steps=3)).train()
+    fewer = Trainer(tiny_recipe(resume="auto", data="shapes?size=64&train=16&val=4"))
+    assert "the training images (were 20, are 16)" in fewer.plan()
+    assert (fewer.state.epoch, fewer.state.step_in_epoch) == (1, 0)
 
 
 def test_frozen_parts_are_named_and_a_backbone_rate_of_zero_freezes(tiny_recipe):
