@@ -1,11 +1,15 @@
 """Runs as a user starts them, in processes of their own: what the tests of several files share."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import torch
+
+from modeling_detr.commands import run_command
 from modeling_detr.training.metric_logger import read_log
 
 
@@ -69,3 +73,28 @@ def wait_for_log(run: subprocess.Popen, run_dir: Path, kind: str = "step", numbe
         time.sleep(0.05)
     run.kill()
     raise AssertionError(f"no {number} entries of kind {kind}: {run.communicate()[0]}")
+
+
+def start_prepared(output: Path, *arguments) -> multiprocessing.Process:
+    """Starts `detr train` in a process that has imported already what takes a process of its own many seconds.
+
+    Args:
+        output: The file that takes what it prints.
+        arguments: The command's.
+    """
+    prepared = multiprocessing.get_context("forkserver")
+    prepared.set_forkserver_preload(["modeling_detr.training.trainer", "modeling_detr.training.preflight"])
+    usual = multiprocessing.get_start_method()  # of loaders; it would be inherited
+    process = prepared.Process(target=_train, args=[output, [*map(str, arguments)], usual])
+    process.start()
+    return process
+
+
+def _train(output: Path, arguments: list[str], start_method: str) -> None:
+    multiprocessing.set_start_method(start_method, force=True)
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    sys.exit(run_command("train", arguments))

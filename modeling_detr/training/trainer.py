@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import math
 import signal
 import sys
@@ -348,9 +349,14 @@ class Trainer:
         )
         try:
             yield logger
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):  # on a full disk closing fails too, and says less than what came first
                 logger.close()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # log or tracker: no name
+                raise OSError(
+                    f"{self.run_dir}: {error.strerror}. The checkpoints written before are left as they were: make "
+                    f"room, and go on from the last one with the same command and --resume auto."
+                ) from error
             raise
         logger.close()
 

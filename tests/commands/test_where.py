@@ -7,6 +7,7 @@ import psutil
 import pytest
 from launched_runs import ROOT, entries, launch, wait_for_log
 
+from modeling_detr.commands import train
 from modeling_detr.training.checkpointing import find_damage
 
 
@@ -94,3 +95,23 @@ def test_two_machines_train_one_run_in_a_folder_that_they_share_and_say_if_they_
         assert "must be a folder that all of them share" in out
     assert [entry["step"] for entry in entries(shared, "step")] == [1, 2]
     assert not (tmp_path / "not_shared").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_at_the_step_where_one_stopped(config, tmp_path, monkeypatch):
+    """Its steps have as many images: in the middle of an epoch they then have the same."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    options = ["--lr_schedule", "constant", "--learning_rate", "1e-3", "--epochs", "3", "--preflight", "false"]
+    one = [str(config), *options, "--batch_size", "4"]
+    for name, steps in (("whole", "11"), ("continued", "6")):
+        assert train.main([*one, "--max_steps", steps, "--output_dir", str(tmp_path / name)]) == 0
+    two = (config, *options, "--batch_size", "2", "--resume", "auto", "--output_dir", tmp_path / "continued")
+    run = launch(*two, "--max_steps", "11", processes=2)
+    out, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, out
+    assert "1 processes trained, now 2: its steps have the same images all the same, so it goes on where it was" in out
+    whole, continued = (entries(tmp_path / name, "step") for name in ("whole", "continued"))
+    assert [entry["step"] for entry in continued] == [*range(1, 12)]
+    for expected, got in zip(whole[6:], continued[6:], strict=True):
+        names = [name for name in expected if name.startswith(("loss", "grad", "epoch"))]
+        assert {name: got[name] for name in names} == pytest.approx({name: expected[name] for name in names}, rel=2e-3)

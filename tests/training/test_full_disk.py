@@ -1,0 +1,53 @@
+"""A disk that is full, really: a small one in memory."""
+
+import json
+import subprocess
+
+import pytest
+
+from modeling_detr.training.checkpointing import find_damage
+from modeling_detr.training.trainer import Trainer
+
+
+TIMES = {"images_per_second", "seconds", "loader_wait", "memory_gib"}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, which only root can have."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1300k", "tmpfs", folder]
+    try:
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that of TensorBoard's writer
+def test_a_full_disk_is_a_clear_error_and_with_more_room_the_run_goes_on(tiny_recipe, small_disk, tmp_path):
+    options = {"checkpoint_every_steps": 1, "keep_checkpoints": 100, "ema_decay": 0.9, "log_every_steps": 1}
+    whole = tiny_recipe(**options, output_dir=str(tmp_path / "whole"))
+    Trainer(whole).train()
+
+    recipe = tiny_recipe(**options, output_dir=str(small_disk / "run"), resume="auto")
+    with pytest.raises(OSError, match=r"No space left on device.* make room, and go on .*--resume auto"):
+        Trainer(recipe).train()
+    checkpoints = sorted((recipe.run_dir / "checkpoints").iterdir())
+    assert checkpoints
+    assert [find_damage(folder) for folder in checkpoints] == [None] * len(checkpoints)
+
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    resumed = Trainer(recipe)
+    assert resumed.state.step == int(checkpoints[-1].name.removeprefix("step_")) < 10
+    resumed.train()
+    assert entries(recipe) == entries(whole)
+
+
+def entries(recipe):
+    lines = (recipe.run_dir / "log.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
