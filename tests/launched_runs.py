@@ -14,6 +14,7 @@ from modeling_detr.training.metric_logger import read_log
 
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 RECIPE = """\
 data: shapes?size=64&train=16&val=4
 model_config:
@@ -41,8 +42,8 @@ log_every_steps: 1
 """
 
 
-def launch(*arguments, processes=1, launcher=None, environment=(), **options):
-    """Starts `scripts/train.py`: by itself, by torchrun, or by another launcher's command line."""
+def launch(*arguments, processes=1, launcher=None, environment=(), script="scripts/train.py", **options):
+    """Starts a script: by itself, by torchrun, or by another launcher's command line."""
     start = [sys.executable]
     if launcher is not None:
         start = [sys.executable, "-m", *launcher]
@@ -50,9 +51,15 @@ def launch(*arguments, processes=1, launcher=None, environment=(), **options):
         start += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
         start += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     return subprocess.Popen(
-        [*start, "scripts/train.py", *map(str, arguments)],
+        [*start, script, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **dict(environment)},
+        env={
+            **os.environ,
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            **dict(environment),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -92,7 +99,7 @@ def start_prepared(output: Path, *arguments) -> multiprocessing.Process:
 
 def _train(output: Path, arguments: list[str], start_method: str) -> None:
     multiprocessing.set_start_method(start_method, force=True)
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    os.environ |= ENVIRONMENT
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -6,18 +6,27 @@ r"""Trains a detector as a recipe says.
 
 Every key of the recipe can be given on the command line, where it wins over the file. In the run's folder lie the
 recipe, `log.jsonl`, the trackers' files, the newest checkpoints, and `model/`: the best model so far, ready for use.
+
+    detr train --replay runs/demo/nonfinite/step_00000012_process_0.safetensors --mixed_precision no
+
+runs a step again that ended a run because it was not finite, as it was or in another precision.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from modeling_detr.training.recipe import parse_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains; returns the exit code, 128 and the signal's number if one stopped the run."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(argument.partition("=")[0] == "--replay" for argument in arguments):
+        return _replay(arguments)
     notes: list[str] = []
-    recipe = parse_recipe(list(sys.argv[1:] if argv is None else argv), notes=notes)
+    recipe = parse_recipe(arguments, notes=notes)
 
     # Only now what takes seconds to import: `--help` and a mistake in the recipe answer at once.
     from modeling_detr.training.metric_logger import LOG, read_log
@@ -61,3 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{report.decisive[0]} {state.best_ap:.3f} after epoch {state.best_epoch}"
         print(f"pushed to {push_model(trainer.run_dir / 'model', recipe.push_to_hub, recipe.hub_private, message)}")
     return 0
+
+
+def _replay(arguments: Sequence[str]) -> int:
+    """Runs a step again; returns 1 if it is not finite again, 0 if it is finite."""
+    parser = argparse.ArgumentParser("detr train", allow_abbrev=False)
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="a step of nonfinite/ in a run's folder")
+    parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: the run's)")
+    given = parser.parse_args(arguments)
+
+    from modeling_detr.training.replay import FailedStep, Replay
+
+    replay = Replay(FailedStep.load(given.replay), given.mixed_precision)
+    for line in replay.lines():
+        print(line, flush=True)
+    print("finite here" if replay.is_finite else "not finite again")
+    return 0 if replay.is_finite else 1

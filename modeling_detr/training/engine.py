@@ -12,12 +12,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -26,27 +25,8 @@ from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.data.collate import split_batch
 from modeling_detr.evaluation.engine import to_device
 from modeling_detr.structures_detr import DetectionBatch
+from modeling_detr.training.divergence import StepShare, non_finite_loss
 from modeling_detr.training.sharding import whole
-
-
-class NonFiniteLossError(ArithmeticError):
-    """A loss or the gradient became NaN or infinite; the optimizer has not moved.
-
-    Attributes:
-        terms: The names of what is not finite.
-        image_indices: Positions in the dataset of the images it came from, as far as that is known.
-    """
-
-    def __init__(
-        self, terms: Sequence[str], image_indices: Sequence[int], where: str = "a step", images: str = ""
-    ) -> None:
-        seen = images or f"the images at {', '.join(map(str, image_indices)) or 'unknown positions'}"
-        super().__init__(
-            f"{where}: not finite: {', '.join(terms)}. The optimizer has not moved. It came from {seen}: "
-            f"look at them and at their boxes; if they are sound, lower the rates, or do without mixed precision."
-        )
-        self.terms = tuple(terms)
-        self.image_indices = tuple(image_indices)
 
 
 # One optimizer step
@@ -179,19 +159,24 @@ def training_step(
         for batch, class_weight_sum in zip(batches, normalizers.class_weight_sums, strict=True)
         for part in ([batch] if max_pixels is None else split_batch(batch, max_pixels))
     ]
+    losses_of = partial(
+        part_losses,
+        num_boxes=normalizers.num_boxes,
+        accelerator=accelerator,
+        image_mean=image_mean,
+        image_std=image_std,
+        noise_seeds=noise_seeds,
+    )
     outcomes: list[dict[str, Tensor]] = []
     for position, (part, class_weight_sum) in enumerate(parts):
-        inputs = to_device(part, accelerator.device, image_mean, image_std)
-        if noise_seeds is not None:
-            _seed_noise(inputs, part, noise_seeds)
         last = position == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            with accelerator.autocast():
-                output = model(**inputs, num_boxes=normalizers.num_boxes, class_weight_sum=class_weight_sum)
+            losses = losses_of(model, part, class_weight_sum)
             # Distributed training averages gradients over processes and Accelerate divides by its accumulation steps;
             # the loss is already this batch's share of the whole step's.
-            accelerator.backward(output.loss * (accelerator.num_processes * accelerator.gradient_accumulation_steps))
-        outcomes.append({"loss": output.loss.detach(), **output.loss_dict})
+            factor = accelerator.num_processes * accelerator.gradient_accumulation_steps
+            accelerator.backward(losses["loss"] * factor)
+        outcomes.append({name: loss.detach() for name, loss in losses.items()})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     accelerator.unscale_gradients()
     most = max_grad_norm if max_grad_norm > 0 else math.inf
@@ -207,17 +192,20 @@ def training_step(
     num_images = torch.as_tensor(normalizers.num_images, dtype=torch.float32, device=reduced.device)
     values = torch.cat([reduced, num_images[None], grad_norm.detach().float()[None]]).tolist()
     totals, (stops, checkpoints, num_batches, *waits, images, norm) = values[: len(names)], values[len(names) :]
-    losses = {
+    means = {
         # shares of the step add up; errors in percent and counts are means over the batches
         name: total if name.startswith("loss") else total / num_batches
         for name, total in zip(names, totals, strict=True)
     }
-    bad_terms = [name for name, value in losses.items() if name.startswith("loss") and not math.isfinite(value)]
+    bad_terms = [name for name, value in means.items() if name.startswith("loss") and not math.isfinite(value)]
     if not bad_terms and not math.isfinite(norm) and _scale_is_spent(accelerator):
         bad_terms = ["gradient"]
     if bad_terms:
-        suspects = [bad_terms == ["gradient"] or not bool(row.isfinite().all()) for row in local]
-        raise NonFiniteLossError(bad_terms, _image_indices([part for part, _ in parts], suspects, accelerator))
+        suspects = [number for number, row in enumerate(local) if not bool(row.isfinite().all())]
+        if bad_terms == ["gradient"]:
+            suspects = [*range(len(parts))]
+        share = StepShare(parts, normalizers.num_boxes)
+        raise non_finite_loss(bad_terms, share, suspects, model, losses_of, accelerator)
     optimizer.step()
     if getattr(optimizer, "step_was_skipped", False):  # by a gradient scaler, which looks for a better scale
         with warnings.catch_warnings():  # PyTorch warns if the very first step is skipped
@@ -226,31 +214,35 @@ def training_step(
     else:
         scheduler.step()
     optimizer.zero_grad()
-    return StepResult(losses, norm, int(images), stops > 0, checkpoints > 0, max(waits))
+    return StepResult(means, norm, int(images), stops > 0, checkpoints > 0, max(waits))
 
 
-def _seed_noise(inputs: dict[str, Any], batch: DetectionBatch, noise_seeds: Callable[[int], int]) -> None:
-    for label, source in zip(inputs.get("labels", ()), batch["labels"], strict=False):
-        if "image_index" in source:
-            label["noise_seed"] = noise_seeds(int(source["image_index"]))
+def part_losses(
+    model: nn.Module,
+    part: DetectionBatch,
+    class_weight_sum: float | Tensor,
+    *,
+    num_boxes: float | Tensor,
+    accelerator: Accelerator,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    noise_seeds: Callable[[int], int] | None,
+) -> dict[str, Tensor]:
+    """The forward pass of one part of a `StepShare`: `loss` and its unweighted terms; see `training_step`."""
+    inputs = to_device(part, accelerator.device, image_mean, image_std)
+    if noise_seeds is not None:
+        for label, source in zip(inputs.get("labels", ()), part["labels"], strict=False):
+            if "image_index" in source:
+                label["noise_seed"] = noise_seeds(int(source["image_index"]))
+    with accelerator.autocast():
+        output = model(**inputs, num_boxes=num_boxes, class_weight_sum=class_weight_sum)
+    return {"loss": output.loss, **output.loss_dict}
 
 
 def _scale_is_spent(accelerator: Accelerator) -> bool:
     """Whether no gradient scaler could still make the gradient finite: it skips such steps and halves its scale, which
     cures an overflow long before 1, and nothing else ever."""
     return accelerator.scaler is None or accelerator.scaler.get_scale() <= 1.0
-
-
-def _image_indices(batches: Sequence[DetectionBatch], suspects: Sequence[bool], accelerator: Accelerator) -> list[int]:
-    """Where the images of suspected batches stand in the dataset, from all processes."""
-    indices = [
-        int(label["image_index"])
-        for batch, suspected in zip(batches, suspects, strict=True)
-        if suspected
-        for label in batch["labels"]
-        if "image_index" in label
-    ]
-    return gather_object(indices) if accelerator.num_processes > 1 else indices
 
 
 # One epoch
@@ -310,7 +302,7 @@ def train_one_epoch(
         loader_wait = time.perf_counter() - began
         if not group:
             return
-        torch.manual_seed(_step_seed(seed, step, accelerator.process_index))
+        torch.manual_seed(step_seed(seed, step, accelerator.process_index))
         yield training_step(
             model,
             group,
@@ -323,16 +315,18 @@ def train_one_epoch(
             max_grad_norm=max_grad_norm,
             image_mean=image_mean,
             image_std=image_std,
-            noise_seeds=partial(_noise_seed, seed, step),
+            noise_seeds=partial(noise_seed, seed, step),
             stop_requested=stop(),
             checkpoint_requested=checkpoint(),
             loader_wait=loader_wait,
         )
 
 
-def _step_seed(seed: int, step: int, process: int) -> int:
+def step_seed(seed: int, step: int, process: int) -> int:
+    """What PyTorch's random numbers of a step, counted from 0, are seeded with."""
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0])
 
 
-def _noise_seed(seed: int, step: int, image: int) -> int:
+def noise_seed(seed: int, step: int, image: int) -> int:
+    """What denoising's random numbers for an image, by its position in the dataset, are seeded with."""
     return int(np.random.SeedSequence((seed, step), spawn_key=(image,)).generate_state(1, np.uint64)[0])

@@ -508,7 +508,8 @@ def _argument_parser(program: str, arguments: Sequence[str]) -> _Parser:
     parser = _Parser(
         prog=program,
         description="Trains a DETR as a recipe says. Every key can be set here too, and wins over the file.",
-        epilog="Mappings are set key by key: --model_config.num_queries 50. Values are written as in YAML.",
+        epilog="Mappings are set key by key: --model_config.num_queries 50. Values are written as in YAML. "
+        "detr train --replay FILE runs a step again whose loss was not finite, and says what it came from.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

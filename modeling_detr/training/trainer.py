@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import errno
 import math
 import signal
@@ -26,6 +27,7 @@ from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.checkpointing import (
+    CHECKPOINTS,
     RECIPE,
     TrainingState,
     drop_later_checkpoints,
@@ -38,7 +40,8 @@ from modeling_detr.training.checkpointing import (
     tidy_after_kill,
     write_text,
 )
-from modeling_detr.training.engine import NonFiniteLossError, train_one_epoch
+from modeling_detr.training.divergence import NonFiniteLossError, image_indices
+from modeling_detr.training.engine import train_one_epoch
 from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries
 from modeling_detr.training.model_card import model_card
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
@@ -47,6 +50,7 @@ from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.plan import plan
 from modeling_detr.training.processes import build_accelerator, check_trackers, leave_cores_to_loaders
 from modeling_detr.training.recipe import Recipe, differing_keys
+from modeling_detr.training.replay import FailedStep
 from modeling_detr.training.setup import (
     Detector,
     build_loaders,
@@ -56,7 +60,7 @@ from modeling_detr.training.setup import (
     head_note,
     open_splits,
 )
-from modeling_detr.training.sharding import copy_weights
+from modeling_detr.training.sharding import copy_weights, whole
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
 from modeling_detr.training.symptoms import find_symptoms, is_due
 
@@ -536,10 +540,44 @@ class Trainer:
         )
 
     def _located(self, error: NonFiniteLossError) -> NonFiniteLossError:
-        """The error with epoch, step and files."""
-        paths = [self.train_index.images[position].path for position in error.image_indices]
-        where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}"
-        return NonFiniteLossError(error.terms, error.image_indices, where, ", ".join(paths))
+        """The error with epoch, step and files, and the step on file to be run again; all processes call it."""
+        epoch, step = self.state.epoch + 1, self.state.step + 1
+        model = self.accelerator.unwrap_model(self.model)
+        weights = whole(model.state_dict())
+        written: list[str] = []
+        if error.share is not None:
+            images = {index for part, _ in error.share.parts for index in image_indices(part)}
+            failed = FailedStep(
+                share=error.share,
+                weights=weights,
+                frozen=[name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+                recipe=dataclasses.replace(self.recipe, mixed_precision=self.accelerator.mixed_precision),
+                config=self.detector.config,
+                image_mean=self.processor.image_mean,
+                image_std=self.processor.image_std,
+                images={index: self.train_index.images[index].path for index in sorted(images)},
+                terms=error.terms,
+                epoch=epoch,
+                step=step,
+                process=self.accelerator.process_index,
+            )
+            try:
+                written = [f"Run it again: detr train --replay {failed.save(self.run_dir)}"]
+            except OSError as problem:  # a full disk must not hide what has happened
+                written = [str(problem)]
+        if self.accelerator.num_processes > 1:
+            written = gather_object(written)
+        saved = any((self.run_dir / CHECKPOINTS).glob("step_*"))
+        resume = ["Go on from the last checkpoint with the same command and --resume auto"] if saved else []
+        return NonFiniteLossError(
+            error.terms,
+            error.image_indices,
+            error.finding,
+            error.share,
+            where=f"epoch {epoch}, step {step}",
+            images=", ".join(self.train_index.images[position].path for position in error.image_indices),
+            remedy="".join(f" {sentence}." for sentence in [*written, *resume]),
+        )
 
     def _any_process(self, flag: bool) -> bool:
         votes = torch.tensor(float(flag), device=self.accelerator.device)

@@ -1,5 +1,6 @@
 """Where `detr train` runs: launchers, several processes, machines, and the signals that reach them."""
 
+import re
 import signal
 import socket
 
@@ -115,3 +116,17 @@ def test_two_processes_go_on_at_the_step_where_one_stopped(config, tmp_path, mon
     for expected, got in zip(whole[6:], continued[6:], strict=True):
         names = [name for name in expected if name.startswith(("loss", "grad", "epoch"))]
         assert {name: got[name] for name in names} == pytest.approx({name: expected[name] for name in names}, rel=2e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_the_one_with_the_image_writes_it(config, tmp_path):
+    run = launch(
+        *(7, config, "--batch_size", 4, "--output_dir", tmp_path, "--preflight", "false"),
+        processes=2,
+        script="tests/poisoned_train.py",
+    )
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode != 0
+    (file,) = (tmp_path / "nonfinite").iterdir()
+    assert len(re.findall(rf"Images: \S*/000007\.png\. Run it again: detr train --replay {file}\.", said)) == 2, said
+    assert train.main(["--replay", str(file)]) == 1

@@ -12,7 +12,7 @@ from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
 from modeling_detr.data import DetectionDataset
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training import trainer as trainer_module
-from modeling_detr.training.engine import NonFiniteLossError
+from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.metric_logger import MetricLogger
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.signals import TrainingInterrupted

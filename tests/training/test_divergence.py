@@ -1,0 +1,57 @@
+"""Which images a step that is not finite came from."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from split_steps import batch_of, model_of
+from torch.optim.lr_scheduler import LambdaLR
+
+from modeling_detr.training.divergence import NonFiniteLossError
+from modeling_detr.training.engine import training_step
+
+
+def failing_step(model, batches, **options):
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    prepared_model, prepared = accelerator.prepare(model.train(), optimizer)
+    step = [prepared_model, batches, model.detector.config, prepared, LambdaLR(optimizer, lambda step: 1.0)]
+    with pytest.raises(NonFiniteLossError) as error:
+        training_step(*step, accelerator, **options)
+    return error.value
+
+
+@pytest.mark.parametrize("max_pixels", [None, 2 * 64 * 64])
+def test_an_image_with_a_nan_is_found_among_the_others_of_its_batch(max_pixels):
+    batches = [batch_of([1, 2, 0]), batch_of([3, 1, 4], first_index=3)]
+    batches[1]["pixel_values"][1, 0, 5, 5] = math.nan
+    error = failing_step(model_of("masks"), batches, max_pixels=max_pixels)
+    assert error.image_indices == (4,)
+    assert "Each of the images named here does it alone" in str(error)
+    assert 4 in [int(label["image_index"]) for part, _ in error.share.parts for label in part["labels"]]
+
+
+def test_weights_that_have_diverged_are_told_from_bad_images():
+    model = model_of("encoder")
+    torch.nn.init.constant_(model.detector.model.encoder.layers[0].fc1.weight, math.inf)
+    error = failing_step(model, [batch_of([1, 2]), batch_of([3], first_index=2)])
+    assert error.image_indices == (0, 1, 2)
+    assert "it is the weights that have diverged: lower the rates" in str(error)
+
+
+def test_a_gradient_that_overflows_in_a_sum_only_is_nobody_alone():
+    """Each image's fits into the numbers, that of both together does not."""
+    model = model_of("plain").float()
+    largest = torch.finfo(torch.float32).max
+    weight = model.detector.class_labels_classifier.weight
+    # Of a sum of losses the gradients are added up; here each pass adds three quarters of the largest number.
+    weight.register_hook(lambda gradient: torch.full_like(gradient, 0.75 * largest))
+    batches = [batch_of([1]), batch_of([2], first_index=1)]
+    for batch in batches:
+        batch["pixel_values"] = batch["pixel_values"].float()
+        for label in batch["labels"]:
+            label["boxes"] = label["boxes"].float()
+    error = failing_step(model, batches)
+    assert (error.terms, error.image_indices) == (("gradient",), (0, 1))
+    assert "No image does it alone" in str(error)

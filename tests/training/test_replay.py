@@ -1,0 +1,88 @@
+"""A step that was not finite is on file, and can be run again."""
+
+import errno
+import re
+
+import pytest
+import torch
+from poisoned_train import poison
+
+from modeling_detr.commands import train
+from modeling_detr.data.collate import DetrCollator
+from modeling_detr.training import engine, replay
+from modeling_detr.training.checkpointing import find_damage, newest_checkpoint
+from modeling_detr.training.divergence import NonFiniteLossError
+from modeling_detr.training.trainer import Trainer
+
+
+@pytest.fixture
+def nan_in_image_7(monkeypatch):
+    monkeypatch.setattr(DetrCollator, "__call__", DetrCollator.__call__)  # put back afterwards
+    poison(7)
+
+
+def test_a_nan_in_one_image_ends_the_run_names_it_and_can_be_run_again(tiny_recipe, nan_in_image_7, capsys):
+    recipe = tiny_recipe(checkpoint_every_steps=1, denoising_groups=1, encoder_supervision=True)
+    with pytest.raises(NonFiniteLossError) as error:
+        Trainer(recipe).train()
+    message = str(error.value)
+    assert re.search(
+        r"epoch 1, step \d: not finite: loss, .*loss_ce.* Images: shapes\S*/train/000007\.png\. ", message
+    )
+    (file,) = (recipe.run_dir / "nonfinite").iterdir()
+    assert f"Run it again: detr train --replay {file}. Go on from the last checkpoint" in message
+    assert find_damage(newest_checkpoint(recipe.run_dir)) is None
+
+    assert train.main(["--replay", str(file)]) == 1
+    said = capsys.readouterr().out
+    assert "first in the output of detector.model.backbone" in said
+    assert re.findall(r"/(\d+)\.png  64x64, \d+ boxes, (.*): alone NOT", said) == [("000007", "1 numbers not finite")]
+    assert said.count("alone finite") == 3
+    assert said.endswith("not finite again\n")
+
+
+def test_a_replay_computes_what_the_run_has_computed_bit_for_bit(tiny_recipe, monkeypatch, capsys):
+    """Dropout and noise included; what was not finite for a reason outside of it, is finite in the replay."""
+    computed = []
+    part_losses = engine.part_losses
+
+    def recorded(*arguments, **options):
+        losses = part_losses(*arguments, **options)
+        computed.append({name: float(loss.detach()) for name, loss in losses.items()})
+        return losses
+
+    for module in (engine, replay):
+        monkeypatch.setattr(module, "part_losses", recorded)
+    options = {"denoising_groups": 1, "encoder_supervision": True, "gradient_accumulation_steps": 2, "batch_size": 2}
+    trainer = Trainer(tiny_recipe(**options))
+    trainer.detector.model.query_position_embeddings.weight.register_hook(
+        lambda gradient: gradient * (torch.nan if len(computed) >= 6 else 1.0)
+    )
+    with pytest.raises(NonFiniteLossError, match=r"step 3: not finite: gradient"):
+        trainer.train()
+    (file,) = (trainer.run_dir / "nonfinite").iterdir()
+    in_run = computed[4:6]
+    computed.clear()
+    assert train.main(["--replay", str(file)]) == 0
+    assert computed[:2] == in_run
+    assert capsys.readouterr().out.endswith("finite here\n")
+
+
+def test_a_full_disk_does_not_hide_what_has_happened(tiny_recipe, nan_in_image_7, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(replay, "save_file", full)
+    recipe = tiny_recipe()
+    with pytest.raises(NonFiniteLossError, match=r"000007\.png\. .*safetensors cannot be written \(.*No space left"):
+        Trainer(recipe).train()
+    assert not [*(recipe.run_dir / "nonfinite").iterdir()]
+
+
+def test_only_a_step_can_be_run_again(tiny_recipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file; wanted one from the folder nonfinite of a run"):
+        train.main(["--replay", str(tmp_path / "nowhere")])
+    recipe = tiny_recipe(max_steps=1)
+    Trainer(recipe).train()
+    with pytest.raises(ValueError, match="holds no step of a run"):
+        train.main(["--replay", str(recipe.run_dir / "model" / "model.safetensors")])
