@@ -110,6 +110,11 @@ class MetricLogger:
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images(named, step, dataformats="NHWC")
+            elif tracker.name == "mlflow":  # takes pictures, but Accelerate does not hand them on
+                import mlflow
+
+                for key, (picture,) in named.items():
+                    mlflow.log_image(picture, key=key, step=step)
             elif hasattr(tracker, "log_images"):
                 tracker.log_images(named, step)
 

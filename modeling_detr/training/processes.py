@@ -1,6 +1,7 @@
 """Where a run computes: Accelerate's processes and devices, checked against what was asked for, and threads."""
 
 import contextlib
+import dataclasses
 import os
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration
 
 from modeling_detr.training.metric_logger import TRACKERS
@@ -148,15 +150,54 @@ def _set_up_sharding(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuses names that are none of Accelerate's trackers.
+    """Refuses what is none of Accelerate's trackers, and those that are not installed, which it would pass over.
 
     Raises:
-        ValueError: There is no tracker of that name.
+        ValueError: There is no tracker of that name, or not here.
     """
     known = [kind.value for kind in LoggerType if kind is not LoggerType.ALL]
+    available = [kind.value for kind in get_available_trackers()]
     for name in names:
         if name not in known:
             raise ValueError(f"trackers: there is no tracker '{name}'{nearest_name(name, known)}")
+        if name not in available:
+            raise ValueError(
+                f"trackers: {name} is not installed; wanted one of {', '.join(available)}, which are. To have it: "
+                f"pip install {name.replace('_', '-')}"
+            )
+
+
+def start_trackers(accelerator: Accelerator, recipe: Recipe, first_step: int) -> None:
+    """Starts the recipe's trackers: the project is called as the folder that the run's lies in, the run as its own.
+
+    All but TensorBoard get the recipe as configuration: there each start would add one more run to the curves.
+
+    Raises:
+        ValueError: A tracker does not start, for example because nobody is logged in.
+    """
+    run_dir = recipe.run_dir.resolve()
+    files = run_dir / TRACKERS
+    if recipe.trackers:
+        files.mkdir(parents=True, exist_ok=True)  # else Weights & Biases writes elsewhere
+    options = {
+        "tensorboard": {"purge_step": first_step + 1},  # a viewer forgets what was logged past the checkpoint
+        "wandb": {"name": run_dir.name, "dir": str(files)},
+        "mlflow": {"run_name": run_dir.name},
+    }
+    configuration = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "resume"}
+    try:
+        accelerator.init_trackers(run_dir.parent.name or run_dir.name, init_kwargs=options)
+        for tracker in accelerator.trackers:
+            if tracker.name != "tensorboard":
+                tracker.store_init_configuration(configuration)
+    except OSError:
+        raise
+    except Exception as error:  # each has errors of its own
+        said = f"{type(error).__name__}: {error}".rstrip(".")
+        raise ValueError(
+            f"trackers {', '.join(recipe.trackers)}: one does not start: {said}. Mend that, or leave it out, e.g. "
+            f"--trackers tensorboard"
+        ) from error
 
 
 def leave_cores_to_loaders(accelerator: Accelerator, num_workers: int) -> None:

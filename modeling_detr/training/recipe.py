@@ -106,7 +106,8 @@ class Recipe:
         keep_checkpoints: How many of the newest checkpoints are kept; that of the best model is kept besides.
         resume: 'auto': go on from the run's newest whole checkpoint, if it has one; or a checkpoint's folder.
         log_every_steps: Optimizer steps between log entries.
-        trackers: Trackers of Accelerate that are written to, e.g. tensorboard,wandb.
+        trackers: Trackers of Accelerate that are written to, e.g. tensorboard,wandb,mlflow; their packages must be
+            installed. The project or experiment is called as the folder above the run's, the run as its own.
         push_to_hub: Repository on the Hub, owner/name, that gets the best model at the end of the run.
         hub_private: Make that repository private if it is new.
         preflight: Before the first step, check data, boxes, evaluation and memory on at most 500 images and 30 s.

@@ -48,7 +48,7 @@ from modeling_detr.training.optimization import build_lr_scheduler, build_optimi
 from modeling_detr.training.pace import Pace
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.plan import plan
-from modeling_detr.training.processes import build_accelerator, check_trackers, leave_cores_to_loaders
+from modeling_detr.training.processes import build_accelerator, check_trackers, leave_cores_to_loaders, start_trackers
 from modeling_detr.training.recipe import Recipe, differing_keys
 from modeling_detr.training.replay import FailedStep
 from modeling_detr.training.setup import (
@@ -341,9 +341,8 @@ class Trainer:
             tidy_after_kill(self.run_dir)
             drop_later_checkpoints(self.run_dir, step)
             drop_later_entries(self.run_dir, step, self.state.closed_step)
+            start_trackers(self.accelerator, self.recipe, step)  # if one does not, the folder still holds no run
             write_text(self.run_dir / RECIPE, self.recipe.to_yaml())
-        # A viewer then forgets what an earlier start has logged past the checkpoint.
-        self.accelerator.init_trackers(self.run_dir.name, init_kwargs={"tensorboard": {"purge_step": step + 1}})
         logger = MetricLogger(
             self.run_dir,
             self.accelerator,
