@@ -2,8 +2,8 @@
 
     detr plot runs/first runs/second --output curves.png
 
-The picture shows loss terms, class error and AP over the epochs, one colour a run. A file log.txt is
-read as the original's.
+The picture shows loss terms, class error and AP over the epochs, one colour a run. A run of the original,
+whose folder holds its log.txt and no log.jsonl, is drawn beside ours.
 """
 
 import argparse
@@ -28,19 +28,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         type=Path,
         metavar="run",
-        help=f"a run's folder, its {LOG}, or the original's {ORIGINAL_LOG}",
+        help=f"a run's folder, ours or the original's, or its {LOG} or {ORIGINAL_LOG}",
     )
     parser.add_argument(
         "--output", type=Path, help="the picture; its suffix is its format (default: curves.png in the first run)"
     )
     arguments = parser.parse_args(argv)
-    logs = [run / LOG if run.is_dir() else run for run in arguments.runs]
-    for given, log in zip(arguments.runs, logs, strict=True):
-        if not log.is_file():
-            raise FileNotFoundError(f"{given}: no such run; wanted a folder with {LOG}, or that file itself.")
+    logs = [_log(run) for run in arguments.runs]
     output = arguments.output or logs[0].with_name("curves.png")
     print(plot_curves({name: _entries(log) for name, log in zip(run_names(logs), logs, strict=True)}, output))
     return 0
+
+
+def _log(run: Path) -> Path:
+    """The log that a run's folder holds, ours before the original's; or the file itself."""
+    for log in (run / LOG, run / ORIGINAL_LOG) if run.is_dir() else (run,):
+        if log.is_file():
+            return log
+    raise FileNotFoundError(
+        f"{run}: no such run; wanted a folder with {LOG}, or with the original's {ORIGINAL_LOG}, or that file itself."
+    )
 
 
 def _entries(log: Path) -> list[dict[str, Any]]:

@@ -173,7 +173,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def read_original_log(path: Path) -> list[dict[str, Any]]:
-    """The epochs of the original's `log.txt`, as entries of ours: terms before their weights, AP of the test images.
+    """The epochs of the original's `log.txt`, as entries of ours: terms before their weights, AP and PQ of its test.
 
     Raises:
         ValueError: The file is not such a log.
@@ -185,8 +185,15 @@ def read_original_log(path: Path) -> list[dict[str, Any]]:
         terms = {name.removeprefix("train_"): value for name, value in line.items() if name.startswith("train_")}
         unweighted = {name: terms.get(f"{name}_unscaled", value) for name, value in terms.items()}
         losses = {name: value for name, value in unweighted.items() if not name.endswith("_unscaled")}
-        figures = line.get("test_coco_eval_bbox")
-        metrics = {"ap": figures[0], "ap50": figures[1]} if figures else {}
+        metrics = {
+            f"{kind}ap{threshold}": line[name][number]
+            for name, kind in (("test_coco_eval_bbox", ""), ("test_coco_eval_masks", "mask_"))
+            for number, threshold in enumerate(("", "50"))
+            if line.get(name)
+        }
+        for name, ours in (("test_PQ_all", "pq"), ("test_PQ_th", "pq_things")):
+            if line.get(name):
+                metrics[ours] = line[name]["pq"]
         entries.append({"kind": "epoch", "epoch": line["epoch"] + 1, **losses, **metrics})
     return entries
 

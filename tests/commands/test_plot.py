@@ -37,16 +37,38 @@ def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
 
 
 def test_a_folder_without_a_log_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such run; wanted a folder with log\.jsonl"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no such run; wanted a folder with log\.jsonl, or with the original's log\.txt"
+    ):
         main([str(tmp_path)])
 
 
 def test_a_log_of_the_original_is_drawn_with_terms_before_their_weights(tmp_path):
     line = {"epoch": 0, "train_loss": 9.0, "train_loss_bbox": 5.0, "train_loss_bbox_unscaled": 1.0}
     log = tmp_path / "log.txt"
-    log.write_text(json.dumps({**line, "train_class_error": 80.0, "test_coco_eval_bbox": [0.1, 0.2]}) + "\n")
+    tested = {
+        "test_coco_eval_bbox": [0.1, 0.2],
+        "test_coco_eval_masks": [0.3, 0.4],
+        "test_PQ_all": {"pq": 0.5, "n": 7},
+    }
+    log.write_text(json.dumps({**line, "train_class_error": 80.0, **tested}) + "\n")
     (entry,) = read_original_log(log)
+    assert [entry[name] for name in ("ap50", "mask_ap", "mask_ap50", "pq")] == [0.2, 0.3, 0.4, 0.5]
     assert entry["loss_bbox"] == 1.0
     assert (entry["epoch"], entry["ap"], entry["class_error"]) == (1, 0.1, 80.0)
     assert plot.main([str(log), "--output", str(tmp_path / "curves.png")]) == 0
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_a_folder_of_the_original_is_drawn_beside_a_run_and_ours_wins_where_both_are(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plot, "plot_curves", lambda runs, path: drawn.update(runs))
+    theirs, ours = tmp_path / "theirs", run(tmp_path / "ours")
+    theirs.mkdir()
+    for folder in (theirs, ours):
+        (folder / "log.txt").write_text(json.dumps({"epoch": 4, "train_loss": 9.0}) + "\n")
+    assert main([str(theirs), str(ours)]) == 0
+    assert {name: [entry["epoch"] for entry in entries] for name, entries in drawn.items()} == {
+        "theirs": [5],
+        "ours": [1, 2],
+    }
