@@ -99,8 +99,17 @@ def evaluate(
     loss_sums: defaultdict[str, float | Tensor] = defaultdict(float)
     num_images = 0
     queries = QueryStatistics(index)
-    with _evaluation_mode(model), torch.inference_mode():
-        for batch in tqdm(batches, desc=f"evaluate {index.name}", leave=False, disable=None if shows_bar else True):
+    bar = tqdm(
+        total=len(index.images),
+        desc=f"evaluate {index.name}",
+        unit="image",
+        leave=False,
+        dynamic_ncols=True,
+        disable=None if shows_bar else True,
+    )
+    num_processes = 1 if accelerator is None else accelerator.num_processes
+    with _evaluation_mode(model), torch.inference_mode(), bar:
+        for batch in batches:
             positions = _image_positions(batch["labels"])
             inputs = to_device(batch, device, processor.image_mean, processor.image_std)
             if hasattr(module, "predict_masks") and any("masks" not in label for label in inputs.get("labels", ())):
@@ -121,6 +130,7 @@ def evaluate(
                 )
                 panoptic_evaluator.update(positions, panoptic)
             num_images += len(positions)
+            bar.update(min(len(positions) * num_processes, len(index.images) - bar.n))  # the others are about as far
             if outputs.loss is not None:
                 for name, loss in {"loss": outputs.loss, **outputs.loss_dict}.items():
                     loss_sums[name] += loss * len(positions)  # stays on the device: no wait for it here

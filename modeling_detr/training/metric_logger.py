@@ -6,8 +6,10 @@ Both say how it goes: `images_per_second`, `loader_wait` (share of the time, 0 t
 `"kind": "warning"` has a `text`: an evaluation has shown that training goes wrong.
 """
 
+import contextlib
 import json
 import math
+import os
 import struct
 import sys
 import time
@@ -27,6 +29,8 @@ from modeling_detr.training.checkpointing import write_text
 LOG = "log.jsonl"
 # What the line of an epoch shows of an evaluation; masks are judged where the task has them
 _FIGURES = {"ap": "AP", "ap50": "AP50", "mask_ap": "mask AP", "pq": "PQ"}
+# The most wanted first: a narrow terminal cuts the end off
+_BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 _LONG_WAIT = 0.2  # of the time; the loader then holds training up
 TRACKERS = "trackers"  # where those of Accelerate's trackers write that write files
 
@@ -56,8 +60,9 @@ class MetricLogger:
         if not accelerator.is_main_process:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05)
+        if _shows_a_bar():
+            # the average speed, evaluations and checkpoints included; a recent one would jump after each of them
+            self.bar = tqdm(total=total_steps, initial=first_step, dynamic_ncols=True, smoothing=0, bar_format=_BAR)
 
     def advance(self, epoch: int, loss: float) -> None:
         """Moves the bar by one optimizer step."""
@@ -76,7 +81,7 @@ class MetricLogger:
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
 
     def epoch(self, epoch: int, step: int, averages: Mapping[str, float], metrics: Mapping[str, Any]) -> None:
-        """Logs an entry of kind `"epoch"`, and without a terminal prints its line.
+        """Logs an entry of kind `"epoch"`, and prints its line unless a terminal shows the bar and nothing else.
 
         Args:
             epoch: From 0.
@@ -98,8 +103,10 @@ class MetricLogger:
         if "AP" in figures:
             self._shown = {**self._shown, "AP": figures["AP"]}
         parts += [f"{said} {figure}" for said, figure in figures.items()]
-        parts += [*_pace_in_words(averages, with_remedy=True), f"{self._time_left(step)} left"]
-        if self.bar is None:
+        parts += _pace_in_words(averages, with_remedy=True)
+        if step < self.total_steps:
+            parts.append(f"{self._time_left(step)} left")
+        if self.bar is None or not sys.stdout.isatty():
             self.message(" · ".join(parts))
 
     def images(self, name: str, pictures: Sequence[NDArray[np.uint8]], step: int) -> None:
@@ -151,6 +158,13 @@ class MetricLogger:
         seconds = (time.monotonic() - self._started) / max(1, step - self._first_step) * (self.total_steps - step)
         hours, minutes = divmod(math.ceil(seconds / 60), 60)
         return f"{hours}:{minutes:02d} h" if hours else f"{minutes} min"
+
+
+def _shows_a_bar() -> bool:
+    """Whether stderr is a terminal that a bar can be drawn on: tqdm draws none where it has no size."""
+    with contextlib.suppress(OSError):  # what only behaves like one is not asked
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).lines > 0
+    return True
 
 
 def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list[str]:

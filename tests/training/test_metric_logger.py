@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import re
 
 import numpy as np
 import pytest
@@ -43,10 +45,11 @@ def test_a_resumed_run_has_no_line_twice(tmp_path):
 def test_without_a_terminal_an_epoch_is_one_line(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
     logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75})
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(
-        "epoch 1/2 · step 2/4 · loss 1.250 · AP 0.500 · AP50 0.750 · 3.0 images/s · 1.5 GiB · 1 min left"
-    )
+    logger.epoch(1, 4, {"loss": 1.0, **PACE}, {})
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/2 · step 2/4 · loss 1.250 · AP 0.500 · AP50 0.750 · 3.0 images/s · 1.5 GiB · 1 min left",
+        "epoch 2/2 · step 4/4 · loss 1.000 · 3.0 images/s · 1.5 GiB",
+    ]
 
 
 def test_a_loader_that_holds_training_up_is_told_with_what_to_do(tmp_path, capsys):
@@ -63,16 +66,52 @@ def test_an_evaluation_without_ground_truth_has_no_figures_to_show(tmp_path, cap
 
 def test_on_a_terminal_a_bar_shows_epoch_step_loss_ap_speed_and_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
-    logger.epoch(0, 2, {"loss": 1.0, **PACE}, {"ap": 0.5, "ap50": 0.75})
-    logger.step(1, 3, {"loss": 1.0, **PACE, "loader_wait": 0.45})
+    logger.advance(0, 1.345)
+    logger.epoch(0, 1, {"loss": 1.0, **PACE}, {"ap": 0.5, "ap50": 0.75})
+    logger.step(1, 2, {"loss": 1.0, **PACE, "loader_wait": 0.45})
     logger.advance(1, 1.234)
     logger.close()
     shown = capsys.readouterr()
-    assert "epoch 2/2" in shown.err
-    assert "1/4" in shown.err
-    assert "AP 0.500, loss 1.234, 3.0 images/s, 1.5 GiB, loader wait 45%" in shown.err
+    last = shown.err.split("\r")[-1]
+    assert re.match(r"epoch 2/2:  50%\|.+\| 2/4, 00:00 left, loss 1\.234, AP 0\.500, 3\.0 images/s, 1\.5 GiB, ", last)
+    assert "loader wait 45%" in last
     assert shown.out == ""
+
+
+def test_the_time_left_counts_evaluations_and_only_the_steps_of_this_start(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    clock = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=1000, epochs=10, first_step=900)
+    for seconds in (1, 1, 1, 57):  # the last one follows an evaluation
+        clock[0] += seconds
+        logger.advance(9, 1.0)
+    logger.epoch(9, 904, {"loss": 1.0, **PACE}, {})
+    logger.close()
+    shown = capsys.readouterr()
+    assert "| 904/1000, 24:00 left" in shown.err.split("\r")[-1]  # 96 steps of 15 s
+    assert shown.out.endswith(" · 24 min left\n")
+
+
+def test_lines_that_go_into_a_file_are_written_beside_a_bar_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
+    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {})
+    logger.close()
+    assert capsys.readouterr().out.startswith("epoch 1/2 · step 2/4 · ")
+
+
+def test_a_terminal_without_a_size_gets_lines_since_no_bar_would_be_drawn(tmp_path, capsys, monkeypatch):
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.fileno", lambda: 2)
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((0, 0)))
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
+    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {})
+    assert capsys.readouterr().out.startswith("epoch 1/2 · step 2/4 · ")
 
 
 @pytest.mark.slow
