@@ -81,13 +81,14 @@ def non_finite_loss(
     if tried:
         module = accelerator.unwrap_model(model)
         try:
-            culprits = [
-                index
-                for part, class_weight_sum in parts
-                for image in split_batch(part, max_pixels=1)
-                if not is_finite(module, losses_of(module, image, class_weight_sum))
-                for index in image_indices(image)
-            ]
+            with torch.compiler.set_stance("force_eager"):  # nothing is compiled for batches of one
+                culprits = [
+                    index
+                    for part, class_weight_sum in parts
+                    for image in split_batch(part, max_pixels=1)
+                    if not is_finite(module, losses_of(module, image, class_weight_sum))
+                    for index in image_indices(image)
+                ]
         except RuntimeError:  # such as no memory left: that must not hide what has happened
             tried = False
     if accelerator.num_processes > 1:
