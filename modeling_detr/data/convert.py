@@ -108,6 +108,11 @@ def _refuse_namesakes(index: DetectionIndex, to: Format) -> None:
 
 def _without_what_cannot_be_carried(index: DetectionIndex, to: Format, notes: list[str]) -> DetectionIndex:
     table = index.annotations
+    stuff = {label for label, category in enumerate(index.categories) if not category.is_thing}
+    boxes_of_stuff = int(np.isin(table.label, [*stuff]).sum())
+    if boxes_of_stuff:
+        names = ", ".join(index.categories[label].name for label in sorted(stuff))
+        notes.append(f"{boxes_of_stuff} boxes are of stuff ({names}), which is written like things.")
     if to == "coco":
         return index
     crowds = int(table.is_crowd.sum())
@@ -284,7 +289,7 @@ def _write_yolo(index: DetectionIndex, folder: Path, files: _Files, notes: list[
             break  # none to name: every image counts
         if split == _UNLISTED:
             notes.append(f"{len(members)} images are in no split; they lie in images/{_UNLISTED}.")
-        elif sum(home == split for home in files.home) == len(members):
+        elif len(members) and sum(home == split for home in files.home) == len(members):
             description[key] = f"images/{split}"
         else:
             listed = [f"./images/{files.home[position]}/{files.name[position]}\n" for position in members.tolist()]

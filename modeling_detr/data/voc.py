@@ -82,27 +82,32 @@ def read_voc(
     records: list[ImageRecord] = []
     used: list[Path] = []  # the XML file of each record
     rows = AnnotationRows()
-    dropped: list[str] = []
+    difficult: list[str] = []
     for file, tree in trees:
         record = _read_record(root, file, tree, files, findings)
         if record is None:
             continue
         for number, element in enumerate(tree.iterfind("object"), start=1):
-            if drop_difficult and (element.findtext("difficult") or "").strip() == "1":
-                dropped.append(f"{file}: object {number}")
-                continue
+            if (element.findtext("difficult") or "").strip() == "1":
+                difficult.append(f"{file}: object {number}")
+                if drop_difficult:
+                    continue
             found = _read_object(file, number, element, findings)
             if found is not None:
                 rows.append(len(records), label_of[found[0]], found[1], number)
         records.append(record)
         used.append(file)
 
-    if dropped:
+    if difficult and drop_difficult:
         findings.warn(
             "difficult",
-            f"{len(dropped)} objects marked difficult are left out, as you say; the first: {dropped[0]}.",
+            f"{len(difficult)} objects marked difficult are left out, as you say; the first: {difficult[0]}.",
             "it is left out",
-            ((where, "is marked difficult") for where in dropped),
+            ((where, "is marked difficult") for where in difficult),
+        )
+    elif difficult:  # nothing is wrong: only the mark is not kept
+        findings.notes.append(
+            f"{len(difficult)} objects marked difficult are boxes like others (drop_difficult leaves them out)."
         )
     refuse_outside([*map(str, used), *(record.path for record in records)], [root, images], findings)
     table = clean_annotations(

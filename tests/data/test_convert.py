@@ -71,6 +71,13 @@ def test_crowds_are_left_out_where_the_format_has_none(coco_folder, tmp_path):
     assert open_dataset(tmp_path / "new").annotations.is_crowd.sum() == 1
 
 
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+def test_boxes_of_stuff_are_told(to, tmp_path):
+    index = open_dataset("shapes?size=32&train=2&val=0&panoptic=true")
+    notes = convert_dataset(index, tmp_path / to, to).notes
+    assert "2 boxes are of stuff (ground), which is written like things." in notes
+
+
 def test_show_writes_one_page_and_one_picture(voc_folder, tmp_path):
     arguments = ["show", str(voc_folder), "--output_dir", str(tmp_path / "g"), "--num_images", "2", "--draws", "1"]
     assert main([*arguments, "--shortest_edge", "64"]) == 0
