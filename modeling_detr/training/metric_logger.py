@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tqdm import tqdm
 
 from modeling_detr.training.checkpointing import write_text
@@ -176,9 +178,9 @@ def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a `log.jsonl`; a last line that was cut off by a kill is left out."""
+    """The entries of a `log.jsonl`; what a kill or a power cut has left at its end is left out."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:
@@ -233,16 +235,20 @@ def drop_later_entries(run_dir: Path, step: int, closed_step: int) -> None:
 
 
 def _rewrite_events(path: Path, stays: Callable[[int, bool], bool]) -> None:
-    """Leaves of a TensorBoard file the events that stay, byte for byte.
+    """Leaves of a TensorBoard file the events that stay, byte for byte, up to where it is damaged.
 
     Each is an eight-byte length, its checksum of four bytes, an `Event`, and the event's checksum of four bytes.
     """
     data, kept, position = path.read_bytes(), [], 0
     while position + 12 <= len(data):
-        end = position + 16 + struct.unpack_from("<Q", data, position)[0]
-        if end > len(data):  # cut off by a kill
+        length, checksum = struct.unpack_from("<QI", data, position)
+        end = position + 16 + length
+        if end > len(data) or checksum != masked_crc32c(data[position : position + 8]):
+            break  # cut off by a kill, or the file system's zeros after a power cut
+        try:
+            event = Event.FromString(data[position + 12 : end - 4])
+        except DecodeError:
             break
-        event = Event.FromString(data[position + 12 : end - 4])
         of_a_step = all(value.tag.startswith("train/") for value in event.summary.value)
         if stays(event.step, of_a_step):
             kept.append(data[position:end])

@@ -42,6 +42,12 @@ def test_a_resumed_run_has_no_line_twice(tmp_path):
     assert read_log(tmp_path / "log.jsonl") == entries(tmp_path)
 
 
+def test_what_a_power_cut_leaves_at_the_end_of_the_log_is_left_out(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"kind": "step", "step": 1}\n' + bytes(5) + b"\xff\xfe\n")
+    assert read_log(log) == [{"kind": "step", "step": 1}]
+
+
 def test_without_a_terminal_an_epoch_is_one_line(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
     logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75})

@@ -1,16 +1,25 @@
 """What trackers are told: the recipe, the curves, the pictures, each under its step."""
 
+import io
 import os
 import signal
 import sys
+from collections import defaultdict
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 from accelerate import tracking
 from accelerate.utils import LoggerType
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from modeling_detr.training.metric_logger import MetricLogger, read_log
+from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries, read_log
 from modeling_detr.training.signals import TrainingInterrupted
 from modeling_detr.training.trainer import Trainer
 
@@ -106,3 +115,55 @@ def test_trackers_get_the_recipe_the_curves_and_the_pictures_also_of_a_resumed_r
     for call in (*wandb.Image.call_args_list, *mlflow.log_image.call_args_list):
         assert call.args[0].shape[2] == 3  # height, width, colours
         assert call.args[0].std() > 0
+
+
+def test_tensorboard_shows_everything_and_each_step_once_after_a_file_was_torn(tiny_recipe, stop_after):
+    keys = {"trackers": ["tensorboard"], "log_every_steps": 1, "encoder_supervision": True}
+    recipe = tiny_recipe(**keys, num_images_to_log=2)
+    stop_after(7)
+    with pytest.raises(TrainingInterrupted):
+        Trainer(recipe).train()
+    (torn,) = recipe.run_dir.rglob("events.out.tfevents.*")
+    with torn.open("ab") as file:  # as if a kill had come later, in the middle of writing the ninth step
+        for step in (8, 9):
+            value = Summary.Value(tag="train/loss", simple_value=99.0)
+            RecordWriter(file).write(Event(step=step, summary=Summary(value=[value])).SerializeToString())
+    os.truncate(torn, torn.stat().st_size - 9)
+    Trainer(tiny_recipe(**{**vars(recipe), "resume": "auto"})).train()
+
+    files = sorted(recipe.run_dir.rglob("events.out.tfevents.*"))
+    assert len(files) == 2
+    steps = defaultdict(list)
+    for path in files:
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                steps[value.tag].append(event.step)
+    decoder_layers = [
+        f"train/loss_{term}{layer}" for term in ("ce", "bbox", "giou") for layer in ("", "_0", "_encoder")
+    ]
+    figures = ("loss", "class_error", "learning_rate", "backbone_learning_rate", "grad_norm", "images_per_second")
+    for tag in (*decoder_layers, *(f"train/{name}" for name in (*figures, "loader_wait", "memory_gib"))):
+        assert steps[tag] == [*range(1, 11)], tag
+    for tag in ("eval/ap", "eval/ap50", "eval/eval_loss", "predictions/0", "predictions/1"):
+        assert steps[tag] == [5, 10], tag
+
+    shown = EventAccumulator(str(files[0].parent), size_guidance={"images": 0}).Reload()
+    log = read_log(recipe.run_dir / "log.jsonl")
+    losses = [entry["loss"] for entry in log if entry["kind"] == "step"]
+    assert [event.value for event in shown.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+    picture = np.asarray(Image.open(io.BytesIO(shown.Images("predictions/1")[-1].encoded_image_string)))
+    assert picture.shape[2] == 3
+    assert picture.std() > 0
+
+
+@pytest.mark.parametrize("tail", [bytes(64), b"\x04" + bytes(63), b"\xff" * 20], ids=["zeros", "length", "garbage"])
+def test_what_a_power_cut_leaves_at_the_end_of_a_tensorboard_file_hinders_nothing(tmp_path, tail):
+    path = tmp_path / "trackers" / "events.out.tfevents.1"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        value = Summary.Value(tag="train/loss", simple_value=1.0)
+        RecordWriter(file).write(Event(step=3, summary=Summary(value=[value])).SerializeToString())
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    drop_later_entries(tmp_path, step=3, closed_step=0)
+    assert path.read_bytes() == whole
