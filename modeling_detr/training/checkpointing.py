@@ -48,6 +48,7 @@ MODEL = "model"
 RECIPE = "recipe.yaml"
 _WEIGHTS = "model.safetensors"
 _EMA = "ema.safetensors"
+_MOMENTS = "optimizer.pt"
 _STATE = "state.json"
 
 
@@ -165,7 +166,7 @@ def save_checkpoint(
         _save_weights(weights, temporary / _WEIGHTS)
         if ema is not None:
             _save_weights(ema.state_dict(), temporary / _EMA)
-        with (temporary / "optimizer.pt").open("wb") as file:  # a full disk then has a reason, see `_reason`
+        with (temporary / _MOMENTS).open("wb") as file:  # a full disk then has a reason, see `_reason`
             torch.save(moments, file)
         (temporary / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         content = {
@@ -179,7 +180,7 @@ def save_checkpoint(
         _write_folder(folder, write)
         for old in _checkpoint_folders(run_dir)[: -recipe.keep_checkpoints]:
             if _step_of(old) != state.best_step:
-                shutil.rmtree(old)
+                _remove(old)
     accelerator.wait_for_everyone()
     return folder
 
@@ -188,7 +189,7 @@ def drop_later_checkpoints(run_dir: Path, step: int) -> None:
     """Removes checkpoints past `step`, which a run that goes on from there has left behind."""
     for folder in _checkpoint_folders(run_dir):
         if _step_of(folder) > step:
-            shutil.rmtree(folder)
+            _remove(folder)
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -206,8 +207,11 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None if they are as they were written."""
     try:
-        files = json.loads((folder / _STATE).read_text(encoding="utf-8"))["files"]
-        for name, fingerprint in files.items():
+        content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        TrainingState.from_dict(content["state"])
+        files = content["files"]
+        for name in {*files, _WEIGHTS, _MOMENTS, RECIPE}:
+            fingerprint = files[name]
             if _fingerprint(folder / name) != fingerprint:
                 return f"{name} is not what was written"
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -243,7 +247,7 @@ def load_checkpoint(
         _load_weights(accelerator.unwrap_model(model), folder / _WEIGHTS)
         if ema is not None and holds_average(folder):
             _load_weights(ema, folder / _EMA)
-        _load_moments(optimizer, torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+        _load_moments(optimizer, torch.load(folder / _MOMENTS, map_location="cpu", weights_only=True))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: a checkpoint of another model: {' '.join(str(error).split())}") from error
     if accelerator.scaler is not None and content["gradient_scaler"] is not None:
@@ -289,6 +293,14 @@ def export_model(run_dir: Path, detector: Savable, processor: Savable, model_car
         (temporary / "README.md").write_text(model_card, encoding="utf-8")
 
     return _write_folder(run_dir / MODEL, write)
+
+
+def _remove(folder: Path) -> None:
+    """Also what only has a checkpoint's name: a file, or a link."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink()
 
 
 def tidy_after_kill(run_dir: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from modeling_detr.training import checkpointing
 from modeling_detr.training.checkpointing import (
     Averages,
     TrainingState,
+    drop_later_checkpoints,
     export_model,
     find_damage,
     find_model,
@@ -60,7 +62,7 @@ def test_only_the_newest_are_kept(tmp_path, tiny_recipe):
     assert newest_checkpoint(tmp_path).name == "step_00000100"
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "state", "changed"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "state", "changed", "other", "file", "link"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, tiny_recipe, damage):
     run = Run()
     older, newer = run.save(tmp_path, tiny_recipe(), 1), run.save(tmp_path, tiny_recipe(), 2)
@@ -72,12 +74,19 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, tiny_recip
         optimizer.unlink()
     elif damage == "changed":
         optimizer.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    else:
+    elif damage == "state":
         (newer / "state.json").write_text('{"state": {')
+    elif damage == "other":
+        (newer / "state.json").write_text('{"state": {"step": 2}, "files": {}}')
+    else:  # something else of that name
+        shutil.rmtree(newer)
+        newer.write_text("") if damage == "file" else newer.symlink_to("nowhere")
     with pytest.warns(UserWarning, match="step_00000002 is damaged"):
         assert newest_checkpoint(tmp_path) == older
     with pytest.raises(ValueError, match="no whole checkpoint"):
         load_checkpoint(newer, run.model, run.optimizer, run.accelerator)
+    drop_later_checkpoints(tmp_path, 1)
+    assert [*(tmp_path / "checkpoints").iterdir()] == [older]
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, tiny_recipe):
