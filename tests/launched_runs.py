@@ -15,6 +15,8 @@ from modeling_detr.training.metric_logger import read_log
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+# What depends on the clock, the machine and where a run lies, not on what has been computed.
+INCIDENTAL = {"images_per_second", "seconds", "memory_gib", "loader_wait"}
 RECIPE = """\
 data: shapes?size=64&train=16&val=4
 model_config:
@@ -69,6 +71,14 @@ def launch(*arguments, processes=1, launcher=None, environment=(), script="scrip
 
 def entries(run_dir: Path, kind: str):
     return [entry for entry in read_log(run_dir / "log.jsonl") if entry["kind"] == kind]
+
+
+def logged(run_dir: Path) -> list[dict]:
+    """The whole log, without what is incidental."""
+    return [
+        {name: value for name, value in entry.items() if name not in INCIDENTAL}
+        for entry in read_log(run_dir / "log.jsonl")
+    ]
 
 
 def wait_for_log(run: subprocess.Popen, run_dir: Path, kind: str = "step", number: int = 1) -> None:

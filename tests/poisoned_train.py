@@ -22,7 +22,7 @@ def poison(image_index: int) -> None:
                 pixels[1, 5, 7] = torch.nan
         return batch
 
-    DetrCollator.__call__ = poisoned  # type: ignore[method-assign]
+    DetrCollator.__call__ = poisoned
 
 
 if __name__ == "__main__":

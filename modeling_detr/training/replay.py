@@ -113,21 +113,20 @@ class FailedStep:
             with safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["failed_step"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            sums = facts.pop("class_weight_sums")
+            parts = [(_part(tensors, f"{_PART}{number}."), weight_sum) for number, weight_sum in enumerate(sums)]
+            return cls(
+                share=StepShare(parts, facts.pop("num_boxes")),
+                weights=_below(tensors, _WEIGHT),
+                recipe=Recipe(**facts.pop("recipe")),
+                config=DetrConfig(**facts.pop("config")),
+                **{**facts, "images": {int(index): image for index, image in facts["images"].items()}},
+            )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}: holds no step of a run ({error}); wanted a file from the folder {FOLDER} of a run."
+                f"{path}: holds no step of a run of this version ({error}); wanted a file from the folder {FOLDER} of "
+                f"a run."
             ) from error
-        sums = facts.pop("class_weight_sums")
-        parts = [
-            (_part(tensors, f"{_PART}{number}."), class_weight_sum) for number, class_weight_sum in enumerate(sums)
-        ]
-        return cls(
-            share=StepShare(parts, facts.pop("num_boxes")),
-            weights=_below(tensors, _WEIGHT),
-            recipe=Recipe(**facts.pop("recipe")),
-            config=DetrConfig(**facts.pop("config")),
-            **{**facts, "images": {int(index): image for index, image in facts["images"].items()}},
-        )
 
 
 _PLAIN = ("frozen", "image_mean", "image_std", "images", "terms", "epoch", "step", "process")

@@ -542,7 +542,7 @@ class Trainer:
         """The error with epoch, step and files, and the step on file to be run again; all processes call it."""
         epoch, step = self.state.epoch + 1, self.state.step + 1
         model = self.accelerator.unwrap_model(self.model)
-        weights = whole(model.state_dict())
+        weights = whole(model.state_dict())  # on all processes: some may hold only parts
         written: list[str] = []
         if error.share is not None:
             images = {index for part, _ in error.share.parts for index in image_indices(part)}

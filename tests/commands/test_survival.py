@@ -10,21 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from launched_runs import start_prepared
+from launched_runs import INCIDENTAL, logged, start_prepared
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from modeling_detr.training.metric_logger import read_log
-
-
-# What depends on the clock, the machine and where a run lies, not on what has been computed.
-INCIDENTAL = {"images_per_second", "seconds", "memory_gib", "loader_wait"}
-
-
-def logged(run_dir: Path) -> list[dict]:
-    return [
-        {name: value for name, value in entry.items() if name not in INCIDENTAL}
-        for entry in read_log(run_dir / "log.jsonl")
-    ]
 
 
 def in_tensorboard(run_dir: Path) -> dict[str, list[tuple]]:

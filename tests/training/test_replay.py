@@ -84,5 +84,5 @@ def test_only_a_step_can_be_run_again(tiny_recipe, tmp_path):
         train.main(["--replay", str(tmp_path / "nowhere")])
     recipe = tiny_recipe(max_steps=1)
     Trainer(recipe).train()
-    with pytest.raises(ValueError, match="holds no step of a run"):
+    with pytest.raises(ValueError, match="holds no step of a run of this version"):
         train.main(["--replay", str(recipe.run_dir / "model" / "model.safetensors")])

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from launched_runs import logged
 from safetensors.torch import load_file
 
 from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
@@ -19,12 +20,8 @@ from modeling_detr.training.signals import TrainingInterrupted
 from modeling_detr.training.trainer import Trainer
 
 
-TIMES = {"images_per_second", "seconds", "loader_wait", "memory_gib"}
-
-
 def entries(recipe: Recipe):
-    lines = (recipe.run_dir / "log.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+    return logged(recipe.run_dir)
 
 
 def weights(recipe: Recipe):
