@@ -1,0 +1,78 @@
+"""Errors that say where, what is wrong and how to fix it; and the suggestion for a misspelt name.
+
+An error names what fixes it as an argument of the function that raised it (`settings`). Printed from Python it reads
+`format='coco'`; a command prints the same error with its own option, `--data_format coco`.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+
+
+def python_argument(name: str, value: object) -> str:
+    """How a setting is written in Python: `format='coco'`."""
+    return f"{name}={value!r}"
+
+
+class DetrError(Exception):
+    """Something the user can fix. Raised as one of its subclasses, which are also built-in exceptions.
+
+    Attributes:
+        where: The file, image, key or object that is wrong.
+        problem: What was found and what was expected.
+        remedy: What fixes it; may be empty.
+        settings: The arguments of the function that raised it which fix it, by name.
+    """
+
+    def __init__(
+        self, where: object, problem: str = "", remedy: str = "", settings: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(where, problem, remedy)
+        self.where = str(where)
+        self.problem = problem
+        self.remedy = remedy
+        self.settings = dict(settings or {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # the built-in bases would rebuild it from `args` alone; it crosses process boundaries
+        return type(self), (self.where, self.problem, self.remedy, self.settings)
+
+    def message(self, spell: Callable[[str, object], str] = python_argument) -> str:
+        """The error as one sentence.
+
+        Args:
+            spell: Writes a setting the way the user can give it.
+        """
+        if not self.problem:  # rebuilt from its own message, as PyTorch does with errors of loader processes
+            return self.where
+        settings = ", ".join(spell(name, value) for name, value in self.settings.items())
+        remedy = " ".join(
+            part for part in (self.remedy, f"({settings})" if settings and self.remedy else settings) if part
+        )
+        return f"{self.where}: {self.problem}{'; ' if remedy else ''}{remedy}."
+
+    def __str__(self) -> str:
+        return self.message()
+
+
+class DatasetError(DetrError, ValueError):
+    """A dataset that cannot be used as it is."""
+
+
+class DatasetNotFoundError(DetrError, FileNotFoundError):
+    """A dataset, or a file of it, that does not exist."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is most likely a misspelling of, if any."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return nearest[0] if nearest else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What follows "unknown key 'nam'" in an error: `did you mean 'name'?`, or the names to choose from."""
+    known = list(known)
+    nearest = nearest_name(name, known)
+    if nearest is not None:
+        return f"did you mean '{nearest}'?"
+    shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    return f"expected one of {shown}."
