@@ -62,6 +62,14 @@ class DatasetNotFoundError(DetrError, FileNotFoundError):
     """A dataset, or a file of it, that does not exist."""
 
 
+class CheckpointError(DetrError, ValueError):
+    """A checkpoint that a run cannot resume from."""
+
+
+class RecipeError(DetrError, ValueError):
+    """A key of a recipe that is unknown, or has a value that is not allowed or does not fit another key."""
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` is most likely a misspelling of, if any."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

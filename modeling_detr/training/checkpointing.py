@@ -38,6 +38,7 @@ from transformers.utils import logging
 
 from modeling_detr.conversion import converted_copy
 from modeling_detr.conversion.checkpoint_files import is_released
+from modeling_detr.errors_detr import CheckpointError
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.sharding import dealt_out, whole
 from modeling_detr.training.symptoms import Symptom
@@ -104,6 +105,7 @@ class TrainingState:
         step_averages: Since the last log entry.
         epoch_averages: Since the beginning of the epoch.
         symptoms: What evaluations have shown of signs that training goes wrong.
+        id2label: Names of the classes in the order of the class head's rows; empty in checkpoints of older versions.
     """
 
     epoch: int = 0
@@ -122,13 +124,15 @@ class TrainingState:
     step_averages: Averages = field(default_factory=Averages)
     epoch_averages: Averages = field(default_factory=Averages)
     symptoms: dict[str, Symptom] = field(default_factory=dict)
+    id2label: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingState":
         """The state that `dataclasses.asdict` turned into plain values."""
         averages = {name: Averages(**values[name]) for name in ("step_averages", "epoch_averages")}
         symptoms = {name: Symptom(**shown) for name, shown in values.get("symptoms", {}).items()}
-        return cls(**{**values, **averages, "symptoms": symptoms})
+        id2label = {int(label): name for label, name in values.get("id2label", {}).items()}
+        return cls(**{**values, **averages, "symptoms": symptoms, "id2label": id2label})
 
 
 def save_checkpoint(
@@ -222,7 +226,13 @@ def find_damage(folder: Path) -> str | None:
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator, ema: nn.Module | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+    ema: nn.Module | None = None,
+    *,
+    id2label: Mapping[int, str] | None = None,
 ) -> TrainingState:
     """Puts model, optimizer, gradient scaler and averaged weights back to where `save_checkpoint` found them.
 
@@ -232,17 +242,21 @@ def load_checkpoint(
         optimizer: The raw optimizer.
         accelerator: Its gradient scaler, if there is one, is loaded too.
         ema: The detector with averaged weights; left as it is where the checkpoint has none, see `holds_average`.
+        id2label: Names of the classes, which must be those of the checkpoint and in the same order; None: not checked.
 
     Returns:
         Where the run was.
 
     Raises:
-        ValueError: The folder holds no whole checkpoint, or one of another model.
+        ValueError: The folder holds no whole checkpoint, or one of another model or of other classes.
     """
     damage = find_damage(folder)
     if damage is not None:
         raise ValueError(f"{folder}: no whole checkpoint ({damage}); give another one, or --resume auto.")
     content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    state = TrainingState.from_dict(content["state"])
+    if id2label is not None and state.id2label:
+        _check_classes(folder, state.id2label, id2label)
     try:
         _load_weights(accelerator.unwrap_model(model), folder / _WEIGHTS)
         if ema is not None and holds_average(folder):
@@ -252,7 +266,21 @@ def load_checkpoint(
         raise ValueError(f"{folder}: a checkpoint of another model: {' '.join(str(error).split())}") from error
     if accelerator.scaler is not None and content["gradient_scaler"] is not None:
         accelerator.scaler.load_state_dict(content["gradient_scaler"])
-    return TrainingState.from_dict(content["state"])
+    return state
+
+
+def _check_classes(folder: Path, saved: Mapping[int, str], current: Mapping[int, str]) -> None:
+    """Refuses a checkpoint whose class head has its rows in another order than the dataset's classes are in now."""
+    if saved == current:
+        return
+    different = next(label for label in sorted({*saved, *current}) if saved.get(label) != current.get(label))
+    before, now = (f"'{names[different]}'" if different in names else "no class" for names in (saved, current))
+    raise CheckpointError(
+        folder,
+        f"the classes have changed since it was written: label {different} was {before} and is now {now}, so the rows "
+        f"of the class head would get wrong names",
+        "restore the dataset's classes and their order, or start a new run with another --output_dir",
+    )
 
 
 def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:

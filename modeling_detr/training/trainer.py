@@ -157,6 +157,7 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             step_size=self.loaders.train_sampler.step_size,
             num_images=len(self.train_index),
+            id2label=dict(self.train_index.id2label),
         )
         note = head_note(recipe, self.train_index.id2label)
         self.notes: list[str] = [] if note is None else [note]
@@ -237,7 +238,11 @@ class Trainer:
                     f"fit. Undo that, or begin a new run with another --output_dir."
                 )
         average = None if self.ema is None else self.ema.module
-        self.state = load_checkpoint(folder, self.model, self.raw_optimizer, self.accelerator, average)
+        id2label = dict(self.train_index.id2label)
+        self.state = load_checkpoint(
+            folder, self.model, self.raw_optimizer, self.accelerator, average, id2label=id2label
+        )
+        self.state.id2label = id2label  # checkpoints of older versions do not have it
         if self.ema is not None and not holds_average(folder):
             self._put_together()
             self.ema.set(self.detector)

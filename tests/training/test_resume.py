@@ -1,0 +1,91 @@
+"""What may change between the start of a run and its resume."""
+
+import json
+
+import pytest
+
+from modeling_detr.training.trainer import Trainer
+
+
+CLASSES = "shapes?size=64&train=8&val=4&classes="
+
+
+@pytest.fixture
+def model_of_swapped_classes(tiny_recipe, tmp_path):
+    """The folder of a run whose model knows the same two classes, in the other order."""
+    first = tiny_recipe(data=f"{CLASSES}star,circle", output_dir=str(tmp_path / "first"), max_steps=1)
+    Trainer(first).train()
+    return str(first.run_dir)
+
+
+@pytest.mark.parametrize("change", [{"head_init": "by_name"}, {"label_mapping": {"star": "star"}}])
+def test_a_resume_that_would_give_the_class_heads_rows_other_names_is_refused(
+    tiny_recipe, model_of_swapped_classes, change
+):
+    start = {"head_init": "by_name"} if "label_mapping" in change else {"head_init": "fresh"}
+    keys = {"data": f"{CLASSES}circle,star", "model": model_of_swapped_classes, "model_config": {}, "max_steps": 1}
+    Trainer(tiny_recipe(**keys, **start)).train()
+    Trainer(tiny_recipe(**keys, **start, resume="auto"))
+    with pytest.raises(ValueError, match=r"label 0 was .* and is now|was written with"):
+        Trainer(tiny_recipe(**keys, **start | change, resume="auto"))
+
+
+def test_classes_that_changed_order_on_disk_are_refused_although_every_key_is_the_same(
+    tiny_recipe, tmp_path, coco_folder
+):
+    keys = {"data": str(coco_folder), "max_steps": 1, "batch_size": 1, "eval_fraction": 0.5}
+    Trainer(tiny_recipe(**keys)).train()
+    Trainer(tiny_recipe(**keys, resume="auto"))
+    rename_classes(coco_folder, {"cat": "dog", "dog": "cat"})
+    with pytest.raises(ValueError, match=r"step_00000001: the classes have changed since it was written: label 0 was"):
+        Trainer(tiny_recipe(**keys, resume="auto"))
+
+
+def test_a_checkpoint_of_an_older_version_without_its_classes_is_resumed(tiny_recipe):
+    Trainer(tiny_recipe(max_steps=1)).train()
+    (state,) = tiny_recipe().run_dir.glob("checkpoints/*/state.json")
+    content = json.loads(state.read_text())
+    assert content["state"].pop("id2label")
+    state.write_text(json.dumps(content))
+    trainer = Trainer(tiny_recipe(max_steps=2, resume="auto"))
+    assert trainer.state.step == 1
+    assert trainer.state.id2label == trainer.train_index.id2label
+
+
+def rename_classes(folder, names):
+    (path,) = folder.glob("*.json")
+    content = json.loads(path.read_text())
+    for category in content["categories"]:
+        category["name"] = names[category["name"]]
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def coco_folder(tmp_path):
+    """A COCO dataset of four images with two classes."""
+    from PIL import Image
+
+    folder = tmp_path / "coco"
+    folder.mkdir()
+    names = [f"{number}.png" for number in range(4)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (64, 64), (60 * number, 0, 0)).save(folder / name)
+    content = {
+        "images": [
+            {"id": number, "file_name": name, "width": 64, "height": 64} for number, name in enumerate(names, 1)
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1 + number % 2,
+                "bbox": [8, 8, 20, 20],
+                "area": 400,
+                "iscrowd": 0,
+            }
+            for number in range(1, 5)
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
