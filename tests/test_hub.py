@@ -31,6 +31,7 @@ HUB_FILES = {
     "image_processing_detr.py",
     "loss_detr.py",
     "modeling_detr.py",
+    "post_processing_detr.py",
     "structures_detr.py",
 }
 
@@ -48,7 +49,7 @@ def test_auto_classes_build_ours_and_not_transformers_own(tiny_detector, tmp_pat
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is DetrTorchvisionImageProcessor
 
 
-def test_what_is_saved_travels_with_the_five_hub_files_and_no_other_code(tiny_detector, tmp_path):
+def test_what_is_saved_travels_with_the_hub_files_and_no_other_code(tiny_detector, tmp_path):
     save(tiny_detector(), tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == HUB_FILES
 
