@@ -1,4 +1,4 @@
-"""The oracle in ../shared/reference as Python objects: what the original computed, and our models with its weights."""
+"""The numbers in tests/reference as Python objects: what the original computed, and our models with its weights."""
 
 import functools
 import importlib.util
@@ -17,10 +17,10 @@ from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentatio
 from modeling_detr.conversion import original_to_ours
 
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-REFERENCE = SHARED / "reference"
+REFERENCE = Path(__file__).resolve().parent / "reference"
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"  # images, which are not part of the repository
 
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the reference data in ../shared is not here")
+needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="needs the real images in ../shared/data")
 
 _OPTIONS = {
     "backbone": ("backbone",),
@@ -57,11 +57,11 @@ class Case:
 
     @property
     def has_masks(self) -> bool:
-        """Whether it is a case of segmentation."""
+        """Whether the model has a mask head."""
         return bool(self.values["options"].get("masks"))
 
     def model(self, **changes: Any) -> DetrForObjectDetection | DetrForSegmentation:
-        """Our model with the case's weights, in evaluation mode; a weight that finds no place is an error."""
+        """Our model with the case's weights, in evaluation mode; unused weights are an error."""
         options = {ours: value for key, value in self.values["options"].items() for ours in _OPTIONS.get(key, ())}
         kind = DetrForSegmentation if self.has_masks else DetrForObjectDetection
         model = kind(DetrConfig(**{**options, "num_labels": self.values["num_classes"], **changes}))
@@ -100,7 +100,7 @@ class Case:
 
 
 def load_case(name: str) -> Case:
-    """The golden case of that name, e.g. `tiny-r18`."""
+    """Load a golden case by its name, e.g. `tiny-r18`."""
     golden = REFERENCE / "golden"
     tensors = golden / f"{name}.safetensors"
     return Case(json.loads((golden / f"{name}.json").read_text()), load_file(tensors) if tensors.exists() else {})

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference_cases import load_case, needs_shared
+from reference_cases import load_case
 
 from modeling_detr.conversion.original import original_name_to_ours
 from modeling_detr.training.optimization import build_optimizer
@@ -22,7 +22,6 @@ def assert_logits_close(logits, golden):
     torch.testing.assert_close(logits, golden, atol=1e-5 * golden.abs().max().item(), rtol=0)
 
 
-@needs_shared
 @pytest.mark.parametrize("name", CASES)
 def test_model_computes_what_the_original_computes(name):
     case = load_case(name)
@@ -58,7 +57,6 @@ def test_model_computes_what_the_original_computes(name):
         assert norm_of_original(key, gradients) == pytest.approx(wanted, **limits), key
 
 
-@needs_shared
 def test_six_training_steps_in_float64_follow_the_original():
     case = load_case("training_tiny-r18")
     values = case.values
@@ -88,7 +86,6 @@ def test_six_training_steps_in_float64_follow_the_original():
         assert norm_of_original(key, parameters | buffers) == pytest.approx(wanted, rel=1e-6), key
 
 
-@needs_shared
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_both_kinds_of_attention_agree_with_the_original(attention):
     case = load_case("tiny-r18")

@@ -23,7 +23,6 @@ from modeling_detr.image_processing_detr import (
 
 
 GOLDEN = REFERENCE / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference files are not on this machine")
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
 RGB = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
@@ -37,7 +36,6 @@ def as_array(image: torch.Tensor) -> np.ndarray:
 # The steps one by one
 
 
-@needs_golden
 def test_resize_output_size_equals_the_originals_for_every_golden_row() -> None:
     rows = json.loads((GOLDEN / "resize_sizes.json").read_text())["rows"]
     assert rows
@@ -442,7 +440,6 @@ def outputs(logits: torch.Tensor, boxes: torch.Tensor) -> Any:
     return SimpleNamespace(logits=logits, pred_boxes=boxes)
 
 
-@needs_golden
 @pytest.mark.parametrize("name", ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned", "detr-r50", "detr-r50-dc5"])
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_post_processing_equals_the_originals(name: str, as_tensor: bool) -> None:

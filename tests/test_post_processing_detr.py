@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference_cases import REFERENCE, needs_shared
+from reference_cases import REFERENCE
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -43,7 +43,6 @@ def half_planes(size=8):
     return masks
 
 
-@needs_shared
 def test_panoptic_segments_are_the_originals():
     values, tensors, outputs = golden()
     results = PROCESSOR.post_process_panoptic_segmentation(
@@ -63,7 +62,6 @@ def test_panoptic_segments_are_the_originals():
         assert areas == [s["area"] for s in wanted]
 
 
-@needs_shared
 def test_nothing_above_the_threshold_is_no_segment():
     values, _, outputs = golden()
     results = PROCESSOR.post_process_panoptic_segmentation(
@@ -75,7 +73,6 @@ def test_nothing_above_the_threshold_is_no_segment():
         assert list(result["segmentation"].shape) == size
 
 
-@needs_shared
 def test_instance_masks_are_the_originals():
     values, tensors, outputs = golden()
     results = PROCESSOR.post_process_instance_segmentation(

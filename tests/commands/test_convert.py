@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from reference_cases import load_case, needs_shared
+from reference_cases import load_case
 
 from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
 from modeling_detr.commands import main as detr
@@ -27,7 +27,6 @@ def checkpoint(tmp_path):
     return tmp_path / "mine.pth"
 
 
-@needs_shared
 def test_a_checkpoint_goes_to_ours_to_the_originals_and_to_stock(checkpoint, tmp_path, capsys):
     assert detr(["convert", str(checkpoint), str(tmp_path / "ours"), *HEADS]) == 0
     said = capsys.readouterr().out
@@ -45,7 +44,6 @@ def test_a_checkpoint_goes_to_ours_to_the_originals_and_to_stock(checkpoint, tmp
     torch.testing.assert_close(got.pred_boxes, expected.pred_boxes, atol=1e-4, rtol=0)
 
 
-@needs_shared
 def test_mistakes_are_one_line_and_leave_nothing_behind(checkpoint, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     cases = [
@@ -71,7 +69,6 @@ def test_names_of_classes_are_one_a_line(tmp_path):
             read_names(file)
 
 
-@needs_shared
 def test_a_file_of_the_original_can_be_named_wherever_a_model_can(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(original, "HF_HOME", tmp_path / "cache")
     model, _ = load_detector(str(checkpoint))
@@ -82,7 +79,6 @@ def test_a_file_of_the_original_can_be_named_wherever_a_model_can(checkpoint, tm
     assert len(list((tmp_path / "cache" / "modeling_detr").iterdir())) == 1
 
 
-@needs_shared
 @pytest.mark.slow
 @pytest.mark.parametrize("headless", [False, True])
 def test_training_starts_from_a_file_of_the_original(tmp_path, headless):

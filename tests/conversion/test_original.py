@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference_cases import REFERENCE, load_case, needs_shared
+from reference_cases import REFERENCE, load_case
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 from modeling_detr.conversion import convert_original, export_original, original, original_to_ours
@@ -40,7 +40,6 @@ def test_names_are_those_of_the_checkpoints_on_the_hub(original, ours):
     assert original_name_to_ours(original) == (ours,)
 
 
-@needs_shared
 @pytest.mark.parametrize("name", ["detr-r50", "detr-r101-dc5", "tiny-r18-learned", "tiny-r18-prenorm"])
 def test_every_name_of_a_released_checkpoint_becomes_one_of_ours_and_no_two_the_same(name):
     names = json.loads((REFERENCE / "manifests" / f"{name}.json").read_text())
@@ -68,7 +67,6 @@ def args_of(case, **changes):
 GIVEN = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 
 
-@needs_shared
 @pytest.mark.parametrize(
     "name",
     [
@@ -96,7 +94,6 @@ def test_a_converted_checkpoint_computes_what_the_original_computes(name, tmp_pa
     assert model.config.id2label[17] == "cat"
 
 
-@needs_shared
 @pytest.mark.parametrize("name", ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned"])
 def test_there_and_back_is_the_same_to_the_last_byte(name, tmp_path):
     case = load_case(name)
@@ -111,7 +108,6 @@ def test_there_and_back_is_the_same_to_the_last_byte(name, tmp_path):
     assert "num_classes = 91" in said[1]
 
 
-@needs_shared
 @pytest.mark.parametrize(
     ("name", "released", "wanted"),
     [
@@ -138,7 +134,6 @@ def test_the_architecture_of_every_released_checkpoint_is_read_off_its_weights(n
     _check_names(checkpoint, model, without_head=False)
 
 
-@needs_shared
 def test_what_weights_do_not_tell_comes_from_the_options_and_else_is_said(tmp_path):
     case = load_case("tiny-r18")
     trained = save_case(
@@ -166,14 +161,12 @@ def test_what_weights_do_not_tell_comes_from_the_options_and_else_is_said(tmp_pa
     assert DetrConfig.from_pretrained(tmp_path / "told").decoder_attention_heads == 4
 
 
-@needs_shared
 def test_an_option_of_another_type_is_told(tmp_path):
     path = save_case(load_case("tiny-r18"), tmp_path / "odd.pth", args=argparse.Namespace(nheads="4"))
     with pytest.raises(ValueError, match=r"odd\.pth: among its options 'nheads' is '4'; wanted a number of type int"):
         convert_original(path, tmp_path / "ours")
 
 
-@needs_shared
 def test_weights_that_share_memory_are_written_apart(tmp_path):
     weights = load_case("tiny-r18").original_weights()
     first, second = (f"transformer.encoder.layers.{layer}.norm1.bias" for layer in (0, 1))
@@ -184,7 +177,6 @@ def test_weights_that_share_memory_are_written_apart(tmp_path):
     assert all(torch.equal(layer.self_attn_layer_norm.bias, weights[first]) for layer in layers)
 
 
-@needs_shared
 def test_a_copy_that_another_process_made_meanwhile_is_used(tmp_path, monkeypatch):
     path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
     monkeypatch.setattr(original, "HF_HOME", tmp_path / "cache")
@@ -198,7 +190,6 @@ def test_a_copy_that_another_process_made_meanwhile_is_used(tmp_path, monkeypatc
     assert (original.converted_copy(str(path)) / "model.safetensors").is_file()
 
 
-@needs_shared
 def test_source_and_hash_are_recorded(tmp_path):
     path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
     convert_original(path, tmp_path / "ours", given=GIVEN)
@@ -208,7 +199,6 @@ def test_source_and_hash_are_recorded(tmp_path):
     assert record["sha256"] in (tmp_path / "ours" / "README.md").read_text()
 
 
-@needs_shared
 def test_a_deleted_class_head_is_made_anew_for_as_many_classes_as_asked_for(tmp_path):
     weights = load_case("tiny-r18").original_weights()
     del weights["class_embed.weight"], weights["class_embed.bias"]
@@ -222,7 +212,6 @@ def test_a_deleted_class_head_is_made_anew_for_as_many_classes_as_asked_for(tmp_
     assert torch.equal(model.bbox_predictor.layers[0].weight, weights["bbox_embed.layers.0.weight"])
 
 
-@needs_shared
 def test_classes_are_named_by_a_list_or_as_cocos(tmp_path):
     path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
     names = [f"class {number}" for number in range(91)]
@@ -235,7 +224,6 @@ def test_classes_are_named_by_a_list_or_as_cocos(tmp_path):
     assert not (tmp_path / "wrong").exists()
 
 
-@needs_shared
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -285,7 +273,6 @@ def test_what_the_original_lacks_is_not_written(tiny_config, tmp_path, changes, 
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_shared
 @pytest.mark.slow
 def test_converting_takes_little_memory(tmp_path):
     path = save_case(load_case("detr-r50"), tmp_path / "detr-r50-e632da11.pth")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from reference_cases import load_case, needs_shared
+from reference_cases import load_case
 from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig
 
@@ -404,7 +404,6 @@ def test_what_stock_lacks_is_refused_and_nothing_is_written(tmp_path, changes, m
     assert not (tmp_path / "stock").exists()
 
 
-@needs_shared
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr-r50", "detr-r50-dc5", "detr-r50-panoptic"])
 def test_the_originals_weights_give_the_originals_numbers_in_stock(tmp_path, name):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reference_cases import SHARED
+from reference_cases import REAL_DATA
 
 
 # One small dataset, written in every format: file name, (height, width), objects (class name, corners in pixels).
@@ -20,10 +20,11 @@ NAMES = ["cat", "dog"]
 
 
 @pytest.fixture
-def shared() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip(f"the shared data is not at {SHARED}")
-    return SHARED
+def real_data() -> Path:
+    """The folder of real datasets, which are not part of the repository; without it, the test is skipped."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("needs the real images in ../shared/data")
+    return REAL_DATA
 
 
 def write_image(path: Path, height: int, width: int) -> None:

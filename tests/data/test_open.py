@@ -41,8 +41,8 @@ def test_labels_do_not_depend_on_the_split(yolo_folder):
         open_dataset(yolo_folder, "tset")
 
 
-def test_the_shared_data_loads_whole(shared):
-    bccd = open_dataset(shared / "data" / "bccd")
+def test_real_datasets_are_read_completely(real_data):
+    bccd = open_dataset(real_data / "bccd")
     assert (len(bccd), len(bccd.annotations)) == (364, 4886)
     assert {name: len(members) for name, members in bccd.splits.items()} == {
         "train": 205,
@@ -52,13 +52,13 @@ def test_the_shared_data_loads_whole(shared):
     }
     assert [note for note in bccd.notes if note.startswith("2 boxes of zero area")]
 
-    dino = open_dataset(shared / "data" / "dino_yolo")
+    dino = open_dataset(real_data / "dino_yolo")
     assert (len(dino), len(dino.annotations)) == (686, 1830)
     assert {name: len(members) for name, members in dino.splits.items()} == {"train": 582, "val": 59, "test": 45}
     assert dino.id2label == {0: "bird", 1: "cactus", 2: "dino"}
 
-    coco = open_dataset(shared / "data" / "coco_sample")
-    content = [json.loads(file.read_text()) for file in sorted(shared.glob("data/coco_sample/annotations/*.json"))]
+    coco = open_dataset(real_data / "coco_sample")
+    content = [json.loads(file.read_text()) for file in sorted(real_data.glob("coco_sample/annotations/*.json"))]
     assert len(coco) == sum(len(part["images"]) for part in content) == 33
     assert len(coco.annotations) == sum(len(part["annotations"]) for part in content)
     assert [category.id for category in coco.categories] == sorted(entry["id"] for entry in content[0]["categories"])

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from reference_cases import REFERENCE
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -50,8 +51,8 @@ def _assert_boxes(sample, boxes, area):
     assert sample["target"]["boxes"].canvas_size == tuple(sample["image"].shape[-2:])
 
 
-def test_crop_flip_and_resize_equal_the_originals(shared):
-    cases = json.loads((shared / "reference" / "golden" / "box_geometry.json").read_text())
+def test_crop_flip_and_resize_equal_the_originals():
+    cases = json.loads((REFERENCE / "golden" / "box_geometry.json").read_text())
     assert sum(len(case["kept"]) for case in cases) > 10
     for case in cases:
         sample = crop(make_sample(*case["image_size"], case["boxes"], case["area"]), *case["crop"])
@@ -96,8 +97,8 @@ def test_an_image_of_the_wanted_size_is_not_resampled():
     assert eval_transform(128, 213)(sample)["image"].data_ptr() == sample["image"].data_ptr()
 
 
-def test_evaluation_resizes_as_the_original_does(shared):
-    rows = json.loads((shared / "reference" / "golden" / "resize_sizes.json").read_text())["rows"]
+def test_evaluation_resizes_as_the_original_does():
+    rows = json.loads((REFERENCE / "golden" / "resize_sizes.json").read_text())["rows"]
     for height, width, shortest, longest, out_height, out_width in rows:
         plan = eval_transform(shortest, longest).plan(height, width, random.Random(0))
         assert plan == (out_height, out_width, False, None)

@@ -7,19 +7,18 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
-from reference_cases import SHARED
+from reference_cases import REFERENCE
 
 from modeling_detr.data import open_dataset, read_coco
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, DetectionResult, ImageRecord
 
 
-DATA = SHARED / "data" / "coco_metrics"
+DATA = REFERENCE / "coco_metrics"
 FIGURES = {
     "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
     "AR1": "ar_1", "AR10": "ar_10", "AR100": "ar_100", "ARs": "ar_small", "ARm": "ar_medium", "ARl": "ar_large",
 }  # fmt: skip
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the COCO files are not on this machine")
 
 
 def result(boxes: Any, labels: Any, scores: Any) -> DetectionResult:
@@ -77,7 +76,6 @@ def coco_files() -> tuple[DetectionIndex, list[DetectionResult], dict[str, Any]]
     return index, results, json.loads((DATA / "expected.json").read_text())["cocoapi_fake100_bbox"]
 
 
-@needs_data
 def test_the_published_figures_come_out(
     coco_files: tuple[DetectionIndex, list[DetectionResult], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,7 +97,6 @@ def test_the_published_figures_come_out(
     assert capsys.readouterr().out == ""
 
 
-@needs_data
 def test_the_published_figures_of_masks_come_out() -> None:
     index = read_coco(DATA / "instances_val2014_100.json", require_images=False, masks=True)
     found = json.loads((DATA / "instances_val2014_fakesegm100_results.json").read_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference_cases import REFERENCE, SHARED, needs_shared
+from reference_cases import REAL_DATA, REFERENCE, needs_real_data
 from torchvision.ops import masks_to_boxes
 
 from modeling_detr.data import DetectionDataset, open_dataset, read_panoptic, read_panoptic_predictions
@@ -75,7 +75,6 @@ def counts(metrics: PanopticMetrics, name: str) -> tuple[int, int, int]:
     return one.true_positives, one.false_positives, one.false_negatives
 
 
-@needs_shared
 def test_the_figures_are_those_of_the_coco_tool(tmp_path: Path) -> None:
     folder = REFERENCE / "golden" / "panoptic_quality"
     index = read_panoptic(folder / "ground_truth.json", require_images=False)
@@ -108,7 +107,6 @@ def test_the_figures_are_those_of_the_coco_tool(tmp_path: Path) -> None:
     assert again.compute() == metrics
 
 
-@needs_shared
 def test_predictions_of_another_dataset_are_refused(tmp_path: Path) -> None:
     index = index_of([(columns((0, 4, 1)), [(CAT, False)])])
     with pytest.raises(ValueError, match="prediction of image 142238, which pets does not have"):
@@ -120,7 +118,7 @@ def test_predictions_of_another_dataset_are_refused(tmp_path: Path) -> None:
 
 def coco_sample(folder: Path) -> DetectionIndex:
     """COCO's image 39769 with its panoptic annotations."""
-    source = SHARED / "data" / "coco_39769"
+    source = REAL_DATA / "coco_39769"
     categories = json.loads((REFERENCE / "golden" / "panoptic_quality" / "ground_truth.json").read_text())[
         "categories"
     ]
@@ -138,7 +136,7 @@ def coco_sample(folder: Path) -> DetectionIndex:
     return open_dataset(folder, "val2017", task="panoptic")
 
 
-@needs_shared
+@needs_real_data
 def test_the_truth_of_a_coco_image_goes_all_the_way_and_is_pq_one(tmp_path: Path) -> None:
     index = coco_sample(tmp_path)
     sample = DetectionDataset(index, masks=True)[0]

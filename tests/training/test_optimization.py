@@ -46,7 +46,6 @@ def test_nothing_to_train_is_an_error():
         build_optimizer(Toy().requires_grad_(False), learning_rate=1e-4, backbone_learning_rate=1e-5, weight_decay=0.0)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the reference is not here")
 def test_step_schedule_has_the_rates_of_the_original():
     golden = json.loads(GOLDEN.read_text())
     steps = len(golden["steps"])
