@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from PIL import Image
 
 from modeling_detr.visualization import (
@@ -129,7 +130,6 @@ def test_curves_of_several_runs_are_drawn_into_one_file(tmp_path: Path, name: st
 
 
 def test_curves_leave_no_figure_open(tmp_path: Path) -> None:
-    pyplot = pytest.importorskip("matplotlib.pyplot")
     plot_curves({"run": entries(2)}, tmp_path / "curves.png")
     assert pyplot.get_fignums() == []
 
