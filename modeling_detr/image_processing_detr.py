@@ -29,6 +29,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict, load_image, pil_torch_interpolation_mapping
 
 from .post_processing_detr import DetrPostProcessor
+from .structures_detr import DetectionBatch
 
 
 try:  # needed only for masks among annotations
@@ -111,6 +112,39 @@ def normalize(
     offsets = torch.tensor(mean, dtype=pixel_values.dtype, device=pixel_values.device) * scale
     widths = torch.tensor(std, dtype=pixel_values.dtype, device=pixel_values.device) * scale
     return (pixel_values - offsets[:, None, None]) / widths[:, None, None]
+
+
+def batch_to_device(
+    batch: DetectionBatch, device: torch.device, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """Prepares a collated batch for the model: moves it to `device` and normalises pixels that are still integers.
+
+    Args:
+        batch: A batch in host memory.
+        device: The model's device.
+        mean: Mean of each channel, in units of [0, 1].
+        std: Standard deviation of each channel, in units of [0, 1].
+
+    Returns:
+        The model's keyword arguments. `pixel_mask` is None if no image is padded. `labels` are passed on only if every
+        image has classes and boxes; they keep all their keys, of which `class_labels`, `boxes` and `masks` are moved
+        to the device and the others stay in host memory.
+    """
+    padded = not bool(batch["pixel_mask"].all())
+    pixel_mask = batch["pixel_mask"].to(device, non_blocking=True) if padded else None
+    pixel_values = batch["pixel_values"].to(device, non_blocking=True)
+    if not pixel_values.is_floating_point():
+        pixel_values = normalize(pixel_values, mean, std)
+        if pixel_mask is not None:
+            pixel_values = pixel_values * pixel_mask[:, None]  # padding is zero after normalisation, not before
+    inputs: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+    if all("class_labels" in label and "boxes" in label for label in batch["labels"]):
+        moved = ("class_labels", "boxes", "masks")
+        inputs["labels"] = [
+            {key: value.to(device, non_blocking=True) if key in moved else value for key, value in label.items()}
+            for label in batch["labels"]
+        ]
+    return inputs
 
 
 def pad_images(images: Sequence[Tensor], size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:

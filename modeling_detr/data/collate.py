@@ -40,7 +40,7 @@ class DetrCollator:
             num_labels: Classes of the model, which labels are checked against.
             names: What each image of the index is called in messages (its path), by `image_index`.
             normalize: False leaves `pixel_values` in uint8 and `pixel_mask` in bool, a fifth of what goes to the
-                device otherwise, for `evaluation.engine.to_device` to normalise there.
+                device otherwise, for `batch_to_device` to normalise there.
         """
         self.image_mean = tuple(image_mean)
         self.image_std = tuple(image_std)

@@ -23,7 +23,7 @@ from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.queries import QueryStatistics
 from modeling_detr.evaluation.report import EvaluationReport
-from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, normalize
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device
 from modeling_detr.modeling_detr import DetrForSegmentation
 from modeling_detr.structures_detr import (
     Category,
@@ -111,7 +111,7 @@ def evaluate(
     with _evaluation_mode(model), torch.inference_mode(), bar:
         for batch in batches:
             positions = _image_positions(batch["labels"])
-            inputs = to_device(batch, device, processor.image_mean, processor.image_std)
+            inputs = batch_to_device(batch, device, processor.image_mean, processor.image_std)
             if hasattr(module, "predict_masks") and any("masks" not in label for label in inputs.get("labels", ())):
                 del inputs["labels"]  # without masks there is no loss of segmentation
             # Of masks every one is judged; panoptic segments are made of a few queries'.
@@ -160,33 +160,6 @@ def _task(module: nn.Module, index: DetectionIndex) -> Task:
     if not hasattr(module, "predict_masks") or index.annotations.masks is None:
         return "detection"
     return "instance" if all(category.is_thing for category in index.categories) else "panoptic"
-
-
-def to_device(
-    batch: DetectionBatch, device: torch.device, image_mean: Sequence[float], image_std: Sequence[float]
-) -> dict[str, Any]:
-    """A batch as the model takes it: on `device`, normalised if still uint8, without a mask if nothing is padded.
-
-    Labels go along if they have classes and boxes, and with them their masks.
-    """
-    padded = not bool(batch["pixel_mask"].all())
-    pixel_mask = batch["pixel_mask"].to(device, non_blocking=True) if padded else None
-    pixel_values = batch["pixel_values"].to(device, non_blocking=True)
-    if not pixel_values.is_floating_point():
-        pixel_values = normalize(pixel_values, image_mean, image_std)
-        if pixel_mask is not None:
-            pixel_values = pixel_values * pixel_mask[:, None]  # padding is zero after normalisation, not before
-    inputs: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-    if all("class_labels" in label and "boxes" in label for label in batch["labels"]):
-        inputs["labels"] = [
-            {
-                key: label[key].to(device, non_blocking=True)
-                for key in ("class_labels", "boxes", "masks")
-                if key in label
-            }
-            for label in batch["labels"]
-        ]
-    return inputs
 
 
 def find_objects(

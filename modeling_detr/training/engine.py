@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.data.collate import split_batch
-from modeling_detr.evaluation.engine import to_device
+from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.divergence import StepShare, non_finite_loss
 from modeling_detr.training.sharding import whole
@@ -229,11 +229,11 @@ def part_losses(
     noise_seeds: Callable[[int], int] | None,
 ) -> dict[str, Tensor]:
     """The forward pass of one part of a `StepShare`: `loss` and its unweighted terms; see `training_step`."""
-    inputs = to_device(part, accelerator.device, image_mean, image_std)
+    inputs = batch_to_device(part, accelerator.device, image_mean, image_std)
     if noise_seeds is not None:
-        for label, source in zip(inputs.get("labels", ()), part["labels"], strict=False):
-            if "image_index" in source:
-                label["noise_seed"] = noise_seeds(int(source["image_index"]))
+        for label in inputs.get("labels", ()):
+            if "image_index" in label:
+                label["noise_seed"] = noise_seeds(int(label["image_index"]))
     with accelerator.autocast():
         output = model(**inputs, num_boxes=num_boxes, class_weight_sum=class_weight_sum)
     return {"loss": output.loss, **output.loss_dict}

@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 from modeling_detr.data import DetectionDataset, SampleKey
 from modeling_detr.data.sampler import planned_sizes
 from modeling_detr.evaluation.coco import CocoEvaluator
-from modeling_detr.evaluation.engine import to_device
+from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.structures_detr import DetectionBatch, DetectionLabels, DetectionResult
 
 
@@ -240,7 +240,7 @@ def real_step(trainer: "Trainer", batch: DetectionBatch) -> float:
     states = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
     model.train()
     started = time.monotonic()
-    inputs = to_device(batch, device, trainer.processor.image_mean, trainer.processor.image_std)
+    inputs = batch_to_device(batch, device, trainer.processor.image_mean, trainer.processor.image_std)
     with trainer.accelerator.autocast():
         loss = model(**inputs).loss
     loss.backward()

@@ -6,8 +6,7 @@ from torchvision import tv_tensors
 
 from modeling_detr.data import DetrCollator
 from modeling_detr.data.collate import split_batch
-from modeling_detr.evaluation.engine import to_device
-from modeling_detr.image_processing_detr import normalize, pad_images
+from modeling_detr.image_processing_detr import batch_to_device, normalize, pad_images
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,7 +45,7 @@ def test_pixels_are_normalised_then_padded_with_zeros(samples):
 def test_normalising_later_gives_the_same_batch(samples):
     raw = DetrCollator(MEAN, STD, num_labels=3, normalize=False)(samples)
     assert raw["pixel_values"].dtype == torch.uint8
-    late = to_device(raw, torch.device("cpu"), MEAN, STD)
+    late = batch_to_device(raw, torch.device("cpu"), MEAN, STD)
     early = DetrCollator(MEAN, STD, num_labels=3)(samples)
     torch.testing.assert_close(late["pixel_values"], early["pixel_values"], rtol=0, atol=1e-6)
     assert torch.equal(late["pixel_mask"].long(), early["pixel_mask"])

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from modeling_detr.data import open_dataset
 from modeling_detr.evaluation.coco import CocoEvaluator
-from modeling_detr.evaluation.engine import adopt_model_labels, evaluate, to_device
+from modeling_detr.evaluation.engine import adopt_model_labels, evaluate
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
-from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, normalize
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device, normalize
 from modeling_detr.structures_detr import (
     AnnotationTable,
     Category,
@@ -136,16 +136,16 @@ def test_bytes_are_normalised_on_the_device_and_padding_is_zero() -> None:
     pixels = torch.randint(0, 256, (1, 3, 8, 16), dtype=torch.uint8)
     batch = batch_of([0], pixels)
     batch["pixel_mask"][:, :, 10:] = 0
-    inputs = to_device(batch, torch.device("cpu"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    inputs = batch_to_device(batch, torch.device("cpu"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     wanted = normalize(pixels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     torch.testing.assert_close(inputs["pixel_values"][..., :10], wanted[..., :10])
     assert inputs["pixel_values"][..., 10:].eq(0).all()
-    assert set(inputs["labels"][0]) == {"class_labels", "boxes"}
+    assert set(inputs["labels"][0]) == {"class_labels", "boxes", "image_index"}  # no key is lost
 
 
 def test_no_mask_is_given_where_nothing_is_padded() -> None:
     batch = batch_of([0])
-    inputs = to_device(batch, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3)
+    inputs = batch_to_device(batch, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3)
     assert inputs["pixel_mask"] is None
     assert inputs["pixel_values"] is batch["pixel_values"]  # normalised already
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from split_steps import CASES, COUNTS, SPLIT_OVER_PROCESSES, batch_of, gradient_of_step, model_of
 
-from modeling_detr.evaluation.engine import to_device
+from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.training.engine import StepResult
 
 
@@ -58,7 +58,7 @@ def by_hand(case, batches):
     model = model_of(case).train()
     num_boxes = max(1.0, sum(len(label["boxes"]) for batch in batches for label in batch["labels"]) / len(batches))
     for batch in batches:
-        inputs = to_device(batch, torch.device("cpu"), (0.0,) * 3, (1.0,) * 3)
+        inputs = batch_to_device(batch, torch.device("cpu"), (0.0,) * 3, (1.0,) * 3)
         (model(**inputs, num_boxes=num_boxes).loss / len(batches)).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
