@@ -1,56 +1,286 @@
 """Files and folders that appear under their name only when they are complete.
 
-Whatever is interrupted, by an error, a signal or a full disk, leaves what was there before as it was.
+Everything is written under a hidden name beside the target and then renamed. An error, a signal, a kill or a full disk
+leaves what was there before unchanged. Hidden names carry the host and the process id, so that several processes may
+write at once, and leftovers of killed processes are removed by the next one that writes the same target.
+
+    with new_folder("model") as folder:             # fails if model exists
+        save_everything(folder)
+    replace_text("recipe.yaml", text)
+    with replaced_folder("model") as folder: ...    # after a kill: restore_interrupted(".")
 """
 
 import contextlib
+import errno
+import glob
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from modeling_detr.errors_detr import OutputError, OutputExistsError
+
+
+_PARTIAL, _PREVIOUS = ".partial-", ".previous"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # a failed read never has these
+
+
+# New files and folders
+
 
 @contextlib.contextmanager
 def new_folder(target: str | Path) -> Iterator[Path]:
-    """A hidden folder beside `target` that takes its name if the block succeeds, and is removed otherwise.
+    """A hidden folder that becomes `target` if the block succeeds and is removed otherwise.
 
     Args:
-        target: A path at which nothing exists yet.
+        target: The new folder; missing parents are created.
 
     Raises:
-        OSError: The folder cannot be created or renamed.
+        OutputExistsError: `target` exists, or another process created it in the meantime.
+        OutputError: The folder cannot be written, for example because the disk is full.
     """
     target = Path(target)
-    hidden = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
-    try:
-        yield hidden
-        hidden.rename(target)
-    except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
-        raise
+    _refuse_existing(target)
+    with _partial(target, is_folder=True, kept="") as partial:
+        yield partial
+        _refuse_existing(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            _refuse_existing(target)
+            raise
+
+
+@contextlib.contextmanager
+def new_file(target: str | Path) -> Iterator[Path]:
+    """A hidden path to write to, which becomes `target` if the block succeeds and is removed otherwise.
+
+    Args:
+        target: The new file; missing parents are created.
+
+    Raises:
+        OutputExistsError: `target` exists, or another process created it in the meantime.
+        OutputError: The file cannot be written, for example because the disk is full.
+    """
+    target = Path(target)
+    _refuse_existing(target)
+    with _partial(target, is_folder=False, kept="") as partial:
+        yield partial
+        _sync(partial)
+        try:
+            os.link(partial, target)  # fails if the target exists, which a rename does not
+        except OSError:
+            _refuse_existing(target)
+            partial.rename(target)  # the file system has no hard links
+
+
+# Replaced files and folders
 
 
 @contextlib.contextmanager
 def replaced_file(target: str | Path) -> Iterator[Path]:
-    """A hidden path beside `target` to write to; it replaces `target` if the block ends without an error.
+    """A hidden path to write to, which replaces `target` if the block succeeds and is removed otherwise.
 
-    What was written is on disk before it gets its name.
+    The contents are on disk before the file gets its name.
 
     Args:
-        target: The file, which may exist; its folder does.
+        target: The file, which may exist; missing parents are created.
 
     Raises:
-        OSError: The file cannot be written or renamed.
+        OutputError: The file cannot be written; the previous one is unchanged.
     """
     target = Path(target)
-    hidden = target.with_name(f".{target.name}.partial")
+    with _partial(target, is_folder=False, kept="the previous file is unchanged") as partial:
+        yield partial
+        _sync(partial)
+        partial.replace(target)
+
+
+def replace_text(target: str | Path, text: str) -> None:
+    """Writes a text file in UTF-8, completely or not at all.
+
+    Raises:
+        OutputError: The file cannot be written; the previous one is unchanged.
+    """
+    with replaced_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced_folder(target: str | Path) -> Iterator[Path]:
+    """A hidden folder that replaces `target` if the block succeeds and is removed otherwise.
+
+    A folder cannot be replaced in one step. A process killed between the two leaves the previous folder under
+    `previous_path(target)`, from where `restore_interrupted` brings it back.
+
+    Args:
+        target: The folder, which may exist; missing parents are created.
+
+    Raises:
+        OutputError: The folder cannot be written; the previous one is unchanged.
+    """
+    target = Path(target)
+    previous = previous_path(target)
+    with _partial(target, is_folder=True, kept="the previous folder is unchanged") as partial:
+        yield partial
+        if os.path.lexists(target):
+            for path in partial.rglob("*"):  # the only copy is about to go, so its successor must survive a power cut
+                if path.is_file():
+                    _sync(path)
+            _discard_previous(target)
+            target.rename(previous)
+        try:
+            partial.rename(target)
+        except BaseException:
+            if os.path.lexists(previous):
+                previous.rename(target)
+            raise
+    with contextlib.suppress(OSError):  # what is left is removed the next time
+        _discard_previous(target)
+
+
+def previous_path(target: str | Path) -> Path:
+    """Where a folder is for the moment in which `replaced_folder` replaces it: `.NAME.previous` beside it."""
+    target = Path(target)
+    return target.with_name(f".{target.name}{_PREVIOUS}")
+
+
+def restore_interrupted(folder: str | Path) -> None:
+    """Cleans up after killed processes: restores folders whose replacement was interrupted, removes partial output.
+
+    Args:
+        folder: The folder that holds the targets. No other process may be writing to it.
+
+    Raises:
+        OSError: Something cannot be removed or renamed.
+    """
+    folder = Path(folder)
+    for previous in folder.glob(f".*{_PREVIOUS}"):
+        target = previous.with_name(previous.name.removeprefix(".").removesuffix(_PREVIOUS))
+        if os.path.lexists(target):
+            _discard_previous(target)
+        else:
+            previous.rename(target)
+    for leftover in folder.glob(f".*{_PARTIAL}*"):
+        _remove(leftover)
+
+
+# Hidden names
+
+
+@contextlib.contextmanager
+def _partial(target: Path, *, is_folder: bool, kept: str) -> Iterator[Path]:
+    """The hidden path of this process beside `target`; removed at the end if it still exists.
+
+    Args:
+        target: What is written.
+        is_folder: Whether the hidden path is created as a folder.
+        kept: What an error says about the previous contents.
+    """
+    partial = _partial_path(target)
     try:
-        yield hidden
-        with hidden.open("rb") as file:
-            os.fsync(file.fileno())
-        hidden.replace(target)
-    except BaseException:
-        hidden.unlink(missing_ok=True)
+        _remove_leftovers(target)
+        (partial if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise _output_error(target, os.strerror(errno.ENOTDIR), kept) from error
+    except OSError as error:
+        raise _output_error(target, error.strerror, kept) from error
+    try:
+        yield partial
+    except (OutputExistsError, OutputError):
         raise
+    except Exception as error:
+        reason = _write_failure(error, partial, target)
+        if reason is None:
+            raise
+        raise _output_error(target, reason, kept) from error
+    finally:
+        with contextlib.suppress(OSError):  # must not hide the error
+            _remove(partial)
+
+
+def _partial_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}{_PARTIAL}{platform.node()[:40]}-{os.getpid()}")
+
+
+def _discarded_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}{_PARTIAL}{platform.node()[:40]}-discarded-{os.getpid()}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes partial output for `target` of processes of this host that no longer run."""
+    of_this_host = _partial_path(target).name.rpartition("-")[0]
+    for leftover in target.parent.glob(f"{glob.escape(of_this_host)}-*"):
+        process = leftover.name.rpartition("-")[2]
+        if process == str(os.getpid()) or (process.isdigit() and not _is_running(int(process))):
+            with contextlib.suppress(PermissionError):  # another user's
+                _remove(leftover)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # where os.kill with signal 0 is no mere question
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _discard_previous(target: Path) -> None:
+    """Removes `.previous` of a target. It is renamed first, so that a folder of that name is always complete."""
+    previous, discarded = previous_path(target), _discarded_path(target)
+    if os.path.lexists(previous):
+        _remove(discarded)
+        previous.rename(discarded)
+        _remove(discarded)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link or a folder; it need not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise OutputExistsError(target, "already exists", "choose another target or remove it")
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file is on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_failure(error: BaseException | None, partial: Path, target: Path) -> str | None:
+    """The system's reason if `error` comes from writing `partial`; None if it comes from something else.
+
+    Libraries that write files in other languages hide the system's error in a context or a text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return error.strerror
+        if isinstance(error, OSError) and _concerns(error.filename, partial, target):
+            return error.strerror
+        if (match := re.search(r"\(os error (\d+)\)", str(error))) and int(match[1]) in _NO_SPACE:
+            return os.strerror(int(match[1]))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _concerns(file: object, partial: Path, target: Path) -> bool:
+    """Whether the file that an error names is the partial output, lies in it, or is the target."""
+    if not isinstance(file, str | os.PathLike):
+        return False
+    return Path(file).absolute().is_relative_to(partial.absolute()) or Path(file).absolute() == target.absolute()
+
+
+def _output_error(target: Path, reason: str | None, kept: str) -> OutputError:
+    return OutputError(target, f"cannot be written ({reason}){f'; {kept}' if kept else ''}")

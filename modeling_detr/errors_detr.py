@@ -70,6 +70,14 @@ class RecipeError(DetrError, ValueError):
     """A key of a recipe that is unknown, or has a value that is not allowed or does not fit another key."""
 
 
+class OutputError(DetrError, OSError):
+    """A file or folder that cannot be written, for example because the disk is full."""
+
+
+class OutputExistsError(DetrError, FileExistsError):
+    """A file or folder that must not exist yet."""
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` is most likely a misspelling of, if any."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

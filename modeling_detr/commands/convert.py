@@ -13,9 +13,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_detr.atomic_output import new_folder
 from modeling_detr.commands.detector import load_detector
 from modeling_detr.conversion import convert_original, export_original, save_for_transformers
-from modeling_detr.conversion.checkpoint_files import is_released, writing_folder
+from modeling_detr.conversion.checkpoint_files import is_released
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.to == "original":
             said += export_original(model, arguments.target)
         else:
-            with writing_folder(arguments.target) as folder:
+            with new_folder(arguments.target) as folder:
                 if arguments.to == "transformers":
                     save_for_transformers(model, processor, folder)
                 else:  # of Transformers' own DETR, or of ours once more

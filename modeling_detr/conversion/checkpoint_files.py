@@ -1,20 +1,18 @@
-"""PyTorch checkpoints as files: found or downloaded, read without running anything in them, written as a whole."""
+"""Checkpoint files of PyTorch: finding, downloading, and reading them without running any code in them."""
 
 import argparse
 import contextlib
 import errno
-import glob
 import hashlib
 import os
 import pathlib
 import pickle
 import pickletools
 import re
-import shutil
 import socket
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -241,51 +239,3 @@ def _state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], Mapping[st
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# Writing
-
-
-@contextlib.contextmanager
-def writing_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target` that gets its name when everything is in it; if anything fails, it is removed.
-
-    Raises:
-        FileExistsError: There is something at `target`.
-    """
-    hidden = _hidden(target)
-    hidden.mkdir(parents=True)
-    try:
-        yield hidden
-        _refuse_existing(target)
-        hidden.rename(target)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def writing_file(target: Path) -> Iterator[Path]:
-    """The same for a file."""
-    hidden = _hidden(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield hidden
-        _refuse_existing(target)
-        hidden.rename(target)
-    finally:
-        hidden.unlink(missing_ok=True)
-
-
-def _hidden(target: Path) -> Path:
-    """The hidden name of this process beside a target that is not there; what killed processes left is removed."""
-    _refuse_existing(target)
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.writing-*"):
-        number = leftover.name.rpartition("-")[2]
-        if number == str(os.getpid()) or (number.isdigit() and not Path("/proc", number).exists()):
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-    return target.with_name(f".{target.name}.writing-{os.getpid()}")
-
-
-def _refuse_existing(target: Path) -> None:
-    if target.exists():
-        raise FileExistsError(f"{target} is there already; choose another target, or remove it.")

@@ -19,14 +19,13 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 
+from modeling_detr.atomic_output import new_file, new_folder
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.conversion.checkpoint_files import (
     Checkpoint,
     find_checkpoint,
     read_checkpoint,
     released_name_of,
-    writing_file,
-    writing_folder,
 )
 from modeling_detr.conversion.coco_labels import LAST_THING, coco_id2label
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
@@ -342,7 +341,7 @@ def convert_original(
         OSError: The file cannot be read or downloaded, or `target` not be written.
         ValueError: It is no checkpoint of the original, or not whole, or wants to run code; or classes do not fit.
     """
-    with writing_folder(target) as folder:
+    with new_folder(target) as folder:
         checkpoint = read_checkpoint(find_checkpoint(source))
         architecture = read_architecture(checkpoint, given)
         num_labels, said = _num_labels(checkpoint.path, architecture, num_labels, names)
@@ -478,7 +477,7 @@ def export_original(model: DetrForObjectDetection | DetrForSegmentation, target:
     if lacking:
         raise ValueError(f"The original cannot compute this model: it has no {'; no '.join(lacking)}.")
     has_masks = isinstance(model, DetrForSegmentation)
-    with writing_file(target) as file:
+    with new_file(target) as path, path.open("wb") as file:  # given a path, PyTorch hides why it cannot write
         torch.save({"model": ours_to_original(model.state_dict())}, file)
     options = [
         f"--backbone {config.backbone}",

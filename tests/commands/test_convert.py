@@ -47,7 +47,7 @@ def test_a_checkpoint_goes_to_ours_to_the_originals_and_to_stock(checkpoint, tmp
 def test_mistakes_are_one_line_and_leave_nothing_behind(checkpoint, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     cases = [
-        ([str(checkpoint), str(tmp_path / "there")], "is there already"),
+        ([str(checkpoint), str(tmp_path / "there")], "already exists"),
         ([str(checkpoint), str(tmp_path / "new"), "--to", "original"], "convert it to ours first"),
         ([str(tmp_path / "there"), str(tmp_path / "new"), "--num_labels", "3"], "--num_labels is for a checkpoint of"),
     ]
@@ -137,7 +137,7 @@ def test_there_and_back_again(ours, tmp_path, capsys):
 
 def test_what_cannot_be_written_or_is_there_leaves_nothing_behind(ours, tiny_detector, tmp_path, capsys):
     assert convert(tmp_path / "ours", tmp_path / "ours") == 2
-    assert "is there already; choose another target" in capsys.readouterr().err
+    assert "already exists; choose another target" in capsys.readouterr().err
     model = tiny_detector(pre_norm=True)
     model.save_pretrained(tmp_path / "prenorm")
     DetrTorchvisionImageProcessor().save_pretrained(tmp_path / "prenorm")

@@ -1,4 +1,4 @@
-"""Files that are no checkpoints, or want to run code; downloads; targets that are whole or not there."""
+"""Files that are not checkpoints or would run code, and downloads."""
 
 import argparse
 import functools
@@ -18,8 +18,6 @@ from modeling_detr.conversion.checkpoint_files import (
     find_checkpoint,
     read_checkpoint,
     released_name_of,
-    writing_file,
-    writing_folder,
 )
 
 
@@ -185,32 +183,3 @@ def test_a_name_that_is_neither_a_file_nor_released_is_told(tmp_path):
         find_checkpoint("no-such.pth")
     with pytest.raises(ValueError, match="is a folder; wanted a checkpoint file"):
         find_checkpoint(tmp_path)
-
-
-def interrupted(path):
-    path.touch()
-    raise KeyboardInterrupt
-
-
-def test_a_target_is_whole_or_not_there(tmp_path):
-    target = tmp_path / "model"
-    with pytest.raises(KeyboardInterrupt), writing_folder(target) as folder:
-        interrupted(folder / "half")
-    with pytest.raises(KeyboardInterrupt), writing_file(tmp_path / "model.pth") as file:
-        interrupted(file)
-    assert list(tmp_path.iterdir()) == []
-    with writing_folder(target) as folder:
-        (folder / "whole").touch()
-    assert [path.name for path in target.iterdir()] == ["whole"]
-    with pytest.raises(FileExistsError, match="model is there already"), writing_folder(target):
-        pass
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="tells processes that are gone by /proc")
-def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path):
-    gone, running = tmp_path / ".model.writing-99999999", tmp_path / f".model.writing-{os.getppid()}"
-    gone.mkdir()
-    running.mkdir()
-    with writing_folder(tmp_path / "model"):
-        assert not gone.exists()
-        assert running.exists()
