@@ -22,6 +22,8 @@ from torchvision import tv_tensors
 
 Task = Literal["detection", "instance", "panoptic"]  # boxes; things with masks; every pixel of things and stuff
 
+UNSPLIT = "all"  # the only split of a dataset that is not divided into splits
+
 
 # What a dataset is
 
@@ -194,6 +196,11 @@ class DetectionIndex:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the dataset is divided into splits. Readers give one that is not the single split `UNSPLIT`."""
+        return not set(self.splits) <= {UNSPLIT}
 
     @property
     def id2label(self) -> dict[int, str]:

@@ -11,7 +11,6 @@ Several processes on a machine without GPUs want ACCELERATE_USE_CPU=true in the 
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -25,19 +24,23 @@ from modeling_detr.data import (
     DetrCollator,
     EvalBatchSampler,
     eval_transform,
-    find_split,
     open_dataset,
 )
 from modeling_detr.data.hf_datasets import BoxFormat
+from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.open import FORMATS
+from modeling_detr.data.splits import evaluation_images
 from modeling_detr.data.transforms import SampleTransform
 from modeling_detr.evaluation.coco import CocoEvaluator
-from modeling_detr.evaluation.engine import adopt_model_labels, evaluate
+from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.structures_detr import DetectionIndex, Task
 from modeling_detr.training.recipe import Recipe
-from modeling_detr.training.setup import has_splits, hold_out_of_split
+
+
+# Argument of the library → option of this command, for error messages.
+OPTION_NAMES = {"format": "data_format", "train_split": "split", "eval_split": "split"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             drop_difficult=arguments.drop_difficult,
             box_format=arguments.box_format,
         )
-        return choose_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
+        return evaluation_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
 
     task: Task = arguments.task or "detection"
     dataset = opened(task)
@@ -135,35 +138,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(map(str, written)))
     accelerator.end_training()
     return 0
-
-
-def choose_images(dataset: DetectionIndex, split: str | None, eval_fraction: float, seed: int) -> DetectionIndex:
-    """The images to evaluate on.
-
-    Args:
-        dataset: The whole dataset.
-        split: Several are joined by '+'; None: the one with a usual name, or every image if there are no splits.
-        eval_fraction: Above 0: the share that training on `split` with this `seed` held out.
-        seed: See `eval_fraction`.
-
-    Raises:
-        ValueError: There is no such split, it has no images, or the share is not one.
-    """
-    if not 0 <= eval_fraction < 1:
-        raise ValueError(f"--eval_fraction: got {eval_fraction:g}; wanted a share of at least 0 and below 1.")
-    try:
-        if eval_fraction > 0:
-            chosen = hold_out_of_split(dataset, split, eval_fraction, seed)[1]
-        elif split is None and not has_splits(dataset):
-            chosen = dataset
-        else:
-            chosen = dataset.split(split or find_split(dataset, "eval"))
-    except ValueError as error:
-        said = re.sub("--(eval|train)_split", "--split", str(error))  # the names that the option has in training
-        raise ValueError(f"--split: {said}") from error
-    if len(chosen) == 0:
-        raise ValueError(f"--split: {chosen.name} has no images; choose another.")
-    return chosen
 
 
 def resizing_of(processor: DetrTorchvisionImageProcessor) -> SampleTransform | None:

@@ -4,9 +4,10 @@ from modeling_detr.data.coco import read_coco
 from modeling_detr.data.collate import DetrCollator
 from modeling_detr.data.dataset import DetectionDataset, SampleKey
 from modeling_detr.data.images import read_image
-from modeling_detr.data.open import find_split, open_dataset
+from modeling_detr.data.open import open_dataset
 from modeling_detr.data.panoptic import read_panoptic, read_panoptic_predictions
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
+from modeling_detr.data.splits import find_split
 from modeling_detr.data.transforms import GeometryPolicy, eval_transform, train_transform
 
 

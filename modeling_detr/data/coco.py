@@ -30,14 +30,13 @@ from modeling_detr.data.coco_categories import keep_meant_categories
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_files import header_size, is_split_name, locate_images, refuse_outside
 from modeling_detr.data.masks import ReadMasks, read_segmentations
-from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
+from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord
 
 
 _NOT_A_SPLIT = {
     *("instances", "panoptic", "annotations", "annotation", "coco", "bbox", "labels", "result", "results", "dataset"),
 }
 _ROBOFLOW_NAME = "_annotations.coco.json"
-_WHOLE = "all"  # the split of a dataset that has none
 _NORMALIZED_LIMIT = 1.5  # boxes relative to the image end at 1, or a little past it
 
 
@@ -203,9 +202,9 @@ def _name_splits(path: Path, files: Sequence[Path]) -> list[CocoSplit]:
         elif inner.resolve() != root.resolve():
             name = inner.name
         else:
-            name = _WHOLE
+            name = UNSPLIT
         if len(files) == 1 and not is_split_name(name):
-            name = _WHOLE
+            name = UNSPLIT
         if any(split.name == name for split in splits):
             name = file.relative_to(path).with_suffix("").as_posix()
         splits.append(CocoSplit(name, file, root))

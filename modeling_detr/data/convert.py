@@ -26,7 +26,7 @@ from PIL import Image
 from modeling_detr.data.image_files import header_size, is_split_name
 from modeling_detr.data.images import read_image
 from modeling_detr.data.open import open_dataset
-from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.structures_detr import UNSPLIT, DetectionIndex
 
 
 Format = Literal["coco", "yolo", "voc"]
@@ -285,7 +285,7 @@ def _write_yolo(index: DetectionIndex, folder: Path, files: _Files, notes: list[
         key = _yolo_key(split, [*splits])
         if key != split:
             notes.append(f"the split '{split}' is called '{key}', as programs for yolo want it.")
-        if [*splits] == ["all"]:
+        if [*splits] == [UNSPLIT]:
             break  # none to name: every image counts
         if split == _UNLISTED:
             notes.append(f"{len(members)} images are in no split; they lie in images/{_UNLISTED}.")

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from modeling_detr.data.annotations import clean_annotations
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_files import header_sizes, is_split_name
-from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
+from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord
 
 
 BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywh_normalized", "xyxy_normalized", "cxcywh_normalized"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WHOLE = "whole"  # the split of files that name none: `datasets` has another use for 'all'
+_WHOLE = "whole"  # the split of files that name none: `datasets` reserves 'all'
 _OBJECTS = ("objects", "annotations", "labels", "faces", "boxes")
 _BOXES = ("bbox", "bboxes", "box", "boxes")
 _CLASSES = ("category", "categories", "category_id", "label", "labels", "class", "classes", "class_id", "class_label")
@@ -150,8 +150,8 @@ def _load(path: str | Path) -> dict[str, Any]:
                 reason = " ".join(str(error.__cause__ or error).split())
                 raise OSError(f"{place}: its parquet files cannot be read ({reason}); write them anew.") from error
     if isinstance(found, datasets.DatasetDict):
-        return {"all" if name == _WHOLE else name: rows for name, rows in found.items()}
-    return {"all": found}
+        return {UNSPLIT if name == _WHOLE else name: rows for name, rows in found.items()}
+    return {UNSPLIT: found}
 
 
 @contextlib.contextmanager

@@ -1,33 +1,90 @@
-"""The labels that a dataset's classes have: the dataset's own ids, where they are wanted instead of 0…C-1."""
+"""Which label each class of a dataset has: dense 0…C-1, the dataset's own ids, or those of a model."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from modeling_detr.errors_detr import DatasetError, nearest_name
 from modeling_detr.structures_detr import Category, DetectionIndex
 
 
-MAX_RAW_LABELS = 10_000  # a class head of more outputs than this is a mistake in an id
+MAX_RAW_LABELS = 10_000  # a class head with more outputs than this comes from a mistaken id
 
 
 def with_raw_labels(index: DetectionIndex) -> DetectionIndex:
-    """The dataset with its own category ids as labels, as in the original: as many as the highest id, and one more.
+    """Use the dataset's own category ids as labels, as the original does: 0 up to the highest id.
 
-    Ids between that the dataset does not use become classes without objects, so one whose highest id is 106 has 107.
+    Unused ids in between become classes without objects: a dataset whose highest id is 106 gets 107 classes.
 
     Raises:
-        ValueError: An id is negative, or so high that it cannot be meant as a label.
+        DatasetError: An id is negative, or too high to be a label.
     """
     category_of = {category.id: category for category in index.categories}
-    wrong = next((number for number in category_of if not 0 <= number < MAX_RAW_LABELS), None)
+    wrong = next((category_id for category_id in category_of if not 0 <= category_id < MAX_RAW_LABELS), None)
     if wrong is not None:
-        raise ValueError(
-            f"{index.name}: category '{category_of[wrong].name}' has the id {wrong}, which cannot be a label; wanted "
-            f"ids from 0 to {MAX_RAW_LABELS - 1}, or dense labels: --label_ids dense."
+        raise DatasetError(
+            f"{index.name}, category '{category_of[wrong].name}'",
+            f"id {wrong} cannot be a label, expected 0 to {MAX_RAW_LABELS - 1}",
+            "number the classes densely",
+            {"label_ids": "dense"},
         )
-    numbers = range(max(category_of, default=-1) + 1)
-    categories = tuple(category_of.get(number, Category(number, f"unused {number}")) for number in numbers)
+    labels = range(max(category_of, default=-1) + 1)
+    categories = tuple(category_of.get(label, Category(label, f"unused {label}")) for label in labels)
     ids = np.array([category.id for category in index.categories], dtype=np.int64)
     return replace(
         index, categories=categories, annotations=replace(index.annotations, label=ids[index.annotations.label])
+    )
+
+
+def adopt_model_labels(
+    index: DetectionIndex, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()
+) -> DetectionIndex:
+    """Put the dataset's classes into the model's order, matched by name, so that labels mean the same in both.
+
+    A dataset with exactly the model's classes is returned unchanged, even if several share a name. Classes that only
+    the model has are added without objects, under category ids that the dataset does not use.
+
+    Args:
+        index: The dataset.
+        id2label: The model's label → class name (`model.config.id2label`).
+        stuff_labels: Labels that are stuff for the model (`model.config.stuff_labels`); for classes that the dataset
+            has, the dataset decides.
+
+    Raises:
+        DatasetError: The dataset has a class that the model does not have.
+    """
+    if [category.name for category in index.categories] == [id2label[label] for label in sorted(id2label)]:
+        return index
+    label_of = {name: label for label, name in sorted(id2label.items(), reverse=True)}
+    unknown = [category.name for category in index.categories if category.name not in label_of]
+    if unknown:
+        nearest = nearest_name(unknown[0], label_of)
+        hint = "" if nearest is None else f" (did you mean '{nearest}'?)"
+        raise DatasetError(
+            index.name,
+            f"has classes that the model does not have: {', '.join(unknown)}{hint}; the model has "
+            f"{', '.join(id2label.values())}",
+            "use a model trained on this dataset, or rename the classes",
+        )
+    new_label = np.array([label_of[category.name] for category in index.categories], dtype=np.int64)
+    category_of = {int(label): category for label, category in zip(new_label, index.categories, strict=True)}
+    free_id = max((category.id for category in index.categories), default=0) + 1
+    categories = tuple(
+        category_of.get(label, Category(free_id + label, id2label[label], is_thing=label not in stuff_labels))
+        for label in sorted(id2label)
+    )
+    table = replace(index.annotations, label=new_label[index.annotations.label])
+    return replace(index, categories=categories, annotations=table)
+
+
+def only_things(index: DetectionIndex) -> DetectionIndex:
+    """Drop the stuff classes, as instance segmentation does. The labels of the things are dense again."""
+    is_thing = np.array([category.is_thing for category in index.categories], dtype=np.bool_)
+    new_label = np.cumsum(is_thing) - 1
+    table = index.annotations.take(is_thing[index.annotations.label])
+    return replace(
+        index,
+        categories=tuple(category for category in index.categories if category.is_thing),
+        annotations=replace(table, label=new_label[table.label].astype(np.int64)),
     )

@@ -1,15 +1,15 @@
-"""Opens a dataset whatever its format, and finds its splits by their usual names."""
+"""Opens a dataset, whatever its format."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from modeling_detr.data.coco import find_coco_files, read_coco
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.hf_datasets import find_hf_files, is_hub_id, read_hf_dataset
-from modeling_detr.data.panoptic import find_panoptic_files, read_panoptic, things_of
+from modeling_detr.data.labels import only_things
+from modeling_detr.data.panoptic import find_panoptic_files, read_panoptic
 from modeling_detr.data.shapes import is_shapes, read_shapes
 from modeling_detr.data.voc import is_voc, read_voc
 from modeling_detr.data.yolo import find_yolo_file, read_yolo
@@ -29,10 +29,6 @@ _FORMATS_OF = {  # the formats that an option of reading means something to
     "images": ("coco", "yolo", "voc"),
     "drop_difficult": ("voc",),
     "box_format": ("hf",),
-}
-_ROLE_NAMES = {
-    "train": ("train", "training", "trainval"),
-    "eval": ("val", "valid", "validation", "dev", "eval", "test"),
 }
 
 
@@ -84,7 +80,7 @@ def open_dataset(
             raise FileNotFoundError(f"--images {images}: there is no such folder; wanted the one that images lie in.")
         index = _open_files(Path(path).expanduser(), format, findings, task, options)
     if task == "instance" and not all(category.is_thing for category in index.categories):
-        index = things_of(index)
+        index = only_things(index)
     return index if split is None else index.split(split)
 
 
@@ -169,33 +165,4 @@ def _what_was_looked_for(path: Path) -> str:
         f"YOLO: a .yaml file with 'names', or classes.txt; Pascal VOC: .xml files that begin with <annotation>; "
         f"datasets: dataset_dict.json or state.json of save_to_disk, or .parquet files. "
         f"It holds: {shown or 'nothing'}."
-    )
-
-
-def find_split(index: DetectionIndex, role: Literal["train", "eval"]) -> str:
-    """The split to train on or to evaluate on, by the names that are usual: train, train2017 / val, valid, test, ….
-
-    Raises:
-        ValueError: No split has such a name, or several have; the message lists the splits and names the option.
-    """
-    if role not in _ROLE_NAMES:
-        raise ValueError(f"The role of a split is 'train' or 'eval'; got '{role}'.")
-    for name in _ROLE_NAMES[role]:
-        pattern = re.compile(rf"{name}[-_]?\d*", re.IGNORECASE)
-        fitting = [split for split in index.splits if pattern.fullmatch(split)]
-        exact = [split for split in fitting if split.lower() == name]
-        if len(exact or fitting) == 1:
-            return (exact or fitting)[0]
-        if fitting:
-            raise ValueError(
-                f"{index.name} has several splits to {role} on: {', '.join(sorted(fitting))}; say which with "
-                f"--{role}_split NAME."
-            )
-    if set(index.splits) <= {"all"}:
-        raise ValueError(f"{index.name} has no splits; hold some images out: --eval_fraction 0.1.")
-    known = ", ".join(sorted(index.splits))
-    use = "training" if role == "train" else "evaluation"
-    raise ValueError(
-        f"{index.name} has no split with a usual name for {use} ({', '.join(_ROLE_NAMES[role])}); its splits are: "
-        f"{known}. Say which with --{role}_split NAME."
     )

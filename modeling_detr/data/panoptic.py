@@ -8,7 +8,6 @@ are of the mask: a box ends where its last pixel ends.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +54,6 @@ def read_panoptic(path: str | Path, require_images: bool = True, findings: Findi
             f"files in it and its sub-folders with 'segments_info' in them."
         )
     return read_files(path, files, require_images, findings, objects_of=_segments, read_masks=_read_masks)
-
-
-def things_of(index: DetectionIndex) -> DetectionIndex:
-    """The dataset without its stuff: what instance segmentation is about. Labels of the things are dense again."""
-    is_thing = np.array([category.is_thing for category in index.categories], dtype=np.bool_)
-    new_label = np.cumsum(is_thing) - 1
-    table = index.annotations.take(is_thing[index.annotations.label])
-    return replace(
-        index,
-        categories=tuple(category for category in index.categories if category.is_thing),
-        annotations=replace(table, label=new_label[table.label].astype(np.int64)),
-    )
 
 
 def read_panoptic_predictions(path: str | Path, index: DetectionIndex) -> Iterator[tuple[int, PanopticResult]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to_number
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_files import header_size, is_image_name, is_split_name, refuse_outside
-from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord
+from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord
 
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -326,9 +326,9 @@ def _read_splits(root: Path, files: Sequence[Path], found: _Files, findings: Fin
                     members.setdefault(part, set()).add(position)
                     break
     if len(members) == 1 and not is_split_name(next(iter(members))):  # CVAT lists what it exports in default.txt
-        members = {"all": next(iter(members.values()))}
+        members = {UNSPLIT: next(iter(members.values()))}
     if not members:
-        members["all"] = set(range(len(files)))
+        members[UNSPLIT] = set(range(len(files)))
     return {name: np.array(sorted(positions), dtype=np.int64) for name, positions in members.items()}
 
 

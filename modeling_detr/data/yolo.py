@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to_number
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_files import FolderListings, header_size, is_image_name, is_split_name, refuse_outside
-from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord
+from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord
 
 
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
@@ -232,7 +232,7 @@ def _splits_by_folder(root: Path) -> dict[str, list[Path]]:
                 splits[child.name] = [child]
     if not splits:
         splits = {file.stem: [file] for file in sorted(root.glob("*.txt")) if is_split_name(file.stem)}
-    return splits or {"all": [root / "images" if (root / "images").is_dir() else root]}
+    return splits or {UNSPLIT: [root / "images" if (root / "images").is_dir() else root]}
 
 
 # Images and label files

@@ -4,8 +4,6 @@ Shapes: B images of a batch · H, W pixels. Each process goes through its own ba
 of the whole dataset.
 """
 
-import dataclasses
-import difflib
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +23,6 @@ from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device
 from modeling_detr.modeling_detr import DetrForSegmentation
 from modeling_detr.structures_detr import (
-    Category,
     DetectionBatch,
     DetectionIndex,
     DetectionLabels,
@@ -203,45 +199,6 @@ def find_segments(
         return processor.post_process_panoptic_segmentation(
             outputs, threshold, target_sizes=[size], predict_masks=masks
         )[0]
-
-
-def adopt_model_labels(
-    index: DetectionIndex, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()
-) -> DetectionIndex:
-    """The dataset with its classes in the model's order, matched by name, so that labels mean the same in both.
-
-    A dataset with the very classes of the model is returned as it is, classes of one name included. Classes of the
-    model that the dataset lacks are added without objects, under category ids that it does not use.
-
-    Args:
-        index: The dataset.
-        id2label: The model's label → class name (`model.config.id2label`).
-        stuff_labels: Which of them are stuff for the model (`model.config.stuff_labels`); of a class that the dataset
-            has, the dataset knows.
-
-    Raises:
-        ValueError: The dataset has a class that the model does not know.
-    """
-    if [category.name for category in index.categories] == [id2label[label] for label in sorted(id2label)]:
-        return index
-    label_of = {name: label for label, name in sorted(id2label.items(), reverse=True)}
-    unknown = [category.name for category in index.categories if category.name not in label_of]
-    if unknown:
-        nearest = difflib.get_close_matches(unknown[0], label_of, n=1)
-        hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-        raise ValueError(
-            f"{index.name} has classes that the model does not know: {', '.join(unknown)}{hint}. The model's classes "
-            f"are {', '.join(id2label.values())}; use a model trained on this dataset, or rename the classes."
-        )
-    new_label = np.array([label_of[category.name] for category in index.categories], dtype=np.int64)
-    own = {int(label): category for label, category in zip(new_label, index.categories, strict=True)}
-    free_id = max((category.id for category in index.categories), default=0) + 1
-    categories = tuple(
-        own.get(label, Category(free_id + label, id2label[label], is_thing=label not in stuff_labels))
-        for label in sorted(id2label)
-    )
-    table = dataclasses.replace(index.annotations, label=new_label[index.annotations.label])
-    return dataclasses.replace(index, categories=categories, annotations=table)
 
 
 @contextmanager

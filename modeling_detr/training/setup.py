@@ -1,16 +1,14 @@
 """What a recipe names, built: the data of a run, its processor, its model, its loaders."""
 
 import contextlib
-import hashlib
 import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
@@ -25,13 +23,12 @@ from modeling_detr.data import (
     EvalBatchSampler,
     TrainBatchSampler,
     eval_transform,
-    find_split,
     open_dataset,
     train_transform,
 )
-from modeling_detr.data.labels import with_raw_labels
+from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
+from modeling_detr.data.splits import training_splits
 from modeling_detr.data.transforms import SCALES, SampleTransform
-from modeling_detr.evaluation.engine import adopt_model_labels
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, HeadChange
 from modeling_detr.structures_detr import DetectionIndex
@@ -59,19 +56,7 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
         box_format=recipe.box_format,
     )
     dataset = number_labels(recipe, dataset)
-    if recipe.eval_fraction > 0:
-        train, evaluation = hold_out_of_split(dataset, recipe.train_split, recipe.eval_fraction, recipe.seed)
-    elif not has_splits(dataset) and recipe.train_split is None and recipe.eval_split is None:
-        raise ValueError(f"{dataset.name}: it has no splits; hold some images out: --eval_fraction 0.1")
-    else:
-        train = dataset.split(recipe.train_split or _usual_split(dataset, "train"))
-        evaluation = dataset.split(recipe.eval_split or _usual_split(dataset, "eval"))
-    for index, key in ((train, "train_split"), (evaluation, "eval_split")):
-        if len(index) == 0:
-            raise ValueError(f"{index.name} has no images; choose another {key}.")
-        if len(index.annotations) == 0:
-            raise ValueError(f"{index.name} has no annotated object; choose another {key}.")
-    return train, evaluation
+    return training_splits(dataset, recipe.train_split, recipe.eval_split, recipe.eval_fraction, recipe.seed)
 
 
 def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
@@ -91,50 +76,6 @@ def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
     if {category.name for category in dataset.categories} <= {*known.values()}:
         return adopt_model_labels(dataset, {int(label): name for label, name in known.items()})
     return dataset
-
-
-def has_splits(dataset: DetectionIndex) -> bool:
-    """Whether the dataset comes divided; one that does not has the split 'all', of every image, and no other."""
-    return bool(dataset.splits) and set(dataset.splits) != {"all"}
-
-
-def hold_out_of_split(
-    dataset: DetectionIndex, split: str | None, fraction: float, seed: int
-) -> tuple[DetectionIndex, DetectionIndex]:
-    """What training holds out of its images for evaluation: the rest and the share held out; see `hold_out`.
-
-    Args:
-        dataset: The whole dataset.
-        split: The split to train on; None: the one with a usual name, or every image if there are no splits.
-        fraction: Share of the images to hold out, above 0 and below 1.
-        seed: With another one, other images are held out.
-
-    Raises:
-        ValueError: There is no such split.
-    """
-    everything = split is None and not has_splits(dataset)
-    return hold_out(dataset if everything else dataset.split(split or _usual_split(dataset, "train")), fraction, seed)
-
-
-def _usual_split(dataset: DetectionIndex, role: Literal["train", "eval"]) -> str:
-    try:
-        return find_split(dataset, role)
-    except ValueError as error:
-        if role == "train":
-            raise
-        raise ValueError(f"{error} Or hold some images out: --eval_fraction 0.1.") from error
-
-
-def hold_out(index: DetectionIndex, fraction: float, seed: int) -> tuple[DetectionIndex, DetectionIndex]:
-    """Splits off a share of the images that depends on their ids and the seed alone, not on their order."""
-    keys = [hashlib.sha256(f"{seed}/{image.id}".encode()).digest() for image in index.images]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    num_held_out = min(len(index) - 1, max(1, round(fraction * len(index))))
-    held_out, rest = order[:num_held_out], order[num_held_out:]
-    return (
-        index.select(np.sort(np.asarray(rest)), f"{index.name} less held-out"),
-        index.select(np.sort(np.asarray(held_out)), f"{index.name} held-out"),
-    )
 
 
 Detector = DetrForObjectDetection | DetrForSegmentation

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
-from modeling_detr.commands.evaluate import choose_images, main, resizing_of
+from modeling_detr.commands.evaluate import main, resizing_of
 from modeling_detr.data import open_dataset, read_panoptic_predictions
+from modeling_detr.data.splits import evaluation_images
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.structures_detr import UNSPLIT
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.setup import open_splits
 
@@ -108,26 +110,26 @@ def test_a_split_can_be_chosen(model_folder: Path, tmp_path: Path) -> None:
 def test_what_training_held_out_can_be_evaluated_again(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data")
     recipe = Recipe(data=str(folder), eval_fraction=0.4, seed=5)
-    chosen = choose_images(open_dataset(folder), None, 0.4, 5)
+    chosen = evaluation_images(open_dataset(folder), None, 0.4, 5)
     assert [image.id for image in chosen.images] == [image.id for image in open_splits(recipe)[1].images]
     assert len(chosen) == 1
-    undivided = dataclasses.replace(open_dataset(folder), splits={"all": np.arange(5)})
-    assert len(choose_images(undivided, None, 0.0, 5)) == 5
-    assert len(choose_images(undivided, None, 0.4, 5)) == 2
+    undivided = dataclasses.replace(open_dataset(folder), splits={UNSPLIT: np.arange(5)})
+    assert len(evaluation_images(undivided, None, 0.0, 5)) == 5
+    assert len(evaluation_images(undivided, None, 0.4, 5)) == 2
 
 
 def test_mistakes_in_the_dataset_are_told_before_the_model_is_loaded(tmp_path: Path) -> None:
     folder = str(dataset(tmp_path / "data"))
     for arguments, message in (
-        (["--split", "vall"], r"--split: .*has no split 'vall'"),
-        (["--eval_fraction", "1"], "--eval_fraction: got 1"),
+        (["--split", "vall"], r"has no split 'vall'"),
+        (["--eval_fraction", "1"], "eval_fraction: got 1, expected at least 0 and below 1"),
         (["--data_format", "voc"], "voc|VOC|xml"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             main(["no/such/model", folder, *arguments])
     only_train = dataclasses.replace(open_dataset(folder), splits={"train": np.arange(5)})
-    with pytest.raises(ValueError, match=r"^--split: .*with --split NAME"):
-        choose_images(only_train, None, 0.0, 42)
+    with pytest.raises(ValueError, match="eval_split='train'"):
+        evaluation_images(only_train, None, 0.0, 42)
 
 
 @pytest.mark.slow
@@ -198,7 +200,7 @@ def test_two_processes_detect_what_one_does_whatever_the_sizes(model_folder: Pat
 
 def test_a_class_that_the_model_does_not_know_is_an_error(model_folder: Path, tmp_path: Path) -> None:
     data = dataset(tmp_path / "data", ("disc", "stars"))
-    with pytest.raises(ValueError, match=r"classes that the model does not know: stars \(did you mean 'star'\?\)"):
+    with pytest.raises(ValueError, match=r"classes that the model does not have: stars \(did you mean 'star'\?\)"):
         main([str(model_folder), str(data), "--output_dir", str(tmp_path / "out")])
 
 

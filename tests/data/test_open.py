@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_detr.data import find_split, open_dataset
+from modeling_detr.data import open_dataset
 from modeling_detr.structures_detr import DetectionIndex
 
 
@@ -88,34 +88,3 @@ def test_a_folder_in_two_formats_is_asked_about(coco_folder, voc_folder):
     ):
         open_dataset(coco_folder)
     assert len(open_dataset(coco_folder, format="coco")) == 4
-
-
-@pytest.mark.parametrize(
-    ("splits", "train", "evaluation"),
-    [
-        (["train", "val", "test"], "train", "val"),
-        (["train2017", "val2017"], "train2017", "val2017"),
-        (["train", "valid", "test"], "train", "valid"),
-        (["train", "val", "trainval", "test"], "train", "val"),
-        (["trainval", "test"], "trainval", "test"),
-    ],
-)
-def test_splits_are_found_by_their_usual_names(splits, train, evaluation, yolo_folder):
-    index = open_dataset(yolo_folder)
-    renamed = DetectionIndex(
-        "set", index.images, index.categories, index.annotations, dict.fromkeys(splits, np.arange(2))
-    )
-    assert (find_split(renamed, "train"), find_split(renamed, "eval")) == (train, evaluation)
-
-
-def test_splits_without_a_usual_name_are_listed(yolo_folder):
-    index = open_dataset(yolo_folder)
-    other = DetectionIndex("set", index.images, index.categories, index.annotations, {"all": np.arange(2)})
-    with pytest.raises(ValueError, match=r"set has no splits; hold some images out: --eval_fraction 0\.1"):
-        find_split(other, "train")
-    odd = DetectionIndex("set", index.images, index.categories, index.annotations, {"odd": np.arange(2)})
-    with pytest.raises(ValueError, match=r"splits are: odd. Say which with --eval_split NAME"):
-        find_split(odd, "eval")
-    two = {"train2014": np.arange(2), "train2017": np.arange(2)}
-    with pytest.raises(ValueError, match="several splits to train on: train2014, train2017"):
-        find_split(DetectionIndex("set", index.images, index.categories, index.annotations, two), "train")

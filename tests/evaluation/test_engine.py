@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from modeling_detr.data import open_dataset
+from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.evaluation.coco import CocoEvaluator
-from modeling_detr.evaluation.engine import adopt_model_labels, evaluate
+from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device, normalize
@@ -148,33 +149,6 @@ def test_no_mask_is_given_where_nothing_is_padded() -> None:
     inputs = batch_to_device(batch, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3)
     assert inputs["pixel_mask"] is None
     assert inputs["pixel_values"] is batch["pixel_values"]  # normalised already
-
-
-def test_classes_are_matched_by_name() -> None:
-    adopted = adopt_model_labels(shapes_index(), {0: "star", 1: "N/A", 2: "disc", 3: "N/A"})
-    assert [category.name for category in adopted.categories] == ["star", "N/A", "disc", "N/A"]
-    assert [category.id for category in adopted.categories][::2] == [5, 1]
-    assert len({category.id for category in adopted.categories}) == 4
-    assert adopted.annotations.label.tolist() == [2, 0, 2]
-    metrics = CocoEvaluator(adopted).compute()
-    assert list(metrics.per_class) == ["star", "N/A (label 1)", "disc", "N/A (label 3)"]
-    assert metrics.ap == 0
-
-
-def test_what_the_dataset_lacks_is_stuff_if_the_model_says_so() -> None:
-    adopted = adopt_model_labels(shapes_index(), {0: "star", 1: "sky", 2: "disc"}, stuff_labels=[1, 2])
-    assert [category.is_thing for category in adopted.categories] == [True, False, True]
-
-
-def test_a_dataset_with_the_models_classes_stays_as_it_is() -> None:
-    index = shapes_index()
-    assert adopt_model_labels(index, index.id2label) is index
-
-
-def test_a_class_that_the_model_does_not_know_is_an_error() -> None:
-    message = r"shapes has classes that the model does not know: disc \(did you mean 'disk'\?\).* are disk, star"
-    with pytest.raises(ValueError, match=message):
-        adopt_model_labels(shapes_index(), {0: "disk", 1: "star"})
 
 
 # The report

@@ -5,31 +5,18 @@ import pytest
 import torch
 
 from modeling_detr.data import open_dataset
-from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.structures_detr import UNSPLIT, DetectionIndex
 from modeling_detr.training.setup import (
     build_model,
     build_processor,
     compile_parts,
     head_note,
-    hold_out,
     number_labels,
     open_splits,
 )
 
 
 NAMES = {0: "circle", 1: "square"}
-
-
-def test_held_out_images_depend_on_their_ids_and_not_on_their_order():
-    index = open_dataset("shapes?size=64&train=40&val=4").split("train")
-    train, held_out = hold_out(index, 0.25, seed=3)
-    assert (len(train), len(held_out)) == (30, 10)
-    assert not {image.id for image in train.images} & {image.id for image in held_out.images}
-    fewer = index.select(np.arange(20))
-    assert {image.id for image in hold_out(fewer, 0.99, seed=3)[1].images} > {
-        image.id for image in held_out.images if image.id in {record.id for record in fewer.images}
-    }
-    assert [image.id for image in hold_out(index, 0.25, seed=4)[1].images] != [image.id for image in held_out.images]
 
 
 def test_splits_are_found_by_their_usual_names_or_held_out(tiny_recipe):
@@ -47,17 +34,17 @@ def test_data_without_a_split_to_evaluate_on_says_what_to_do(tiny_recipe, monkey
         whole.name, whole.images, whole.categories, whole.annotations, {"train": whole.splits["train"]}
     )
     monkeypatch.setattr("modeling_detr.training.setup.open_dataset", lambda *_, **__: only_train)
-    with pytest.raises(ValueError, match=r"--eval_split NAME\. Or hold some images out: --eval_fraction"):
+    with pytest.raises(ValueError, match=r"or hold out some images \(eval_split='train', eval_fraction=0\.1\)"):
         open_splits(tiny_recipe())
 
 
 def test_data_without_any_split_is_held_out_of_or_says_so_at_once(tiny_recipe, monkeypatch):
     whole = open_dataset("shapes?size=64&train=8&val=2")
-    undivided = DetectionIndex(whole.name, whole.images, whole.categories, whole.annotations, {"all": np.arange(10)})
+    undivided = DetectionIndex(whole.name, whole.images, whole.categories, whole.annotations, {UNSPLIT: np.arange(10)})
     monkeypatch.setattr("modeling_detr.training.setup.open_dataset", lambda *_, **__: undivided)
     train, evaluation = open_splits(tiny_recipe(eval_fraction=0.2))
     assert (len(train), len(evaluation)) == (8, 2)
-    with pytest.raises(ValueError, match=r"it has no splits; hold some images out: --eval_fraction 0\.1"):
+    with pytest.raises(ValueError, match=r"has no splits; hold out some images .* \(eval_fraction=0\.1\)"):
         open_splits(tiny_recipe())
 
 

@@ -1,0 +1,143 @@
+"""Which images to train on and which to evaluate on: splits found by their usual names, or a share held out."""
+
+import hashlib
+import re
+from typing import Literal
+
+import numpy as np
+
+from modeling_detr.errors_detr import DatasetError
+from modeling_detr.structures_detr import DetectionIndex
+
+
+Role = Literal["train", "eval"]
+
+_ROLE_NAMES: dict[Role, tuple[str, ...]] = {
+    "train": ("train", "training", "trainval"),
+    "eval": ("val", "valid", "validation", "dev", "eval", "test"),
+}
+_HELD_OUT = 0.1  # the share that errors suggest to hold out
+
+
+def training_splits(
+    index: DetectionIndex,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    eval_fraction: float = 0.0,
+    seed: int = 0,
+) -> tuple[DetectionIndex, DetectionIndex]:
+    """Choose the images to train on and those to evaluate on.
+
+    Args:
+        index: The whole dataset.
+        train_split: Split to train on, several joined by `+`; None: the one with a usual name.
+        eval_split: Split to evaluate on, several joined by `+`; None: the one with a usual name.
+        eval_fraction: If above 0, this share of the training images is held out for the evaluation instead.
+        seed: Seed of what is held out.
+
+    Raises:
+        DatasetError: There is no such split, one has no images, or nothing in it is annotated.
+    """
+    if eval_fraction > 0:
+        train, evaluation = hold_out_of_split(index, train_split, eval_fraction, seed)
+    else:
+        train = index.split(train_split or find_split(index, "train"))
+        evaluation = index.split(eval_split or find_split(index, "eval"))
+    for chosen, key in ((train, "train_split"), (evaluation, "eval_split")):
+        if len(chosen) == 0:
+            raise DatasetError(chosen.name, "has no images", f"choose another {key}")
+        if len(chosen.annotations) == 0:
+            raise DatasetError(chosen.name, "has no annotated objects", f"choose another {key}")
+    return train, evaluation
+
+
+def evaluation_images(
+    index: DetectionIndex, split: str | None = None, eval_fraction: float = 0.0, seed: int = 0
+) -> DetectionIndex:
+    """Choose the images to evaluate on.
+
+    Args:
+        index: The whole dataset.
+        split: Several are joined by `+`; None: the one with a usual name, or every image if there are no splits.
+        eval_fraction: Above 0: the share that training on `split` with this `seed` held out.
+        seed: See `eval_fraction`.
+
+    Raises:
+        DatasetError: There is no such split, it has no images, or `eval_fraction` is out of range.
+    """
+    if not 0 <= eval_fraction < 1:
+        raise DatasetError("eval_fraction", f"got {eval_fraction:g}, expected at least 0 and below 1")
+    if eval_fraction > 0:
+        chosen = hold_out_of_split(index, split, eval_fraction, seed)[1]
+    elif split is None and not index.has_splits:
+        chosen = index
+    else:
+        chosen = index.split(split or find_split(index, "eval"))
+    if len(chosen) == 0:
+        raise DatasetError(chosen.name, "has no images", "choose another split")
+    return chosen
+
+
+def find_split(index: DetectionIndex, role: Role) -> str:
+    """Find the split to train on or to evaluate on by its usual name: train, train2017 / val, valid, test, ….
+
+    Raises:
+        DatasetError: No split has such a name, or several have; the message lists the splits.
+    """
+    key = f"{role}_split"
+    for name in _ROLE_NAMES[role]:
+        pattern = re.compile(rf"{name}[-_]?\d*", re.IGNORECASE)
+        matching = [split for split in index.splits if pattern.fullmatch(split)]
+        exact = [split for split in matching if split.lower() == name]
+        if len(exact or matching) == 1:
+            return (exact or matching)[0]
+        if matching:
+            matching.sort()
+            problem = f"has several splits to {role} on, {', '.join(matching)}"
+            raise DatasetError(index.name, problem, "choose one", {key: matching[0]})
+    if not index.has_splits:
+        raise DatasetError(
+            index.name, "has no splits", "hold out some images for the evaluation", {"eval_fraction": _HELD_OUT}
+        )
+    splits, usual = sorted(index.splits), ", ".join(_ROLE_NAMES[role])
+    problem = f"has no split with a usual name for {'training' if role == 'train' else 'evaluation'} ({usual})"
+    problem += f"; its splits are: {', '.join(splits)}"
+    if role == "train":
+        raise DatasetError(index.name, problem, "choose one", {key: splits[0]})
+    raise DatasetError(
+        index.name, problem, "choose one, or hold out some images", {key: splits[0], "eval_fraction": _HELD_OUT}
+    )
+
+
+def hold_out_of_split(
+    index: DetectionIndex, split: str | None, fraction: float, seed: int
+) -> tuple[DetectionIndex, DetectionIndex]:
+    """Hold out a share of the training images for the evaluation; see `hold_out`.
+
+    Args:
+        index: The whole dataset.
+        split: The split to train on; None: the one with a usual name, or every image if there are no splits.
+        fraction: Share of the images to hold out, above 0 and below 1.
+        seed: Another seed holds out other images.
+
+    Returns:
+        The images to train on and those held out.
+
+    Raises:
+        DatasetError: There is no such split.
+    """
+    if split is not None or index.has_splits:
+        index = index.split(split or find_split(index, "train"))
+    return hold_out(index, fraction, seed)
+
+
+def hold_out(index: DetectionIndex, fraction: float, seed: int) -> tuple[DetectionIndex, DetectionIndex]:
+    """Divide the images into the rest and a share that depends on their ids and the seed alone, not on their order."""
+    keys = [hashlib.sha256(f"{seed}/{image.id}".encode()).digest() for image in index.images]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    num_held_out = min(len(index) - 1, max(1, round(fraction * len(index))))
+    held_out, rest = order[:num_held_out], order[num_held_out:]
+    return (
+        index.select(np.sort(np.asarray(rest)), f"{index.name} less held-out"),
+        index.select(np.sort(np.asarray(held_out)), f"{index.name} held-out"),
+    )
