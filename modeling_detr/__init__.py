@@ -12,7 +12,8 @@ from transformers import (
 
 from .configuration_detr import DetrConfig
 from .image_processing_detr import DetrTorchvisionImageProcessor
-from .modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrModel
+from .modeling_detr import DetrForObjectDetection, DetrModel
+from .segmentation_detr import DetrForSegmentation
 
 
 __version__ = "0.1.0"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 from modeling_detr.conversion import original_to_ours
+from modeling_detr.segmentation_detr import Detector
 
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -60,7 +61,7 @@ class Case:
         """Whether the model has a mask head."""
         return bool(self.values["options"].get("masks"))
 
-    def model(self, **changes: Any) -> DetrForObjectDetection | DetrForSegmentation:
+    def model(self, **changes: Any) -> Detector:
         """Our model with the case's weights, in evaluation mode; unused weights are an error."""
         options = {ours: value for key, value in self.values["options"].items() for ours in _OPTIONS.get(key, ())}
         kind = DetrForSegmentation if self.has_masks else DetrForObjectDetection

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForObjectDetection
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrModel
-from modeling_detr.modeling_detr import NEW_CLASSES_SHARE, HeadChange
+from modeling_detr.pretrained_detr import NEW_CLASSES_SHARE, HeadChange
 
 
 OLD = {0: "cat", 1: "dining table", 2: "dog", 3: "car"}

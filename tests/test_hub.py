@@ -27,11 +27,14 @@ from modeling_detr import (
 
 
 HUB_FILES = {
+    "backbone_detr.py",
     "configuration_detr.py",
     "image_processing_detr.py",
     "loss_detr.py",
     "modeling_detr.py",
     "post_processing_detr.py",
+    "pretrained_detr.py",
+    "stock_detr.py",
     "structures_detr.py",
 }
 

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrModel
-from modeling_detr.modeling_detr import ExtraQueries, FrozenBatchNorm2d
+from modeling_detr.backbone_detr import FrozenBatchNorm2d
+from modeling_detr.modeling_detr import ExtraQueries
 
 
 def labels_of(*counts):

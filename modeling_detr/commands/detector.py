@@ -5,12 +5,10 @@ from transformers import PreTrainedConfig
 
 from modeling_detr.evaluation.engine import find_objects, find_segments
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
+from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionResult, PanopticResult, Task
 from modeling_detr.training.checkpointing import find_model, telling_missing_models
-
-
-Detector = DetrForObjectDetection | DetrForSegmentation
 
 
 def load_detector(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:

@@ -25,7 +25,7 @@ from modeling_detr.commands.detector import detect, load_detector, segment, task
 from modeling_detr.evaluation.coco import encode_masks
 from modeling_detr.evaluation.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
-from modeling_detr.modeling_detr import DetrForSegmentation
+from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionResult, PanopticResult
 from modeling_detr.visualization import draw_detections, draw_panoptic
 

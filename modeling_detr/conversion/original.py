@@ -29,7 +29,8 @@ from modeling_detr.conversion.checkpoint_files import (
 )
 from modeling_detr.conversion.coco_labels import LAST_THING, coco_id2label
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
+from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 
 
 _logger = logging.getLogger(__name__)
@@ -458,7 +459,7 @@ def _card(checkpoint: Checkpoint, kind: str, said: Sequence[str]) -> str:
     )
 
 
-def export_original(model: DetrForObjectDetection | DetrForSegmentation, target: Path) -> list[str]:
+def export_original(model: Detector, target: Path) -> list[str]:
     """Writes a `.pth` that the original's `load_state_dict` takes strictly.
 
     Args:

@@ -12,14 +12,11 @@ from safetensors.torch import save_file
 from transformers import DetrConfig as StockConfig
 from transformers import DetrImageProcessor as StockProcessor
 
-from modeling_detr.configuration_detr import SHARED_KEYS, TRAINING_KEYS
+from modeling_detr.backbone_detr import DetrConvEncoder
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import (
-    DetrConvEncoder,
-    DetrForSegmentation,
-    DetrPreTrainedModel,
-    norm_that_stock_computes_otherwise,
-)
+from modeling_detr.pretrained_detr import DetrPreTrainedModel
+from modeling_detr.segmentation_detr import DetrForSegmentation
+from modeling_detr.stock_detr import SHARED_KEYS, TRAINING_KEYS, norm_that_stock_computes_otherwise
 
 
 # Arguments of timm that decide nothing once there are weights and nothing trains.

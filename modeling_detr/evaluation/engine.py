@@ -21,7 +21,7 @@ from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.queries import QueryStatistics
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device
-from modeling_detr.modeling_detr import DetrForSegmentation
+from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import (
     DetectionBatch,
     DetectionIndex,

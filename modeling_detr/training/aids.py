@@ -14,16 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modeling_detr.backbone_detr import sine_embedding, sine_position
 from modeling_detr.loss_detr import SetCriterion, box_distances
 from modeling_detr.modeling_detr import (
     DetrDecoderLayer,
     DetrForObjectDetection,
-    DetrForSegmentation,
     DetrObjectDetectionOutput,
     ExtraQueries,
-    sine_embedding,
-    sine_position,
 )
+from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionLabels
 
 
@@ -262,9 +261,7 @@ class TrainingModel(nn.Module):
         denoising_groups: Groups of denoising queries, 0 for none.
     """
 
-    def __init__(
-        self, detector: DetrForObjectDetection | DetrForSegmentation, encoder_supervision: bool, denoising_groups: int
-    ) -> None:
+    def __init__(self, detector: Detector, encoder_supervision: bool, denoising_groups: int) -> None:
         super().__init__()
         self.detector = detector
         config = detector.config
@@ -335,7 +332,7 @@ def _weighted_sum(criterion: SetCriterion, terms: dict[str, Tensor]) -> Tensor:
 
 
 def build_training_model(
-    detector: DetrForObjectDetection | DetrForSegmentation,
+    detector: Detector,
     encoder_supervision: bool = False,
     denoising_groups: int = 0,
 ) -> TrainingModel:

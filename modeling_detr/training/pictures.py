@@ -10,14 +10,14 @@ from PIL import Image
 from modeling_detr.data import read_image
 from modeling_detr.evaluation.engine import find_objects, find_segments
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
+from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult, Task
 from modeling_detr.visualization import draw_comparison, draw_panoptic_comparison
 
 
 @torch.inference_mode()
 def draw_predictions(
-    detector: DetrForObjectDetection | DetrForSegmentation,
+    detector: Detector,
     processor: DetrTorchvisionImageProcessor,
     index: DetectionIndex,
     task: Task,

@@ -9,7 +9,7 @@ import numpy as np
 from accelerate.utils import DistributedType
 from torch import nn
 
-from modeling_detr.modeling_detr import FrozenBatchNorm2d
+from modeling_detr.backbone_detr import FrozenBatchNorm2d
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.optimization import num_parameters
 from modeling_detr.training.recipe import Recipe

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.data.collate import split_batch
-from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
+from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.aids import TrainingModel, build_training_model
 from modeling_detr.training.divergence import StepShare, image_indices, is_finite

@@ -30,7 +30,10 @@ from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
 from modeling_detr.data.splits import training_splits
 from modeling_detr.data.transforms import SCALES, SampleTransform
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation, HeadChange
+from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.pretrained_detr import HeadChange
+from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
+from modeling_detr.stock_detr import translate_stock_config
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import start_local
 from modeling_detr.training.checkpointing import find_model, telling_missing_models
@@ -76,9 +79,6 @@ def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
     if {category.name for category in dataset.categories} <= {*known.values()}:
         return adopt_model_labels(dataset, {int(label): name for label, name in known.items()})
     return dataset
-
-
-Detector = DetrForObjectDetection | DetrForSegmentation
 
 
 def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()) -> Detector:
@@ -214,7 +214,7 @@ def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
 @contextlib.contextmanager
 def _said_in_plan() -> Iterator[None]:
     """Keeps what loading logs from the screen: the plan says it."""
-    loggers = [logging.getLogger(name) for name in (HeadChange.__module__, DetrConfig.__module__)]
+    loggers = [logging.getLogger(name) for name in (HeadChange.__module__, translate_stock_config.__module__)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

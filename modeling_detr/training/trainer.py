@@ -24,6 +24,7 @@ from timm.utils.model_ema import ModelEmaV3
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
+from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.checkpointing import (
@@ -52,7 +53,6 @@ from modeling_detr.training.processes import build_accelerator, check_trackers, 
 from modeling_detr.training.recipe import Recipe, differing_keys
 from modeling_detr.training.replay import FailedStep
 from modeling_detr.training.setup import (
-    Detector,
     build_loaders,
     build_model,
     build_processor,

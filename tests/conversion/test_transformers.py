@@ -183,7 +183,7 @@ def test_a_key_that_nobody_knows_is_an_error(tmp_path):
     [
         (
             {"model_type": "conditional_detr"},
-            "of a model of type 'conditional_detr'; wanted 'modeling_detr', or 'detr'",
+            "config.json has model_type 'conditional_detr', expected 'modeling_detr', or 'detr'",
         ),
         ({"backbone_config": None, "use_timm_backbone": False, "backbone": "o/resnet"}, "its backbone is 'o/resnet'"),
         ({"backbone_config": {"model_type": "swin"}}, "its backbone is of type 'swin'"),
