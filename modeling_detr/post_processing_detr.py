@@ -1,6 +1,7 @@
-"""What a DETR's outputs become: boxes, instances, segments and semantic maps at the size of the original image.
+"""Model outputs to predictions: boxes, instances, panoptic segments and semantic maps at the original image's size.
 
-`DetrPostProcessor` holds the `post_process_*` methods of `DetrTorchvisionImageProcessor`.
+`DetrPostProcessor` holds the `post_process_*` methods of `DetrTorchvisionImageProcessor`. The functions that they call
+follow in the same order: panoptic, instance, semantic, shared.
 
 Shapes: B images · Q queries · C classes · K predictions of one image · H, W pixels · h, w cells of the mask head.
 Boxes: `boxes_xyxy` are corners in pixels, `boxes_cxcywh` centre and size relative to the **unpadded** image. Sizes are
@@ -9,7 +10,7 @@ Boxes: `boxes_xyxy` are corners in pixels, `boxes_cxcywh` centre and size relati
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,68 +22,71 @@ from torchvision.ops import box_convert
 from .structures_detr import DetectionResult, InstanceResult, PanopticResult, SegmentInfo
 
 
+Sizes = Tensor | Sequence[tuple[int, int]]
+"""(height, width) of each image: a list of B pairs, or an integer tensor (B, 2)."""
+
+MaskPredictor = Callable[[Tensor], Tensor]
+"""Computes the mask logits (M, h, w) of the M queries selected by a (B, Q) bool tensor."""
+
+_MASKS_PER_CHUNK = 16  # one mask of a large image takes 4 MB, and several copies of it are made
+_MAX_DROPPED_AREA = 4  # pixels; a panoptic segment of this area or less is dropped, as in the original
+
+
 class DetectionOutput(Protocol):
-    """What `post_process_object_detection` reads of a model's output: `logits` (B, Q, C + 1) with "no object" last,
-    and `pred_boxes` (B, Q, 4), cxcywh in [0, 1]."""
+    """The model outputs that detection needs: `logits` (B, Q, C + 1), "no object" last, and `pred_boxes` (B, Q, 4),
+    cxcywh in [0, 1]."""
 
     logits: Tensor
     pred_boxes: Tensor
 
 
 class SegmentationOutput(DetectionOutput, Protocol):
-    """What turning outputs into segments needs of them."""
+    """The model outputs that segmentation needs: also `pred_masks` (B, Q, h, w), or None if masks come from a
+    `MaskPredictor`.
+
+    Three more fields are used where the outputs have them, as those of `DetrForSegmentation` do: `image_sizes` (B, 2),
+    `canvas_size` (B, 2) and `stuff_labels` (B, n).
+    """
 
     pred_masks: Tensor | None
 
 
-MaskPredictor = Callable[[Tensor], Tensor]
-
-
 class DetrPostProcessor:
-    """Converts outputs of a DETR to predictions; a part of `DetrTorchvisionImageProcessor`."""
+    """Converts the outputs of a DETR to predictions; the second half of `DetrTorchvisionImageProcessor`."""
 
     def post_process_object_detection(
         self,
         outputs: DetectionOutput,
         threshold: float = 0.5,
-        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        target_sizes: Sizes | None = None,
     ) -> list[DetectionResult]:
-        """What the model says, as detections: each query's best class, and its box.
+        """Converts outputs to detections: for each query its most likely class, and its box.
 
         Original: models/detr.py, `PostProcess`.
 
         Args:
             outputs: The model's output: `logits` (B, Q, C + 1) with "no object" last, and `pred_boxes` (B, Q, 4),
                 cxcywh in [0, 1].
-            threshold: Detections of a lower score are left out. 0 keeps all queries in their order.
+            threshold: Detections with a lower score are dropped. 0 keeps all queries in their order.
             target_sizes: `(height, width)` of each original image, a list or a (B, 2) tensor. None: boxes stay in
                 [0, 1].
 
         Returns:
-            One dict an image: `scores` (K,), `labels` (K,) int64, `boxes` (K, 4) xyxy in pixels of `target_sizes`;
-            float32 at least.
+            One dict per image: `scores` (K,), `labels` (K,) int64, `boxes` (K, 4) xyxy in pixels of `target_sizes`.
+            Half precision is converted to float32.
 
         Raises:
-            ValueError: `target_sizes` are not one (height, width) an image.
+            ValueError: `target_sizes` is not one (height, width) per image.
         """
+        scores, labels = _class_probabilities(outputs)[..., :-1].max(-1)  # (B, Q); the last class is "no object"
         # half precision would move a box at the edge of a large image by pixels
-        precision = torch.promote_types(outputs.logits.dtype, torch.float32)
-        logits, boxes_cxcywh = outputs.logits.to(precision), outputs.pred_boxes.to(precision)
-        scores, labels = logits.softmax(-1)[..., :-1].max(-1)  # (B, Q); the last class is "no object"
-        boxes_xyxy = box_convert(boxes_cxcywh, "cxcywh", "xyxy")  # (B, Q, 4)
+        boxes_xyxy = box_convert(_at_least_float32(outputs.pred_boxes), "cxcywh", "xyxy")  # (B, Q, 4)
         if target_sizes is not None:
-            sizes = torch.as_tensor(target_sizes)
-            if tuple(sizes.shape) != (len(logits), 2):
-                raise ValueError(
-                    f"target_sizes has shape {tuple(sizes.shape)} for {len(logits)} images; wanted one "
-                    f"(height, width) an image, ({len(logits)}, 2)."
-                )
-            height_width = sizes.to(boxes_xyxy)
+            height_width = _checked_sizes("target_sizes", target_sizes, len(scores)).to(boxes_xyxy)
             boxes_xyxy = boxes_xyxy * height_width[:, [1, 0, 1, 0]][:, None]
-        kept = scores >= threshold
         return [
-            {"scores": scores[i][kept[i]], "labels": labels[i][kept[i]], "boxes": boxes_xyxy[i][kept[i]]}
-            for i in range(len(logits))
+            _select({"scores": scores[i], "labels": labels[i], "boxes": boxes_xyxy[i]}, scores[i] >= threshold)
+            for i in range(len(scores))
         ]
 
     @torch.no_grad()
@@ -93,64 +97,58 @@ class DetrPostProcessor:
         mask_threshold: float = 0.0,
         overlap_mask_area_threshold: float = 0.0,
         label_ids_to_fuse: Sequence[int] | set[int] | None = None,
-        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        target_sizes: Sizes | None = None,
         *,
-        processed_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        processed_sizes: Sizes | None = None,
         predict_masks: MaskPredictor | None = None,
     ) -> list[PanopticResult]:
-        """What the model says, as one map of segments: every pixel belongs to the query whose mask is highest there.
+        """Converts outputs to one map of segments per image: each pixel goes to the query with the highest mask logit.
 
-        Queries that say "no object" or are not sure do not take part. Masks of one class of stuff become one segment,
-        and segments of at most four pixels are left out.
+        Queries that predict "no object" or score too low are ignored. All masks of one stuff class become one segment,
+        and segments of at most four pixels are dropped.
 
-        Paper: sec. 4.4. Original: models/segmentation.py, `PostProcessPanoptic`. Differs from the original: padding is
-        cut off before anything is decided, if `outputs` say where it is, as `DetrForSegmentation`'s do.
+        Paper: sec. 4.4. Original: models/segmentation.py, `PostProcessPanoptic`. Differs from the original: if the
+        outputs contain `image_sizes` and `canvas_size`, padding is cropped before pixels are assigned.
 
         Args:
             outputs: The model's output: `logits` (B, Q, C + 1) with "no object" last, `pred_boxes` (B, Q, 4), and
                 `pred_masks` (B, Q, h, w) unless `predict_masks` is given.
-            threshold: A query takes part if its class has a higher probability.
-            mask_threshold: Pixels to which their query's own mask gives less than this probability belong to no
-                segment. 0, as in the original: every pixel belongs to one.
-            overlap_mask_area_threshold: A segment of which less than this share of its query's mask is to be seen,
-                because others are in front, is left out, and its pixels belong to none. 0, as in the original: no
-                segment is.
-            label_ids_to_fuse: Labels of stuff. None: those that `outputs` name, as `DetrForSegmentation`'s do.
+            threshold: Only queries whose class has a higher probability are used.
+            mask_threshold: Pixels whose query gives them a lower mask probability belong to no segment. 0, as in the
+                original: every pixel belongs to one.
+            overlap_mask_area_threshold: A segment that shows less than this fraction of its query's mask, because
+                others cover it, is dropped and leaves its pixels unassigned. 0, as in the original: none is.
+            label_ids_to_fuse: Labels of stuff. None: `stuff_labels` of the outputs, if they have them.
             target_sizes: `(height, width)` of each original image. None: the processed sizes.
-            processed_sizes: `(height, width)` of each image as it went into the model, without padding. None: what
-                `outputs` say, and if they do not say it, `target_sizes`.
-            predict_masks: Computes the masks (M, h, w) of chosen queries, given as (B, Q) bool, for instance
-                `functools.partial(model.predict_masks, outputs)`; much faster than the masks of all. None:
-                `outputs.pred_masks` are taken.
+            processed_sizes: `(height, width)` of each image as the model saw it, without padding. None: `image_sizes`
+                of the outputs, or else `target_sizes`.
+            predict_masks: Computes only the masks that are needed, which is much faster; for instance
+                `functools.partial(model.predict_masks, outputs)`. None: `outputs.pred_masks` is used.
 
         Returns:
-            One dict an image: `segmentation` (height, width) int64 and `segments_info`, see `PanopticResult`; ids are
-            0, 1, …, and -1 is no segment. Without any segment the map is 0 everywhere.
+            One dict per image: `segmentation` (height, width) int64 and `segments_info`, see `PanopticResult`. Ids
+            count from 0, and -1 is no segment. If there is no segment at all, the map is 0 everywhere.
 
         Raises:
-            ValueError: There are no masks, or sizes are not one (height, width) an image.
+            ValueError: There are no masks, or sizes are not one (height, width) per image.
         """
-        probabilities = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32)).softmax(-1)
+        probabilities = _class_probabilities(outputs)
         scores, labels = probabilities.max(-1)  # (B, Q)
         keep = (labels != probabilities.shape[-1] - 1) & (scores > threshold)
         stuff = _stuff_labels(outputs) if label_ids_to_fuse is None else {int(label) for label in label_ids_to_fuse}
+        masks = _masks_by_image(outputs, keep, predict_masks)
+        frames = _image_frames(outputs, target_sizes, processed_sizes)
         return [
-            _to_segments(
-                _enlarged(_cropped(masks, frame), frame.processed),
-                scores[image][keep[image]],
-                labels[image][keep[image]].tolist(),
+            _assemble_segments(
+                _resize_bilinear(_crop_padding(masks[i], frame), frame.processed_size),
+                scores[i][keep[i]],
+                labels[i][keep[i]].tolist(),
                 stuff,
-                frame.target,
+                frame.target_size,
                 mask_threshold,
                 overlap_mask_area_threshold,
             )
-            for image, (masks, frame) in enumerate(
-                zip(
-                    _masks_by_image(outputs, keep, predict_masks),
-                    _frames(outputs, target_sizes, processed_sizes),
-                    strict=True,
-                )
-            )
+            for i, frame in enumerate(frames)
         ]
 
     @torch.no_grad()
@@ -160,202 +158,85 @@ class DetrPostProcessor:
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.0,
-        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        target_sizes: Sizes | None = None,
         *,
-        processed_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        processed_sizes: Sizes | None = None,
         predict_masks: MaskPredictor | None = None,
     ) -> list[InstanceResult]:
-        """What the model says, as detections with their masks, which may overlap; and as a map in which they do not.
+        """Converts outputs to detections with masks, which may overlap, and to a map of instances without overlap.
 
-        Original: models/segmentation.py, `PostProcessSegm`. Differs from the original: padding is cut off before masks
-        are enlarged, if `outputs` say where it is, so that it changes no pixel at an edge.
+        Original: models/segmentation.py, `PostProcessSegm`. Differs from the original: if the outputs contain
+        `image_sizes` and `canvas_size`, padding is cropped before masks are enlarged, so it changes no pixel.
 
         Args:
-            outputs: See `post_process_panoptic_segmentation`. Stuff that they name is left out.
-            threshold: Detections of a lower score are left out. 0 keeps all queries in their order.
-            mask_threshold: A pixel belongs to a mask if it has a higher probability.
-            overlap_mask_area_threshold: In the map, an instance of which less than this share is to be seen, because
-                those of higher scores are in front, is left out.
+            outputs: See `post_process_panoptic_segmentation`. If they have `stuff_labels`, those classes are dropped.
+            threshold: Detections with a lower score are dropped. 0 keeps all queries in their order.
+            mask_threshold: A pixel belongs to a mask if its probability is higher.
+            overlap_mask_area_threshold: An instance is dropped from the map if less than this fraction of it is
+                visible behind instances with higher scores.
             target_sizes: See `post_process_panoptic_segmentation`.
-            processed_sizes: See there.
-            predict_masks: See there.
+            processed_sizes: See `post_process_panoptic_segmentation`.
+            predict_masks: See `post_process_panoptic_segmentation`.
 
         Returns:
-            One dict an image: `scores` (K,), `labels` (K,), `boxes` (K, 4) xyxy as of `post_process_object_detection`
-            (relative without `target_sizes`), and `masks` (K, height, width) bool; and `segmentation` (height, width)
-            int64 with `segments_info`, in which the id is the detection's number and -1 is none.
+            One dict per image: `scores` (K,), `labels` (K,), `boxes` (K, 4) xyxy as `post_process_object_detection`
+            returns them (relative without `target_sizes`) and `masks` (K, height, width) bool; and `segmentation`
+            (height, width) int64 with `segments_info`, where an id is the index of a detection and -1 is none.
 
         Raises:
-            ValueError: See `post_process_panoptic_segmentation`.
+            ValueError: There are no masks, or sizes are not one (height, width) per image.
         """
         detections = self.post_process_object_detection(outputs, 0.0, target_sizes)
+        keep = torch.stack([detection["scores"] >= threshold for detection in detections])  # (B, Q)
         stuff = _stuff_labels(outputs)
-        keep = torch.stack([result["scores"] >= threshold for result in detections])  # (B, Q)
         if stuff:
-            found = torch.stack([result["labels"] for result in detections])
-            keep &= ~torch.isin(found, torch.tensor(sorted(stuff), device=found.device))
-        frames = _frames(outputs, target_sizes, processed_sizes)
-        # where outputs do not say how large the padded batch was, as the original: as large as its largest images
-        canvas = max(frame.processed[0] for frame in frames), max(frame.processed[1] for frame in frames)
-        results: list[InstanceResult] = []
-        for kept, found_masks, detection, frame in zip(
-            keep, _masks_by_image(outputs, keep, predict_masks), detections, frames, strict=True
-        ):
-            height, width = frame.processed
-            pieces = [torch.zeros((0, *frame.target), dtype=torch.bool, device=found_masks.device)]
-            for piece in found_masks.split(_MASKS_AT_ONCE):
-                if frame.canvas is None:
-                    enlarged = _enlarged(piece, canvas)[:, :height, :width]
-                else:
-                    enlarged = _enlarged(_cropped(piece, frame), frame.processed)
-                visible = enlarged.sigmoid() > mask_threshold
-                pieces.append(F.interpolate(visible[:, None].to(torch.uint8), size=frame.target)[:, 0].bool())
-            masks = torch.cat(pieces)
-            scores, labels = detection["scores"][kept], detection["labels"][kept]
-            segmentation, segments = _overlaid(masks, scores, labels, overlap_mask_area_threshold)
-            results.append(
-                {
-                    "scores": scores,
-                    "labels": labels,
-                    "boxes": detection["boxes"][kept],
-                    "masks": masks,
-                    "segmentation": segmentation,
-                    "segments_info": segments,
-                }
+            labels = torch.stack([detection["labels"] for detection in detections])
+            keep &= ~torch.isin(labels, torch.tensor(sorted(stuff), device=labels.device))
+        frames = _image_frames(outputs, target_sizes, processed_sizes)
+        # without canvas_size in the outputs, assume as the original does that only the largest images are unpadded
+        canvas_size = (
+            max(frame.processed_size[0] for frame in frames),
+            max(frame.processed_size[1] for frame in frames),
+        )
+        mask_logits = _masks_by_image(outputs, keep, predict_masks)
+        return [
+            _assemble_instances(
+                _select(detections[i], keep[i]),
+                _binary_masks(mask_logits[i], frame, canvas_size, mask_threshold),
+                overlap_mask_area_threshold,
             )
-        return results
+            for i, frame in enumerate(frames)
+        ]
 
     @torch.no_grad()
     def post_process_semantic_segmentation(
-        self,
-        outputs: SegmentationOutput,
-        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        self, outputs: SegmentationOutput, target_sizes: Sizes | None = None
     ) -> list[Tensor]:
-        """What the model says, as the likeliest class of every pixel: queries add up class times mask.
+        """Converts outputs to the most likely class of each pixel: the sum of class times mask over all queries.
 
         Args:
             outputs: See `post_process_panoptic_segmentation`; with `pred_masks` of all queries.
             target_sizes: `(height, width)` of each original image. None: the processed sizes.
 
         Returns:
-            (height, width) int64 labels, one an image.
+            (height, width) int64 labels, one tensor per image.
 
         Raises:
-            ValueError: See `post_process_panoptic_segmentation`.
+            ValueError: There are no masks, or sizes are not one (height, width) per image.
         """
-        probabilities = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32)).softmax(-1)
-        keep = torch.ones_like(probabilities[..., 0], dtype=torch.bool)
-        results = []
-        for classes, masks, frame in zip(
-            probabilities[..., :-1],
-            _masks_by_image(outputs, keep, None),
-            _frames(outputs, target_sizes, None),
-            strict=True,
-        ):
-            maps = torch.einsum("qc,qhw->chw", classes, _cropped(masks, frame).to(classes.dtype).sigmoid())
-            best = maps.new_full(frame.target, -1.0)
-            labels = torch.zeros(frame.target, dtype=torch.int64, device=maps.device)
-            for first, piece in zip(range(0, len(maps), _MASKS_AT_ONCE), maps.split(_MASKS_AT_ONCE), strict=True):
-                score, label = _enlarged(piece, frame.target).max(0)
-                labels = torch.where(score > best, label + first, labels)
-                best = torch.maximum(best, score)
-            results.append(labels)
-        return results
+        probabilities = _class_probabilities(outputs)[..., :-1]  # (B, Q, C)
+        masks = _masks_by_image(outputs, torch.ones_like(probabilities[..., 0], dtype=torch.bool), None)
+        frames = _image_frames(outputs, target_sizes, None)
+        return [
+            _most_likely_classes(probabilities[i], _crop_padding(masks[i], frame), frame.target_size)
+            for i, frame in enumerate(frames)
+        ]
 
 
-# From masks to segments
+# Panoptic: each pixel belongs to one segment
 
 
-_MASKS_AT_ONCE = 16  # a mask of a large image takes 4 MB, and several copies of it are made
-_SMALLEST_SEGMENT = 4  # pixels; segments that are not larger are left out, as in the original
-
-
-class _Frame(NamedTuple):
-    """Sizes (height, width) of one image: on its way through the model, originally, and of the padded batch, if that
-    is known."""
-
-    processed: tuple[int, int]
-    target: tuple[int, int]
-    canvas: tuple[int, int] | None
-
-
-def _known(outputs: Any, name: str) -> Any:
-    """What the outputs of a `DetrForSegmentation` say beside their predictions; None for those that do not."""
-    return getattr(outputs, name, None)
-
-
-def _stuff_labels(outputs: Any) -> set[int]:
-    """The labels of stuff that outputs name, once for each image."""
-    labels = _known(outputs, "stuff_labels")
-    return set() if labels is None else set(torch.as_tensor(labels).flatten().tolist())
-
-
-def _frames(outputs: SegmentationOutput, target_sizes: Any, processed_sizes: Any) -> list[_Frame]:
-    """The sizes of every image of a batch; see `post_process_panoptic_segmentation`."""
-    batch = len(outputs.logits)
-    canvas = _known(outputs, "canvas_size")
-    image_sizes = _known(outputs, "image_sizes")
-    given = {"target_sizes": target_sizes, "processed_sizes": processed_sizes}
-    for name, sizes in given.items():
-        if sizes is not None and tuple(np.shape(sizes)) != (batch, 2):
-            raise ValueError(
-                f"{name} has shape {tuple(np.shape(sizes))} for {batch} images; wanted one (height, width) an image, "
-                f"({batch}, 2)."
-            )
-    if processed_sizes is None:
-        processed_sizes = image_sizes
-    if processed_sizes is None:
-        masks = outputs.pred_masks
-        processed_sizes = target_sizes
-        if processed_sizes is None and masks is not None:
-            processed_sizes = [tuple(masks.shape[-2:])] * batch
-        if processed_sizes is None:
-            raise ValueError(
-                "Neither target_sizes nor processed_sizes are given; wanted (height, width) of each image."
-            )
-    if target_sizes is None:
-        target_sizes = processed_sizes
-    pairs = zip(torch.as_tensor(processed_sizes).tolist(), torch.as_tensor(target_sizes).tolist(), strict=True)
-    whole = None if canvas is None else tuple(torch.as_tensor(canvas).reshape(-1, 2)[0].tolist())  # one for the batch
-    return [_Frame((int(p[0]), int(p[1])), (int(t[0]), int(t[1])), whole) for p, t in pairs]
-
-
-def _masks_by_image(outputs: SegmentationOutput, keep: Tensor, predict_masks: MaskPredictor | None) -> list[Tensor]:
-    """For each image the mask logits (K, h, w) of its queries that `keep` (B, Q) chooses."""
-    if predict_masks is not None:
-        chosen = predict_masks(keep)
-    elif outputs.pred_masks is not None:
-        chosen = outputs.pred_masks[keep]
-    else:
-        raise ValueError(
-            "The outputs have no pred_masks: the model was given labels, or told not to compute them. Pass "
-            "predict_masks=functools.partial(model.predict_masks, outputs), or call it with output_masks=True."
-        )
-    return list(chosen.split(keep.sum(1).tolist()))
-
-
-def _cropped(masks: Tensor, frame: _Frame) -> Tensor:
-    """(K, h, w) on the padded canvas → the cells that show the image.
-
-    A cell is `stride` pixels wide, a power of two, and the last one may reach past the edge: so the cells are the same
-    whether the image was padded or not.
-    """
-    if frame.canvas is None:
-        return masks
-    rows, columns = (
-        math.ceil(size / 2 ** math.ceil(math.log2(whole / cells) - 1e-9))
-        for size, whole, cells in zip(frame.processed, frame.canvas, masks.shape[-2:], strict=True)
-    )
-    return masks[:, :rows, :columns]
-
-
-def _enlarged(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """(K, h, w) → (K, *size), interpolated between the cells; at least float32."""
-    masks = masks.to(torch.promote_types(masks.dtype, torch.float32))
-    return F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-
-
-def _to_segments(
+def _assemble_segments(
     masks: Tensor,
     scores: Tensor,
     labels: list[int],
@@ -364,82 +245,286 @@ def _to_segments(
     mask_threshold: float,
     overlap_threshold: float,
 ) -> PanopticResult:
-    """Makes one map of an image's masks (K, height, width); see `post_process_panoptic_segmentation`.
-
-    As the original, it first gives all pixels of one class of stuff to that class's first mask, which leaves the
-    others without any; and whenever segments turn out too small, it lets the remaining masks compete anew.
-    """
-    members = list(range(len(labels)))  # the queries that still take part
-    first_of = {label: labels.index(label) for label in stuff if label in labels}
-    fused = {first: [k for k in members if labels[k] == label] for label, first in first_of.items()}
-    winners = masks.softmax(0).argmax(0) if len(labels) else None  # (height, width)
-    if winners is not None:
-        owner = torch.tensor([first_of.get(label, k) for k, label in enumerate(labels)], device=winners.device)
-        winners = owner[winners]
-    while winners is not None:
-        segmentation = _nearest(winners, target_size)
-        areas = torch.bincount(segmentation.flatten(), minlength=len(labels)).tolist()
-        if all(areas[k] > _SMALLEST_SEGMENT for k in members):
-            break
-        members = [k for k in members if areas[k] > _SMALLEST_SEGMENT]
-        chosen = torch.tensor(members, device=masks.device)
-        winners = chosen[masks[chosen].softmax(0).argmax(0)] if members else None
-    if winners is None:
+    """Combines one image's mask logits (K, height, width) to a map; see `post_process_panoptic_segmentation`."""
+    first_queries = {label: labels.index(label) for label in stuff if label in labels}
+    owners = [first_queries.get(label, query) for query, label in enumerate(labels)]
+    winners, queries = _assign_pixels(masks, owners, target_size)
+    if not queries:
         return {"segmentation": torch.zeros(target_size, dtype=torch.int64, device=masks.device), "segments_info": []}
-
-    visible = _without_weak_pixels(masks, winners, members, mask_threshold, overlap_threshold)
-    segmentation = _nearest(visible, target_size)
-    number = torch.full((len(labels) + 1,), -1, device=masks.device)  # its last entry is what -1 leads to
-    there = [k for k in members if bool((segmentation == k).any())]
-    number[torch.tensor(there, dtype=torch.int64, device=masks.device)] = torch.arange(len(there), device=masks.device)
-    return {
-        "segmentation": number[segmentation],
-        "segments_info": [
+    winners = _drop_weak_pixels(masks, winners, queries, mask_threshold, overlap_threshold)
+    query_map = _resize_nearest(winners, target_size)
+    visible = [query for query in queries if bool((query_map == query).any())]
+    segment_ids = torch.full((len(labels) + 1,), -1, device=masks.device)  # -1 indexes the last entry, which stays -1
+    segment_ids[torch.tensor(visible, dtype=torch.int64, device=masks.device)] = torch.arange(
+        len(visible), device=masks.device
+    )
+    segments: list[SegmentInfo] = []
+    for segment_id, query in enumerate(visible):
+        members = [member for member, owner in enumerate(owners) if owner == query]
+        segments.append(
             {
-                "id": position,
-                "label_id": labels[k],
-                "score": max(float(scores[member]) for member in fused.get(k, [k])),
-                "was_fused": len(fused.get(k, [k])) > 1,
+                "id": segment_id,
+                "label_id": labels[query],
+                "score": max(float(scores[member]) for member in members),
+                "was_fused": len(members) > 1,
             }
-            for position, k in enumerate(there)
-        ],
-    }
+        )
+    return {"segmentation": segment_ids[query_map], "segments_info": segments}
 
 
-def _without_weak_pixels(
-    masks: Tensor, winners: Tensor, members: Sequence[int], mask_threshold: float, overlap_threshold: float
+def _assign_pixels(masks: Tensor, owners: list[int], target_size: tuple[int, int]) -> tuple[Tensor, list[int]]:
+    """Gives each pixel to the query with the highest mask logit, and drops queries with too few pixels.
+
+    As in the original, all pixels of one stuff class first go to the first query of that class, which leaves the
+    others without any; and after segments are dropped, the masks of the remaining queries compete again.
+
+    Args:
+        masks: (K, height, width) mask logits.
+        owners: For each query the query that gets its pixels: the first of the same stuff class, or itself.
+        target_size: The size at which areas are measured.
+
+    Returns:
+        The query of each pixel (height, width), and the queries that have pixels; if there are none, the map has no
+        meaning.
+    """
+    queries = list(range(len(owners)))
+    winners = torch.zeros(masks.shape[1:], dtype=torch.int64, device=masks.device)
+    if queries:
+        winners = torch.tensor(owners, device=masks.device)[masks.softmax(0).argmax(0)]
+    while queries:
+        areas = torch.bincount(_resize_nearest(winners, target_size).flatten(), minlength=len(owners)).tolist()
+        large = [query for query in queries if areas[query] > _MAX_DROPPED_AREA]
+        if large == queries:
+            break
+        queries = large
+        if queries:
+            remaining = torch.tensor(queries, device=masks.device)
+            winners = remaining[masks[remaining].softmax(0).argmax(0)]
+    return winners, queries
+
+
+def _drop_weak_pixels(
+    masks: Tensor, winners: Tensor, queries: Sequence[int], mask_threshold: float, overlap_threshold: float
 ) -> Tensor:
-    """The winners (height, width) with -1 where the two thresholds, which the original does not have, say so."""
+    """Sets `winners` (height, width) to -1 below the two thresholds, which the original does not have."""
     if mask_threshold <= 0 and overlap_threshold <= 0:
         return winners
-    probability = masks.gather(0, winners[None])[0].sigmoid()
-    winners = torch.where(probability >= mask_threshold, winners, -1)
-    for k in members:
-        whole = int((masks[k].sigmoid() >= (mask_threshold or 0.5)).sum())
-        if int((winners == k).sum()) < overlap_threshold * whole:
-            winners = winners.masked_fill(winners == k, -1)
+    probabilities = masks.gather(0, winners[None])[0].sigmoid()
+    winners = torch.where(probabilities >= mask_threshold, winners, -1)
+    for query in queries:
+        mask_area = int((masks[query].sigmoid() >= (mask_threshold or 0.5)).sum())
+        if int((winners == query).sum()) < overlap_threshold * mask_area:
+            winners = winners.masked_fill(winners == query, -1)
     return winners
 
 
-def _nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map (H, W) of whole numbers at another size, by Pillow as in the original: others round otherwise."""
+# Instances: masks that may overlap
+
+
+def _binary_masks(
+    mask_logits: Tensor, frame: "_ImageFrame", canvas_size: tuple[int, int], mask_threshold: float
+) -> Tensor:
+    """Converts mask logits (K, h, w) to masks (K, height, width) bool at the target size.
+
+    Args:
+        mask_logits: The masks of one image.
+        frame: The image's sizes.
+        canvas_size: Height and width of the padded batch, if `frame` does not have it.
+        mask_threshold: A pixel belongs to a mask if its probability is higher.
+    """
+    height, width = frame.processed_size
+    masks = [torch.zeros((0, *frame.target_size), dtype=torch.bool, device=mask_logits.device)]
+    for chunk in mask_logits.split(_MASKS_PER_CHUNK):
+        if frame.canvas_size is None:
+            enlarged = _resize_bilinear(chunk, canvas_size)[:, :height, :width]
+        else:
+            enlarged = _resize_bilinear(_crop_padding(chunk, frame), frame.processed_size)
+        inside = enlarged.sigmoid() > mask_threshold
+        masks.append(F.interpolate(inside[:, None].to(torch.uint8), size=frame.target_size)[:, 0].bool())
+    return torch.cat(masks)
+
+
+def _assemble_instances(detection: DetectionResult, masks: Tensor, overlap_threshold: float) -> InstanceResult:
+    """Adds to one image's detections their masks (K, height, width), and a map with the highest score in front."""
+    scores, labels = detection["scores"], detection["labels"]
+    segmentation = torch.full(masks.shape[1:], -1, dtype=torch.int64, device=masks.device)
+    for index in scores.argsort().tolist():
+        segmentation[masks[index]] = index
+    visible_areas = torch.bincount(segmentation.flatten() + 1, minlength=len(masks) + 1)[1:]
+    areas = masks.flatten(1).sum(1)
+    shown = (visible_areas > 0) & (visible_areas >= overlap_threshold * areas)
+    segmentation = torch.where(torch.cat([shown.new_zeros(1), shown])[segmentation + 1], segmentation, -1)
+    segments: list[SegmentInfo] = [
+        {"id": index, "label_id": int(labels[index]), "score": float(scores[index]), "was_fused": False}
+        for index in shown.nonzero().flatten().tolist()
+    ]
+    return {
+        "scores": scores,
+        "labels": labels,
+        "boxes": detection["boxes"],
+        "masks": masks,
+        "segmentation": segmentation,
+        "segments_info": segments,
+    }
+
+
+# Semantic: each pixel has a class
+
+
+def _most_likely_classes(probabilities: Tensor, masks: Tensor, target_size: tuple[int, int]) -> Tensor:
+    """Combines class probabilities (Q, C) and mask logits (Q, h, w) to the label (height, width) of each pixel."""
+    class_maps = torch.einsum("qc,qhw->chw", probabilities, masks.to(probabilities.dtype).sigmoid())
+    best_scores = class_maps.new_full(target_size, -1.0)
+    best_labels = torch.zeros(target_size, dtype=torch.int64, device=class_maps.device)
+    first_label = 0
+    for chunk in class_maps.split(_MASKS_PER_CHUNK):  # enlarged, the maps of all classes would not fit into memory
+        scores, labels = _resize_bilinear(chunk, target_size).max(0)
+        best_labels = torch.where(scores > best_scores, labels + first_label, best_labels)
+        best_scores = torch.maximum(best_scores, scores)
+        first_label += len(chunk)
+    return best_labels
+
+
+# Shared: scores, sizes, masks
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _class_probabilities(outputs: DetectionOutput) -> Tensor:
+    """The softmax (B, Q, C + 1) of the logits, "no object" last."""
+    return _at_least_float32(outputs.logits).softmax(-1)
+
+
+def _select(detection: DetectionResult, keep: Tensor) -> DetectionResult:
+    """The detections of one image where `keep` (Q,) is true."""
+    return {
+        "scores": detection["scores"][keep],
+        "labels": detection["labels"][keep],
+        "boxes": detection["boxes"][keep],
+    }
+
+
+def _optional_field(outputs: object, name: str) -> Tensor | None:
+    """A field that `DetrForSegmentation` adds to its outputs; None where outputs do not have it."""
+    value = getattr(outputs, name, None)
+    return None if value is None else torch.as_tensor(value)
+
+
+def _stuff_labels(outputs: SegmentationOutput) -> set[int]:
+    """The labels of stuff in the outputs, which repeat them for each image; empty if they have none."""
+    labels = _optional_field(outputs, "stuff_labels")
+    return set() if labels is None else set(labels.flatten().tolist())
+
+
+def _checked_sizes(name: str, sizes: Sizes, num_images: int) -> Tensor:
+    """`sizes` as a tensor (B, 2).
+
+    Raises:
+        ValueError: They are not one (height, width) per image.
+    """
+    tensor = torch.as_tensor(sizes)
+    if tuple(tensor.shape) != (num_images, 2):
+        raise ValueError(
+            f"{name}: got shape {tuple(tensor.shape)} for {num_images} images, expected ({num_images}, 2), one "
+            f"(height, width) per image."
+        )
+    return tensor
+
+
+class _ImageFrame(NamedTuple):
+    """The sizes (height, width) of one image.
+
+    Attributes:
+        processed_size: As the model saw it, without padding.
+        target_size: As predictions are returned, usually the original image's.
+        canvas_size: Of the padded batch; None if the outputs do not have it.
+    """
+
+    processed_size: tuple[int, int]
+    target_size: tuple[int, int]
+    canvas_size: tuple[int, int] | None
+
+
+def _image_frames(
+    outputs: SegmentationOutput, target_sizes: Sizes | None, processed_sizes: Sizes | None
+) -> list[_ImageFrame]:
+    """The sizes of each image of a batch; see `post_process_panoptic_segmentation` for the defaults.
+
+    Raises:
+        ValueError: Sizes are missing, or not one (height, width) per image.
+    """
+    num_images = len(outputs.logits)
+    targets = None if target_sizes is None else _checked_sizes("target_sizes", target_sizes, num_images)
+    if processed_sizes is not None:
+        processed = _checked_sizes("processed_sizes", processed_sizes, num_images)
+    else:
+        image_sizes = _optional_field(outputs, "image_sizes")
+        if image_sizes is not None:
+            processed = image_sizes
+        elif targets is not None:
+            processed = targets
+        elif outputs.pred_masks is not None:
+            processed = torch.tensor(outputs.pred_masks.shape[-2:]).expand(num_images, 2)
+        else:
+            raise ValueError("target_sizes: got None, expected (height, width) of each image.")
+    canvas = _optional_field(outputs, "canvas_size")
+    canvas_size = None if canvas is None else _pair(canvas.reshape(-1, 2)[0])  # one for the whole batch
+    targets = processed if targets is None else targets
+    return [
+        _ImageFrame(_pair(before), _pair(after), canvas_size)
+        for before, after in zip(processed.cpu(), targets.cpu(), strict=True)
+    ]
+
+
+def _pair(size: Tensor) -> tuple[int, int]:
+    height, width = size.tolist()
+    return int(height), int(width)
+
+
+def _masks_by_image(outputs: SegmentationOutput, keep: Tensor, predict_masks: MaskPredictor | None) -> list[Tensor]:
+    """The mask logits (K, h, w) of each image's queries that `keep` (B, Q) selects.
+
+    Raises:
+        ValueError: There are no masks.
+    """
+    if predict_masks is not None:
+        masks = predict_masks(keep)
+    elif outputs.pred_masks is not None:
+        masks = outputs.pred_masks[keep]
+    else:
+        raise ValueError(
+            "outputs: no pred_masks, because the model was called with labels or with output_masks=False; pass "
+            "predict_masks=functools.partial(model.predict_masks, outputs), or call the model with output_masks=True."
+        )
+    return list(masks.split(keep.sum(1).tolist()))
+
+
+def _crop_padding(masks: Tensor, frame: _ImageFrame) -> Tensor:
+    """Crops masks (K, h, w) of the padded canvas to the cells that show the image.
+
+    A cell is `stride` pixels wide, a power of two, and the last one may reach past the edge. So the result is the same
+    with and without padding.
+    """
+    if frame.canvas_size is None:
+        return masks
+    rows, columns = (
+        math.ceil(image_side / 2 ** math.ceil(math.log2(canvas_side / cells) - 1e-9))
+        for image_side, canvas_side, cells in zip(
+            frame.processed_size, frame.canvas_size, masks.shape[-2:], strict=True
+        )
+    )
+    return masks[:, :rows, :columns]
+
+
+def _resize_bilinear(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes masks (K, h, w) to (K, *size), in float32 at least."""
+    return F.interpolate(_at_least_float32(masks)[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes a map (H, W) of integers with Pillow, as the original does; PyTorch picks other pixels."""
     picture = Image.fromarray(labels.to("cpu", torch.int32).numpy())
     resized = picture.resize((size[1], size[0]), Image.Resampling.NEAREST)
     return torch.from_numpy(np.asarray(resized).astype(np.int64)).to(labels.device)
-
-
-def _overlaid(
-    masks: Tensor, scores: Tensor, labels: Tensor, overlap_threshold: float
-) -> tuple[Tensor, list[SegmentInfo]]:
-    """Masks (K, height, width) laid over each other, the highest score in front, as one map and what is to be seen."""
-    segmentation = torch.full(masks.shape[1:], -1, dtype=torch.int64, device=masks.device)
-    for k in scores.argsort().tolist():
-        segmentation[masks[k]] = k
-    seen = torch.bincount(segmentation.flatten() + 1, minlength=len(masks) + 1)[1:]
-    whole = masks.flatten(1).sum(1)
-    shown = (seen > 0) & (seen >= overlap_threshold * whole)
-    segmentation = torch.where(torch.cat([shown.new_zeros(1), shown])[segmentation + 1], segmentation, -1)
-    return segmentation, [
-        {"id": k, "label_id": int(labels[k]), "score": float(scores[k]), "was_fused": False}
-        for k in shown.nonzero().flatten().tolist()
-    ]

@@ -3,7 +3,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from reference_cases import REFERENCE
-from safetensors.torch import load_file
 
 from modeling_detr.image_processing_detr import (
     DetrTorchvisionImageProcessor,
@@ -431,55 +429,3 @@ assert processor(numpy.zeros((64, 48, 3), numpy.uint8))["pixel_values"].shape ==
         "post_processing_detr.py",
         "structures_detr.py",
     }
-
-
-# Out of the model
-
-
-def outputs(logits: torch.Tensor, boxes: torch.Tensor) -> Any:
-    return SimpleNamespace(logits=logits, pred_boxes=boxes)
-
-
-@pytest.mark.parametrize("name", ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned", "detr-r50", "detr-r50-dc5"])
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_post_processing_equals_the_originals(name: str, as_tensor: bool) -> None:
-    golden = load_file(GOLDEN / f"{name}.safetensors")
-    sizes = json.loads((GOLDEN / f"{name}.json").read_text())["post_process_sizes"]
-    results = DetrTorchvisionImageProcessor().post_process_object_detection(
-        outputs(golden["pred_logits"], golden["pred_boxes"]), 0, torch.tensor(sizes) if as_tensor else sizes
-    )
-    assert len(results) == len(sizes)
-    for position, result in enumerate(results):
-        torch.testing.assert_close(result["scores"], golden[f"post{position}_scores"])
-        torch.testing.assert_close(result["boxes"], golden[f"post{position}_boxes"], atol=1e-3, rtol=1e-6)
-        assert torch.equal(result["labels"], golden[f"post{position}_labels"])
-
-
-def test_threshold_keeps_scores_at_least_as_high() -> None:
-    logits = torch.tensor([[[9.0, 0, 0], [0, 3, 0], [0, 0, 9], [0, 0, 200.0]]])
-    boxes = torch.tensor([[[0.5, 0.5, 0.5, 0.5]]]).expand(1, 4, 4)
-    processor = DetrTorchvisionImageProcessor()
-    (result,) = processor.post_process_object_detection(outputs(logits, boxes))
-    assert result["labels"].tolist() == [0, 1]
-    torch.testing.assert_close(result["boxes"], torch.tensor([[0.25, 0.25, 0.75, 0.75]] * 2))
-    (everything,) = processor.post_process_object_detection(outputs(logits, boxes), threshold=0)
-    assert len(everything["scores"]) == 4  # the last one's score is exactly 0
-    (nothing,) = processor.post_process_object_detection(outputs(logits, boxes), threshold=1.1)
-    assert nothing["boxes"].shape == (0, 4)
-
-
-def test_half_precision_outputs_are_worked_on_in_float32() -> None:
-    logits, boxes = torch.randn(1, 4, 3).bfloat16(), torch.rand(1, 4, 4).bfloat16()
-    processor = DetrTorchvisionImageProcessor()
-    (result,) = processor.post_process_object_detection(outputs(logits, boxes), 0, [(1333, 1333)])
-    (wanted,) = processor.post_process_object_detection(outputs(logits.float(), boxes.float()), 0, [(1333, 1333)])
-    assert result["boxes"].dtype == torch.float32
-    assert torch.equal(result["boxes"], wanted["boxes"])
-
-
-@pytest.mark.parametrize("sizes", [[(10, 10)], [(10, 10)] * 3, [10, 10], torch.ones(2, 3)])
-def test_target_sizes_must_be_one_pair_an_image(sizes: Any) -> None:
-    with pytest.raises(ValueError, match=r"target_sizes has shape .* for 2 images; wanted one \(height, width\)"):
-        DetrTorchvisionImageProcessor().post_process_object_detection(
-            outputs(torch.zeros(2, 4, 3), torch.zeros(2, 4, 4)), 0, sizes
-        )
