@@ -144,6 +144,20 @@ def _assign(costs: NDArray[np.float64]) -> Assignment:
     return Assignment(torch.from_numpy(queries[order]), torch.from_numpy(targets[order]))
 
 
+def sum_class_weights(
+    num_images: float | Tensor, num_matched: float | Tensor, num_queries: int, eos_coefficient: float
+) -> float | Tensor:
+    """The class weights of all queries, by which the class loss is divided: eos·B·Q + (1 - eos)·Σ min(N, Q).
+
+    Args:
+        num_images: B, over the batch or the whole optimizer step; a number or a scalar tensor.
+        num_matched: Queries of these images that are matched to a target, Σ min(N, Q); likewise.
+        num_queries: Q, of one image.
+        eos_coefficient: Class weight of "no object"; every class weighs 1.
+    """
+    return eos_coefficient * num_images * num_queries + (1 - eos_coefficient) * num_matched
+
+
 class CriterionOutput(NamedTuple):
     """The weighted sum of all terms, the unweighted terms under the original's names, and who was matched to whom."""
 
@@ -198,7 +212,7 @@ class SetCriterion:
             num_boxes: What box terms are divided by: the boxes of the whole optimizer step. None: this batch's, at
                 least 1.
             class_weight_sum: What the class term is divided by: the class weights of all queries of the whole step,
-                see `class_weight_sum`. None: this batch's.
+                see `sum_class_weights`. None: this batch's.
         """
         logits, pred_boxes = _at_least_float32(logits), _at_least_float32(pred_boxes)
         counts = [len(label["class_labels"]) for label in labels]
@@ -237,9 +251,9 @@ class SetCriterion:
         return CriterionOutput(total, terms, assignments)
 
     def class_weight_sum(self, counts: Sequence[int], num_queries: int) -> float:
-        """Σ of the class weights of all queries of images with `counts` targets: eos·B·Q + (1 - eos)·Σ min(N, Q)."""
-        matched = sum(min(count, num_queries) for count in counts)
-        return self.eos_coefficient * len(counts) * num_queries + (1 - self.eos_coefficient) * matched
+        """The class weights of all queries of a batch whose images have `counts` targets; see `sum_class_weights`."""
+        num_matched = sum(min(count, num_queries) for count in counts)
+        return float(sum_class_weights(len(counts), num_matched, num_queries, self.eos_coefficient))
 
     def _class_loss(self, logits: Tensor, queries: Tensor, matched_classes: Tensor) -> Tensor:
         """(L, B, Q, C + 1) logits, (L, M) matched queries and their (L, M) classes → (L,) summed cross-entropy."""

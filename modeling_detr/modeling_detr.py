@@ -619,7 +619,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
                 image; N may be 0.
             num_boxes: Boxes of the whole optimizer step, the divisor of the box losses. None: this batch's.
             class_weight_sum: Class weights of the whole optimizer step, the divisor of the class loss. None: this
-                batch's. See `SetCriterion.class_weight_sum`.
+                batch's. See `sum_class_weights`.
             extra_queries: Further queries for the decoder; predictions and loss are those of the learned ones, the
                 states of all are in `intermediate_hidden_states`.
             output_attentions: See `DetrModel.forward`.

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.data.collate import split_batch
 from modeling_detr.image_processing_detr import batch_to_device
+from modeling_detr.loss_detr import sum_class_weights
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.divergence import StepShare, non_finite_loss
 from modeling_detr.training.sharding import whole
@@ -40,9 +41,8 @@ class StepNormalizers(NamedTuple):
 
     num_images: images of the step, over all processes.
     num_boxes: boxes of the step, at least 1; under 'original' at least as many as it has batches.
-    class_weight_sums: one for each batch of this process. The class weights of all queries of the step,
-        eos·B·Q + (1 - eos)·Σ min(n, Q) for B images with n boxes each; under 'original' those of the batch alone,
-        times the number of batches.
+    class_weight_sums: one for each batch of this process. The class weights of all queries of the step, see
+        `sum_class_weights`; under 'original' those of the batch alone, times the number of batches.
     """
 
     num_images: float | Tensor
@@ -88,14 +88,13 @@ def step_normalizers(
     totals = [sum(map(len, counts)), sum(map(sum, counts)), sum(matched), len(batches)]
     num_images, num_boxes, num_matched, num_batches = _sum_over_processes(totals, accelerator, dtype)
 
-    def class_weight_sum(images: float | Tensor, matched_queries: float | Tensor) -> float | Tensor:
-        return eos * images * num_queries + (1 - eos) * matched_queries
-
     if loss_normalization == "original":
-        own_sums = (class_weight_sum(len(own), own_matched) for own, own_matched in zip(counts, matched, strict=True))
-        sums = [num_batches * own_sum for own_sum in own_sums]
+        sums = [
+            num_batches * sum_class_weights(len(own), own_matched, num_queries, eos)
+            for own, own_matched in zip(counts, matched, strict=True)
+        ]
         return StepNormalizers(num_images, _at_least(num_batches, num_boxes), sums)
-    whole = class_weight_sum(num_images, num_matched)
+    whole = sum_class_weights(num_images, num_matched, num_queries, eos)
     return StepNormalizers(num_images, _at_least(1.0, num_boxes), [whole] * len(batches))
 
 
