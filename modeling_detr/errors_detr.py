@@ -44,11 +44,14 @@ class DetrError(Exception):
         """
         if not self.problem:  # rebuilt from its own message, as PyTorch does with errors of loader processes
             return self.where
+        remedy = self.remedy_with_settings(spell)
+        text = f"{self.where}: {self.problem}{'; ' if remedy else ''}{remedy}"
+        return text if text.endswith((".", "?")) else f"{text}."
+
+    def remedy_with_settings(self, spell: Callable[[str, object], str] = python_argument) -> str:
+        """The remedy, followed by the settings that apply it; empty if there are neither."""
         settings = ", ".join(spell(name, value) for name, value in self.settings.items())
-        remedy = " ".join(
-            part for part in (self.remedy, f"({settings})" if settings and self.remedy else settings) if part
-        )
-        return f"{self.where}: {self.problem}{'; ' if remedy else ''}{remedy}."
+        return f"{self.remedy} ({settings})" if settings and self.remedy else settings or self.remedy
 
     def __str__(self) -> str:
         return self.message()
@@ -60,6 +63,10 @@ class DatasetError(DetrError, ValueError):
 
 class DatasetNotFoundError(DetrError, FileNotFoundError):
     """A dataset, or a file of it, that does not exist."""
+
+
+class DatasetReadError(DetrError, OSError):
+    """A file of a dataset that exists but cannot be read."""
 
 
 class CheckpointError(DetrError, ValueError):
