@@ -1,4 +1,4 @@
-"""What several test files share: a DETR small enough for a test."""
+"""What several test files share: DETRs small enough for a test."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from modeling_detr import DetrConfig, DetrForObjectDetection
+from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 
 
-torch.set_num_threads(1)  # as many tests as cores run at a time; threads that share a core wait for each other
+torch.set_num_threads(
+    1
+)  # as many tests run at a time as there are cores; threads that share a core slow each other down
 
 TINY = {
     "backbone": "resnet10t",
@@ -24,20 +26,37 @@ TINY = {
     "num_queries": 7,
     "num_labels": 5,
 }
+# The mask head halves the width four times and splits its channels into groups of 8.
+TINY_WITH_MASKS = TINY | {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., DetrConfig]:
-    """Makes the config of a tiny DETR, with changes."""
+    """Returns a function that makes the config of a tiny DETR, with any options changed."""
     return lambda **changes: DetrConfig(**{**TINY, **changes})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_detector(tiny_config: Callable[..., DetrConfig]) -> Callable[..., DetrForObjectDetection]:
-    """Makes a tiny DETR with random weights, the same each time."""
+    """Returns a function that makes a tiny DETR with random weights, the same ones each time."""
 
     def make(**changes: Any) -> DetrForObjectDetection:
         torch.manual_seed(0)
         return DetrForObjectDetection(tiny_config(**changes)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_segmenter() -> Callable[..., DetrForSegmentation]:
+    """Returns a function that makes a tiny DETR with masks and random weights, the same ones each time."""
+
+    def make(certain_label: int | None = None, **changes: Any) -> DetrForSegmentation:
+        torch.manual_seed(0)
+        model = DetrForSegmentation(DetrConfig(**{**TINY_WITH_MASKS, **changes})).eval()
+        if certain_label is not None:  # every query predicts it
+            with torch.no_grad():
+                model.detr.class_labels_classifier.bias[certain_label] = 9.0
+        return model
 
     return make

@@ -20,7 +20,6 @@ from transformers import (
 from modeling_detr import (
     DetrConfig,
     DetrForObjectDetection,
-    DetrForSegmentation,
     DetrModel,
     DetrTorchvisionImageProcessor,
 )
@@ -80,8 +79,8 @@ def test_the_saved_folder_loads_with_trust_remote_code_where_the_package_is_abse
     assert run.returncode == 0, run.stderr
 
 
-def test_the_segmentation_pipeline_works_where_the_package_is_absent(tiny_config, tmp_path):
-    save(DetrForSegmentation(tiny_config(d_model=128, encoder_attention_heads=8)), tmp_path / "saved")
+def test_the_segmentation_pipeline_works_where_the_package_is_absent(tiny_segmenter, tmp_path):
+    save(tiny_segmenter(), tmp_path / "saved")
     script = f"""
         import sys
         sys.modules["modeling_detr"] = None  # importing it now fails

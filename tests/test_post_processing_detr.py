@@ -241,16 +241,12 @@ def test_outputs_without_masks_are_an_error_with_a_remedy():
 
 
 @pytest.mark.parametrize("subtask", ["panoptic", "instance", None])
-def test_the_pipeline_segments_an_image(subtask, tiny_config):
-    torch.manual_seed(0)
-    config = tiny_config(d_model=128, encoder_attention_heads=8, decoder_attention_heads=8, stuff_labels=[0])
-    model = DetrForSegmentation(config).eval()
+def test_the_pipeline_segments_an_image(subtask, tiny_segmenter):
+    model = tiny_segmenter(certain_label=1, stuff_labels=[0])
     processor = DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     segment = pipeline("image-segmentation", model=model, image_processor=processor)
-    with torch.no_grad():
-        model.detr.class_labels_classifier.bias[1] = 20.0  # predicts this class with certainty
     segments = segment(Image.new("RGB", (90, 60), "red"), subtask=subtask, mask_threshold=0.0)
-    assert {entry["label"] for entry in segments} == {config.id2label[1]}
+    assert {entry["label"] for entry in segments} == {model.config.id2label[1]}
     assert all(entry["mask"].size == (90, 60) for entry in segments)
 
 

@@ -4,33 +4,21 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
+from modeling_detr import DetrForObjectDetection, DetrForSegmentation
 
 
-def tiny_config(**changes):
-    return DetrConfig(
-        **{
-            "backbone": "resnet10t",
-            "backbone_kwargs": {"channels": [8, 16, 24, 32], "stem_width": 8},
-            "d_model": 128,
-            "encoder_layers": 1,
-            "decoder_layers": 2,
-            "encoder_ffn_dim": 32,
-            "decoder_ffn_dim": 32,
-            "num_queries": 6,
-            "num_labels": 3,
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-            "activation_dropout": 0.0,
-            **changes,
-        }
-    )
+OPTIONS = {
+    "num_queries": 6,
+    "num_labels": 3,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return DetrForSegmentation(tiny_config()).eval()
+def model(tiny_segmenter):
+    return tiny_segmenter(**OPTIONS)
 
 
 def batch(sizes=((64, 96), (96, 64)), counts=(2, 1), seed=0):
@@ -101,10 +89,9 @@ def cost_of_step(model):
     return loss.item(), counter.get_total_flops(), sum(kept.values())
 
 
-def test_a_step_costs_several_times_less_than_with_the_masks_of_all_queries():
-    torch.manual_seed(0)
-    matched = DetrForSegmentation(tiny_config(num_queries=50)).train()
-    everything = AllQueries(tiny_config(num_queries=50)).train()
+def test_a_step_costs_several_times_less_than_with_the_masks_of_all_queries(tiny_segmenter):
+    matched = tiny_segmenter(**OPTIONS | {"num_queries": 50}).train()
+    everything = AllQueries(matched.config).train()
     everything.load_state_dict(matched.state_dict())
     loss, operations, memory = cost_of_step(matched)
     loss_of_all, operations_of_all, memory_of_all = cost_of_step(everything)
@@ -135,9 +122,8 @@ def test_the_output_says_how_large_each_image_is(model):
     assert whole.image_sizes.tolist() == [[96, 96], [96, 96]]
 
 
-def test_a_batch_without_objects_gives_the_mask_head_a_gradient_of_zero():
-    torch.manual_seed(0)
-    model = DetrForSegmentation(tiny_config())
+def test_a_batch_without_objects_gives_the_mask_head_a_gradient_of_zero(tiny_segmenter):
+    model = tiny_segmenter(**OPTIONS).train()
     pixel_values, pixel_mask, labels = batch(counts=(0, 0))
     output = model(pixel_values, pixel_mask, labels)
     output.loss.backward()
@@ -160,22 +146,22 @@ def test_it_computes_in_float64_and_learns_in_half_precision(model):
     assert half.loss.item() == pytest.approx(exact.loss.item(), rel=0.05)
 
 
-def test_a_mask_head_that_its_groups_do_not_divide_is_refused():
+def test_a_mask_head_that_its_groups_do_not_divide_is_refused(tiny_segmenter):
     with pytest.raises(ValueError, match=r"d_model=96 .* 100 does not divide into the 8 groups"):
-        DetrForSegmentation(tiny_config(d_model=96, encoder_attention_heads=4, decoder_attention_heads=4))
+        tiny_segmenter(d_model=96, encoder_attention_heads=4, decoder_attention_heads=4)
 
 
-def test_a_backbone_with_another_number_of_maps_is_refused():
+def test_a_backbone_with_another_number_of_maps_is_refused(tiny_segmenter):
     with pytest.raises(ValueError, match=r"out_indices is \[1, 2, 3\]; segmentation reads four maps"):
-        DetrForSegmentation(tiny_config(out_indices=[1, 2, 3]))
+        tiny_segmenter(out_indices=[1, 2, 3])
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "convnext_atto", "mobilenetv3_small_050"])
-def test_backbones_of_other_families_give_masks(backbone):
-    model = DetrForSegmentation(tiny_config(backbone=backbone, backbone_kwargs=None)).eval()
+def test_backbones_of_other_families_give_masks(backbone, tiny_segmenter):
+    model = tiny_segmenter(backbone=backbone, backbone_kwargs=None)
     with torch.no_grad():
         masks = model(torch.randn(1, 3, 96, 64)).pred_masks
-    assert masks.shape == (1, 6, 24, 16)
+    assert masks.shape == (1, 7, 24, 16)
 
 
 def test_labels_without_fitting_masks_are_refused(model):

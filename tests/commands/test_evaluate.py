@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
+from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
 from modeling_detr.commands.evaluate import main, resizing_of
 from modeling_detr.data import open_dataset, read_panoptic_predictions
 from modeling_detr.data.splits import evaluation_images
@@ -29,24 +28,10 @@ def model_folder(tiny_detector: Callable[..., DetrForObjectDetection], tmp_path:
 
 
 @pytest.fixture
-def segmenter_folder(tmp_path: Path) -> Path:
-    """A model of the shapes and their ground that takes everything for ground."""
+def segmenter_folder(tiny_segmenter: Callable[..., DetrForSegmentation], tmp_path: Path) -> Path:
+    """A model of the shapes and the ground that predicts ground everywhere."""
     names = {0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"}
-    config = DetrConfig(
-        backbone="resnet10t",
-        backbone_kwargs={"channels": [8, 16, 24, 32], "stem_width": 8},
-        d_model=128,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        num_queries=5,
-        id2label=names,
-        stuff_labels=[4],
-    )
-    model = DetrForSegmentation(config)
-    with torch.no_grad():
-        model.detr.class_labels_classifier.bias[4] = 9.0  # all is ground
+    model = tiny_segmenter(certain_label=4, num_queries=5, id2label=names, stuff_labels=[4])
     model.save_pretrained(tmp_path / "model")
     DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(tmp_path / "model")
     return tmp_path / "model"

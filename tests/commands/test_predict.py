@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
+from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
 from modeling_detr.commands.detector import load_detector
 from modeling_detr.commands.predict import find_images, main
 
@@ -136,30 +135,24 @@ def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
             load_detector(source)
 
 
-def segmenter(folder: Path, stuff_labels: list[int]) -> Path:
-    """A model that takes everything for the disc."""
-    config = DetrConfig(
-        backbone="resnet10t",
-        backbone_kwargs={"channels": [8, 16, 24, 32], "stem_width": 8},
-        d_model=128,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        num_queries=5,
-        id2label={0: "disc", 1: "star"},
-        stuff_labels=stuff_labels,
-    )
-    model = DetrForSegmentation(config)
-    with torch.no_grad():
-        model.detr.class_labels_classifier.bias[0] = 9.0
-    model.save_pretrained(folder)
-    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def save_segmenter(tiny_segmenter: Callable[..., DetrForSegmentation]) -> Callable[[Path, list[int]], Path]:
+    """Returns a function that saves a model which predicts a disc for each query."""
+
+    def save(folder: Path, stuff_labels: list[int]) -> Path:
+        names = {0: "disc", 1: "star"}
+        model = tiny_segmenter(certain_label=0, num_queries=5, num_labels=2, id2label=names, stuff_labels=stuff_labels)
+        model.save_pretrained(folder)
+        DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+        return folder
+
+    return save
 
 
-def test_a_model_of_instances_writes_their_masks(tmp_path: Path) -> None:
-    model, image, out = segmenter(tmp_path / "model", []), picture(tmp_path / "a.png"), tmp_path / "out"
+def test_a_model_of_instances_writes_their_masks(
+    save_segmenter: Callable[[Path, list[int]], Path], tmp_path: Path
+) -> None:
+    model, image, out = save_segmenter(tmp_path / "model", []), picture(tmp_path / "a.png"), tmp_path / "out"
     assert main([str(model), str(image), "--output_dir", str(out), "--device", "cpu"]) == 0
     (entry,) = json.loads((out / "predictions.json").read_text())
     assert len(entry["detections"]) == 5
@@ -168,8 +161,10 @@ def test_a_model_of_instances_writes_their_masks(tmp_path: Path) -> None:
     assert (out / "a.png").is_file()
 
 
-def test_a_panoptic_model_writes_its_segments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, image, out = segmenter(tmp_path / "model", [0]), picture(tmp_path / "a.jpg"), tmp_path / "out"
+def test_a_panoptic_model_writes_its_segments(
+    save_segmenter: Callable[[Path, list[int]], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, image, out = save_segmenter(tmp_path / "model", [0]), picture(tmp_path / "a.jpg"), tmp_path / "out"
     assert main([str(model), str(image), "--output_dir", str(out), "--device", "cpu"]) == 0
     assert "1 segments in 1 images" in capsys.readouterr().out
     (entry,) = json.loads((out / "predictions.json").read_text())

@@ -1,5 +1,6 @@
 """The whole path of masks: dataset → transform → batch → model → post-processing → figures."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modeling_detr import DetrConfig, DetrForSegmentation, DetrTorchvisionImageProcessor
+from modeling_detr import DetrForSegmentation, DetrTorchvisionImageProcessor
 from modeling_detr.data import DetectionDataset, DetrCollator, eval_transform, open_dataset
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import evaluate
@@ -62,23 +63,6 @@ class Oracle(nn.Module):
         raise AssertionError("every mask is judged")
 
 
-def tiny_model(num_labels: int, stuff_labels: list[int]) -> DetrForSegmentation:
-    torch.manual_seed(0)
-    config = DetrConfig(
-        backbone="resnet10t",
-        backbone_kwargs={"channels": [8, 16, 24, 32], "stem_width": 8},
-        d_model=128,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        num_queries=6,
-        num_labels=num_labels,
-        stuff_labels=stuff_labels,
-    )
-    return DetrForSegmentation(config)
-
-
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_model_that_knows_the_answers_has_perfect_masks_also_in_padded_batches(batch_size: int) -> None:
     index = open_dataset("shapes?size=64&train=4&val=0", task="panoptic")
@@ -91,9 +75,9 @@ def test_a_model_that_knows_the_answers_has_perfect_masks_also_in_padded_batches
     assert report.panoptic.pq == 1
 
 
-def test_a_real_model_is_judged_by_all_that_it_predicts() -> None:
+def test_a_real_model_is_judged_by_all_that_it_predicts(tiny_segmenter: Callable[..., DetrForSegmentation]) -> None:
     index = open_dataset("shapes?size=64&train=3&val=0", task="panoptic")
-    model = tiny_model(5, [4])
+    model = tiny_segmenter(num_labels=5, stuff_labels=[4])
     report = evaluate(model, batches_of(index, 3), PROCESSOR, index)
     assert report.panoptic is not None
     assert 0 <= report.panoptic.pq <= 1
@@ -107,7 +91,7 @@ def test_a_real_model_is_judged_by_all_that_it_predicts() -> None:
     )  # fmt: skip
 
 
-def test_the_task_says_what_is_judged() -> None:
+def test_the_task_says_what_is_judged(tiny_segmenter: Callable[..., DetrForSegmentation]) -> None:
     index = open_dataset("shapes?size=64&train=2&val=0", task="instance")
     batches = batches_of(index, 2)
     report = evaluate(Oracle(4, []), batches, PROCESSOR, index)  # no stuff: nothing panoptic
@@ -115,7 +99,7 @@ def test_the_task_says_what_is_judged() -> None:
     assert report.mask_metrics is not None
     assert report.mask_metrics.ap == pytest.approx(1)
 
-    boxes = evaluate(tiny_model(4, []), batches, PROCESSOR, index, task="detection")
+    boxes = evaluate(tiny_segmenter(num_labels=4), batches, PROCESSOR, index, task="detection")
     assert boxes.mask_metrics is boxes.panoptic is None
 
 
@@ -131,9 +115,11 @@ def test_the_callers_evaluators_keep_what_was_found(tmp_path: Any) -> None:
     ]
 
 
-def test_panoptic_segments_can_be_judged_without_the_masks_of_every_query() -> None:
+def test_panoptic_segments_can_be_judged_without_the_masks_of_every_query(
+    tiny_segmenter: Callable[..., DetrForSegmentation],
+) -> None:
     index = open_dataset("shapes?size=64&train=3&val=0", task="panoptic")
-    model = tiny_model(5, [4])
+    model = tiny_segmenter(num_labels=5, stuff_labels=[4])
     model.detr.class_labels_classifier.bias.data[4] = 9.0  # all is ground
     batches, panoptic = batches_of(index, 3), PanopticEvaluator(index)
     report = evaluate(model, batches, PROCESSOR, index, task="detection", panoptic_evaluator=panoptic)

@@ -1,10 +1,9 @@
 import re
 
 import pytest
-import torch
 from PIL import Image
 
-from modeling_detr import DetrConfig, DetrForSegmentation, DetrTorchvisionImageProcessor
+from modeling_detr import DetrTorchvisionImageProcessor
 from modeling_detr.data import open_dataset
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
@@ -14,30 +13,16 @@ from modeling_detr.training.model_card import model_card
 from modeling_detr.training.recipe import Recipe
 
 
-def tiny_model(stuff_labels: list[int]) -> DetrForSegmentation:
-    config = DetrConfig(
-        backbone="resnet10t",
-        backbone_kwargs={"channels": [8, 16, 24, 32], "stem_width": 8},
-        d_model=128,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        num_queries=5,
-        id2label={0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"},
-        stuff_labels=stuff_labels,
-    )
-    model = DetrForSegmentation(config)
-    with torch.no_grad():
-        model.detr.class_labels_classifier.bias[4] = 9.0
-    return model
+NAMES = {0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"}
 
 
 @pytest.mark.parametrize(
     ("task", "printed"), [("panoptic", "ground 1.00, 1200 pixels"), ("instance", "ground 1.00, ")]
 )
-def test_the_code_on_the_card_of_a_model_that_segments_works(tmp_path, monkeypatch, capsys, task, printed) -> None:
-    model = tiny_model([4] if task == "panoptic" else [])
+def test_the_code_on_the_card_of_a_model_that_segments_works(
+    tiny_segmenter, tmp_path, monkeypatch, capsys, task, printed
+) -> None:
+    model = tiny_segmenter(certain_label=4, id2label=NAMES, stuff_labels=[4] if task == "panoptic" else [])
     run = tmp_path / "run"
     model.save_pretrained(run / "model")
     DetrTorchvisionImageProcessor(size=64).save_pretrained(run / "model")
