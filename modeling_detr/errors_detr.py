@@ -69,6 +69,14 @@ class DatasetReadError(DetrError, OSError):
     """A file of a dataset that exists but cannot be read."""
 
 
+class ModelError(DetrError, ValueError):
+    """A model or a checkpoint file that cannot be loaded or converted."""
+
+
+class ModelNotFoundError(DetrError, FileNotFoundError):
+    """A model or a checkpoint file that does not exist."""
+
+
 class CheckpointError(DetrError, ValueError):
     """A checkpoint that a run cannot resume from."""
 

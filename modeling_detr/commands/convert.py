@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_detr.atomic_output import new_folder
-from modeling_detr.commands.detector import load_detector
 from modeling_detr.conversion import convert_original, export_original, save_for_transformers
 from modeling_detr.conversion.checkpoint_files import is_released
+from modeling_detr.conversion.sources import load_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{arguments.source} FOLDER), then FOLDER --to {arguments.to}."
         )
     else:
-        model, processor = load_detector(arguments.source)
+        model, processor = load_model(arguments.source)
         said = [f"read {type(model).__name__} of {model.config.num_labels} classes"]
         if arguments.to == "original":
             said += export_original(model, arguments.target)

@@ -1,32 +1,11 @@
-"""The model that a command is given, by folder or name on the Hub, and what it sees in one image."""
+"""What a model sees in one image."""
 
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from modeling_detr.evaluation.engine import find_objects, find_segments
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionResult, PanopticResult, Task
-from modeling_detr.training.checkpointing import find_model, telling_missing_models
-
-
-def load_detector(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
-    """The model, in evaluation mode, and its image processor; with masks if it was saved as one that segments.
-
-    Args:
-        source: A folder that `save_pretrained` or training wrote (a run's folder will do), or a Hub id.
-
-    Raises:
-        ValueError: `source` is a checkpoint of the original, or another file, or a folder without a model.
-        OSError: There is nothing of that name, or it is not complete.
-    """
-    with telling_missing_models(source):
-        found = find_model(source)
-        said, _ = PreTrainedConfig.get_config_dict(found)
-        segments = DetrForSegmentation.__name__ in (said.get("architectures") or ())
-        model = (DetrForSegmentation if segments else DetrForObjectDetection).from_pretrained(found)
-        return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(found)
 
 
 def task_of(model: Detector) -> Task:

@@ -18,7 +18,8 @@ from typing import cast, get_args
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from modeling_detr.commands.detector import load_detector, task_of
+from modeling_detr.commands.detector import task_of
+from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import (
     DetectionDataset,
     DetrCollator,
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     task: Task = arguments.task or "detection"
     dataset = opened(task)
-    model, processor = load_detector(arguments.model)
+    model, processor = load_model(arguments.model)
     if arguments.task is None and task_of(model) != task:
         task = task_of(model)
         dataset = opened(task)

@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from modeling_detr.commands.detector import detect, load_detector, segment, task_of
+from modeling_detr.commands.detector import detect, segment, task_of
+from modeling_detr.conversion.sources import load_model
 from modeling_detr.evaluation.coco import encode_masks
 from modeling_detr.evaluation.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--threshold: got {arguments.threshold:g}; wanted a score from 0 to 1.")
     check_device(arguments.device)
     images = find_images(arguments.inputs, arguments.output_dir)
-    model, processor = load_detector(arguments.model)
+    model, processor = load_model(arguments.model)
     model.to(arguments.device)
     names = cast(dict[int, str], model.config.id2label)
     task = task_of(model)

@@ -36,8 +36,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.utils import logging
 
-from modeling_detr.conversion import converted_copy
-from modeling_detr.conversion.checkpoint_files import is_released
+from modeling_detr.conversion.sources import EXPORTED_MODEL as MODEL
 from modeling_detr.errors_detr import CheckpointError
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.sharding import dealt_out, whole
@@ -45,7 +44,6 @@ from modeling_detr.training.symptoms import Symptom
 
 
 CHECKPOINTS = "checkpoints"
-MODEL = "model"
 RECIPE = "recipe.yaml"
 _WEIGHTS = "model.safetensors"
 _EMA = "ema.safetensors"
@@ -356,67 +354,6 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written ({_reason(error)}); what was there is left as it was.") from error
-
-
-def find_model(source: str) -> str:
-    """What `from_pretrained` is to be given, wherever a person may name a model.
-
-    Args:
-        source: A model's folder, the folder of a run (its `model/` is meant), a Hub id; or a checkpoint of the
-            original, a file or the name of a released one, which is converted.
-
-    Raises:
-        ValueError: `source` is another file, or a folder without a model, or no checkpoint of the original.
-        FileNotFoundError: There is nothing at `source`, and it cannot be a Hub id.
-        OSError: A released checkpoint cannot be downloaded.
-    """
-    path = Path(source)
-    if path.suffix in (".pth", ".pt", ".ckpt") or (is_released(source) and not path.exists()):
-        return str(converted_copy(source))
-    if path.is_file():
-        raise ValueError(
-            f"{source} is a file; give the folder of a model (with config.json), a name on the Hub, or a .pth of the "
-            f"original."
-        )
-    if (path / MODEL / "config.json").is_file():
-        return str(path / MODEL)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{source} holds no model: there is no config.json, nor a {MODEL}/config.json, in it.")
-    if not path.exists() and not _may_be_hub_id(source):
-        raise FileNotFoundError(
-            f"{source}: no such folder ({path.resolve()}); wanted a model's or a run's folder, or a Hub id such as "
-            f"facebook/detr-resnet-50."
-        )
-    return source
-
-
-def _may_be_hub_id(source: str) -> bool:
-    """Whether something that is not on this disk may be 'name' or 'owner/name' rather than a mistyped path."""
-    path = Path(source)
-    if path.is_absolute() or source.count("/") > 1:
-        return False
-    return "/" not in source or not path.parent.expanduser().is_dir()
-
-
-@contextlib.contextmanager
-def telling_missing_models(source: str) -> Iterator[None]:
-    """Turns what Transformers says, in several lines, of a model that it cannot get from the Hub into one sentence.
-
-    Args:
-        source: What the person named.
-
-    Raises:
-        OSError: `source` is no folder, and the Hub did not give it.
-    """
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) or Path(source).exists():
-            raise
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise OSError(
-            f"{source}: no such folder here, and no model of that name came from the Hub ({reason})."
-        ) from error
 
 
 def holds_run(run_dir: Path) -> bool:

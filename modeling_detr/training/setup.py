@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from modeling_detr.configuration_detr import DetrConfig
+from modeling_detr.conversion.sources import explain_missing_model, find_model
 from modeling_detr.data import (
     DetectionDataset,
     DetrCollator,
@@ -36,7 +37,6 @@ from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.stock_detr import translate_stock_config
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import start_local
-from modeling_detr.training.checkpointing import find_model, telling_missing_models
 from modeling_detr.training.recipe import Recipe, nearest_name
 from modeling_detr.training.signals import leave_stopping_to_parent
 
@@ -74,7 +74,7 @@ def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
         return with_raw_labels(dataset)
     if recipe.model is None or recipe.label_mapping or recipe.head_init == "fresh":
         return dataset
-    with telling_missing_models(recipe.model), _said_in_plan():
+    with explain_missing_model(recipe.model), _said_in_plan():
         known = DetrConfig.from_pretrained(find_model(recipe.model)).id2label or {}
     if {category.name for category in dataset.categories} <= {*known.values()}:
         return adopt_model_labels(dataset, {int(label): name for label, name in known.items()})
@@ -154,7 +154,7 @@ def _model_class(recipe: Recipe) -> type[Detector]:
 def _from_pretrained(recipe: Recipe, source: str, changes: Mapping[str, Any]) -> Detector:
     """The model at `source` with a class head for the dataset, and everything else as it was."""
     model: Detector
-    with telling_missing_models(source), _said_in_plan():
+    with explain_missing_model(source), _said_in_plan():
         model, info = _model_class(recipe).from_pretrained(
             find_model(source),
             **changes,
@@ -191,7 +191,7 @@ def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
     """What becomes of the class head of the model that the recipe starts from; None for a new model."""
     if recipe.model is None:
         return None
-    with telling_missing_models(recipe.model), _said_in_plan():
+    with explain_missing_model(recipe.model), _said_in_plan():
         there = DetrConfig.from_pretrained(find_model(recipe.model))
     num_queries = recipe.model_config.get("num_queries", there.num_queries)
     wanted = DetrConfig(id2label=dict(id2label), num_queries=num_queries)
@@ -233,7 +233,7 @@ def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageP
         OSError: The processor of the model to start from cannot be found or read.
     """
     if recipe.model is not None:
-        with telling_missing_models(recipe.model):
+        with explain_missing_model(recipe.model):
             return DetrTorchvisionImageProcessor.from_pretrained(find_model(recipe.model), **recipe.processor_config)
     pretrained = timm.get_pretrained_cfg(_timm_name(recipe, config), allow_unregistered=True)
     normalisation = {"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}

@@ -13,8 +13,8 @@ from reference_cases import load_case
 from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
 from modeling_detr.commands import main as detr
 from modeling_detr.commands.convert import read_names
-from modeling_detr.commands.detector import load_detector
 from modeling_detr.conversion import original
+from modeling_detr.conversion.sources import load_model
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -71,10 +71,10 @@ def test_names_of_classes_are_one_a_line(tmp_path):
 
 def test_a_file_of_the_original_can_be_named_wherever_a_model_can(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(original, "HF_HOME", tmp_path / "cache")
-    model, _ = load_detector(str(checkpoint))
+    model, _ = load_model(str(checkpoint))
     assert model.config.num_labels == 91
     assert model.class_labels_classifier.out_features == 92
-    again, _ = load_detector(str(checkpoint))  # kept, not converted anew
+    again, _ = load_model(str(checkpoint))  # kept, not converted anew
     assert torch.equal(again.class_labels_classifier.weight, model.class_labels_classifier.weight)
     assert len(list((tmp_path / "cache" / "modeling_detr").iterdir())) == 1
 

@@ -8,7 +8,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
-from modeling_detr.commands.detector import load_detector
 from modeling_detr.commands.predict import find_images, main
 
 
@@ -112,27 +111,6 @@ def test_a_text_file_is_no_input_but_an_image_of_any_name_is(tmp_path: Path) -> 
         find_images([tmp_path / "notes.txt"], tmp_path / "out")
     nameless = picture(tmp_path / "a.png").rename(tmp_path / "a")
     assert list(find_images([nameless], tmp_path / "out").values()) == [nameless]
-
-
-# Which model
-
-
-def test_a_runs_folder_will_do_for_its_model(model_folder: Path) -> None:
-    model, processor = load_detector(str(model_folder.parent))
-    assert not model.training
-    assert model.config.id2label == {0: "disc", 1: "star"}
-    assert processor.size == {"shortest_edge": 64, "longest_edge": 96}
-
-
-def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").write_bytes(b"")
-    cases = {
-        str(tmp_path / "weights.bin"): "is a file; give the folder of a model",
-        str(tmp_path): "holds no model: there is no config.json",
-    }
-    for source, message in cases.items():
-        with pytest.raises(ValueError, match=message):
-            load_detector(source)
 
 
 @pytest.fixture

@@ -13,12 +13,10 @@ from modeling_detr.training.checkpointing import (
     drop_later_checkpoints,
     export_model,
     find_damage,
-    find_model,
     holds_run,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    telling_missing_models,
 )
 
 
@@ -159,21 +157,6 @@ def test_averages_are_means_and_begin_anew():
     averages.add({"loss": 2.0})
     assert averages.take() == {"loss": 1.5}
     assert averages.take() == {}
-
-
-def test_a_mistyped_path_is_not_taken_for_a_hub_id(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    for source in (str(tmp_path / "none"), "runs/none", "./none", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match=r"no such folder .*or a Hub id such as"):
-            find_model(source)
-    for source in ("facebook/detr-resnet-50", "gpt2"):
-        assert find_model(source) == source
-
-
-def test_a_model_that_the_hub_does_not_give_is_one_sentence():
-    with pytest.raises(OSError, match=r"^me/mine: .*\(We couldn't connect\)\.$"), telling_missing_models("me/mine"):
-        raise OSError("We couldn't connect.\nCheck your internet connection.")
 
 
 def test_an_empty_folder_holds_no_run(tmp_path):

@@ -1,0 +1,133 @@
+"""Models by whatever name a user gives: a folder, a run, a Hub id, the original's checkpoint.
+
+`SOURCES` is the table of the kinds of checkpoints that are converted on the fly. A plug-in may add one:
+
+    SOURCES["mine"] = ModelSource("a checkpoint of mine", matches=is_mine, fetch=converted_folder_of)
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from modeling_detr.conversion.checkpoint_files import is_released
+from modeling_detr.conversion.original import converted_copy
+from modeling_detr.errors_detr import ModelError, ModelNotFoundError
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
+
+
+EXPORTED_MODEL = "model"  # the folder of a run that holds its model for use
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A kind of checkpoint that is converted before it is loaded.
+
+    Attributes:
+        description: With an article, for messages: "a checkpoint of the original".
+        matches: Whether what the user gave is of this kind.
+        fetch: Converts it, or finds an earlier conversion; returns a folder for `from_pretrained`.
+    """
+
+    description: str
+    matches: Callable[[str], bool]
+    fetch: Callable[[str], Path]
+
+
+def _is_original(source: str) -> bool:
+    path = Path(source)
+    return path.suffix in (".pth", ".pt", ".ckpt") or (is_released(source) and not path.exists())
+
+
+SOURCES: dict[str, ModelSource] = {
+    "original": ModelSource("a checkpoint of the original", _is_original, converted_copy),
+}
+
+
+def find_source(source: str) -> ModelSource | None:
+    """The kind of checkpoint in `SOURCES` that `source` is, if any."""
+    return next((kind for kind in SOURCES.values() if kind.matches(source)), None)
+
+
+def find_model(source: str) -> str:
+    """What to pass to `from_pretrained`.
+
+    Args:
+        source: A model folder, the folder of a run (its exported model is used), a Hub id, or a checkpoint of a kind
+            in `SOURCES`, which is converted.
+
+    Raises:
+        ModelError: `source` is another file, a folder without a model, or a checkpoint that cannot be converted.
+        ModelNotFoundError: Nothing is at `source`, and it cannot be a Hub id.
+        OSError: A released checkpoint cannot be downloaded.
+    """
+    kind = find_source(source)
+    if kind is not None:
+        return str(kind.fetch(source))
+    path = Path(source)
+    if path.is_file():
+        raise ModelError(
+            source,
+            "not a model",
+            "give a model folder (with config.json), a Hub id, or a checkpoint of the original (.pth)",
+        )
+    if (path / EXPORTED_MODEL / "config.json").is_file():
+        return str(path / EXPORTED_MODEL)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(source, f"no model in this folder: neither config.json nor {EXPORTED_MODEL}/config.json")
+    if not path.exists() and not _may_be_hub_id(source):
+        raise ModelNotFoundError(
+            source,
+            f"no such folder ({path.resolve()})",
+            "give a model folder, the folder of a run, or a Hub id such as facebook/detr-resnet-50",
+        )
+    return source
+
+
+@contextlib.contextmanager
+def explain_missing_model(source: str) -> Iterator[None]:
+    """Turns the several lines in which Transformers reports a missing model into one sentence.
+
+    Args:
+        source: What the user gave.
+
+    Raises:
+        ModelNotFoundError: `source` is not a folder, and the Hub did not provide it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or Path(source).exists():
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ModelNotFoundError(source, f"no such folder, and not available from the Hub ({reason})") from error
+
+
+def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
+    """Loads a model, in evaluation mode, and its image processor; a segmentation model if it was saved as one.
+
+    Args:
+        source: See `find_model`.
+
+    Raises:
+        ModelError: `source` is not a model, or a checkpoint that cannot be converted.
+        OSError: `source` does not exist or is incomplete.
+    """
+    with explain_missing_model(source):
+        folder = find_model(source)
+        config, _ = PreTrainedConfig.get_config_dict(folder)
+        is_segmenter = DetrForSegmentation.__name__ in (config.get("architectures") or ())
+        model = (DetrForSegmentation if is_segmenter else DetrForObjectDetection).from_pretrained(folder)
+        return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(folder)
+
+
+def _may_be_hub_id(source: str) -> bool:
+    """Whether something that is not on this disk may be 'name' or 'owner/name' rather than a mistyped path."""
+    path = Path(source)
+    if path.is_absolute() or source.count("/") > 1:
+        return False
+    return "/" not in source or not path.parent.expanduser().is_dir()
