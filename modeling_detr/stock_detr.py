@@ -52,8 +52,8 @@ KEY_ALIASES = {
 # How a model is trained; these become ours, since with its values stock's numerics would be trained. Its own defaults.
 TRAINING_KEYS = {"auxiliary_loss": False, "dropout": 0.1, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
-# Layers in each stage, and the kind of layer, of the ResNets that have a name
-_RESNETS = {
+# The ResNets that have a name, by kind of block and number of blocks in each stage
+RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
@@ -165,14 +165,14 @@ def _resnet_under_our_keys(inner: Mapping[str, Any], source: str) -> dict[str, A
         keys = ", ".join(f"{key}={inner.get(key)}" for key, differs in unlike.items() if differs)
         raise ValueError(f"{source}: its backbone is a ResNet of Transformers' own that timm does not have: {keys}.")
     kwargs: dict[str, Any] = {}
-    if (kind, depths) not in _RESNETS:
+    if (kind, depths) not in RESNETS:
         kwargs["layers"] = list(depths)
     if (channels := [width // expansion for width in widths]) != [64, 128, 256, 512]:
         kwargs["channels"] = channels
     names = [f"stage{place}" for place in range(1, 5)]
     wanted = inner.get("out_features") or [f"stage{place}" for place in inner.get("out_indices") or [4]]
     return {
-        "backbone": _RESNETS.get((kind, depths), "resnet18" if kind == "basic" else "resnet50"),
+        "backbone": RESNETS.get((kind, depths), "resnet18" if kind == "basic" else "resnet50"),
         "backbone_kwargs": kwargs or None,
         "out_indices": [names.index(name) + 1 for name in wanted],
         "num_channels": inner.get("num_channels", 3),
