@@ -85,6 +85,10 @@ class RecipeError(DetrError, ValueError):
     """A key of a recipe that is unknown, or has a value that is not allowed or does not fit another key."""
 
 
+class RecipeNotFoundError(DetrError, FileNotFoundError):
+    """A recipe that is neither a file nor one of the package's."""
+
+
 class OutputError(DetrError, OSError):
     """A file or folder that cannot be written, for example because the disk is full."""
 

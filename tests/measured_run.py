@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import psutil
 
 from modeling_detr.training.metric_logger import MetricLogger
-from modeling_detr.training.recipe import parse_recipe
+from modeling_detr.training.recipe_parsing import parse_recipe
 from modeling_detr.training.trainer import Trainer
 
 

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType, PrecisionType
 
 from modeling_detr import DetrConfig
 from modeling_detr.commands import _COMMANDS
-from modeling_detr.training.recipe import parse_recipe
+from modeling_detr.training.recipe_parsing import parse_recipe
 
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_detr.training.recipe import parse_recipe
+from modeling_detr.training.recipe_parsing import parse_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -277,7 +277,7 @@ def _check_classes(folder: Path, saved: Mapping[int, str], current: Mapping[int,
         folder,
         f"the classes have changed since it was written: label {different} was {before} and is now {now}, so the rows "
         f"of the class head would get wrong names",
-        "restore the dataset's classes and their order, or start a new run with another --output_dir",
+        "restore the dataset's classes and their order, or start a new run with another output_dir",
     )
 
 

@@ -14,8 +14,9 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration
 
+from modeling_detr.errors_detr import RecipeError, did_you_mean
 from modeling_detr.training.metric_logger import TRACKERS
-from modeling_detr.training.recipe import Recipe, nearest_name
+from modeling_detr.training.recipe import Recipe
 
 
 _DISTRIBUTED_TYPES = (
@@ -159,11 +160,12 @@ def check_trackers(names: Sequence[str]) -> None:
     available = [kind.value for kind in get_available_trackers()]
     for name in names:
         if name not in known:
-            raise ValueError(f"trackers: there is no tracker '{name}'{nearest_name(name, known)}")
+            raise RecipeError("trackers", f"unknown tracker '{name}'", did_you_mean(name, known))
         if name not in available:
-            raise ValueError(
-                f"trackers: {name} is not installed; wanted one of {', '.join(available)}, which are. To have it: "
-                f"pip install {name.replace('_', '-')}"
+            raise RecipeError(
+                "trackers",
+                f"{name} is not installed",
+                f"choose one of {', '.join(available)}, or run pip install {name.replace('_', '-')}",
             )
 
 

@@ -30,6 +30,7 @@ from modeling_detr.data import (
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
 from modeling_detr.data.splits import training_splits
 from modeling_detr.data.transforms import SCALES, SampleTransform
+from modeling_detr.errors_detr import RecipeError, did_you_mean
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.pretrained_detr import HeadChange
@@ -37,7 +38,7 @@ from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.stock_detr import translate_stock_config
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import start_local
-from modeling_detr.training.recipe import Recipe, nearest_name
+from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.signals import leave_stopping_to_parent
 
 
@@ -271,9 +272,10 @@ def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
                 expression = re.compile(rf"(?:^|\.)(?:{pattern})(?:\.|$)")
                 named = [name for name in parameters if expression.search(name)]
         if not named:
-            raise ValueError(
-                f"freeze: no parameter is named by '{pattern}'{nearest_name(pattern, _parts(parameters))} Wanted a "
-                f"glob or a regular expression of their names."
+            raise RecipeError(
+                "freeze",
+                f"no parameter matches '{pattern}', expected a glob or a regular expression of parameter names",
+                did_you_mean(pattern, _parts(parameters)),
             )
         for name in named:
             parameters[name].requires_grad_(False)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.utils.model_ema import ModelEmaV3
 
+from modeling_detr.errors_detr import CheckpointError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
@@ -50,7 +51,7 @@ from modeling_detr.training.pace import Pace
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.plan import plan
 from modeling_detr.training.processes import build_accelerator, check_trackers, leave_cores_to_loaders, start_trackers
-from modeling_detr.training.recipe import Recipe, differing_keys
+from modeling_detr.training.recipe import Recipe, compare_for_resume
 from modeling_detr.training.replay import FailedStep
 from modeling_detr.training.setup import (
     build_loaders,
@@ -63,38 +64,6 @@ from modeling_detr.training.setup import (
 from modeling_detr.training.sharding import copy_weights, whole
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
 from modeling_detr.training.symptoms import find_symptoms, is_due
-
-
-# With another value of these a checkpoint's weights do not fit, or mean something else.
-_KEYS_OF_THE_MODEL = (
-    *(
-        "task",
-        "model",
-        "model_config",
-        "label_ids",
-        "freeze_detector",
-        "freeze",
-        "encoder_supervision",
-        "denoising_groups",
-    ),
-)
-# These decide which images a step sees; with another value an epoch cannot be continued where it was left. So does how
-# many images a step has in all; how they are split over processes and accumulated batches does not.
-_KEYS_OF_THE_ORDER = (
-    "data",
-    "data_format",
-    "images",
-    "drop_difficult",
-    "box_format",
-    "no_flip_classes",
-    "train_split",
-    "eval_fraction",
-    "transform",
-    "transform_options",
-    "processor_config",
-    "batching",
-    "seed",
-)
 
 
 class Trainer:
@@ -227,16 +196,11 @@ class Trainer:
         return plan(self)
 
     def _resume(self, folder: Path) -> None:
-        """Continues from a checkpoint: exactly, if the recipe still says the same."""
-        before = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-        changes = differing_keys(self.recipe, before)
-        for name in _KEYS_OF_THE_MODEL:
-            if name in changes:
-                now, then = changes[name]
-                raise ValueError(
-                    f"{folder}: it was written with {name} {then}, the recipe now says {now}; the checkpoint does not "
-                    f"fit. Undo that, or begin a new run with another --output_dir."
-                )
+        """Continues from a checkpoint: exactly, if the recipe has not changed."""
+        changes = compare_for_resume(self.recipe, yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+        if changes.model:
+            remedy = "undo that, or start a new run with another output_dir"
+            raise CheckpointError(folder, f"does not fit this recipe: {changes.model[0]}", remedy)
         average = None if self.ema is None else self.ema.module
         id2label = dict(self.train_index.id2label)
         self.state = load_checkpoint(
@@ -249,12 +213,8 @@ class Trainer:
             self.notes.append(f"{folder} has no averaged weights: the average begins with its weights")
         for group, rate in zip(self.raw_optimizer.param_groups, self._rates(), strict=True):
             group["lr"], group["weight_decay"] = rate, self.recipe.weight_decay  # the recipe's, not the checkpoint's
-        self.notes += [
-            f"{name} was {then} and is now {now}"
-            for name, (now, then) in changes.items()
-            if name not in ("resume", "output_dir")
-        ]
-        reordered = [name for name in _KEYS_OF_THE_ORDER if name in changes]
+        self.notes += changes.sentences()
+        reordered = [change.name for change in changes.order]
         step_size = self.loaders.train_sampler.step_size
         if self.state.step_size != step_size:
             reordered.append(f"the images of a step (were {self.state.step_size}, are {step_size})")

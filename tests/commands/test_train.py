@@ -94,7 +94,7 @@ def test_a_file_for_a_new_model_serves_to_train_a_given_one(config, tmp_path, ca
     capsys.readouterr()
     arguments = ["--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "more"), "--max_steps", "1"]
     assert train.main([str(config), "--batch_size", "4", *arguments]) == 0
-    assert "note      model_config of the YAML file is left out" in capsys.readouterr().out
+    assert "note      model_config of the recipe is ignored" in capsys.readouterr().out
 
 
 def test_unknown_commands_and_help(capsys):

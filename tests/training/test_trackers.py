@@ -61,7 +61,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(tiny
     installed("aim")
     recipe = tiny_recipe(trackers=["tensorboard", "comet_ml"])
     with pytest.raises(
-        ValueError, match=r"comet_ml is not installed; wanted one of tensorboard, aim, .*: pip install comet-ml"
+        ValueError, match=r"comet_ml is not installed; choose one of tensorboard, aim, .*pip install comet-ml"
     ):
         Trainer(recipe)
     assert not recipe.run_dir.exists()

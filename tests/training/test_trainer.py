@@ -177,7 +177,7 @@ def test_a_run_stops_early_when_evaluations_get_no_better_and_stays_stopped(tiny
 
 def test_a_warmup_in_epochs_is_that_many_steps(tiny_recipe):
     assert "8 steps of warm-up" in Trainer(tiny_recipe(warmup_epochs=1.5)).plan()
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="warmup_steps: cannot be combined with warmup_epochs"):
         tiny_recipe(warmup_epochs=1.0, warmup_steps=2)
 
 

@@ -1,0 +1,144 @@
+"""How a key of the recipe is declared: its default, help, bounds and what it means for a resume, in one place.
+
+    epochs: int = key(300, "Passes over the training images.", at_least=1)
+
+Everything that uses keys reads these declarations: the parser, `--help`, the checks and the comparison at a resume.
+"""
+
+import copy
+import dataclasses
+import enum
+import functools
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from modeling_detr.errors_detr import RecipeError, did_you_mean
+
+
+_Value = TypeVar("_Value")
+
+
+class Resume(enum.Enum):
+    """What another value of a key means for a run that resumes from a checkpoint."""
+
+    MODEL = "the checkpoint does not fit; the resume is refused"
+    ORDER = "steps get other images; an epoch cannot be continued, so the next one starts"
+    FREE = "the new value is used from the resumed step on"
+    START = "no effect: the key is used only when a run starts"
+    LAUNCH = "not compared: the key is about this launch, not about the run"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key as its recipe declares it.
+
+    Attributes:
+        name: Its name, in Python, in YAML and on the command line.
+        type: Its type annotation, resolved.
+        default: Its value if it is not given.
+        help: What it does, for `--help`.
+        at_least: The smallest value allowed.
+        below: The smallest value that is too large.
+        choices: The values allowed; None: any. A table that plug-ins add to may be given.
+        resume: What another value means for a resume, or a function of the current and the previous value.
+        describes_new_model: Whether a file's value is dropped when the command line gives an existing model.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    at_least: float | None
+    below: float | None
+    choices: Collection[str] | None
+    resume: Resume | Callable[[Any, Any], Resume]
+    describes_new_model: bool
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether it holds a mapping, which is set key by key."""
+        return typing.get_origin(self.type) is dict
+
+    def check(self, value: object, where: str | None = None) -> None:
+        """Checks the bounds and choices of a value that has the right type.
+
+        Args:
+            value: The value.
+            where: What the error names; None: the key.
+
+        Raises:
+            RecipeError: The value is out of bounds or not one of the choices.
+        """
+        if value is None:
+            return
+        if isinstance(value, int | float):
+            # `not >=` also refuses NaN
+            too_small = self.at_least is not None and not value >= self.at_least
+            too_large = self.below is not None and not value < self.below
+            if too_small or too_large:
+                bounds = [] if self.at_least is None else [f"at least {self.at_least:g}"]
+                bounds += [] if self.below is None else [f"below {self.below:g}"]
+                raise RecipeError(where or self.name, f"got {value}, expected {' and '.join(bounds)}")
+        if self.choices is not None and isinstance(value, str) and value not in self.choices:
+            raise RecipeError(where or self.name, f"got '{value}'", did_you_mean(value, self.choices))
+
+    def resume_rule(self, value: object, previous: object) -> Resume:
+        """What a change from `previous` to `value` means for a resume."""
+        return self.resume if isinstance(self.resume, Resume) else self.resume(value, previous)
+
+
+def key(
+    default: _Value,
+    help: str,  # noqa: A002 (the word that users know)
+    *,
+    at_least: float | None = None,
+    below: float | None = None,
+    choices: Collection[str] | None = None,
+    resume: Resume | Callable[[Any, Any], Resume] = Resume.FREE,
+    describes_new_model: bool = False,
+) -> _Value:
+    """Declares a key of a recipe, as a field of its dataclass; see `Key` for the arguments."""
+    declaration = {
+        "help": help,
+        "at_least": at_least,
+        "below": below,
+        "choices": choices,
+        "resume": resume,
+        "describes_new_model": describes_new_model,
+    }
+    if isinstance(default, list | dict):
+        return field(default_factory=functools.partial(copy.deepcopy, default), metadata=declaration)
+    return field(default=default, metadata=declaration)
+
+
+def keys_of(recipe: type) -> Mapping[str, Key]:
+    """The keys that a recipe class declares, inherited ones included, by name.
+
+    Raises:
+        TypeError: A field of the class is not declared with `key`.
+    """
+    annotations = typing.get_type_hints(recipe)
+    keys = {}
+    for one in dataclasses.fields(recipe):
+        if "resume" not in one.metadata:
+            raise TypeError(f"{recipe.__name__}.{one.name}: not declared as a key; use key(default, help).")
+        default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+        declared = Key(name=one.name, type=annotations[one.name], default=default, **one.metadata)
+        if declared.choices is None:
+            declared = dataclasses.replace(declared, choices=_literal_values(declared.type))
+        keys[one.name] = declared
+    return types.MappingProxyType(keys)
+
+
+def union_members(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type that `annotation` is."""
+    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _literal_values(annotation: Any) -> tuple[str, ...] | None:
+    literals = [option for option in union_members(annotation) if typing.get_origin(option) is Literal]
+    return tuple(value for literal in literals for value in typing.get_args(literal)) or None

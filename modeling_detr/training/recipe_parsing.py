@@ -1,0 +1,312 @@
+"""Reads recipes from YAML files and the command line, and explains their keys for `--help`.
+
+`detr train bccd --data FOLDER --learning_rate 2e-4 --model_config.num_queries 50` reads the file, lets the command
+line win, and refuses unknown keys. A recipe is given by its path or, if it comes with the package, by its name. What
+there is to know about a key is in its declaration, see `recipe_keys`.
+"""
+
+import argparse
+import re
+import types
+import typing
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+from modeling_detr.errors_detr import RecipeError, RecipeNotFoundError, did_you_mean
+from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.recipe_keys import Key, keys_of, union_members
+
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name: in `configs/` of a checkout, in the package if installed."""
+    folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe, given as a path or, where no such file exists, as the name of one of the package's.
+
+    Raises:
+        RecipeNotFoundError: It is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    recipes = packaged_recipes()
+    if name in recipes:
+        return recipes[name]
+    if Path(name).name != name or Path(name).suffix:
+        stem = Path(name).stem
+        remedy = f"use the package's recipe '{stem}'" if stem in recipes else "expected a YAML file"
+        raise RecipeNotFoundError(name, "no such recipe", remedy)
+    raise RecipeNotFoundError(name, "no such file, and no such recipe in the package", did_you_mean(name, recipes))
+
+
+def parse_recipe(
+    arguments: Sequence[str],
+    program: str = "detr train",
+    *,
+    kind: type[Recipe] = Recipe,
+    notes: list[str] | None = None,
+) -> Recipe:
+    """Parses a recipe from command line arguments: at most one recipe, and `--key value` pairs, which win over it.
+
+    Mappings are set key by key (`--model_config.num_queries 50`). Values are YAML: `1e-4`, `true`, `[480, 512]`.
+
+    A file that describes a new model can also train an existing one: with `--model` on the command line and none in
+    the file, the keys of the file that describe a new model are dropped.
+
+    Args:
+        arguments: The arguments after the name of the command.
+        program: Name of the command in `--help`.
+        kind: The class of the recipe, whose keys are accepted.
+        notes: A list to which a sentence is added for each key of the file that is dropped.
+
+    Raises:
+        RecipeError: A key is unknown, or a value has the wrong type, is out of bounds or does not fit another key.
+        RecipeNotFoundError: The recipe does not exist.
+    """
+    keys = keys_of(kind)
+    given, unknown = _argument_parser(program, arguments, keys).parse_known_args(list(arguments))
+    for token in unknown:
+        if token.startswith("-"):
+            raise _unknown_key("command line", token.lstrip("-").split("=")[0], keys)
+    if unknown:
+        raise RecipeError("command line", f"unexpected '{unknown[0]}'", "expected at most one recipe, and --key value")
+    texts = vars(given)
+    config = texts.pop("config")
+    path = None if config is None else find_recipe(config)
+    values = {} if path is None else read_recipe_file(path, kind)
+    if values.get("model") is None and _from_text(keys["model"], texts.get("model", "none")) is not None:
+        dropped = _drop_new_model(values, keys, texts["model"])
+        if notes is not None:
+            notes += dropped
+    for name, text in texts.items():
+        mapping, _, inner = name.partition(".")
+        if inner:
+            values[mapping] = _merged(values.get(mapping, {}), inner, _yaml_value(f"--{name}", text, "a value"))
+        else:
+            values[name] = _from_text(keys[name], text)
+    if values.get("output_dir") is None and path is not None:
+        values["output_dir"] = str(Path("runs", path.stem))
+    return kind(**values)
+
+
+def _drop_new_model(values: dict[str, Any], keys: Mapping[str, Key], model: str) -> list[str]:
+    """Drops the keys of a file that describe a new model; returns a sentence for each that had a value."""
+    dropped = {
+        name: values.pop(name) for name, declared in keys.items() if declared.describes_new_model and name in values
+    }
+    return [
+        f"{name} of the recipe is ignored: it describes a new model, and {model} already exists"
+        for name, value in dropped.items()
+        if value  # {}, none and false set nothing
+    ]
+
+
+def read_recipe_file(path: str | Path, kind: type[Recipe] = Recipe) -> dict[str, Any]:
+    """Reads and checks the keys that a YAML file sets, without the defaults of the others.
+
+    Raises:
+        RecipeError: The file is not a YAML mapping, or a key is unknown, repeated, or has a value that is not allowed.
+        RecipeNotFoundError: The file does not exist.
+    """
+    if not Path(path).is_file():
+        raise RecipeNotFoundError(path, "no such file", "expected a YAML file")
+    try:
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(path, f"invalid YAML: {' '.join(str(error).split())}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise RecipeError(path, f"got a {type(loaded).__name__}, expected lines of 'key: value'")
+    keys = keys_of(kind)
+    values = {}
+    for name, value in loaded.items():
+        if name not in keys:
+            raise _unknown_key(str(path), str(name), keys)
+        values[name] = _checked(keys[name], value, f"{path}: {name}")
+    return values
+
+
+def _unknown_key(where: str, name: str, keys: Mapping[str, Key]) -> RecipeError:
+    mapping, _, inner = name.partition(".")
+    if inner and mapping in keys:
+        mappings = ", ".join(declared.name for declared in keys.values() if declared.is_mapping)
+        problem = f"'{mapping}' is a single value, so '{name}' cannot be set"
+        return RecipeError(where, problem, f"keys with keys of their own: {mappings}")
+    return RecipeError(where, f"unknown key '{name}'", did_you_mean(name.replace("-", "_"), keys))
+
+
+def _merged(mapping: object, dotted: str, value: object) -> dict[str, Any]:
+    """`mapping` with the key `dotted` (`a.b`: key `b` of the mapping `a`) set to `value`."""
+    first, _, rest = dotted.partition(".")
+    merged = dict(mapping) if isinstance(mapping, dict) else {}
+    return {**merged, first: _merged(merged.get(first), rest, value) if rest else value}
+
+
+# Values and their types
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Safe YAML with the numbers and booleans of YAML 1.2 (`1e-4` is a number, `no` is text) and unique keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Builds a mapping; a repeated key is an error."""
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"repeated key '{key}'", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_RecipeLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _RecipeLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _from_text(key: Key, text: str) -> Any:
+    """The value of a key that the command line gives as text."""
+    where, options = f"--{key.name}", union_members(key.type)
+    if types.NoneType in options and text.lower() in ("none", "null", "~"):
+        return None
+    if any(_is_text(option) for option in options):
+        return _checked(key, text, where)
+    is_list = typing.get_origin(key.type) is list
+    if is_list and not text.startswith("["):
+        if key.type == list[str]:  # a glob's * means something else in YAML
+            return [item.strip() for item in text.split(",") if item.strip()]
+        text = f"[{text}]"
+    return _checked(key, _yaml_value(where, text, _type_name(key.type)), where)
+
+
+def _yaml_value(where: str, text: str, expected: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(where, f"got '{text}', which is not valid YAML, expected {expected}") from error
+
+
+def _checked(key: Key, value: object, where: str) -> Any:
+    """`value` with the type of the key, integers as floats where those are expected.
+
+    Raises:
+        RecipeError: It has another type, is out of bounds, or is not one of the choices.
+    """
+    typed = _typed(where, value, key.type)
+    key.check(typed, where)
+    return typed
+
+
+def _is_text(option: Any) -> bool:
+    return option is str or typing.get_origin(option) is Literal
+
+
+def _typed(where: str, value: Any, expected: Any) -> Any:
+    for option in union_members(expected):
+        if option is Any or (option is types.NoneType and value is None):
+            return value
+        origin, members = typing.get_origin(option), typing.get_args(option)
+        if _is_text(option) and isinstance(value, str):
+            return value
+        if origin is list and isinstance(value, list):
+            return [_typed(f"{where}[{index}]", item, members[0]) for index, item in enumerate(value)]
+        if origin is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            return value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if origin is None and type(value) is option:
+            return value
+    raise RecipeError(where, f"got {value!r} ({type(value).__name__}), expected {_type_name(expected)}")
+
+
+def _type_name(expected: Any) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
+    containers = {list: "a list", dict: "a mapping"}
+    words = []
+    for option in union_members(expected):
+        if typing.get_origin(option) is Literal:
+            words += [f"'{member}'" for member in typing.get_args(option)]
+        else:
+            words.append(containers.get(typing.get_origin(option)) or names[option])
+    return " or ".join(words)
+
+
+# The command line
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are exceptions, for the command to print on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises argparse's error."""
+        raise RecipeError("command line", message)
+
+
+def _argument_parser(program: str, arguments: Sequence[str], keys: Mapping[str, Key]) -> _Parser:
+    """A parser for every key of the recipe, and for the keys of mappings that occur in `arguments`."""
+    parser = _Parser(
+        prog=program,
+        description="Train a DETR from a recipe. Every key can also be set on the command line, which wins over the "
+        "recipe.",
+        epilog="Mappings are set key by key: --model_config.num_queries 50. Values are written as in YAML. "
+        f"Recipes of the package: {', '.join(packaged_recipes())}. "
+        "detr train --replay FILE repeats a training step with a non-finite loss and reports where it came from.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("config", nargs="?", default=None, help="a YAML file, or the name of a recipe of the package")
+    for declared in keys.values():
+        _add_key(parser, declared)
+    for name in sorted({token.removeprefix("--").split("=")[0] for token in arguments if token.startswith("--")}):
+        mapping, _, inner = name.partition(".")
+        if inner and mapping in keys and keys[mapping].is_mapping:
+            parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_key(parser: argparse.ArgumentParser, key: Key) -> None:
+    explanation = f"{key.help} (default: {_shown_default(key.default)})".replace("%", "%%")
+    if key.is_mapping:
+        parser.add_argument(f"--{key.name}.KEY", dest=argparse.SUPPRESS, metavar="VALUE", help=explanation)
+        parser.add_argument(f"--{key.name}", metavar="{KEY: VALUE}", help=argparse.SUPPRESS)
+    elif key.type is bool:
+        parser.add_argument(f"--{key.name}", nargs="?", const="true", metavar="BOOL", help=explanation)
+    else:
+        parser.add_argument(f"--{key.name}", metavar=_metavar(key.type, key.choices), help=explanation)
+
+
+def _metavar(expected: Any, choices: Collection[str] | None) -> str:
+    if choices is not None:
+        return "{" + ",".join(choices) + "}"
+    if typing.get_origin(expected) is list:
+        return "A,B"
+    return {int: "N", float: "X", str: "TEXT"}[union_members(expected)[0]]
+
+
+def _shown_default(default: object) -> str:
+    if isinstance(default, list):
+        return ",".join(default)
+    if default is None or isinstance(default, bool):
+        return str(default).lower()
+    return "no keys" if default == {} else str(default)
