@@ -1,8 +1,8 @@
-"""A Hub on loopback: what the huggingface_hub client needs to create a repository, upload to it and download from it.
+"""A local stand-in for the Hub: enough for huggingface_hub to create repositories, upload and download.
 
-    python tests/hub_server.py    # serves until it is stopped, and prints its address
+    python tests/hub_server.py    # prints its address and serves until it is stopped
 
-It holds everything in memory. Who writes must send the token `hf_loopback`.
+Everything is kept in memory. Writing requires the token `hf_loopback`.
 """
 
 import base64
@@ -22,7 +22,7 @@ TOKEN = "hf_loopback"
 
 
 class HubServer(ThreadingHTTPServer):
-    """Repositories by their name, each with its files; large files by their SHA-256."""
+    """A server of repositories: their files by name, large files by SHA-256."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -33,23 +33,23 @@ class HubServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address that it listens on."""
         return f"http://127.0.0.1:{self.server_port}"
 
     def environment(self, home: Path, token: str = TOKEN) -> dict[str, str]:
-        """Environment variables of a client's process: this server, and no cache of others."""
+        """Environment variables that make a client process use this server, with an empty cache in `home`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": token,
             "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",  # the protocol of chunks needs a server of its own; without, files go whole
+            "HF_HUB_DISABLE_XET": "1",  # upload each file in one request
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
             "PATH": "",
         }
 
     def sha(self, repository: str) -> str:
-        """The commit that `main` is at."""
+        """The current commit of `main`."""
         return hashlib.sha1(f"{repository} {self.commits[repository]}".encode()).hexdigest()
 
 
@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Keep the log of requests out of the tests' output."""
 
     def do_GET(self) -> None:
         self._answer_reading(with_body=True)
@@ -78,15 +78,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._send_json({"error": "Invalid user token."}, 401)
         if path == "/api/repos/create":
-            wanted = json.loads(body)
-            name = f"{wanted.get('organization') or 'somebody'}/{wanted['name']}"
-            there = name in self.server.repositories
-            if not there:
+            request = json.loads(body)
+            name = f"{request.get('organization') or 'somebody'}/{request['name']}"
+            exists = name in self.server.repositories
+            if not exists:
                 self.server.repositories[name], self.server.commits[name] = {}, 0
-                self.server.private[name] = wanted.get("visibility") == "private"
+                self.server.private[name] = request.get("visibility") == "private"
             answer = {"url": f"{self.server.url}/{name}", "name": name}
             return self._send_json(
-                answer | ({"error": "You already created this model repo"} if there else {}), 409 if there else 200
+                answer | ({"error": "You already created this model repo"} if exists else {}), 409 if exists else 200
             )
         if match := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
             files = [
@@ -100,8 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_json({"files": files})
         if match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
             objects = [
-                {**wanted, "actions": {"upload": {"href": f"{self.server.url}/upload/{wanted['oid']}"}}}
-                for wanted in json.loads(body)["objects"]
+                {**file, "actions": {"upload": {"href": f"{self.server.url}/upload/{file['oid']}"}}}
+                for file in json.loads(body)["objects"]
             ]
             return self._send_json({"transfer": "basic", "objects": objects})
         if match := re.fullmatch(r"/api/models/(.+)/commit/main", path):
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving() -> Iterator[HubServer]:
-    """A server that listens while it lasts."""
+    """Run a server for the duration of a `with` block."""
     with HubServer() as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""Runs as a user starts them, in processes of their own: what the tests of several files share."""
+"""Training runs in separate processes, started as a user starts them."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from modeling_detr.training.metric_logger import read_log
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-# What depends on the clock, the machine and where a run lies, not on what has been computed.
+# Logged values that depend on the clock and the machine, not on the computation.
 INCIDENTAL = {"images_per_second", "seconds", "memory_gib", "loader_wait"}
 RECIPE = """\
 data: shapes?size=64&train=16&val=4
@@ -45,7 +45,7 @@ log_every_steps: 1
 
 
 def launch(*arguments, processes=1, launcher=None, environment=(), script="scripts/train.py", **options):
-    """Starts a script: by itself, by torchrun, or by another launcher's command line."""
+    """Start a script directly, with torchrun if there are several processes, or with another launcher."""
     start = [sys.executable]
     if launcher is not None:
         start = [sys.executable, "-m", *launcher]
@@ -74,7 +74,7 @@ def entries(run_dir: Path, kind: str):
 
 
 def logged(run_dir: Path) -> list[dict]:
-    """The whole log, without what is incidental."""
+    """Return all log entries, without incidental values."""
     return [
         {name: value for name, value in entry.items() if name not in INCIDENTAL}
         for entry in read_log(run_dir / "log.jsonl")
@@ -82,7 +82,7 @@ def logged(run_dir: Path) -> list[dict]:
 
 
 def wait_for_log(run: subprocess.Popen, run_dir: Path, kind: str = "step", number: int = 1) -> None:
-    """Waits until the run has logged that many entries of a kind; one that ends before is shown."""
+    """Wait until the run has logged `number` entries of a kind; fail with its output if it ends earlier."""
     until = time.monotonic() + 120
     while run.poll() is None and time.monotonic() < until:
         if (run_dir / "log.jsonl").exists() and len(entries(run_dir, kind)) >= number:
@@ -93,16 +93,16 @@ def wait_for_log(run: subprocess.Popen, run_dir: Path, kind: str = "step", numbe
 
 
 def start_prepared(output: Path, *arguments) -> multiprocessing.Process:
-    """Starts `detr train` in a process that has imported already what takes a process of its own many seconds.
+    """Start `detr train` in a forked process, which saves the seconds that its imports take.
 
     Args:
-        output: The file that takes what it prints.
-        arguments: The command's.
+        output: The file that stdout and stderr go to.
+        arguments: The arguments of the command.
     """
     prepared = multiprocessing.get_context("forkserver")
     prepared.set_forkserver_preload(["modeling_detr.training.trainer", "modeling_detr.training.preflight"])
-    usual = multiprocessing.get_start_method()  # of loaders; it would be inherited
-    process = prepared.Process(target=_train, args=[output, [*map(str, arguments)], usual])
+    start_method = multiprocessing.get_start_method()  # for data loaders, which would inherit forkserver
+    process = prepared.Process(target=_train, args=[output, [*map(str, arguments)], start_method])
     process.start()
     return process
 

@@ -1,4 +1,4 @@
-"""A run in a process of its own, which prints as JSON what it needs after every hundred steps.
+"""Train, measure memory, open files and threads every hundred steps, and print them as JSON.
 
 python tests/measured_run.py RECIPE
 """
@@ -14,16 +14,16 @@ from modeling_detr.training.recipe_parsing import parse_recipe
 from modeling_detr.training.trainer import Trainer
 
 
-def needs() -> dict[str, int]:
-    """Of this process and its loaders together."""
+def measure() -> dict[str, int]:
+    """What this process and its data loaders use together."""
     process = psutil.Process()
     loaders = process.children(recursive=True)
-    everyone = [process, *loaders]
+    processes = [process, *loaders]
     return {
-        "MiB": sum(one.memory_info().rss for one in everyone) // 2**20,
-        "files": sum(one.num_fds() for one in everyone),
+        "MiB": sum(process.memory_info().rss for process in processes) // 2**20,
+        "files": sum(process.num_fds() for process in processes),
         "loaders": len(loaders),
-        "threads": sum(one.num_threads() for one in everyone),
+        "threads": sum(process.num_threads() for process in processes),
     }
 
 
@@ -32,10 +32,10 @@ if __name__ == "__main__":
     log_step = MetricLogger.step
 
     def log_and_measure(logger: MetricLogger, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Between two steps, where no batch is on its way."""
+        """Measure between two steps, when no batch is being transferred."""
         log_step(logger, epoch, step, values)
         if step % 100 == 0:
-            measured.append(needs())
+            measured.append(measure())
 
     MetricLogger.step = log_and_measure
     Trainer(parse_recipe(sys.argv[1:])).train()

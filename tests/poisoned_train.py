@@ -1,4 +1,4 @@
-"""`detr train` with a NaN in one pixel of the image that the first argument numbers: python poisoned_train.py 7 …"""
+"""`detr train` with a NaN in one pixel of the image whose index is the first argument: python poisoned_train.py 7 …"""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from modeling_detr.structures_detr import DetectionBatch, DetectionSample
 
 
 def poison(image_index: int) -> None:
-    """Has every collator hand out pixels as numbers, with one NaN in that image."""
+    """Make each collator return float pixels, with one NaN in the given image."""
     collate = DetrCollator.__call__
 
     def poisoned(self: DetrCollator, samples: Sequence[DetectionSample]) -> DetectionBatch:

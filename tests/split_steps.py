@@ -1,4 +1,4 @@
-"""One optimizer step of a tiny model in float64, split in any way: its gradient, and by torchrun that of processes.
+"""The gradient of one optimizer step of a tiny float64 model, however its images are split into batches or processes.
 
 ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 tests/split_steps.py FOLDER
 """
@@ -18,7 +18,7 @@ from modeling_detr.training.aids import TrainingModel, build_training_model
 from modeling_detr.training.engine import LossNormalization, StepResult, train_one_epoch
 
 
-# name → masks, whether the detector is frozen, aids
+# name → whether there are masks, whether the detector is frozen, training aids
 CASES: dict[str, tuple[bool, bool, dict[str, Any]]] = {
     "plain": (False, False, {}),
     "encoder": (False, False, {"encoder_supervision": True}),
@@ -26,7 +26,7 @@ CASES: dict[str, tuple[bool, bool, dict[str, Any]]] = {
     "masks": (True, False, {"encoder_supervision": True, "denoising_groups": 2}),
     "masks of a frozen detector": (True, True, {}),
 }
-# boxes of the eight images: more than queries, none at all in the second half, and in between
+# boxes in each of eight images: more than there are queries, none in the second half, and in between
 COUNTS = {"no box in one half": [3, 0, 9, 1, 0, 0, 0, 0], "unequal": [1, 0, 0, 2, 5, 9, 0, 4], "none": [0] * 8}
 
 SPLIT_OVER_PROCESSES: list[tuple[str, str, LossNormalization]] = [
@@ -36,7 +36,7 @@ SPLIT_OVER_PROCESSES: list[tuple[str, str, LossNormalization]] = [
 
 
 def model_of(case: str) -> TrainingModel:
-    """The same weights each time; no dropout."""
+    """Make a model without dropout; its weights are the same each time."""
     masks, frozen, aids = CASES[case]
     torch.manual_seed(0)
     config = DetrConfig(
@@ -60,17 +60,17 @@ def model_of(case: str) -> TrainingModel:
 
 
 def batch_of(counts: list[int], first_index: int = 0, size: int = 64) -> DetectionBatch:
-    """Images of one size, each from a seed of its own, with so many boxes and masks."""
+    """Make a batch of images with the given numbers of boxes and masks; an image depends on its index only."""
     images, labels = [], []
-    for position, count in enumerate(counts, start=first_index):
-        generator = torch.Generator().manual_seed(position)
+    for index, count in enumerate(counts, start=first_index):
+        generator = torch.Generator().manual_seed(index)
         images.append(torch.randn(3, size, size, generator=generator, dtype=torch.float64))
         labels.append(
             {
                 "class_labels": torch.randint(5, (count,), generator=generator),
                 "boxes": 0.3 + 0.2 * torch.rand(count, 4, generator=generator, dtype=torch.float64),
                 "masks": torch.rand(count, size, size, generator=generator) < 0.4,
-                "image_index": torch.tensor(position),
+                "image_index": torch.tensor(index),
             }
         )
     mask = torch.ones(len(counts), size, size, dtype=torch.int64)
@@ -80,7 +80,7 @@ def batch_of(counts: list[int], first_index: int = 0, size: int = 64) -> Detecti
 def gradient_of_step(
     case: str, batches: list[DetectionBatch], accelerator: Accelerator, **options: Any
 ) -> tuple[dict[str, Tensor], StepResult]:
-    """The gradient that the optimizer is given after the batches of all processes, and what the step returned."""
+    """Return the gradient that reaches the optimizer after all processes' batches, and the result of the step."""
     model = model_of(case)
     gradient: dict[str, Tensor] = {}
 
@@ -106,14 +106,14 @@ def gradient_of_step(
 
 
 def main(folder: Path) -> None:
-    """Each process takes half of the images; the gradients of all cases go to `folder`."""
+    """Compute all cases, half of the images on each process, and save the gradients in `folder`."""
     accelerator = Accelerator(cpu=True)
     half = 4 * accelerator.process_index
     for case, name, normalization in SPLIT_OVER_PROCESSES:
         batch = batch_of(COUNTS[name][half : half + 4], half)
-        found = gradient_of_step(case, [batch], accelerator, loss_normalization=normalization)
+        gradient_and_result = gradient_of_step(case, [batch], accelerator, loss_normalization=normalization)
         if accelerator.is_main_process:
-            torch.save(found, folder / f"{case}, {name}, {normalization}.pt")
+            torch.save(gradient_and_result, folder / f"{case}, {name}, {normalization}.pt")
     accelerator.end_training()
 
 

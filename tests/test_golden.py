@@ -12,13 +12,16 @@ CASES = ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned", "detr-r50", "detr-r
 
 
 def norm_of_original(name, tensors):
-    """The norm of the original's parameter `name`, which may be three of ours."""
+    """Return the norm of the original's parameter `name`, which may be split into three of ours."""
     return torch.cat([tensors[ours].flatten() for ours in original_name_to_ours(name)]).norm().item()
 
 
 def assert_logits_close(logits, golden):
-    """Equal to 1e-5 of the largest logit. (Of each logit alone the original itself, run on another CPU than the golden
-    file's, is up to 1.6e-5 away: that is float32, the golden file lies 1.2e-5 from the exact result.)"""
+    """Assert equality to within 1e-5 of the largest logit.
+
+    A relative tolerance for each logit would be below float32: the original itself, on another CPU, differs by up to
+    1.6e-5 from the golden file, which is 1.2e-5 away from the exact result.
+    """
     torch.testing.assert_close(logits, golden, atol=1e-5 * golden.abs().max().item(), rtol=0)
 
 
@@ -49,12 +52,14 @@ def test_model_computes_what_the_original_computes(name):
 
     output.loss.backward()
     gradients = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
-    without = {ours for key in case.values["parameters_without_gradient"] for ours in original_name_to_ours(key)}
-    assert {key for key, _ in model.named_parameters()} - set(gradients) == without
-    for key, wanted in case.values["grad_norms"].items():
-        # a norm below 1e-6 is a mathematical zero: the first decoder layer attends to all-equal values
-        limits = {"abs": 1e-5} if wanted < 1e-6 else {"rel": 1e-3}
-        assert norm_of_original(key, gradients) == pytest.approx(wanted, **limits), key
+    without_gradient = {
+        ours for key in case.values["parameters_without_gradient"] for ours in original_name_to_ours(key)
+    }
+    assert {key for key, _ in model.named_parameters()} - set(gradients) == without_gradient
+    for key, expected in case.values["grad_norms"].items():
+        # a norm below 1e-6 is mathematically zero: the first decoder layer attends to identical values
+        limits = {"abs": 1e-5} if expected < 1e-6 else {"rel": 1e-3}
+        assert norm_of_original(key, gradients) == pytest.approx(expected, **limits), key
 
 
 def test_six_training_steps_in_float64_follow_the_original():
@@ -68,7 +73,7 @@ def test_six_training_steps_in_float64_follow_the_original():
         weight_decay=values["weight_decay"],
     )
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, values["lr_drop_every_steps"])
-    for step, wanted in enumerate(values["steps"]):
+    for step, expected in enumerate(values["steps"]):
         pixel_values, pixel_mask = case.images([values["seed"] + 100 + 10 * step + index for index in range(2)])
         labels = case.labels(values["seed"] + 200 + step, torch.float64)
         loss = model(pixel_values.double(), pixel_mask, labels).loss
@@ -77,13 +82,13 @@ def test_six_training_steps_in_float64_follow_the_original():
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), values["clip_max_norm"])
         optimizer.step()
         schedule.step()
-        assert loss.item() == pytest.approx(wanted["loss"], rel=1e-4)
-        assert norm.item() == pytest.approx(wanted["grad_norm"], rel=1e-3)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(wanted["lr"])
+        assert loss.item() == pytest.approx(expected["loss"], rel=1e-4)
+        assert norm.item() == pytest.approx(expected["grad_norm"], rel=1e-3)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected["lr"])
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
-    for key, wanted in values["final_parameter_norms"].items():
-        assert norm_of_original(key, parameters | buffers) == pytest.approx(wanted, rel=1e-6), key
+    for key, expected in values["final_parameter_norms"].items():
+        assert norm_of_original(key, parameters | buffers) == pytest.approx(expected, rel=1e-6), key
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

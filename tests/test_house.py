@@ -1,4 +1,4 @@
-"""The house: layers, recipes, launch configs, and that what the README says to type exists."""
+"""The files around the package: import layers, recipes, launch configs, pins, and the commands in the README."""
 
 import re
 import subprocess
@@ -30,14 +30,14 @@ def test_nothing_imports_what_lies_above_it():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_recipe_is_read_and_its_model_config_holds(path):
+def test_every_recipe_parses_and_its_model_config_is_valid(path):
     recipe = parse_recipe([str(path)])
     DetrConfig(**recipe.model_config)
     assert recipe.run_dir == Path("runs", path.stem)
 
 
 @pytest.mark.parametrize("path", ORIGINALS, ids=lambda path: path.stem)
-def test_recipes_of_the_original_have_its_hyperparameters(path):
+def test_the_originals_recipes_have_its_hyperparameters(path):
     recipe = parse_recipe([str(path)])
     assert (recipe.epochs, recipe.lr_schedule, recipe.lr_drop_epochs) == (300, "step", 200)
     assert (recipe.learning_rate, recipe.backbone_learning_rate, recipe.weight_decay) == (1e-4, 1e-5, 1e-4)
@@ -52,7 +52,7 @@ def test_recipes_of_the_original_have_its_hyperparameters(path):
         assert getattr(config, name) == getattr(default, name), name
 
 
-def test_the_recipe_of_masks_is_the_originals_second_stage():
+def test_the_panoptic_recipe_is_the_originals_second_stage():
     recipe = parse_recipe([str(ROOT / "configs/detr_r50_panoptic.yaml")])
     assert (recipe.task, recipe.freeze_detector) == ("panoptic", True)
     assert (recipe.epochs, recipe.lr_schedule, recipe.lr_drop_epochs) == (25, "step", 15)
@@ -60,11 +60,11 @@ def test_the_recipe_of_masks_is_the_originals_second_stage():
 
 
 @pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=lambda path: path.stem)
-def test_every_launch_config_is_one_that_accelerate_reads(path):
-    config = load_config_from_file(str(path))  # refuses a key that it does not know
+def test_accelerate_accepts_every_launch_config(path):
+    config = load_config_from_file(str(path))  # rejects unknown keys at the top level
     options = vars(launch_command_parser().parse_args(["--config_file", str(path), "scripts/train.py"]))
     for part, values in vars(config).items():
-        if isinstance(values, dict):  # but not in here
+        if isinstance(values, dict):  # unknown keys in here are not rejected
             prefix = part.removesuffix("config")
             assert {key if key.startswith(prefix) else prefix + key for key in values} <= options.keys(), part
     several = config.distributed_type is not DistributedType.NO
@@ -79,7 +79,7 @@ def test_every_launch_config_is_one_that_accelerate_reads(path):
         assert len(config.gpu_ids.split(",")) == config.num_processes // config.num_machines
 
 
-def test_constraints_are_exact_versions_within_the_ranges_of_the_project():
+def test_constraints_pin_exact_versions_within_the_ranges_of_the_project():
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -87,10 +87,10 @@ def test_constraints_are_exact_versions_within_the_ranges_of_the_project():
     pins = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
-        wanted = Requirement(text)
-        (pin,) = pins[canonicalize_name(wanted.name)].specifier
+        requirement = Requirement(text)
+        (pin,) = pins[canonicalize_name(requirement.name)].specifier
         assert pin.operator == "=="
-        assert wanted.specifier.contains(pin.version), text
+        assert requirement.specifier.contains(pin.version), text
 
 
 def test_every_command_has_a_module_and_a_script():
