@@ -1,11 +1,12 @@
-# make demo   a trained model, its AP, pictures and curves, in minutes on two CPU cores
-# make test   everything that CI checks
-# Both build .venv by themselves, with the exact versions of constraints.txt.
+# make demo       train a model and get its AP, pictures and curves, in minutes on two CPU cores
+# make test       run everything that CI checks
+# make test-fast  run only the tests that take less than ten seconds each
+# Each builds .venv first if necessary, with the exact versions in constraints.txt.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types imports pytest
+.PHONY: help demo test test-fast lint types imports pytest
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^# /!q; s/^# //p' Makefile
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@if [ ! -x $(BIN)/python ]; then \
@@ -27,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
-# The demo: train on shapes; the run prints AP on images that it has not seen, and leaves them with boxes, and curves.
+# Trains on generated shapes, prints AP on held-out images, and saves those images with boxes, and the curves.
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
 	$(BIN)/detr train configs/shapes.yaml --output_dir $(DEMO)
@@ -44,5 +45,8 @@ imports: $(INSTALLED)
 
 pytest: $(INSTALLED)
 	$(BIN)/pytest --numprocesses 2
+
+test-fast: $(INSTALLED)
+	$(BIN)/pytest --numprocesses 2 -m "not slow"
 
 test: lint types imports pytest
