@@ -26,8 +26,10 @@ from modeling_detr import (
 
 
 HUB_FILES = {
+    "annotations_detr.py",
     "backbone_detr.py",
     "configuration_detr.py",
+    "errors_detr.py",
     "image_processing_detr.py",
     "loss_detr.py",
     "modeling_detr.py",

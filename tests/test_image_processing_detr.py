@@ -31,14 +31,19 @@ def as_array(image: torch.Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()
 
 
-# The steps one by one
+# The steps as functions
 
 
 def test_resize_output_size_equals_the_originals_for_every_golden_row() -> None:
     rows = json.loads((GOLDEN / "resize_sizes.json").read_text())["rows"]
     assert rows
-    for height, width, shortest, longest, *wanted in rows:
-        assert list(resize_output_size(height, width, shortest, longest)) == wanted, (height, width, shortest, longest)
+    for height, width, shortest, longest, *expected in rows:
+        assert list(resize_output_size(height, width, shortest, longest)) == expected, (
+            height,
+            width,
+            shortest,
+            longest,
+        )
 
 
 def test_resize_output_size_of_a_very_long_image_keeps_at_least_one_pixel() -> None:
@@ -94,7 +99,7 @@ def test_to_rgb_repeats_grey(kind: str) -> None:
     np.testing.assert_array_equal(as_array(to_rgb(grey_kinds[kind])), np.repeat(GREY[..., None], 3, -1))
 
 
-def test_to_rgb_reads_palettes_bilevel_and_cmyk_as_pillow_does() -> None:
+def test_to_rgb_converts_palettes_bilevel_and_cmyk_as_pillow_does() -> None:
     palette = Image.fromarray(RGB).convert("P")
     np.testing.assert_array_equal(as_array(to_rgb(palette)), np.array(palette.convert("RGB")))
     palette.info["transparency"] = bytes(range(200))  # Pillow warns when this is converted directly
@@ -110,47 +115,49 @@ def test_to_rgb_reads_a_16_bit_png_file_over_its_whole_range(tmp_path: Path) -> 
     np.testing.assert_array_equal(as_array(to_rgb(tmp_path / "sixteen.png"))[..., 0], GREY)
 
 
-def test_to_rgb_turns_an_image_upright_as_exif_says() -> None:
+def test_to_rgb_applies_the_exif_orientation() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its left side
+    exif[0x0112] = 6  # stored rotated by 90 degrees
     file = io.BytesIO()
     Image.fromarray(RGB).save(file, "PNG", exif=exif)
     np.testing.assert_array_equal(as_array(to_rgb(Image.open(file))), np.rot90(RGB, -1))
 
 
-def test_to_rgb_reads_an_ambiguous_shape_as_is_custom_unless_it_is_told() -> None:
+def test_to_rgb_reads_an_ambiguous_shape_by_convention_unless_channels_first_is_set() -> None:
     assert to_rgb(np.zeros((3, 8, 3), np.uint8)).shape == (3, 3, 8)
     assert to_rgb(torch.zeros(3, 8, 3, dtype=torch.uint8)).shape == (3, 8, 3)
     assert to_rgb(np.zeros((3, 8, 3), np.uint8), channels_first=True).shape == (3, 8, 3)
 
 
 bad_images = [
-    (None, TypeError, "An image is a NoneType; wanted a PIL image"),
-    (np.zeros((0, 5, 3), np.uint8), ValueError, r"shape \(0, 5, 3\); wanted \(H, W\)"),
+    (None, TypeError, "image: got NoneType, expected a PIL image"),
+    (np.zeros((0, 5, 3), np.uint8), ValueError, r"got shape \(0, 5, 3\), expected \(H, W\)"),
     (np.zeros((2, 2, 5, 3), np.uint8), ValueError, r"shape \(2, 2, 5, 3\)"),
-    (np.zeros((9, 9, 9), np.uint8), ValueError, "that is 9 channels; wanted 1"),
+    (np.zeros((9, 9, 9), np.uint8), ValueError, r"got 9 channels .* expected 1 \(grey\)"),
     (np.zeros((9, 9), np.complex64), ValueError, "dtype complex64"),
-    (np.full((9, 9), -0.5), ValueError, r"values -0.5…-0.5; wanted 0…255.*normalised already"),
+    (np.full((9, 9), -0.5), ValueError, r"values -0.5…-0.5 .* expected 0…255.*already normalised"),
     (np.full((9, 9), np.nan), ValueError, "values nan…nan"),
     (np.full((9, 9), 256), ValueError, "values 256…256"),
-    (Image.fromarray(np.full((9, 9), 70000, np.int32)), ValueError, "mode I holds values 70000…70000"),
+    (Image.fromarray(np.full((9, 9), 70000, np.int32)), ValueError, "values 70000…70000 in PIL mode I"),
     (Image.new("LAB", (4, 4)), ValueError, "mode LAB"),
 ]
 
 
 @pytest.mark.parametrize(("image", "error", "message"), bad_images)
-def test_to_rgb_says_what_is_wrong_with_an_image(image: Any, error: type[Exception], message: str) -> None:
+def test_to_rgb_names_the_problem_of_a_bad_image(image: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         to_rgb(image)
 
 
 def test_normalize_is_the_same_for_bytes_and_for_floats() -> None:
     image = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
-    wanted = (image.double() / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
-    torch.testing.assert_close(normalize(image, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5)).double(), wanted, atol=1e-6, rtol=0)
+    expected = (image.double() / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
+    torch.testing.assert_close(
+        normalize(image, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5)).double(), expected, atol=1e-6, rtol=0
+    )
     floats = normalize(image.double() / 255, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert floats.dtype == torch.float64
-    torch.testing.assert_close(floats, wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(floats, expected, atol=1e-6, rtol=0)
 
 
 def test_pad_images_pads_right_and_bottom_with_zeros() -> None:
@@ -163,10 +170,10 @@ def test_pad_images_pads_right_and_bottom_with_zeros() -> None:
     assert mask[1, :, :3].all()
 
 
-def test_pad_images_says_when_an_image_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"up to 4x5 .* do not fit into a batch of 4x4"):
+def test_pad_images_rejects_an_image_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"pad_size: 4x4 .* is too small for images of up to 4x5"):
         pad_images([torch.ones(3, 4, 3), torch.ones(3, 2, 5)], (4, 4))
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="images: got none"):
         pad_images([])
 
 
@@ -188,8 +195,8 @@ def test_preprocess_resizes_normalises_and_pads() -> None:
 
 def test_preprocess_uses_imagenets_statistics_by_default() -> None:
     pixels = DetrTorchvisionImageProcessor()(Image.new("RGB", (800, 800), (255, 255, 255)))["pixel_values"]
-    wanted = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(pixels[0, :, 5, 5], wanted)
+    expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(pixels[0, :, 5, 5], expected)
 
 
 def test_resize_is_within_one_grey_level_of_pillows_antialiased_bilinear() -> None:
@@ -197,8 +204,8 @@ def test_resize_is_within_one_grey_level_of_pillows_antialiased_bilinear() -> No
     processor = DetrTorchvisionImageProcessor(size=40, do_normalize=False, do_rescale=False)
     pixels = processor(picture)["pixel_values"][0]
     assert pixels.shape == (3, 40, 54)
-    wanted = np.array(picture.resize((54, 40), Image.Resampling.BILINEAR)).astype(float)
-    assert np.abs(as_array(pixels) - wanted).max() <= 1
+    expected = np.array(picture.resize((54, 40), Image.Resampling.BILINEAR)).astype(float)
+    assert np.abs(as_array(pixels) - expected).max() <= 1
 
 
 ONES = np.full((20, 30, 3), 255, np.uint8)
@@ -218,12 +225,12 @@ options_for_one_call = [
 def test_sizes_can_be_set_for_one_call(options: dict[str, Any], shape: tuple[int, int]) -> None:
     processor = DetrTorchvisionImageProcessor(size={"shortest_edge": 40, "longest_edge": 48})
     assert processor(ONES, **options)["pixel_values"].shape[-2:] == shape
-    assert processor(ONES)["pixel_values"].shape[-2:] == (32, 48)  # and only for that one
+    assert processor(ONES)["pixel_values"].shape[-2:] == (32, 48)  # only for that call
     built = DetrTorchvisionImageProcessor(**({"size": {"shortest_edge": 40, "longest_edge": 48}} | options))
     assert built(ONES)["pixel_values"].shape[-2:] == shape
 
 
-def test_values_can_be_set_for_one_call() -> None:
+def test_other_options_can_be_set_for_one_call() -> None:
     processor = DetrTorchvisionImageProcessor(do_resize=False)
 
     def white(**options: Any) -> float:
@@ -253,7 +260,7 @@ def test_a_nearest_neighbour_filter_can_be_chosen() -> None:
     assert pixels.unique().tolist() == [0, 1]
 
 
-def test_batches_in_one_array_are_taken_apart() -> None:
+def test_batches_in_one_array_are_split_into_images() -> None:
     processor = DetrTorchvisionImageProcessor(do_resize=False)
     assert processor(torch.zeros(2, 3, 8, 9))["pixel_values"].shape == (2, 3, 8, 9)
     assert processor([torch.zeros(2, 3, 8, 9), torch.zeros(1, 3, 4, 4)])["pixel_values"].shape == (3, 3, 8, 9)
@@ -308,36 +315,39 @@ def test_segmentations_become_masks_of_the_unpadded_image() -> None:
 
 BOX = {"bbox": [0, 0, 5, 5], "category_id": 1}
 bad_annotations = [
-    ([], "1 images, but 0 annotations"),
-    (["x"], "image 0: its annotation must be a dict .* got str"),
-    ({"image_id": 1, "segments_info": []}, r"image 0: .* got \['image_id', 'segments_info'\]"),
-    ({"image_id": "a", "annotations": []}, "image 0: image_id is 'a'; wanted an integer"),
+    ([], "annotations: got 0 for 1 images, expected one dict per image"),
+    (["x"], "image 0: the annotation is not a dict, expected {'image_id'"),
+    (
+        {"image_id": 1, "segments_info": []},
+        r"image 0: the annotation has the keys \['image_id', 'segments_info'\], expected",
+    ),
+    ({"image_id": "a", "annotations": []}, "image 0: got image_id 'a', expected an integer"),
     ({"annotations": [BOX, {"bbox": [0, 0, 5, 5]}]}, "image 0: annotation 1 has no category_id"),
-    ({"annotations": [{**BOX, "bbox": [0, 0, 5]}]}, "annotation 0 has bbox .* wanted four finite numbers"),
+    ({"annotations": [{**BOX, "bbox": [0, 0, 5]}]}, "annotation 0 has bbox .* expected four finite numbers"),
     ({"annotations": [{**BOX, "bbox": [0, 0, 5, float("nan")]}]}, "annotation 0 has bbox"),
 ]
 
 
 @pytest.mark.parametrize(("annotations", "message"), bad_annotations)
-def test_a_bad_annotation_is_named(annotations: Any, message: str) -> None:
+def test_a_malformed_annotation_is_named(annotations: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DetrTorchvisionImageProcessor(size=20)(ONES, annotations)
 
 
 bad_options = [
     ({"do_rezise": False}, "has no option 'do_rezise'; did you mean 'do_resize'?"),
-    ({"zzz": 1}, "has no option 'zzz'; it has do_resize, size"),
-    ({"do_center_crop": True}, "cannot do do_center_crop=True; only False"),
-    ({"do_pad": "no"}, "do_pad is 'no'; wanted True or False"),
-    ({"size": {"shortest": 5}}, "size is {'shortest': 5}; wanted"),
-    ({"size": {"height": 5}}, "size is {'height': 5}; wanted"),
-    ({"size": 0}, "size is {'shortest_edge': 0}"),
-    ({"pad_size": {"shortest_edge": 5}}, "pad_size is .* wanted {'height': …, 'width': …}"),
-    ({"size": {"height": 5, "width": 5}, "max_size": 9}, "max_size=9 goes with an integer size"),
-    ({"image_mean": [0.5, 0.5]}, r"image_mean is \[0.5, 0.5\]; wanted one number or three"),
-    ({"image_std": 0}, "image_std is 0; wanted one number or three, above 0"),
-    ({"return_tensors": "tf"}, "return_tensors is 'tf'; wanted 'pt' or 'np'"),
-    ({"input_data_format": "last"}, "input_data_format is 'last'"),
+    ({"zzz": 1}, "has no option 'zzz'; expected one of do_resize, size"),
+    ({"do_center_crop": True}, "got do_center_crop=True, expected False"),
+    ({"do_pad": "no"}, "do_pad: got 'no', expected True or False"),
+    ({"size": {"shortest": 5}}, "size: got {'shortest': 5}, expected"),
+    ({"size": {"height": 5}}, "size: got {'height': 5}, expected"),
+    ({"size": 0}, "size: got {'shortest_edge': 0}, expected"),
+    ({"pad_size": {"shortest_edge": 5}}, "pad_size: got .* expected {'height': …, 'width': …}"),
+    ({"size": {"height": 5, "width": 5}, "max_size": 9}, "max_size: got 9 with size .* expected an integer size"),
+    ({"image_mean": [0.5, 0.5]}, r"image_mean: got \[0.5, 0.5\], expected one number or one for each"),
+    ({"image_std": 0}, "image_std: got 0, expected one number above 0"),
+    ({"return_tensors": "tf"}, "return_tensors: got 'tf', expected 'pt' or 'np'"),
+    ({"input_data_format": "last"}, "input_data_format: got 'last', expected 'channels_first'"),
 ]
 
 
@@ -352,7 +362,7 @@ def test_a_bad_option_is_an_error_when_built_and_when_called(options: dict[str, 
 # Saved and loaded
 
 
-def test_a_saved_processor_loads_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_processor_loads_with_the_same_options(tmp_path: Path) -> None:
     processor = DetrTorchvisionImageProcessor(
         size={"shortest_edge": 240, "longest_edge": 320}, image_mean=[0.5] * 3, image_std=0.5, do_pad=False
     )
@@ -366,7 +376,7 @@ def test_a_saved_processor_loads_as_it_was(tmp_path: Path) -> None:
     assert DetrTorchvisionImageProcessor.from_pretrained(tmp_path, size=64).size == {"shortest_edge": 64}
 
 
-def test_options_given_at_loading_win_and_unknown_ones_are_errors(tmp_path: Path) -> None:
+def test_options_passed_at_loading_take_precedence_and_unknown_ones_are_errors(tmp_path: Path) -> None:
     DetrTorchvisionImageProcessor(size=64, image_mean=0.5).save_pretrained(tmp_path)
     load = DetrTorchvisionImageProcessor.from_pretrained
     assert load(tmp_path, size=32, max_size=48).size == {"shortest_edge": 32, "longest_edge": 48}
@@ -377,7 +387,7 @@ def test_options_given_at_loading_win_and_unknown_ones_are_errors(tmp_path: Path
     assert (processor.size, unused) == ({"shortest_edge": 32}, {"nonsense": 1})
 
 
-def test_files_of_stock_detr_are_read(tmp_path: Path) -> None:
+def test_files_of_stock_detr_load(tmp_path: Path) -> None:
     oldest = {
         "do_normalize": True,
         "do_resize": True,
@@ -425,6 +435,8 @@ assert processor(numpy.zeros((64, 48, 3), numpy.uint8))["pixel_values"].shape ==
     )
     assert done.returncode == 0, done.stderr
     assert {file.name for file in (tmp_path / "model").glob("*.py")} == {
+        "annotations_detr.py",
+        "errors_detr.py",
         "image_processing_detr.py",
         "post_processing_detr.py",
         "structures_detr.py",

@@ -1,0 +1,173 @@
+"""COCO annotations to labels, for `DetrTorchvisionImageProcessor.preprocess`.
+
+Shapes: N objects of one image · H, W pixels.
+Boxes: `boxes_xyxy` are corners in pixels, `boxes_cxcywh` centre and size relative to the **unpadded** image. Sizes are
+`(height, width)`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import box_convert
+
+
+try:  # needed only for masks
+    from pycocotools import mask as coco_mask
+except ImportError:
+    coco_mask = None
+
+
+class CocoObject(TypedDict):
+    """One object: `bbox` is [x, y, width, height] in pixels of the original image; `segmentation` is a list of
+    polygons or a run-length encoding."""
+
+    bbox: Sequence[float]
+    category_id: int
+    area: NotRequired[float]
+    iscrowd: NotRequired[int]
+    segmentation: NotRequired[object]
+    id: NotRequired[int]
+
+
+class CocoAnnotation(TypedDict):
+    """The objects of one image."""
+
+    annotations: Sequence[CocoObject]
+    image_id: NotRequired[int]
+
+
+def coco_to_labels(
+    annotations: CocoAnnotation | Sequence[CocoAnnotation],
+    originals: Sequence[Tensor],
+    resized: Sequence[Tensor],
+    with_masks: bool,
+) -> list[dict[str, Tensor]]:
+    """Converts the COCO annotations of several images to the labels that the loss expects.
+
+    Args:
+        annotations: One dict per image; the dict itself for a single image.
+        originals: The images (3, H, W) that they refer to.
+        resized: The same images after resizing, unpadded.
+        with_masks: Convert each object's `segmentation` to `masks`.
+
+    Returns:
+        One dict per image; see `DetrTorchvisionImageProcessor.preprocess`.
+
+    Raises:
+        ValueError: An annotation is malformed, or there is not one per image.
+    """
+    each = [annotations] if isinstance(annotations, Mapping) else list(annotations)
+    if len(each) != len(originals):
+        raise ValueError(f"annotations: got {len(each)} for {len(originals)} images, expected one dict per image.")
+    return [
+        _image_labels(
+            annotation,
+            (before.shape[-2], before.shape[-1]),
+            (after.shape[-2], after.shape[-1]),
+            f"image {index}",
+            with_masks,
+        )
+        for index, (annotation, before, after) in enumerate(zip(each, originals, resized, strict=True))
+    ]
+
+
+def _image_labels(
+    annotation: CocoAnnotation, size: tuple[int, int], new_size: tuple[int, int], where: str, with_masks: bool
+) -> dict[str, Tensor]:
+    """Converts the annotation of one image to the labels that the loss expects.
+
+    Crowd regions are dropped; boxes are clipped to the image and dropped if no area remains, as in the original
+    (datasets/coco.py, `ConvertCocoPolysToMask`).
+
+    Args:
+        annotation: The image's objects.
+        size: Size of the image that they refer to.
+        new_size: Its size after resizing, unpadded; `area` is scaled with it.
+        where: The name of the image in error messages.
+        with_masks: Convert each object's `segmentation` to `masks`.
+
+    Raises:
+        ValueError: The annotation is malformed.
+    """
+    objects = _checked_objects(annotation, where)
+    height, width = size
+    boxes_xywh = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float64).reshape(-1, 4)
+    boxes_xyxy = box_convert(boxes_xywh, "xywh", "xyxy")
+    boxes_xyxy[:, 0::2] = boxes_xyxy[:, 0::2].clamp(0, width)
+    boxes_xyxy[:, 1::2] = boxes_xyxy[:, 1::2].clamp(0, height)
+    keep = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(-1)
+    boxes_cxcywh = box_convert(boxes_xyxy[keep], "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
+    areas = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in objects]
+    scale = (new_size[0] / height) * (new_size[1] / width)
+    labels = {
+        "class_labels": torch.tensor([entry["category_id"] for entry in objects], dtype=torch.int64)[keep],
+        "boxes": boxes_cxcywh.to(torch.float32),
+        "area": (torch.tensor(areas, dtype=torch.float64)[keep] * scale).to(torch.float32),
+        "orig_size": torch.tensor(size),
+        "size": torch.tensor(new_size),
+    }
+    if with_masks:
+        kept = [entry for entry, is_kept in zip(objects, keep.tolist(), strict=True) if is_kept]
+        masks = np.array([_coco_mask(entry, size, where) for entry in kept], dtype=np.uint8).reshape(-1, 1, *size)
+        labels["masks"] = F.interpolate(torch.from_numpy(masks), size=new_size, mode="nearest")[:, 0].bool()
+    if "image_id" in annotation:
+        labels["image_id"] = torch.tensor([annotation["image_id"]])
+    return labels
+
+
+def _checked_objects(annotation: CocoAnnotation, where: str) -> list[CocoObject]:
+    """The objects of an image without crowd regions.
+
+    Raises:
+        ValueError: The annotation is malformed.
+    """
+    if not isinstance(annotation, Mapping) or "annotations" not in annotation:
+        problem = f"has the keys {sorted(annotation)}" if isinstance(annotation, Mapping) else "is not a dict"
+        raise ValueError(
+            f"{where}: the annotation {problem}, expected {{'image_id': …, 'annotations': [{{'bbox': [x, y, width, "
+            f"height], 'category_id': …}}, …]}}."
+        )
+    if "image_id" in annotation and not isinstance(annotation["image_id"], int):
+        raise ValueError(f"{where}: got image_id {annotation['image_id']!r}, expected an integer, or no image_id.")
+    objects = [entry for entry in annotation["annotations"] if not entry.get("iscrowd", 0)]
+    for index, entry in enumerate(objects):
+        missing = [key for key in ("bbox", "category_id") if key not in entry]
+        if missing:
+            raise ValueError(f"{where}: annotation {index} has no {' and no '.join(missing)}; got {sorted(entry)}.")
+        if len(entry["bbox"]) != 4 or not all(math.isfinite(number) for number in entry["bbox"]):
+            raise ValueError(
+                f"{where}: annotation {index} has bbox {entry['bbox']}, expected four finite numbers "
+                f"[x, y, width, height] in pixels."
+            )
+    return objects
+
+
+def _coco_mask(entry: CocoObject, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
+    """Decodes the `segmentation` of an object to a mask (H, W): polygons, or run lengths, compressed or not."""
+    if coco_mask is None:
+        raise ValueError("return_segmentation_masks: needs pycocotools; pip install pycocotools.")
+    segmentation: Any = entry.get("segmentation")
+    where = f"{where}: the segmentation of annotation {entry.get('id', entry['bbox'])}"
+    try:
+        if isinstance(segmentation, Mapping):
+            runs = segmentation
+            if isinstance(segmentation["counts"], list):
+                runs = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+        else:
+            polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6]
+            runs = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+        mask: NDArray[np.uint8] = coco_mask.decode(runs)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{where} cannot be read ({error}); expected polygons [[x, y, x, y, …], …] or run lengths "
+            f"{{size: [height, width], counts: …}}."
+        ) from error
+    if mask.shape != size:
+        raise ValueError(f"{where} has size {mask.shape}, expected {size}, the image's (height, width).")
+    return mask
