@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.aids import TrainingModel, build_training_model
-from modeling_detr.training.engine import LossNormalization, StepResult, train_one_epoch
+from modeling_detr.training.engine import Engine, LossNormalization, StepOptions, StepResult, train_one_epoch
 
 
 # name → whether there are masks, whether the detector is frozen, training aids
@@ -90,18 +90,10 @@ def gradient_of_step(
 
     optimizer = Observer([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1.0)
     prepared_model, prepared = accelerator.prepare(model, optimizer)
-    (result,) = train_one_epoch(
-        prepared_model,
-        batches,
-        model.detector.config,
-        prepared,
-        LambdaLR(optimizer, lambda step: 1.0),
-        accelerator,
-        batches_per_step=len(batches),
-        seed=5,
-        first_step=9,
-        **options,
-    )
+    step_options = StepOptions(batches_per_step=len(batches), seed=5, **options)
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    engine = Engine(prepared_model, model.detector.config, prepared, scheduler, accelerator, step_options)
+    (result,) = train_one_epoch(engine, batches, first_step=9)
     return gradient, result
 
 

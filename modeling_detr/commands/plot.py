@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_detr.training.metric_logger import LOG, read_log, read_original_log
+from modeling_detr.training.metric_logger import read_log, read_original_log
+from modeling_detr.training.run_folder import LOG
 from modeling_detr.visualization import plot_curves
 
 

@@ -29,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = parse_recipe(arguments, notes=notes)
 
     # Only now what takes seconds to import: `--help` and a mistake in the recipe answer at once.
-    from modeling_detr.training.metric_logger import LOG, read_log
+    from modeling_detr.training.export import push_model, push_notes
+    from modeling_detr.training.metric_logger import read_log
     from modeling_detr.training.preflight import preflight
-    from modeling_detr.training.publishing import push_model, push_notes
+    from modeling_detr.training.run_folder import LOG
     from modeling_detr.training.signals import TrainingInterrupted
     from modeling_detr.training.trainer import Trainer
     from modeling_detr.visualization import plot_curves

@@ -1,61 +1,50 @@
-"""Checkpoints of a run, and the model that it leaves for use.
+"""What a checkpoint holds, how it is saved, checked and loaded.
 
-    runs/NAME/
-      recipe.yaml               the resolved recipe
-      log.jsonl                 one JSON object a line
-      checkpoints/step_00001200/
-        model.safetensors       weights, those of training-only supervision included
-        ema.safetensors         the detector's averaged weights, if the run keeps them
-        optimizer.pt            AdamW's moments, tensors and numbers only (read with `weights_only`)
-        recipe.yaml
-        state.json              where the run is, and size and checksum of the files beside it
-      model/                    the best model so far: weights, processor, model card
+    checkpoints/step_00001200/
+      model.safetensors       weights of the training model, training aids included
+      ema.safetensors         averaged weights of the detector, if the run keeps them
+      optimizer.pt            AdamW's moments: tensors and numbers only, read with `weights_only`
+      recipe.yaml             the resolved recipe
+      state.json              where the run is, and size and checksum of the other files
 
-Everything is written to a hidden folder first and then renamed, so that a folder with its own name is whole. Random
-numbers need no file: those of a sample depend on seed, epoch and position, those of a step on seed, step, process and
-image. Beside the newest checkpoints, that of the best model stays.
+`CHECKPOINT_PARTS` lists the parts; a new one is one entry there. Random numbers need no file: those of a sample depend
+on seed, epoch and index, those of a step on seed, step, process and image. A checkpoint is written under a hidden name
+first, so one with its own name is complete. The newest checkpoints and that of the best model are kept.
 """
 
-import contextlib
 import dataclasses
 import json
-import re
-import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers.utils import logging
 
-from modeling_detr.conversion.sources import EXPORTED_MODEL as MODEL
+from modeling_detr.atomic_output import replaced_folder
 from modeling_detr.errors_detr import CheckpointError
+from modeling_detr.training.distributed import gather_full, shard_like
+from modeling_detr.training.monitoring import Symptom
 from modeling_detr.training.recipe import Recipe
-from modeling_detr.training.sharding import dealt_out, whole
-from modeling_detr.training.symptoms import Symptom
+from modeling_detr.training.run_folder import (
+    RECIPE,
+    checkpoint_folder,
+    checkpoint_folders,
+    remove,
+    step_of,
+)
 
 
-CHECKPOINTS = "checkpoints"
-RECIPE = "recipe.yaml"
-_WEIGHTS = "model.safetensors"
-_EMA = "ema.safetensors"
-_MOMENTS = "optimizer.pt"
-_STATE = "state.json"
+STATE = "state.json"
 
 
-class Savable(Protocol):
-    """What writes itself into a folder: a model, an image processor."""
-
-    def save_pretrained(self, save_directory: Path, /) -> Any:
-        """Writes the files that `from_pretrained` reads."""
+# Where a run is
 
 
 @dataclass
@@ -65,18 +54,18 @@ class Averages:
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
 
-    def add(self, values: dict[str, float]) -> None:
+    def add(self, values: Mapping[str, float]) -> None:
         """Adds one observation of each number."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
     def means(self) -> dict[str, float]:
-        """The means so far."""
+        """Returns the means so far."""
         return {name: total / self.count for name, total in self.sums.items()}
 
     def take(self) -> dict[str, float]:
-        """The means so far; the next ones begin anew."""
+        """Returns the means so far, and starts over."""
         means = self.means()
         self.sums, self.count = {}, 0
         return means
@@ -87,22 +76,22 @@ class TrainingState:
     """Where a run is.
 
     Attributes:
-        epoch: The epoch it is in, from 0.
-        step_in_epoch: Optimizer steps taken in that epoch.
+        epoch: Current epoch, from 0.
+        step_in_epoch: Optimizer steps taken in the current epoch.
         step: Optimizer steps taken in all.
-        best_ap: AP of the model in `model/`; None before the first evaluation.
-        best_epoch: The epoch, from 1, after which that was measured.
-        best_step: The optimizer steps after which that was measured.
-        last_ap: AP of the last evaluation.
+        best_ap: Primary figure of the model in `model/`; None before the first evaluation.
+        best_epoch: Epoch of that evaluation, from 1.
+        best_step: Optimizer steps before that evaluation.
+        last_ap: Primary figure of the last evaluation.
         stale_evaluations: Evaluations since the best one.
-        closed_step: The optimizer steps after which an epoch was last closed: evaluated if that was due, and logged.
+        closed_step: Optimizer steps before the end of an epoch was last handled: evaluated, if due, and logged.
         seconds: Time spent so far, evaluations included.
-        num_processes: How many processes trained.
-        step_size: Images of an optimizer step, over all processes and accumulated batches.
-        num_images: Training images.
-        step_averages: Since the last log entry.
-        epoch_averages: Since the beginning of the epoch.
-        symptoms: What evaluations have shown of signs that training goes wrong.
+        num_processes: Number of processes.
+        step_size: Images in an optimizer step, over all processes and accumulated batches.
+        num_images: Number of training images.
+        step_averages: Means since the last log entry.
+        epoch_averages: Means since the start of the epoch.
+        symptoms: Signs in the evaluations that training goes wrong.
         id2label: Names of the classes in the order of the class head's rows; empty in checkpoints of older versions.
     """
 
@@ -126,145 +115,246 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingState":
-        """The state that `dataclasses.asdict` turned into plain values."""
+        """Rebuilds a state from the plain values of `dataclasses.asdict`."""
         averages = {name: Averages(**values[name]) for name in ("step_averages", "epoch_averages")}
-        symptoms = {name: Symptom(**shown) for name, shown in values.get("symptoms", {}).items()}
+        symptoms = {name: Symptom(**history) for name, history in values.get("symptoms", {}).items()}
         id2label = {int(label): name for label, name in values.get("id2label", {}).items()}
         return cls(**{**values, **averages, "symptoms": symptoms, "id2label": id2label})
 
 
-def save_checkpoint(
-    run_dir: Path,
-    state: TrainingState,
-    recipe: Recipe,
-    model: nn.Module,
-    optimizer: Optimizer,
-    accelerator: Accelerator,
-    ema: nn.Module | None = None,
-) -> Path:
-    """Writes `checkpoints/step_…` on the main process; then only the newest `keep_checkpoints` and the best stay.
+@dataclass(frozen=True)
+class CheckpointedRun:
+    """Everything a checkpoint saves and restores.
+
+    Attributes:
+        model: The training model as prepared by `accelerator`.
+        optimizer: The raw optimizer.
+        accelerator: Its gradient scaler, if it has one, is part of the checkpoint.
+        recipe: The resolved recipe.
+        state: Where the run is. Restoring a checkpoint changes it in place.
+        average: The detector with averaged weights, if the run keeps it.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    accelerator: Accelerator
+    recipe: Recipe
+    state: TrainingState
+    average: nn.Module | None = None
+
+
+# The parts of a checkpoint
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """How a part is stored in its own file: `write(value, path)` and `read(path)`."""
+
+    write: Callable[[Any, Path], None]
+    read: Callable[[Path], Any]
+
+
+@dataclass(frozen=True)
+class CheckpointPart:
+    """One part of a checkpoint.
+
+    Attributes:
+        collect: Returns the value to save, or None if the run has no such part. All processes call it together, since
+            each may hold only a shard; the main process saves the value.
+        restore: Puts a saved value back into a run.
+        file: How the part is stored in a file of its own; None: as JSON in `state.json`.
+        required: Whether a checkpoint without this part is damaged. Keep it False for a part that checkpoints of older
+            versions do not have.
+    """
+
+    collect: Callable[[CheckpointedRun], Any]
+    restore: Callable[[CheckpointedRun, Any], None]
+    file: FileFormat | None = None
+    required: bool = False
+
+
+def _write_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+
+
+def _write_torch(value: Any, path: Path) -> None:
+    with path.open("wb") as file:  # a failed write then raises an OSError with the reason
+        torch.save(value, file)
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+SAFETENSORS = FileFormat(_write_tensors, load_file)
+TORCH = FileFormat(_write_torch, lambda path: torch.load(path, map_location="cpu", weights_only=True))
+TEXT = FileFormat(_write_text, lambda path: path.read_text(encoding="utf-8"))
+
+
+def _collect_weights(run: CheckpointedRun) -> Any:
+    return gather_full(run.accelerator.unwrap_model(run.model).state_dict())
+
+
+def _restore_weights(run: CheckpointedRun, weights: Mapping[str, Tensor]) -> None:
+    module = run.accelerator.unwrap_model(run.model)
+    current = module.state_dict()
+    module.load_state_dict({name: shard_like(value, current.get(name, value)) for name, value in weights.items()})
+
+
+def _collect_average(run: CheckpointedRun) -> Any:
+    return None if run.average is None else run.average.state_dict()
+
+
+def _restore_average(run: CheckpointedRun, weights: Mapping[str, Tensor]) -> None:
+    if run.average is not None:
+        run.average.load_state_dict(weights)
+
+
+def _collect_moments(run: CheckpointedRun) -> Any:
+    return gather_full(run.optimizer.state_dict())
+
+
+def _restore_moments(run: CheckpointedRun, moments: dict[str, Any]) -> None:
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    for index, values in moments["state"].items():
+        for name, value in values.items():
+            if value.shape == parameters[index].shape:  # the step count is a scalar
+                values[name] = shard_like(value, parameters[index])
+    run.optimizer.load_state_dict(moments)
+
+
+def _restore_state(run: CheckpointedRun, values: dict[str, Any]) -> None:
+    vars(run.state).update(vars(TrainingState.from_dict(values)))
+
+
+def _collect_scaler(run: CheckpointedRun) -> Any:
+    return None if run.accelerator.scaler is None else run.accelerator.scaler.state_dict()
+
+
+def _restore_scaler(run: CheckpointedRun, values: dict[str, Any]) -> None:
+    if run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(values)
+
+
+def _keep_current_recipe(run: CheckpointedRun, text: str) -> None:
+    """The recipe of a resumed run is the current one; `resume` compares it with the saved one."""
+
+
+# File name, or key in state.json → part. They are restored in this order.
+CHECKPOINT_PARTS: dict[str, CheckpointPart] = {
+    "model.safetensors": CheckpointPart(_collect_weights, _restore_weights, SAFETENSORS, required=True),
+    "ema.safetensors": CheckpointPart(_collect_average, _restore_average, SAFETENSORS),
+    "optimizer.pt": CheckpointPart(_collect_moments, _restore_moments, TORCH, required=True),
+    RECIPE: CheckpointPart(lambda run: run.recipe.to_yaml(), _keep_current_recipe, TEXT, required=True),
+    "state": CheckpointPart(lambda run: dataclasses.asdict(run.state), _restore_state, required=True),
+    "gradient_scaler": CheckpointPart(_collect_scaler, _restore_scaler),
+}
+
+
+# Saving, checking, loading
+
+
+def save_checkpoint(run_dir: Path, run: CheckpointedRun) -> Path:
+    """Writes `checkpoints/step_…` on the main process, and removes all but the newest checkpoints and the best one.
+
+    All processes call it together.
 
     Args:
-        run_dir: The run's folder.
-        state: Where the run is.
-        recipe: The resolved recipe.
-        model: The model as prepared by `accelerator`.
-        optimizer: The raw optimizer.
-        accelerator: Its gradient scaler, if there is one, is saved too.
-        ema: The detector with averaged weights, if the run keeps one.
+        run_dir: The folder of the run.
+        run: What is saved.
 
     Returns:
-        The checkpoint's folder.
+        The folder of the checkpoint.
 
     Raises:
-        OSError: It cannot be written, as on a full disk; earlier checkpoints are left as they are.
+        OutputError: It cannot be written, for example because the disk is full; earlier checkpoints are unchanged.
     """
-    folder = run_dir / CHECKPOINTS / f"step_{state.step:08d}"
+    folder = checkpoint_folder(run_dir, run.state.step)
+    values = {name: part.collect(run) for name, part in CHECKPOINT_PARTS.items()}
 
-    weights = whole(accelerator.unwrap_model(model).state_dict())  # on all processes: some may hold only parts
-    moments = whole(optimizer.state_dict())
-
-    def write(temporary: Path) -> None:
-        _save_weights(weights, temporary / _WEIGHTS)
-        if ema is not None:
-            _save_weights(ema.state_dict(), temporary / _EMA)
-        with (temporary / _MOMENTS).open("wb") as file:  # a full disk then has a reason, see `_reason`
-            torch.save(moments, file)
-        (temporary / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-        content = {
-            "state": dataclasses.asdict(state),
-            "gradient_scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-            "files": {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())},
-        }
-        (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-    if accelerator.is_main_process:
-        _write_folder(folder, write)
-        for old in _checkpoint_folders(run_dir)[: -recipe.keep_checkpoints]:
-            if _step_of(old) != state.best_step:
-                _remove(old)
-    accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        with replaced_folder(folder) as hidden:
+            content: dict[str, Any] = {}
+            for name, part in CHECKPOINT_PARTS.items():
+                if part.file is None:
+                    content[name] = values[name]
+                elif values[name] is not None:
+                    part.file.write(values[name], hidden / name)
+            content["files"] = {path.name: _fingerprint(path) for path in sorted(hidden.iterdir())}
+            (hidden / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        for old in checkpoint_folders(run_dir)[: -run.recipe.keep_checkpoints]:
+            if step_of(old) != run.state.best_step:
+                remove(old)
+    run.accelerator.wait_for_everyone()
     return folder
 
 
-def drop_later_checkpoints(run_dir: Path, step: int) -> None:
-    """Removes checkpoints past `step`, which a run that goes on from there has left behind."""
-    for folder in _checkpoint_folders(run_dir):
-        if _step_of(folder) > step:
-            _remove(folder)
-
-
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The run's newest checkpoint that is whole; a damaged one is passed over with a warning. None: there is none."""
-    folders = _checkpoint_folders(run_dir)
-    for number, folder in reversed([*enumerate(folders)]):
+    """Returns the newest undamaged checkpoint, or None. Damaged ones are skipped with a warning."""
+    folders = checkpoint_folders(run_dir)
+    for index, folder in reversed([*enumerate(folders)]):
         damage = find_damage(folder)
         if damage is None:
             return folder
-        instead = "the checkpoint before it is taken" if number else "there is none before it, so the run begins anew"
-        warnings.warn(f"{folder} is damaged ({damage}); {instead}.", stacklevel=2)
+        fallback = "using the one before it" if index else "no earlier checkpoint exists; starting from scratch"
+        warnings.warn(f"{folder}: damaged checkpoint ({damage}); {fallback}.", stacklevel=2)
     return None
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None if they are as they were written."""
+    """Returns what is wrong with the files of a checkpoint, or None if they are as they were written."""
     try:
-        content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
         TrainingState.from_dict(content["state"])
-        files = content["files"]
-        for name in {*files, _WEIGHTS, _MOMENTS, RECIPE}:
-            fingerprint = files[name]
+        fingerprints = content["files"]
+        required = {name for name, part in CHECKPOINT_PARTS.items() if part.required}
+        if any(CHECKPOINT_PARTS[name].file is None and name not in content for name in required):
+            return f"{STATE} is incomplete"
+        files = {name for name in required if CHECKPOINT_PARTS[name].file is not None}
+        for name in sorted({*fingerprints, *files}):
+            fingerprint = fingerprints[name]
             if _fingerprint(folder / name) != fingerprint:
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{_STATE} is not readable"
+        return f"{STATE} is not readable"
     return None
 
 
-def load_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
-    accelerator: Accelerator,
-    ema: nn.Module | None = None,
-    *,
-    id2label: Mapping[int, str] | None = None,
-) -> TrainingState:
-    """Puts model, optimizer, gradient scaler and averaged weights back to where `save_checkpoint` found them.
+def load_checkpoint(folder: Path, run: CheckpointedRun, *, id2label: Mapping[int, str] | None = None) -> None:
+    """Restores a run to where `save_checkpoint` saved it. Parts that the checkpoint lacks stay as they are.
 
     Args:
-        folder: A checkpoint's folder.
-        model: The model as prepared by `accelerator`.
-        optimizer: The raw optimizer.
-        accelerator: Its gradient scaler, if there is one, is loaded too.
-        ema: The detector with averaged weights; left as it is where the checkpoint has none, see `holds_average`.
-        id2label: Names of the classes, which must be those of the checkpoint and in the same order; None: not checked.
-
-    Returns:
-        Where the run was.
+        folder: The folder of a checkpoint.
+        run: What is restored, in place.
+        id2label: Names of the classes, which must be those of the checkpoint in the same order; None: not checked.
 
     Raises:
-        ValueError: The folder holds no whole checkpoint, or one of another model or of other classes.
+        CheckpointError: The checkpoint is damaged, or belongs to another model or to other classes.
     """
     damage = find_damage(folder)
     if damage is not None:
-        raise ValueError(f"{folder}: no whole checkpoint ({damage}); give another one, or --resume auto.")
-    content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    state = TrainingState.from_dict(content["state"])
-    if id2label is not None and state.id2label:
-        _check_classes(folder, state.id2label, id2label)
+        raise CheckpointError(folder, f"damaged checkpoint ({damage})", "use another one, or --resume auto")
+    content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    saved_id2label = TrainingState.from_dict(content["state"]).id2label
+    if id2label is not None and saved_id2label:
+        _check_classes(folder, saved_id2label, id2label)
     try:
-        _load_weights(accelerator.unwrap_model(model), folder / _WEIGHTS)
-        if ema is not None and holds_average(folder):
-            _load_weights(ema, folder / _EMA)
-        _load_moments(optimizer, torch.load(folder / _MOMENTS, map_location="cpu", weights_only=True))
+        for name, part in CHECKPOINT_PARTS.items():
+            if part.file is not None and holds_part(folder, name):
+                part.restore(run, part.file.read(folder / name))
+            elif part.file is None and content.get(name) is not None:
+                part.restore(run, content[name])
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder}: a checkpoint of another model: {' '.join(str(error).split())}") from error
-    if accelerator.scaler is not None and content["gradient_scaler"] is not None:
-        accelerator.scaler.load_state_dict(content["gradient_scaler"])
-    return state
+        raise CheckpointError(
+            folder, f"does not fit this model: {' '.join(str(error).split()).rstrip('.')}"
+        ) from error
+
+
+def holds_part(folder: Path, name: str) -> bool:
+    """Whether a checkpoint has the file of a part, such as "ema.safetensors"."""
+    return (folder / name).is_file()
 
 
 def _check_classes(folder: Path, saved: Mapping[int, str], current: Mapping[int, str]) -> None:
@@ -279,150 +369,6 @@ def _check_classes(folder: Path, saved: Mapping[int, str], current: Mapping[int,
         f"of the class head would get wrong names",
         "restore the dataset's classes and their order, or start a new run with another output_dir",
     )
-
-
-def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    own = module.state_dict()
-    weights = load_file(path)
-    module.load_state_dict({name: dealt_out(weights[name], own.get(name, weights[name])) for name in weights})
-
-
-def _load_moments(optimizer: Optimizer, moments: dict[str, Any]) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, values in moments["state"].items():
-        for name, value in values.items():
-            if value.shape == parameters[number].shape:  # the number of steps is a scalar
-                values[name] = dealt_out(value, parameters[number])
-    optimizer.load_state_dict(moments)
-
-
-def holds_average(folder: Path) -> bool:
-    """Whether a checkpoint has averaged weights too."""
-    return (folder / _EMA).is_file()
-
-
-def export_model(run_dir: Path, detector: Savable, processor: Savable, model_card: str) -> Path:
-    """Writes `model/`: weights and config, processor, model card. What was there before is replaced as a whole.
-
-    Returns:
-        The folder, for `from_pretrained`.
-    """
-
-    def write(temporary: Path) -> None:
-        with _no_progress_bars():
-            detector.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        (temporary / "README.md").write_text(model_card, encoding="utf-8")
-
-    return _write_folder(run_dir / MODEL, write)
-
-
-def _remove(folder: Path) -> None:
-    """Also what only has a checkpoint's name: a file, or a link."""
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    else:
-        folder.unlink()
-
-
-def tidy_after_kill(run_dir: Path) -> None:
-    """Removes what a kill has left half written, and brings back what it caught while it was being replaced."""
-    for leftover in [*run_dir.glob(".*.writing"), *run_dir.glob(f"{CHECKPOINTS}/.*.writing")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    for previous in [*run_dir.glob(".*.previous"), *run_dir.glob(f"{CHECKPOINTS}/.*.previous")]:
-        folder = previous.with_name(previous.name.removeprefix(".").removesuffix(".previous"))
-        if folder.exists():
-            shutil.rmtree(previous)
-        else:
-            previous.rename(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all: a full disk or a kill leaves the one that was there.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written ({_reason(error)}); what was there is left as it was.") from error
-
-
-def holds_run(run_dir: Path) -> bool:
-    """Whether a run has already left something in the folder."""
-    names = (RECIPE, "log.jsonl", CHECKPOINTS, MODEL, _previous(Path(MODEL)).name)
-    return any((run_dir / name).exists() for name in names)
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Transformers draws a bar for each file it writes, in the middle of the run's own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Lets `write` fill a hidden folder and gives it its name; a folder of that name is replaced."""
-    temporary, previous = folder.with_name(f".{folder.name}.writing"), _previous(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        if folder.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            folder.rename(previous)
-        temporary.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError) or isinstance(error.__context__, OSError):
-            raise OSError(
-                f"{folder} cannot be written ({_reason(error)}). Everything written before is left as it was: make "
-                f"room, and go on from the last checkpoint with the same command and --resume auto."
-            ) from error
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
-    return folder
-
-
-def _reason(error: BaseException) -> str:
-    """What the system says of a failed write; `torch.save` has it in the context of its own error."""
-    if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
-        error = error.__context__
-    return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
-
-
-_CHECKPOINT_NAME = re.compile(r"step_(\d+)|\.step_(\d+)\.previous")
-
-
-def _checkpoint_folders(run_dir: Path) -> list[Path]:
-    """All checkpoints, the oldest first; one that a kill caught while it was being replaced under its hidden name."""
-    folders = [path for path in (run_dir / CHECKPOINTS).glob("*") if _CHECKPOINT_NAME.fullmatch(path.name)]
-    return sorted(
-        (path for path in folders if not path.name.startswith(".") or path.with_name(path.name[1:-9]) not in folders),
-        key=_step_of,
-    )
-
-
-def _step_of(folder: Path) -> int:
-    found = _CHECKPOINT_NAME.fullmatch(folder.name)
-    return int(found[1] or found[2]) if found else -1
 
 
 def _fingerprint(path: Path) -> dict[str, int]:

@@ -25,16 +25,16 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tqdm import tqdm
 
-from modeling_detr.training.checkpointing import write_text
+from modeling_detr.atomic_output import replace_text, replaced_file
+from modeling_detr.training.run_folder import LOG, TRACKERS
+from modeling_detr.training.trackers import log_images
 
 
-LOG = "log.jsonl"
 # What the line of an epoch shows of an evaluation; masks are judged where the task has them
 _FIGURES = {"ap": "AP", "ap50": "AP50", "mask_ap": "mask AP", "pq": "PQ"}
 # The most wanted first: a narrow terminal cuts the end off
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 _LONG_WAIT = 0.2  # of the time; the loader then holds training up
-TRACKERS = "trackers"  # where those of Accelerate's trackers write that write files
 
 
 class MetricLogger:
@@ -115,17 +115,7 @@ class MetricLogger:
         """Hands pictures, (H, W, 3) each, to every tracker that takes pictures."""
         if not self.accelerator.is_main_process or not pictures:
             return
-        named = {f"{name}/{number}": picture[None] for number, picture in enumerate(pictures)}  # (1, H, W, 3) each
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images(named, step, dataformats="NHWC")
-            elif tracker.name == "mlflow":  # takes pictures, but Accelerate does not hand them on
-                import mlflow
-
-                for key, (picture,) in named.items():
-                    mlflow.log_image(picture, key=key, step=step)
-            elif hasattr(tracker, "log_images"):
-                tracker.log_images(named, step)
+        log_images(self.accelerator, {f"{name}/{index}": picture for index, picture in enumerate(pictures)}, step)
 
     def warning(self, epoch: int, step: int, text: str) -> None:
         """Logs an entry of kind `"warning"`, and prints it."""
@@ -229,7 +219,7 @@ def drop_later_entries(run_dir: Path, step: int, closed_step: int) -> None:
     log = run_dir / LOG
     if log.exists():
         kept = [entry for entry in read_log(log) if stays(entry["step"], entry["kind"] == "step")]
-        write_text(log, "".join(json.dumps(entry) + "\n" for entry in kept))
+        replace_text(log, "".join(json.dumps(entry) + "\n" for entry in kept))
     for path in sorted((run_dir / TRACKERS).rglob("events.out.tfevents.*")):
         _rewrite_events(path, stays)
 
@@ -253,13 +243,8 @@ def _rewrite_events(path: Path, stays: Callable[[int, bool], bool]) -> None:
         if stays(event.step, of_a_step):
             kept.append(data[position:end])
         position = end
-    rewritten = path.with_name(f".{path.name}.writing")
-    try:
-        rewritten.write_bytes(b"".join(kept))
-        rewritten.replace(path)
-    except OSError:
-        rewritten.unlink(missing_ok=True)
-        raise
+    with replaced_file(path) as partial:
+        partial.write_bytes(b"".join(kept))
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.aids import TrainingModel, build_training_model
 from modeling_detr.training.divergence import StepShare, image_indices, is_finite
-from modeling_detr.training.engine import noise_seed, part_losses, step_seed
+from modeling_detr.training.engine import StepLosses, step_seed
 from modeling_detr.training.recipe import Recipe
 
 
@@ -171,13 +171,13 @@ class Replay:
             raise ValueError(f"{error} Choose another precision: --mixed_precision no.") from error
         self.model = _training_model(failed).to(self.accelerator.device).train()
         self.model.to(memory_format=torch.channels_last)  # as the run
-        self._losses_of = partial(
-            part_losses,
-            num_boxes=failed.share.num_boxes,
+        self._losses_of = StepLosses(
             accelerator=self.accelerator,
+            num_boxes=failed.share.num_boxes,
             image_mean=failed.image_mean,
             image_std=failed.image_std,
-            noise_seeds=partial(noise_seed, recipe.seed, failed.step - 1),
+            seed=recipe.seed,
+            step=failed.step - 1,
         )
 
     def lines(self) -> Iterator[str]:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.utils.model_ema import ModelEmaV3
 
-from modeling_detr.errors_detr import CheckpointError
+from modeling_detr.atomic_output import replace_text
+from modeling_detr.errors_detr import CheckpointError, OutputError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
@@ -29,30 +30,25 @@ from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.checkpointing import (
-    CHECKPOINTS,
-    RECIPE,
+    CheckpointedRun,
     TrainingState,
-    drop_later_checkpoints,
-    export_model,
-    holds_average,
-    holds_run,
+    holds_part,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    tidy_after_kill,
-    write_text,
 )
+from modeling_detr.training.distributed import build_accelerator, copy_weights, gather_full, leave_cores_to_loaders
 from modeling_detr.training.divergence import NonFiniteLossError, image_indices
-from modeling_detr.training.engine import train_one_epoch
+from modeling_detr.training.engine import Engine, StepOptions, train_one_epoch
+from modeling_detr.training.export import export_model, model_card
 from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries
-from modeling_detr.training.model_card import model_card
+from modeling_detr.training.monitoring import Pace, find_symptoms, is_due
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
-from modeling_detr.training.pace import Pace
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.plan import plan
-from modeling_detr.training.processes import build_accelerator, check_trackers, leave_cores_to_loaders, start_trackers
 from modeling_detr.training.recipe import Recipe, compare_for_resume
 from modeling_detr.training.replay import FailedStep
+from modeling_detr.training.run_folder import CHECKPOINTS, RECIPE, drop_later_checkpoints, holds_run, tidy_after_kill
 from modeling_detr.training.setup import (
     build_loaders,
     build_model,
@@ -61,9 +57,11 @@ from modeling_detr.training.setup import (
     head_note,
     open_splits,
 )
-from modeling_detr.training.sharding import copy_weights, whole
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
-from modeling_detr.training.symptoms import find_symptoms, is_due
+from modeling_detr.training.trackers import check_trackers, start_trackers
+
+
+_NO_SPACE_REMEDY = "free some space, then resume from the last checkpoint with the same command and --resume auto"
 
 
 class Trainer:
@@ -201,13 +199,10 @@ class Trainer:
         if changes.model:
             remedy = "undo that, or start a new run with another output_dir"
             raise CheckpointError(folder, f"does not fit this recipe: {changes.model[0]}", remedy)
-        average = None if self.ema is None else self.ema.module
         id2label = dict(self.train_index.id2label)
-        self.state = load_checkpoint(
-            folder, self.model, self.raw_optimizer, self.accelerator, average, id2label=id2label
-        )
+        load_checkpoint(folder, self._checkpointed(), id2label=id2label)
         self.state.id2label = id2label  # checkpoints of older versions do not have it
-        if self.ema is not None and not holds_average(folder):
+        if self.ema is not None and not holds_part(folder, "ema.safetensors"):
             self._put_together()
             self.ema.set(self.detector)
             self.notes.append(f"{folder} has no averaged weights: the average begins with its weights")
@@ -307,7 +302,7 @@ class Trainer:
             drop_later_checkpoints(self.run_dir, step)
             drop_later_entries(self.run_dir, step, self.state.closed_step)
             start_trackers(self.accelerator, self.recipe, step)  # if one does not, the folder still holds no run
-            write_text(self.run_dir / RECIPE, self.recipe.to_yaml())
+            replace_text(self.run_dir / RECIPE, self.recipe.to_yaml())
         logger = MetricLogger(
             self.run_dir,
             self.accelerator,
@@ -320,11 +315,10 @@ class Trainer:
         except BaseException as error:
             with contextlib.suppress(OSError):  # on a full disk closing fails too, and says less than what came first
                 logger.close()
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # log or tracker: no name
-                raise OSError(
-                    f"{self.run_dir}: {error.strerror}. The checkpoints written before are left as they were: make "
-                    f"room, and go on from the last one with the same command and --resume auto."
-                ) from error
+            if isinstance(error, OutputError):
+                raise OutputError(error.where, error.problem, _NO_SPACE_REMEDY) from error
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of the log or a tracker
+                raise OutputError(self.run_dir, f"cannot be written ({error.strerror})", _NO_SPACE_REMEDY) from error
             raise
         logger.close()
 
@@ -339,13 +333,7 @@ class Trainer:
         if state.step >= self.total_steps:  # only its end is left to do
             return epoch_pace.take()
         self.loaders.train_sampler.set_epoch(state.epoch, first_step=state.step_in_epoch)
-        steps = train_one_epoch(
-            self.model,
-            signals.interruptible(self.loaders.train),
-            self.detector.config,
-            self.optimizer,
-            self.scheduler,
-            self.accelerator,
+        options = StepOptions(
             batches_per_step=recipe.gradient_accumulation_steps,
             loss_normalization=recipe.loss_normalization,
             max_pixels=recipe.max_pixels_per_batch,
@@ -353,9 +341,13 @@ class Trainer:
             image_mean=self.processor.image_mean,
             image_std=self.processor.image_std,
             seed=recipe.seed,
-            first_step=state.step,
-            stop=lambda: signals.received is not None,
-            checkpoint=self._checkpoint_is_due,
+        )
+        steps = train_one_epoch(
+            Engine(self.model, self.detector.config, self.optimizer, self.scheduler, self.accelerator, options),
+            signals.interruptible(self.loaders.train),
+            state.step,
+            should_stop=lambda: signals.received is not None,
+            wants_checkpoint=self._checkpoint_is_due,
         )
         while state.step < self.total_steps:
             rates = [group["lr"] for group in self.raw_optimizer.param_groups]
@@ -468,12 +460,13 @@ class Trainer:
     def _save_checkpoint(self, logger: MetricLogger) -> Path:
         self._count_seconds()
         logger.flush()
-        average = None if self.ema is None else self.ema.module
-        folder = save_checkpoint(
-            self.run_dir, self.state, self.recipe, self.model, self.raw_optimizer, self.accelerator, average
-        )
+        folder = save_checkpoint(self.run_dir, self._checkpointed())
         self._saved_at = time.monotonic()
         return folder
+
+    def _checkpointed(self) -> CheckpointedRun:
+        average = None if self.ema is None else self.ema.module
+        return CheckpointedRun(self.model, self.raw_optimizer, self.accelerator, self.recipe, self.state, average)
 
     def _save_what_was_done(self, logger: MetricLogger) -> None:
         """A checkpoint before an error ends the run, if this process is alone: of several, each fails by itself."""
@@ -507,7 +500,7 @@ class Trainer:
         """The error with epoch, step and files, and the step on file to be run again; all processes call it."""
         epoch, step = self.state.epoch + 1, self.state.step + 1
         model = self.accelerator.unwrap_model(self.model)
-        weights = whole(model.state_dict())  # on all processes: some may hold only parts
+        weights = gather_full(model.state_dict())  # on all processes: some may hold only parts
         written: list[str] = []
         if error.share is not None:
             images = {index for part, _ in error.share.parts for index in image_indices(part)}

@@ -8,16 +8,18 @@ from torch import nn
 
 from modeling_detr.training import checkpointing
 from modeling_detr.training.checkpointing import (
+    CHECKPOINT_PARTS,
+    TEXT,
     Averages,
+    CheckpointedRun,
+    CheckpointPart,
     TrainingState,
-    drop_later_checkpoints,
-    export_model,
     find_damage,
-    holds_run,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
+from modeling_detr.training.run_folder import drop_later_checkpoints
 
 
 class Run:
@@ -34,9 +36,12 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def checkpointed(self, recipe, state=None):
+        return CheckpointedRun(self.model, self.optimizer, self.accelerator, recipe, state or TrainingState())
+
     def save(self, folder, recipe, step):
         state = TrainingState(step=step, best_ap=0.25, epoch_averages=Averages({"loss": 1 / 3}, 2))
-        return save_checkpoint(folder, state, recipe, self.model, self.optimizer, self.accelerator)
+        return save_checkpoint(folder, self.checkpointed(recipe, state))
 
 
 def test_a_loaded_checkpoint_goes_on_bit_for_bit(tmp_path, tiny_recipe):
@@ -45,11 +50,12 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(tmp_path, tiny_recipe):
     folder = run.save(tmp_path, tiny_recipe(), step=12)
     run.step()
     other = Run(width=3)
-    state = load_checkpoint(folder, other.model, other.optimizer, other.accelerator)
+    resumed = other.checkpointed(tiny_recipe())
+    load_checkpoint(folder, resumed)
     other.step()
     assert torch.equal(other.model.weight, run.model.weight)
     assert folder.name == "step_00000012"
-    assert state == TrainingState(step=12, best_ap=0.25, epoch_averages=Averages({"loss": 1 / 3}, 2))
+    assert resumed.state == TrainingState(step=12, best_ap=0.25, epoch_averages=Averages({"loss": 1 / 3}, 2))
 
 
 def test_only_the_newest_are_kept(tmp_path, tiny_recipe):
@@ -79,10 +85,10 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, tiny_recip
     else:  # something else of that name
         shutil.rmtree(newer)
         newer.write_text("") if damage == "file" else newer.symlink_to("nowhere")
-    with pytest.warns(UserWarning, match="step_00000002 is damaged"):
+    with pytest.warns(UserWarning, match="step_00000002: damaged checkpoint"):
         assert newest_checkpoint(tmp_path) == older
-    with pytest.raises(ValueError, match="no whole checkpoint"):
-        load_checkpoint(newer, run.model, run.optimizer, run.accelerator)
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        load_checkpoint(newer, run.checkpointed(tiny_recipe()))
     drop_later_checkpoints(tmp_path, 1)
     assert [*(tmp_path / "checkpoints").iterdir()] == [older]
 
@@ -90,8 +96,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, tiny_recip
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, tiny_recipe):
     folder = Run(width=3).save(tmp_path, tiny_recipe(), 1)
     other = Run(width=4)
-    with pytest.raises(ValueError, match="a checkpoint of another model"):
-        load_checkpoint(folder, other.model, other.optimizer, other.accelerator)
+    with pytest.raises(ValueError, match=r"step_00000001: does not fit this model: .*size mismatch"):
+        load_checkpoint(folder, other.checkpointed(tiny_recipe()))
 
 
 def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, tiny_recipe, monkeypatch):
@@ -116,39 +122,31 @@ def test_a_folder_that_a_kill_left_half_written_is_no_checkpoint(tmp_path, tiny_
     assert newest_checkpoint(tmp_path) == whole
 
 
-class Part:
-    def __init__(self, name: str, fails: bool = False) -> None:
-        self.name, self.fails = name, fails
-
-    def save_pretrained(self, folder) -> None:
-        if self.fails:
-            raise OSError("disk full")
-        (folder / self.name).write_text("new")
-
-
-def test_an_exported_model_replaces_the_one_before_as_a_whole(tmp_path):
-    export_model(tmp_path, Part("old.bin"), Part("processor.json"), "card 1")
-    folder = export_model(tmp_path, Part("new.bin"), Part("processor.json"), "card 2")
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "new.bin", "processor.json"]
-    with pytest.raises(OSError, match="disk full"):
-        export_model(tmp_path, Part("newer.bin"), Part("processor.json", fails=True), "card 3")
-    assert (folder / "README.md").read_text() == "card 2"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_model_whose_replacement_was_killed_half_way_comes_back(tmp_path):
-    folder = export_model(tmp_path, Part("a.bin"), Part("b.json"), "card")
-    folder.rename(tmp_path / ".model.previous")
-    assert holds_run(tmp_path)
-    checkpointing.tidy_after_kill(tmp_path)
-    assert (folder / "README.md").read_text() == "card"
-
-
 def test_state_is_json_that_anyone_can_read(tmp_path, tiny_recipe):
     folder = Run().save(tmp_path, tiny_recipe(), 3)
     content = json.loads((folder / "state.json").read_text())
     assert content["state"]["step"] == 3
     assert set(content["files"]) == {"model.safetensors", "optimizer.pt", "recipe.yaml"}
+
+
+def test_a_part_added_to_the_table_is_saved_restored_and_checked(tmp_path, tiny_recipe, monkeypatch):
+    """As a plug-in would: one in its own file, one as JSON in state.json."""
+    restored = {}
+    parts = {
+        "notes.txt": CheckpointPart(lambda run: "a note", lambda run, text: restored.update(notes=text), TEXT),
+        "coffee": CheckpointPart(lambda run: {"cups": 3}, lambda run, cups: restored.update(cups)),
+    }
+    run = Run()
+    old = run.save(tmp_path, tiny_recipe(), 1)  # without these parts
+    for name, part in parts.items():
+        monkeypatch.setitem(CHECKPOINT_PARTS, name, part)
+    load_checkpoint(old, run.checkpointed(tiny_recipe()))
+    assert restored == {}
+    folder = run.save(tmp_path, tiny_recipe(), 2)
+    load_checkpoint(folder, run.checkpointed(tiny_recipe()))
+    assert restored == {"notes": "a note", "cups": 3}
+    (folder / "notes.txt").write_text("another")
+    assert find_damage(folder) == "notes.txt has changed since it was written"
 
 
 def test_averages_are_means_and_begin_anew():
@@ -157,8 +155,3 @@ def test_averages_are_means_and_begin_anew():
     averages.add({"loss": 2.0})
     assert averages.take() == {"loss": 1.5}
     assert averages.take() == {}
-
-
-def test_an_empty_folder_holds_no_run(tmp_path):
-    assert not holds_run(tmp_path)
-    assert not holds_run(tmp_path / "missing")

@@ -9,16 +9,17 @@ from split_steps import batch_of, model_of
 from torch.optim.lr_scheduler import LambdaLR
 
 from modeling_detr.training.divergence import NonFiniteLossError
-from modeling_detr.training.engine import training_step
+from modeling_detr.training.engine import Engine, StepOptions, training_step
 
 
 def failing_step(model, batches, **options):
     accelerator = Accelerator(cpu=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     prepared_model, prepared = accelerator.prepare(model.train(), optimizer)
-    step = [prepared_model, batches, model.detector.config, prepared, LambdaLR(optimizer, lambda step: 1.0)]
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    engine = Engine(prepared_model, model.detector.config, prepared, scheduler, accelerator, StepOptions(**options))
     with pytest.raises(NonFiniteLossError) as error:
-        training_step(*step, accelerator, **options)
+        training_step(engine, batches)
     return error.value
 
 

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.divergence import NonFiniteLossError
-from modeling_detr.training.engine import train_one_epoch, training_step
+from modeling_detr.training.engine import Engine, StepOptions, train_one_epoch, training_step
 
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -36,15 +36,20 @@ def batch_of(counts, size=64, first_index=0, dtype=torch.float64):
     }
 
 
+def engine_of(model, learning_rate=1.0, **options):
+    """An engine that trains a model with SGD, in this process."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    accelerator = Accelerator(cpu=True)
+    prepared_model, prepared = accelerator.prepare(model, optimizer)
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    return Engine(prepared_model, model.detector.config, prepared, scheduler, accelerator, StepOptions(**options))
+
+
 def step_with_sgd(model, batches, **options):
     """Takes one step of SGD with rate 1 and returns the gradient it must have had, and the result."""
     model = copy.deepcopy(model).train()
     before = torch.cat([p.detach().clone().flatten() for p in model.parameters() if p.requires_grad])
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    accelerator = Accelerator(cpu=True)
-    model, prepared = accelerator.prepare(model, optimizer)
-    scheduler = LambdaLR(optimizer, lambda step: 1.0)
-    result = training_step(model, batches, model.detector.config, prepared, scheduler, accelerator, **options)
+    result = training_step(engine_of(model, **options), batches)
     after = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
     return before - after, result
 
@@ -107,19 +112,9 @@ def test_a_non_finite_loss_stops_before_the_optimizer_moves_and_names_term_and_i
     model = build_training_model(tiny_detector(**NO_DROPOUT).double())
     good, bad = batch_of([2, 1]), batch_of([1, 1], first_index=2)
     bad["pixel_values"][0, 0, 0, 0] = number
-    accelerator = Accelerator(cpu=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    prepared_model, prepared = accelerator.prepare(model, optimizer)
     before = copy.deepcopy(dict(model.named_parameters()))
     with pytest.raises(NonFiniteLossError) as error:
-        training_step(
-            prepared_model.train(),
-            [good, bad],
-            model.detector.config,
-            prepared,
-            LambdaLR(optimizer, lambda step: 1.0),
-            accelerator,
-        )
+        training_step(engine_of(model.train()), [good, bad])
     assert error.value.image_indices == (2,)
     assert "loss_ce" in error.value.terms
     for name, parameter in model.named_parameters():
@@ -135,57 +130,35 @@ def test_a_gradient_scaler_that_can_do_no_more_stops_the_run(tiny_detector, monk
     monkeypatch.setattr(accelerator, "scaler", types.SimpleNamespace(get_scale=lambda: scale))
     monkeypatch.setattr(accelerator, "backward", lambda loss: loss.backward())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = [model.train(), [batch_of([1], dtype=torch.float32)], model.detector.config, optimizer]
+    scheduler = LambdaLR(optimizer, lambda _: 1.0)
+    engine = Engine(model.train(), model.detector.config, optimizer, scheduler, accelerator)
+    batches = [batch_of([1], dtype=torch.float32)]
     if scale > 1:
-        assert math.isnan(training_step(*step, LambdaLR(optimizer, lambda _: 1.0), accelerator).grad_norm)
+        assert math.isnan(training_step(engine, batches).grad_norm)
         return
     with pytest.raises(NonFiniteLossError, match="not finite: gradient"):
-        training_step(*step, LambdaLR(optimizer, lambda _: 1.0), accelerator)
+        training_step(engine, batches)
 
 
 def test_an_epoch_groups_batches_into_steps_and_the_last_takes_what_is_left(tiny_detector):
     model = build_training_model(tiny_detector(**NO_DROPOUT))
-    accelerator = Accelerator(cpu=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    prepared_model, prepared = accelerator.prepare(model, optimizer)
-    scheduler = LambdaLR(optimizer, lambda step: 1.0)
-    batches = [batch_of([1, 1], first_index=2 * number, dtype=torch.float32) for number in range(3)]
-    results = list(
-        train_one_epoch(
-            prepared_model,
-            batches,
-            model.detector.config,
-            prepared,
-            scheduler,
-            accelerator,
-            batches_per_step=2,
-            stop=lambda: True,
-        )
-    )
+    engine = engine_of(model, learning_rate=1e-4, batches_per_step=2)
+    batches = [batch_of([1, 1], first_index=2 * index, dtype=torch.float32) for index in range(3)]
+    results = list(train_one_epoch(engine, batches, should_stop=lambda: True))
     assert [result.num_images for result in results] == [4, 2]
     assert all(result.stop_requested for result in results)
-    assert scheduler.last_epoch == 2
+    assert engine.scheduler.last_epoch == 2
 
 
 def test_a_step_says_how_long_it_waited_for_all_of_its_batches(tiny_detector):
     model = build_training_model(tiny_detector(**NO_DROPOUT))
-    accelerator = Accelerator(cpu=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def slow_loader():
-        for number in range(3):
+        for index in range(3):
             time.sleep(0.2)
-            yield batch_of([1], first_index=number, dtype=torch.float32)
+            yield batch_of([1], first_index=index, dtype=torch.float32)
 
-    steps = train_one_epoch(
-        model,
-        slow_loader(),
-        model.detector.config,
-        optimizer,
-        LambdaLR(optimizer, lambda step: 1.0),
-        accelerator,
-        batches_per_step=2,
-    )
+    steps = train_one_epoch(engine_of(model, learning_rate=1e-4, batches_per_step=2), slow_loader())
     began = time.perf_counter()
     first, second = (result.loader_wait for result in steps)
     assert first >= 0.4
@@ -197,20 +170,9 @@ def test_dropout_of_a_step_depends_on_seed_and_step_alone(tiny_detector):
     losses = []
     for history in (0, 3):
         model = build_training_model(tiny_detector())
-        accelerator = Accelerator(cpu=True)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        prepared_model, prepared = accelerator.prepare(model, optimizer)
+        engine = engine_of(model, learning_rate=0.0, seed=5)
         torch.rand(history)
-        (result,) = train_one_epoch(
-            prepared_model,
-            [batch_of([1, 2], dtype=torch.float32)],
-            model.detector.config,
-            prepared,
-            LambdaLR(optimizer, lambda step: 1.0),
-            accelerator,
-            seed=5,
-            first_step=9,
-        )
+        (result,) = train_one_epoch(engine, [batch_of([1, 2], dtype=torch.float32)], first_step=9)
         losses.append(result.losses)
     assert losses[0] == losses[1]
 
@@ -220,13 +182,8 @@ def test_parts_of_few_pixels_leave_the_step_as_it_is(tiny_detector):
 
     def weights_after(max_pixels):
         trained = copy.deepcopy(model)
-        optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=1.0)
-        accelerator, scheduler = Accelerator(cpu=True), LambdaLR(optimizer, lambda step: 1.0)
         batches = [batch_of([3, 0, 9]), batch_of([1, 2], first_index=3)]
-        options = {"batches_per_step": 2, "max_pixels": max_pixels}
-        (result,) = train_one_epoch(
-            trained, batches, trained.detector.config, optimizer, scheduler, accelerator, **options
-        )
+        (result,) = train_one_epoch(engine_of(trained, batches_per_step=2, max_pixels=max_pixels), batches)
         assert result.num_images == 5
         return torch.cat([p.detach().flatten() for p in trained.parameters()])
 

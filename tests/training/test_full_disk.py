@@ -32,7 +32,7 @@ def test_a_full_disk_is_a_clear_error_and_with_more_room_the_run_goes_on(tiny_re
     Trainer(whole).train()
 
     recipe = tiny_recipe(**options, output_dir=str(small_disk / "run"), resume="auto")
-    with pytest.raises(OSError, match=r"No space left on device.* make room, and go on .*--resume auto"):
+    with pytest.raises(OSError, match=r"No space left on device.* free some space, then resume .*--resume auto"):
         Trainer(recipe).train()
     checkpoints = sorted((recipe.run_dir / "checkpoints").iterdir())
     assert checkpoints

@@ -61,7 +61,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(tiny
     installed("aim")
     recipe = tiny_recipe(trackers=["tensorboard", "comet_ml"])
     with pytest.raises(
-        ValueError, match=r"comet_ml is not installed; choose one of tensorboard, aim, .*pip install comet-ml"
+        ValueError, match=r"'comet_ml' is not installed; run: pip install comet-ml .installed: tensorboard, aim"
     ):
         Trainer(recipe)
     assert not recipe.run_dir.exists()
@@ -70,7 +70,9 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(tiny
 def test_a_tracker_that_does_not_start_leaves_no_run_behind(tiny_recipe, installed):
     installed("wandb").wandb.init.side_effect = RuntimeError("No API key configured.")
     recipe = tiny_recipe(trackers=["wandb"])
-    with pytest.raises(ValueError, match=r"one does not start: RuntimeError: No API key configured\. Mend that"):
+    with pytest.raises(
+        ValueError, match=r"one of wandb does not start: RuntimeError: No API key configured\. Fix this"
+    ):
         Trainer(recipe).train()
     Trainer(tiny_recipe())  # would refuse a folder that holds a run
 
@@ -131,7 +133,7 @@ def test_tensorboard_shows_everything_and_each_step_once_after_a_file_was_torn(t
     os.truncate(torn, torn.stat().st_size - 9)
     Trainer(tiny_recipe(**{**vars(recipe), "resume": "auto"})).train()
 
-    files = sorted(recipe.run_dir.rglob("events.out.tfevents.*"))
+    files = sorted(recipe.run_dir.rglob("events.out.tfevents.*"), key=lambda path: int(path.suffix[1:]))
     assert len(files) == 2
     steps = defaultdict(list)
     for path in files:

@@ -183,7 +183,7 @@ def test_a_warmup_in_epochs_is_that_many_steps(tiny_recipe):
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tiny_recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")  # what `accelerate launch` leaves where it finds no accelerators
-    with pytest.raises(ValueError, match="8 processes were started, but each believes to be one of 1"):
+    with pytest.raises(ValueError, match="8 processes were started, but each sees a world size of 1"):
         Trainer(tiny_recipe())
 
 

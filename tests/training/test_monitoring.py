@@ -1,15 +1,17 @@
-"""What a run says when it goes wrong though its loss is finite; in tiny runs that are made to."""
+"""Speed and memory of a run, and the warnings when it goes wrong although the loss is finite."""
 
 import dataclasses
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from modeling_detr.evaluation.queries import QueryFigures
-from modeling_detr.training import symptoms
-from modeling_detr.training.symptoms import find_symptoms, is_due
+from modeling_detr.training import monitoring
+from modeling_detr.training.engine import StepResult
+from modeling_detr.training.monitoring import Pace, find_symptoms, is_due, memory_gib
 from modeling_detr.training.trainer import Trainer
 
 
@@ -54,7 +56,7 @@ def test_data_that_cannot_tell_give_no_warning():
 @pytest.fixture
 def stuck_recipe(tiny_recipe, monkeypatch):
     """A recipe of a run whose model stays as a test has made it, and is judged after a few steps."""
-    monkeypatch.setattr(symptoms, "_FEWEST_STEPS", 0)
+    monkeypatch.setattr(monitoring, "_MIN_STEPS", 0)
     options = {"learning_rate": 0.0, "backbone_learning_rate": 0.0, "epochs": 3, "trackers": []}
     return tiny_recipe(**options, data="shapes?size=64&train=20&val=8")
 
@@ -79,7 +81,7 @@ def test_a_collapsed_model_is_told_of_in_print_and_log_once_also_over_a_resume(s
     Trainer(dataclasses.replace(stuck_recipe, resume="auto")).train()
     nothing_found, collapsed = entries(stuck_recipe, "warning")
     assert nothing_found["step"] == collapsed["step"] == 10
-    assert 'nothing but "no object" is predicted' in nothing_found["text"]
+    assert "the model predicts almost only 'no object'" in nothing_found["text"]
     assert "the queries have collapsed" in collapsed["text"]
     assert f"warning: {collapsed['text']}" in capsys.readouterr().out
     last = entries(stuck_recipe, "epoch")[-1]
@@ -95,3 +97,37 @@ def test_a_model_whose_queries_differ_and_find_something_is_not_warned_of(stuck_
     trainer.train()
     assert entries(stuck_recipe, "warning") == []
     assert entries(stuck_recipe, "epoch")[-1]["object_queries"] == 6
+
+
+def step(num_images, loader_wait):
+    return StepResult({}, 1.0, num_images, False, False, loader_wait)
+
+
+def test_speed_and_wait_are_those_since_the_last_question(monkeypatch):
+    now = iter([100.0, 104.0, 106.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    pace = Pace(torch.device("cpu"))
+    for _ in range(2):
+        pace.add(step(8, 0.5))
+    first = pace.take()
+    assert (first["images_per_second"], first["loader_wait"]) == (4.0, 0.25)
+    pace.add(step(8, 0.0))
+    second = pace.take()
+    assert (second["images_per_second"], second["loader_wait"]) == (4.0, 0.0)
+
+
+def test_memory_without_a_gpu_is_what_the_process_holds():
+    before = memory_gib(torch.device("cpu"))
+    held = torch.ones(64, 2**20)  # a quarter of a GiB
+    assert memory_gib(torch.device("cpu")) - before == pytest.approx(0.25, abs=0.05)
+    del held
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_memory_of_a_gpu_is_the_most_that_tensors_have_had():
+    device = torch.device("cuda", 0)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = memory_gib(device)
+    torch.ones(64, 2**20, device=device)
+    assert memory_gib(device) >= before
+    assert memory_gib(device) >= 0.25

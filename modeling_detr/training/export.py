@@ -1,14 +1,106 @@
-"""The README.md that lies beside exported weights: what the model sees, how it was trained, how well it does."""
+"""The model a run leaves for use: `model/` with weights, processor and model card, and its push to the Hub."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import yaml
+from huggingface_hub import HfApi, get_token
+from transformers.utils import logging
 
+from modeling_detr.atomic_output import replaced_folder
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.checkpointing import TrainingState
 from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.run_folder import MODEL
+
+
+class Savable(Protocol):
+    """An object that saves itself into a folder: a model or an image processor."""
+
+    def save_pretrained(self, save_directory: Path, /) -> Any:
+        """Writes the files that `from_pretrained` reads."""
+
+
+def export_model(run_dir: Path, detector: Savable, processor: Savable, model_card: str) -> Path:
+    """Writes `model/`: weights and config, processor, model card. An existing `model/` is replaced as a whole.
+
+    Returns:
+        The folder, for `from_pretrained`.
+
+    Raises:
+        OutputError: It cannot be written; the existing folder is unchanged.
+    """
+    folder = run_dir / MODEL
+    with replaced_folder(folder) as hidden:
+        with _no_progress_bars():
+            detector.save_pretrained(hidden)
+        processor.save_pretrained(hidden)
+        (hidden / "README.md").write_text(model_card, encoding="utf-8")
+    return folder
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Transformers shows a bar for each file it writes, which would tear the run's own."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+# The Hub
+
+
+class PushError(OSError):
+    """A push failed; the message says how to push the model later."""
+
+
+def push_notes(recipe: Recipe) -> list[str]:
+    """Notes for the plan about the push at the end of the run."""
+    if recipe.push_to_hub is None:
+        return []
+    notes = [f"the best model is pushed to {recipe.push_to_hub} at the end"]
+    if get_token() is None:
+        notes.append("not logged in to the Hub: run `hf auth login` before the run ends, or set HF_TOKEN")
+    return notes
+
+
+def push_model(folder: Path, repository: str, private: bool, message: str) -> str:
+    """Uploads the folder of a model in one commit. The repository is created if it does not exist.
+
+    Args:
+        folder: The folder written by `export_model`.
+        repository: `owner/name`.
+        private: Whether a new repository is private.
+        message: The commit message.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        PushError: The push failed, for example because of a missing token, missing permissions or the network.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=message)
+    except Exception as error:  # client and network raise many kinds, and none may look like a lost run
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PushError(
+            f"{repository}: the push failed ({reason}). Nothing is lost: the model is in {folder}. Push it later: "
+            f"hf upload {repository} {folder}"
+        ) from error
+    return str(url)
+
+
+# The model card
 
 
 _TEMPLATE = """\
@@ -17,8 +109,8 @@ _TEMPLATE = """\
 
 # {name}
 
-A DETR (DEtection TRansformer, [Carion et al. 2020](https://arxiv.org/abs/2005.12872)) with the backbone `{backbone}`
-and {num_queries} queries, trained with modeling_detr by the recipe below.
+A DETR (DEtection TRansformer, [Carion et al. 2020](https://arxiv.org/abs/2005.12872)) with backbone `{backbone}` and
+{num_queries} queries, trained with modeling_detr and the recipe below.
 
 It {does}: {classes}.
 
@@ -37,7 +129,7 @@ with torch.no_grad():
     outputs = model(**processor(image))
 {reading}```
 
-Where modeling_detr is not installed, the code beside the weights does the same:
+Without modeling_detr installed, the code stored with the weights does the same:
 
 ```python
 from transformers import AutoImageProcessor, {auto_class}
@@ -75,7 +167,7 @@ for score, label, mask in zip(result["scores"], result["labels"], result["masks"
 """
 _READ_SEGMENTS = """\
 result = processor.post_process_panoptic_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]
-for segment in result["segments_info"]:  # result["segmentation"] (height, width) says to which one each pixel belongs
+for segment in result["segments_info"]:  # result["segmentation"] (height, width) holds the id of each pixel
     pixels = int((result["segmentation"] == segment["id"]).sum())
     print(f"{model.config.id2label[segment['label_id']]} {segment['score']:.2f}, {pixels} pixels")
 """
@@ -84,14 +176,14 @@ for segment in result["segments_info"]:  # result["segmentation"] (height, width
 def model_card(
     recipe: Recipe, config: DetrConfig, train_index: DetectionIndex, report: EvaluationReport, state: TrainingState
 ) -> str:
-    """The card as Markdown, with the Hub's metadata at its head.
+    """Returns the model card as Markdown, with the Hub's metadata at the top.
 
     Args:
         recipe: The resolved recipe.
-        config: The model's.
-        train_index: What it was trained on.
-        report: What was measured.
-        state: When that was.
+        config: The model's config.
+        train_index: The training images.
+        report: The evaluation of the model.
+        state: The state of the run at that evaluation.
     """
     figures = [("mAP", "AP", report.metrics.ap), ("mAP", "AP50", report.metrics.ap50)]
     if report.mask_metrics is not None:

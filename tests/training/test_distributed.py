@@ -6,8 +6,8 @@ import psutil
 import pytest
 from accelerate.commands.config import config_args
 
-from modeling_detr.training import processes
-from modeling_detr.training.processes import build_accelerator, processes_asked_for
+from modeling_detr.training import distributed
+from modeling_detr.training.distributed import build_accelerator, requested_processes
 
 
 RUN = ["--data", "shapes", "--num_processes", "7"]  # what follows the script is none of the launcher's business
@@ -33,20 +33,20 @@ def default_config(tmp_path, monkeypatch):
 )
 def test_a_launchers_command_line_says_how_many_processes_it_was_asked_for(program, default_config):
     script = ["scripts/train.py", *RUN]
-    assert processes_asked_for([*program, "--num_processes", "2", *script], RUN) == 2
-    assert processes_asked_for([*program, "--num_processes=3", "--multi_gpu", "-m", "my.module", *RUN], RUN) == 3
-    assert processes_asked_for([*program, *script], RUN) is None  # the launcher then takes what is there
+    assert requested_processes([*program, "--num_processes", "2", *script], RUN) == 2
+    assert requested_processes([*program, "--num_processes=3", "--multi_gpu", "-m", "my.module", *RUN], RUN) == 3
+    assert requested_processes([*program, *script], RUN) is None  # the launcher then takes what is there
 
 
 def test_a_launchers_configuration_says_how_many_processes_it_was_asked_for(tmp_path, default_config):
     config = tmp_path / "mine.yaml"
     config.write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
     launch, script = ["accelerate", "launch"], ["scripts/train.py", *RUN]
-    assert processes_asked_for([*launch, "--config_file", str(config), *script], RUN) == 4
-    assert processes_asked_for([*launch, "--config_file", str(config), "--num_processes", "2", *script], RUN) == 2
+    assert requested_processes([*launch, "--config_file", str(config), *script], RUN) == 4
+    assert requested_processes([*launch, "--config_file", str(config), "--num_processes", "2", *script], RUN) == 2
     default_config.write_text("distributed_type: 'NO'\nnum_processes: 5\n")
-    assert processes_asked_for([*launch, *script], RUN) == 5
-    assert processes_asked_for([*launch, "--cpu", *script], RUN) is None  # it then passes the default file over
+    assert requested_processes([*launch, *script], RUN) == 5
+    assert requested_processes([*launch, "--cpu", *script], RUN) is None  # it then passes the default file over
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_launchers_configuration_says_how_many_processes_it_was_asked_for(tmp_
     ],
 )
 def test_other_commands_ask_for_nothing(command):
-    assert processes_asked_for(command, RUN) is None
+    assert requested_processes(command, RUN) is None
 
 
 class Launcher:
@@ -84,5 +84,5 @@ def test_a_launcher_that_cannot_be_asked_hinders_no_run(tiny_recipe, monkeypatch
     def refuse(*_):
         raise trouble
 
-    monkeypatch.setattr(processes, "processes_asked_for", refuse)
+    monkeypatch.setattr(distributed, "requested_processes", refuse)
     assert build_accelerator(tiny_recipe()).num_processes == 1

@@ -9,11 +9,31 @@ from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.training.checkpointing import TrainingState
-from modeling_detr.training.model_card import model_card
+from modeling_detr.training.export import export_model, model_card
 from modeling_detr.training.recipe import Recipe
 
 
 NAMES = {0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"}
+
+
+class Part:
+    def __init__(self, name: str, fails: bool = False) -> None:
+        self.name, self.fails = name, fails
+
+    def save_pretrained(self, folder) -> None:
+        if self.fails:
+            raise OSError("disk full")
+        (folder / self.name).write_text("new")
+
+
+def test_an_exported_model_replaces_the_one_before_as_a_whole(tmp_path):
+    export_model(tmp_path, Part("old.bin"), Part("processor.json"), "card 1")
+    folder = export_model(tmp_path, Part("new.bin"), Part("processor.json"), "card 2")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "new.bin", "processor.json"]
+    with pytest.raises(OSError, match="disk full"):
+        export_model(tmp_path, Part("newer.bin"), Part("processor.json", fails=True), "card 3")
+    assert (folder / "README.md").read_text() == "card 2"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+"""How a run is doing: its speed, its memory, and signs that training goes wrong although the loss is finite.
+
+Two signs are looked for after each evaluation: no query finds anything, and all queries of an image predict the same
+box. Both are normal for a DETR that has not learned anything yet. A sign is therefore reported once it has lasted for
+two evaluations, and only if the model had learned something before or has had its share of the run to do so.
+"""
+
+import time
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from modeling_detr.evaluation.report import EvaluationReport
+from modeling_detr.training.engine import StepResult
+
+
+_MIN_OBJECT_QUERIES = 0.01  # queries that predict a class, per true object
+_MIN_SPREAD = 0.1  # of predicted boxes, relative to true ones; one query in a hundred at the other of two objects: 0.2
+_MIN_EVALUATIONS = 2  # in a row
+_LEARNED_AP50 = 0.1
+# Steps after the warm-up in which a model should have begun to learn: a share of the run, within these bounds.
+_SHARE_OF_RUN, _MIN_STEPS, _MAX_STEPS = 0.2, 200, 10_000
+
+
+# Speed and memory
+
+
+class Pace:
+    """Measures speed, loader wait and memory over steps of training.
+
+    Args:
+        device: The device of the run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._images, self._waited = 0, 0.0
+        self._since = time.monotonic()
+
+    def add(self, step: StepResult) -> None:
+        """Counts a step."""
+        self._images += step.num_images
+        self._waited += step.loader_wait
+
+    def take(self) -> dict[str, float]:
+        """Returns the figures since the last call, and starts over.
+
+        `images_per_second`; `loader_wait`, the share of the time (0 to 1) spent waiting for images; `memory_gib`, see
+        `memory_gib`.
+        """
+        now = time.monotonic()
+        seconds = max(now - self._since, 1e-9)
+        figures = {
+            "images_per_second": self._images / seconds,
+            "loader_wait": min(1.0, self._waited / seconds),
+            "memory_gib": memory_gib(self._device),
+        }
+        self._images, self._waited, self._since = 0, 0.0, now
+        return figures
+
+
+def memory_gib(device: torch.device) -> float:
+    """Memory in GiB: on a GPU the peak of allocated tensors, otherwise the resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30
+
+
+class Stopwatch:
+    """The time of a run over all of its starts, and the time since its last checkpoint.
+
+    Args:
+        seconds: Time of earlier starts.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._started = self._checkpoint_at = time.monotonic()
+        self._earlier = seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run so far."""
+        return self._earlier + time.monotonic() - self._started
+
+    def note_checkpoint(self) -> None:
+        """Restarts the time since the last checkpoint."""
+        self._checkpoint_at = time.monotonic()
+
+    def minutes_since_checkpoint(self) -> float:
+        """Minutes since the last checkpoint, or since the start."""
+        return (time.monotonic() - self._checkpoint_at) / 60
+
+
+# Signs that training goes wrong
+
+
+@dataclass
+class Symptom:
+    """The history of one sign.
+
+    Attributes:
+        in_a_row: How many of the latest evaluations showed it.
+        was_well: Whether an earlier evaluation, of a model that had learned something, did not show it.
+        told: Whether it has been reported since it appeared.
+    """
+
+    in_a_row: int = 0
+    was_well: bool = False
+    told: bool = False
+
+
+def is_due(step: int, total_steps: int, warmup_steps: int) -> bool:
+    """Whether a run has trained long enough for its model to find objects."""
+    share = _SHARE_OF_RUN * (total_steps - warmup_steps)
+    return step >= warmup_steps + min(max(share, _MIN_STEPS), _MAX_STEPS)
+
+
+def find_symptoms(report: EvaluationReport, history: dict[str, Symptom], due: bool) -> list[str]:
+    """Returns warnings to show after an evaluation; each sign is reported once until it disappears.
+
+    Args:
+        report: The evaluation.
+        history: Name of the sign → its history; updated in place.
+        due: See `is_due`.
+    """
+    figures = report.queries
+    if figures is None:
+        return []
+    present = {}
+    if figures.object_queries < _MIN_OBJECT_QUERIES * figures.objects:
+        present["nothing_found"] = (
+            f"the model predicts almost only 'no object': per evaluation image, {figures.object_queries:.2g} queries "
+            f"predict a class, but there are {figures.objects:.1f} objects on average"
+        )
+    if figures.spread is not None and figures.spread < _MIN_SPREAD:
+        present["collapsed"] = (
+            f"the queries have collapsed: the predicted boxes of an evaluation image vary by only "
+            f"{figures.spread:.1%} of what its true boxes do"
+        )
+    warnings = []
+    for name in ("nothing_found", "collapsed"):
+        symptom = history.setdefault(name, Symptom())
+        if name not in present:
+            history[name] = Symptom(was_well=symptom.was_well or report.metrics.ap50 >= _LEARNED_AP50)
+            continue
+        symptom.in_a_row += 1
+        if symptom.in_a_row >= _MIN_EVALUATIONS and (symptom.was_well or due) and not symptom.told:
+            symptom.told = True
+            warnings.append(f"{present[name]}. {_remedy(symptom)}")
+    return warnings
+
+
+def _remedy(symptom: Symptom) -> str:
+    if symptom.was_well:
+        return (
+            f"This was not the case {symptom.in_a_row} evaluations ago. Resume from an earlier checkpoint (--resume "
+            f"FOLDER) with a lower learning_rate and backbone_learning_rate, or a longer warm-up."
+        )
+    return (
+        "The model has not learned to find objects so far. Check the data (detr data check), and try lower learning "
+        "rates or a longer warm-up. A DETR with random weights needs many steps, or encoder_supervision, "
+        "denoising_groups and local_start."
+    )

@@ -1,0 +1,80 @@
+"""The folder of a run: the names of its files, its checkpoints' folders, and tidying it after a kill.
+
+    runs/NAME/
+      recipe.yaml         the resolved recipe
+      log.jsonl           one JSON object per line, see `metric_logger`
+      trackers/           files of Accelerate's trackers, such as TensorBoard's
+      checkpoints/        step_00001200/ …, see `checkpointing`
+      model/              the best model so far, see `export`
+      evaluation.*        figures of that model
+      predictions/        pictures of its predictions on evaluation images
+      nonfinite/          steps whose loss was not finite, see `replay`
+
+Everything is written under a hidden name and then renamed, so what has its own name is complete; see `atomic_output`.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from modeling_detr.atomic_output import previous_path, restore_interrupted
+from modeling_detr.conversion.sources import EXPORTED_MODEL as MODEL
+
+
+RECIPE = "recipe.yaml"
+LOG = "log.jsonl"
+TRACKERS = "trackers"
+CHECKPOINTS = "checkpoints"
+PREDICTIONS = "predictions"
+NONFINITE = "nonfinite"
+
+_CHECKPOINT_NAME = re.compile(r"step_(\d+)|\.step_(\d+)\.previous")
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a folder contains files of a run."""
+    names = (RECIPE, LOG, CHECKPOINTS, MODEL, previous_path(MODEL).name)
+    return any((run_dir / name).exists() for name in names)
+
+
+def tidy_after_kill(run_dir: Path) -> None:
+    """Removes half-written files and folders, and restores folders that were being replaced."""
+    for folder in (run_dir, run_dir / CHECKPOINTS):
+        restore_interrupted(folder)
+        for leftover in folder.glob(".*.writing"):  # of older versions
+            remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Removes a folder, a file or a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """The folder of the checkpoint after `step` optimizer steps."""
+    return run_dir / CHECKPOINTS / f"step_{step:08d}"
+
+
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """All checkpoint folders, oldest first; one that a kill interrupted while it was replaced has its hidden name."""
+    folders = [path for path in (run_dir / CHECKPOINTS).glob("*") if _CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(
+        (path for path in folders if not path.name.startswith(".") or path.with_name(path.name[1:-9]) not in folders),
+        key=step_of,
+    )
+
+
+def drop_later_checkpoints(run_dir: Path, step: int) -> None:
+    """Removes checkpoints after `step`, which a run that continues from there will write again."""
+    for folder in checkpoint_folders(run_dir):
+        if step_of(folder) > step:
+            remove(folder)
+
+
+def step_of(folder: Path) -> int:
+    """Optimizer steps before a checkpoint, from the name of its folder; -1 for other names."""
+    match = _CHECKPOINT_NAME.fullmatch(folder.name)
+    return int(match[1] or match[2]) if match else -1
