@@ -89,6 +89,10 @@ class RecipeNotFoundError(DetrError, FileNotFoundError):
     """A recipe that is neither a file nor one of the package's."""
 
 
+class PluginError(DetrError):
+    """An installed plug-in that cannot be imported."""
+
+
 class OutputError(DetrError, OSError):
     """A file or folder that cannot be written, for example because the disk is full."""
 

@@ -1,4 +1,4 @@
-"""`detr convert`, from a checkout."""
+"""Run `detr convert` from a checkout."""
 
 from modeling_detr.commands import run_command
 

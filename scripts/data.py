@@ -1,4 +1,4 @@
-"""`detr data`, for who has not installed the package."""
+"""Run `detr data` from a checkout."""
 
 from modeling_detr.commands import run_command
 

@@ -1,4 +1,4 @@
-"""`detr evaluate`, for `accelerate launch` and `torchrun`."""
+"""Run `detr evaluate` from a checkout, also under `accelerate launch` and `torchrun`."""
 
 from modeling_detr.commands import run_command
 

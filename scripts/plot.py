@@ -1,4 +1,4 @@
-"""`detr plot`, for `accelerate launch` and `torchrun`."""
+"""Run `detr plot` from a checkout."""
 
 from modeling_detr.commands import run_command
 

@@ -1,4 +1,4 @@
-"""`detr predict`, for `accelerate launch` and `torchrun`."""
+"""Run `detr predict` from a checkout."""
 
 from modeling_detr.commands import run_command
 

@@ -1,4 +1,4 @@
-"""`detr train`, for `accelerate launch` and `torchrun`."""
+"""Run `detr train` from a checkout, also under `accelerate launch` and `torchrun`."""
 
 from modeling_detr.commands import run_command
 

@@ -13,7 +13,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, PrecisionType
 
 from modeling_detr import DetrConfig
-from modeling_detr.commands import _COMMANDS
+from modeling_detr.commands import COMMANDS
 from modeling_detr.training.recipe_parsing import parse_recipe
 
 
@@ -94,8 +94,8 @@ def test_constraints_pin_exact_versions_within_the_ranges_of_the_project():
 
 
 def test_every_command_has_a_module_and_a_script():
-    for name in _COMMANDS:
-        assert (ROOT / "modeling_detr/commands" / f"{name}.py").is_file()
+    for name, command in COMMANDS.items():
+        assert (ROOT / f"{command.module.replace('.', '/')}.py").is_file()
         assert f'run_command("{name}")' in (ROOT / "scripts" / f"{name}.py").read_text()
 
 
@@ -103,7 +103,7 @@ def test_the_readme_types_only_what_exists():
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for command in re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?detr (\w+)", text, flags=re.MULTILINE):
-        assert command in _COMMANDS
+        assert command in COMMANDS
     for target in re.findall(r"\bmake (\w+)", text):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), target
     for path in re.findall(r"\b(?:configs|scripts)/[\w/]+\.(?:yaml|py)", text):

@@ -1,41 +1,64 @@
-"""The console command `detr`: one module a command, each telling one story."""
+"""The console command `detr`: one module per command, listed in `COMMANDS`, and the plug-ins that may add more."""
 
 import importlib
+import importlib.metadata
 import os
 import re
+import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from modeling_detr.errors_detr import DetrError, PluginError, did_you_mean, python_argument
 
 
-_COMMANDS = {
-    "train": "train a detector as a recipe says",
-    "evaluate": "measure COCO AP of a model on a dataset",
-    "predict": "draw the detections of a model on images",
-    "convert": "turn a checkpoint of one kind into one of another",
-    "data": "check, convert or show a dataset",
-    "plot": "draw the curves of one run or compare several",
+PLUGINS = "modeling_detr.plugins"  # entry-point group of packages that add to the public tables
+
+
+class Command(NamedTuple):
+    """A command of `detr`.
+
+    Attributes:
+        summary: One line for `detr --help`.
+        module: Name of the module, imported only to run the command. It has `main(arguments) -> exit code or None` and
+            may have `OPTION_NAMES`, which maps arguments of the library to the command's options where they differ.
+    """
+
+    summary: str
+    module: str
+
+
+COMMANDS = {
+    "train": Command("train a model from a recipe", "modeling_detr.commands.train"),
+    "evaluate": Command("compute AP and panoptic quality of a model on a dataset", "modeling_detr.commands.evaluate"),
+    "predict": Command("detect objects in images and draw them", "modeling_detr.commands.predict"),
+    "convert": Command(
+        "convert checkpoints of the original DETR or of Transformers", "modeling_detr.commands.convert"
+    ),
+    "data": Command("check, convert or show a dataset", "modeling_detr.commands.data"),
+    "plot": Command("plot the curves of one or several runs", "modeling_detr.commands.plot"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `detr COMMAND …` and returns its exit code; a user's error is one line on stderr and the code 2.
+    """Runs `detr COMMAND …` and returns its exit code. An error the user can fix is one line on stderr and the code 2.
 
-    With `DETR_TRACEBACK=1` in the environment, errors show where they come from.
+    With `DETR_TRACEBACK=1` in the environment, errors keep their traceback.
 
     Args:
         argv: The arguments; None: those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    name, *rest = arguments or ["--help"]
+    if name not in ("-h", "--help"):
+        return run_command(name, rest)
+    code = _report_errors("detr", load_plugins)
+    if code == 0:
         print(_usage())
-        return 0 if arguments else 2
-    name, *rest = arguments
-    if name not in _COMMANDS:
-        print(f"detr: there is no command '{name}'; wanted one of {', '.join(_COMMANDS)}.", file=sys.stderr)
-        return 2
-    return run_command(name, rest)
+        code = 0 if arguments else 2
+    return code
 
 
 def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
@@ -43,50 +66,99 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
 
     Args:
         name: Name of the command.
-        arguments: What follows its name; None: the arguments of the process.
+        arguments: What follows the name; None: the arguments of the process.
     """
+    code = _report_errors("detr", load_plugins)
+    if code != 0:
+        return code
+    if name not in COMMANDS:
+        print(f"detr: unknown command '{name}'; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    module = COMMANDS[name].module
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def run() -> int | None:
+        code: int | None = importlib.import_module(module).main(given)
+        return code
+
+    def spell(setting: str, value: object) -> str:
+        names: Mapping[str, str] = getattr(importlib.import_module(module), "OPTION_NAMES", {})
+        return _as_option(names.get(setting, setting), value)
+
+    return _report_errors(f"detr {name}", run, spell)
+
+
+def load_plugins() -> None:
+    """Imports the entry points of the group `modeling_detr.plugins`, which may add to any public table.
+
+    Raises:
+        PluginError: One cannot be imported.
+    """
+    for entry in importlib.metadata.entry_points(group=PLUGINS):
+        try:
+            entry.load()
+        except Exception as error:  # whatever a foreign module raises
+            package = entry.dist.name if entry.dist is not None else entry.value
+            raise PluginError(
+                f"plug-in '{entry.name}'",
+                f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})",
+                f"fix or uninstall the package {package}",
+            ) from error
+
+
+def _report_errors(
+    program: str, run: Callable[[], int | None], spell: Callable[[str, object], str] = python_argument
+) -> int:
+    """The exit code of `run`; an error that the user can fix is printed as one line."""
     try:
-        module = importlib.import_module(f"modeling_detr.commands.{name}")
-        code: int | None = module.main(list(sys.argv[1:] if arguments is None else arguments))
+        return run() or 0
     except KeyboardInterrupt:
-        print(f"detr {name}: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ArithmeticError) as error:
+    except (DetrError, ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
-        print(f"detr {name}: {_message(error)}", file=sys.stderr)
+        message = error.message(spell) if isinstance(error, DetrError) else str(error)
+        print(f"{program}: {_without_worker_traceback(message)}", file=sys.stderr)
         return 2
-    return code or 0
+
+
+def _as_option(name: str, value: object) -> str:
+    """A setting as the command line takes it: `--data_format coco`."""
+    if value is True:
+        return f"--{name}"
+    if value is None or value is False:
+        return f"--{name} {str(value).lower()}"
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return f"--{name} {shlex.quote(text)}"
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Whether the message is enough: something with a file or the network, or an error that this package raised."""
-    if isinstance(error, OSError):
+    """Whether the message suffices: it is about a file or the network, or this package raised it."""
+    if isinstance(error, DetrError | OSError):
         return True
-    if _from_loader_worker(error):
+    if _from_loader_worker(str(error)):
         raised_in = re.findall(r'^ *File "(.+?)", line', str(error), flags=re.MULTILINE)[-1]
     else:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return Path(raised_in).is_relative_to(Path(__file__).parents[1])
 
 
-def _from_loader_worker(error: Exception) -> re.Match[str] | None:
-    """An error that a loader process had comes out with the text of its traceback as message."""
-    return re.match(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback", str(error))
+def _from_loader_worker(message: str) -> re.Match[str] | None:
+    """PyTorch passes on an error of a data loader process as the text of its traceback."""
+    return re.match(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback", message)
 
 
-def _message(error: Exception) -> str:
-    """What went wrong, without the traceback that PyTorch puts around an error of a loader process."""
-    caught = _from_loader_worker(error)
+def _without_worker_traceback(message: str) -> str:
+    caught = _from_loader_worker(message)
     if caught is None:
-        return str(error)
-    # The last line of the traceback is the error, and the message may go on over further lines.
-    said = re.split(rf"^(?:\w+\.)*{caught[1]}: ", str(error), flags=re.MULTILINE)[-1]
-    return " ".join(said.split())
+        return message
+    # the last line of the traceback is the error; its message may span further lines
+    original = re.split(rf"^(?:\w+\.)*{caught[1]}: ", message, flags=re.MULTILINE)[-1]
+    return " ".join(original.split())
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{what}" for name, what in _COMMANDS.items()]
-    return "\n".join(
-        ["usage: detr COMMAND …", "", *lines, "", "detr COMMAND --help explains a command and its options."]
-    )
+    width = 2 + max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: detr COMMAND …", "", *lines, "", "Options of a command: detr COMMAND --help"])

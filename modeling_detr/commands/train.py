@@ -1,15 +1,16 @@
-r"""Trains a detector as a recipe says.
+r"""Trains a model from a recipe.
 
-    detr train configs/shapes.yaml --output_dir runs/demo
+    detr train shapes --output_dir runs/demo
     accelerate launch --config_file configs/accelerate/several_gpus.yaml scripts/train.py configs/detr_r50.yaml \
         --data COCO_FOLDER
 
-Every key of the recipe can be given on the command line, where it wins over the file. In the run's folder lie the
-recipe, `log.jsonl`, the trackers' files, the newest checkpoints, and `model/`: the best model so far, ready for use.
+A recipe is a YAML file, or the name of one that comes with the package. Every key can also be set on the command line,
+which wins over the file. The run's folder gets the recipe, `log.jsonl`, the trackers' files, the newest checkpoints,
+and `model/`: the best model so far, ready to use.
 
     detr train --replay runs/demo/nonfinite/step_00000012_process_0.safetensors --mixed_precision no
 
-runs a step again that ended a run because it was not finite, as it was or in another precision.
+repeats a step with a non-finite loss that ended a run, as it was or in another precision.
 """
 
 import argparse
@@ -20,15 +21,18 @@ from pathlib import Path
 from modeling_detr.training.recipe_parsing import parse_recipe
 
 
+OPTION_NAMES = {"format": "data_format"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains; returns the exit code, 128 and the signal's number if one stopped the run."""
+    """Trains; returns the exit code, which is 128 plus the signal's number if a signal stopped the run."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if any(argument.partition("=")[0] == "--replay" for argument in arguments):
         return _replay(arguments)
     notes: list[str] = []
     recipe = parse_recipe(arguments, notes=notes)
 
-    # Only now what takes seconds to import: `--help` and a mistake in the recipe answer at once.
+    # What takes seconds to import comes after parsing: `--help` and errors in the recipe appear at once.
     from modeling_detr.training.export import push_model, push_notes
     from modeling_detr.training.metric_logger import read_log
     from modeling_detr.training.preflight import preflight
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from modeling_detr.training.trainer import Trainer
     from modeling_detr.visualization import plot_curves
 
-    # Build everything, and say what is about to happen before it does.
+    # Build everything, and print the plan.
     trainer = Trainer(recipe)
     trainer.notes += notes + push_notes(recipe)
     on_main_process = trainer.accelerator.is_main_process
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in preflight(trainer):
             print(f"preflight {line}", flush=True)
 
-    # Train; a signal ends the run between two steps and leaves a checkpoint.
+    # Train; a signal ends the run between two steps, with a checkpoint.
     try:
         report = trainer.train()
     except TrainingInterrupted as interruption:
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer.accelerator.end_training()
         return 128 + interruption.signal_number
 
-    # Say what came of it, and where it lies.
+    # Report the results and where they are.
     if on_main_process:
         state, log = trainer.state, read_log(trainer.run_dir / LOG)
         print(f"\nThe last evaluation, after {state.step:,} steps:\n\n{report.metrics_table()}\n")
@@ -74,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _replay(arguments: Sequence[str]) -> int:
-    """Runs a step again; returns 1 if it is not finite again, 0 if it is finite."""
+    """Repeats a step; returns 1 if it is non-finite again, 0 if it is finite."""
     parser = argparse.ArgumentParser("detr train", allow_abbrev=False)
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="a step of nonfinite/ in a run's folder")
-    parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: the run's)")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="a file of nonfinite/ in the folder of a run")
+    parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as in the run)")
     given = parser.parse_args(arguments)
 
     from modeling_detr.training.replay import FailedStep, Replay
@@ -85,5 +89,5 @@ def _replay(arguments: Sequence[str]) -> int:
     replay = Replay(FailedStep.load(given.replay), given.mixed_precision)
     for line in replay.lines():
         print(line, flush=True)
-    print("finite here" if replay.is_finite else "not finite again")
+    print("finite here" if replay.is_finite else "non-finite again")
     return 0 if replay.is_finite else 1

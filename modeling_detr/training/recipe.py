@@ -287,12 +287,13 @@ class Recipe:
     def _check_model(self) -> None:
         for name in ("backbone_weights", "local_start"):
             if self.model is not None and getattr(self, name):
-                raise RecipeError(name, "initialises a new model, but 'model' is given", f"drop {name} or model")
+                raise RecipeError(name, "initialises a new model, but 'model' is given", "drop one of the two")
         if self.label_mapping and (self.model is None or self.head_init == "fresh"):
             raise RecipeError(
                 "label_mapping",
                 "needs a model whose class head is reused by name",
-                "give --model and leave head_init at 'by_name'",
+                "give a model, and leave head_init at 'by_name'",
+                {"model": "FOLDER"},
             )
         for old, new in self.label_mapping.items():
             if not isinstance(new, str):
@@ -300,11 +301,11 @@ class Recipe:
 
     def _check_frozen_detector(self) -> None:
         if self.task == "detection":
-            raise RecipeError(
-                "freeze_detector", "leaves nothing to train for the task 'detection'", settings={"task": "panoptic"}
-            )
+            problem = "leaves nothing to train for the task 'detection'"
+            raise RecipeError("freeze_detector", problem, "choose a task with masks", {"task": "panoptic"})
         if self.model is None:
-            raise RecipeError("freeze_detector", "needs a trained detector", settings={"model": "FOLDER"})
+            problem = "needs a trained detector to start from"
+            raise RecipeError("freeze_detector", problem, "give one", {"model": "FOLDER"})
         if self.encoder_supervision or self.denoising_groups:
             raise RecipeError(
                 "freeze_detector",
@@ -321,7 +322,7 @@ class Recipe:
             RecipeError: It is not given.
         """
         if self.data is None:
-            raise RecipeError("data", "not given", settings={"data": "FOLDER"})
+            raise RecipeError("data", "not given", "choose a dataset", {"data": "FOLDER"})
         return self.data
 
     @property
@@ -332,7 +333,7 @@ class Recipe:
             RecipeError: It is not given.
         """
         if self.output_dir is None:
-            raise RecipeError("output_dir", "not given", settings={"output_dir": "FOLDER"})
+            raise RecipeError("output_dir", "not given", "choose a folder for the run", {"output_dir": "FOLDER"})
         return Path(self.output_dir)
 
     def to_yaml(self) -> str:

@@ -97,13 +97,6 @@ def test_a_file_for_a_new_model_serves_to_train_a_given_one(config, tmp_path, ca
     assert "note      model_config of the recipe is ignored" in capsys.readouterr().out
 
 
-def test_unknown_commands_and_help(capsys):
-    assert commands.main(["trian"]) == 2
-    assert "there is no command 'trian'" in capsys.readouterr().err
-    assert commands.main(["--help"]) == 0
-    assert "evaluate" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_the_whole_batch(config, tmp_path):
     for processes, batch_size in ((1, 8), (2, 4)):

@@ -39,7 +39,7 @@ def test_a_nan_in_one_image_ends_the_run_names_it_and_can_be_run_again(tiny_reci
     assert "first in the output of detector.model.backbone" in said
     assert re.findall(r"/(\d+)\.png  64x64, \d+ boxes, (.*): alone NOT", said) == [("000007", "1 numbers not finite")]
     assert said.count("alone finite") == 3
-    assert said.endswith("not finite again\n")
+    assert said.endswith("non-finite again\n")
 
 
 def test_a_replay_computes_what_the_run_has_computed_bit_for_bit(tiny_recipe, monkeypatch, capsys):
