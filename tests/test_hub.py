@@ -1,8 +1,9 @@
-"""What others load: through the Auto classes with this package, and through trust_remote_code without it."""
+"""Saved models load through the Auto classes with this package, and through trust_remote_code without it."""
 
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from transformers import (
     pipeline,
 )
 
+import modeling_detr
 from modeling_detr import (
     DetrConfig,
     DetrForObjectDetection,
@@ -25,19 +27,8 @@ from modeling_detr import (
 )
 
 
-HUB_FILES = {
-    "annotations_detr.py",
-    "backbone_detr.py",
-    "configuration_detr.py",
-    "errors_detr.py",
-    "image_processing_detr.py",
-    "loss_detr.py",
-    "modeling_detr.py",
-    "post_processing_detr.py",
-    "pretrained_detr.py",
-    "stock_detr.py",
-    "structures_detr.py",
-}
+SEGMENTER_FILES = {path.name for path in Path(modeling_detr.__file__).parent.glob("*_detr.py")}
+DETECTOR_FILES = SEGMENTER_FILES - {"segmentation_detr.py"}
 
 
 def save(model, folder):
@@ -53,9 +44,11 @@ def test_auto_classes_build_ours_and_not_transformers_own(tiny_detector, tmp_pat
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is DetrTorchvisionImageProcessor
 
 
-def test_what_is_saved_travels_with_the_hub_files_and_no_other_code(tiny_detector, tmp_path):
-    save(tiny_detector(), tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == HUB_FILES
+def test_a_saved_model_comes_with_the_hub_files_it_needs_and_no_other_code(tiny_detector, tiny_segmenter, tmp_path):
+    for model, files in ((tiny_detector(), DETECTOR_FILES), (tiny_segmenter(), SEGMENTER_FILES)):
+        folder = tmp_path / type(model).__name__
+        save(model, folder)
+        assert {path.name for path in folder.glob("*.py")} == files
 
 
 def test_the_saved_folder_loads_with_trust_remote_code_where_the_package_is_absent(tiny_detector, tmp_path):
@@ -71,8 +64,8 @@ def test_the_saved_folder_loads_with_trust_remote_code_where_the_package_is_abse
         assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
         processor = AutoImageProcessor.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
         assert type(processor).__name__ == "DetrTorchvisionImageProcessor"
-        wanted = torch.load({str(tmp_path / "logits.pt")!r}, weights_only=True)
-        torch.testing.assert_close(model(torch.ones(1, 3, 64, 96)).logits, wanted)
+        logits = torch.load({str(tmp_path / "logits.pt")!r}, weights_only=True)
+        torch.testing.assert_close(model(torch.ones(1, 3, 64, 96)).logits, logits)
     """
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
     run = subprocess.run(
@@ -102,7 +95,7 @@ def test_the_segmentation_pipeline_works_where_the_package_is_absent(tiny_segmen
 
 def test_the_object_detection_pipeline_works(tiny_detector, tmp_path):
     save(tiny_detector(), tmp_path)
-    # Without trust_remote_code=False the library asks: it takes what is saved for a video processor's remote code too
+    # without trust_remote_code=False, Transformers asks whether to trust the code: it looks for a video processor too
     detect = pipeline("object-detection", model=str(tmp_path), device="cpu", trust_remote_code=False)
     results = detect(Image.new("RGB", (120, 80), "red"), threshold=0.0)
     assert len(results) == 7
@@ -113,10 +106,10 @@ class _Images(Dataset):
     def __len__(self):
         return 4
 
-    def __getitem__(self, position):
+    def __getitem__(self, index):
         return {
-            "pixel_values": torch.full((3, 64, 96), position / 4),
-            "labels": {"class_labels": torch.tensor([position]), "boxes": torch.full((1, 4), 0.5)},
+            "pixel_values": torch.full((3, 64, 96), index / 4),
+            "labels": {"class_labels": torch.tensor([index]), "boxes": torch.full((1, 4), 0.5)},
         }
 
 

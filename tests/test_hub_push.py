@@ -1,4 +1,4 @@
-"""Pushing and pulling through the real client, against a Hub that these tests start."""
+"""Pushing and pulling with the real client, and a local stand-in for the Hub."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from hub_server import TOKEN, serving
-from test_hub import HUB_FILES, save
+from test_hub import DETECTOR_FILES, save
 
 
 ROOT = Path(__file__).parents[1]
@@ -34,20 +34,20 @@ def hub():
 
 
 def run(script, hub, folder, token=TOKEN, **environment):
-    """What a process of its own does, whose Hub is the one on loopback."""
-    done = subprocess.run(
+    """Run a script in a separate process that uses the local Hub, and return what it prints."""
+    finished = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
         cwd=folder,
         env=hub.environment(folder / "home", token) | {"PYTHONPATH": str(ROOT)} | environment,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
 
 
 @pytest.mark.slow
-def test_what_is_pushed_comes_back_and_runs_where_the_package_is_absent(hub, tiny_detector, tmp_path):
+def test_a_pushed_model_loads_with_and_without_the_package(hub, tiny_detector, tmp_path):
     model = tiny_detector(id2label={0: "cat", 1: "dog"}, num_labels=2)
     save(model, tmp_path / "saved")
     torch.save(model(torch.ones(1, 3, 64, 96)).logits, tmp_path / "logits.pt")
@@ -59,7 +59,6 @@ def test_what_is_pushed_comes_back_and_runs_where_the_package_is_absent(hub, tin
         model = DetrForObjectDetection.from_pretrained("saved")
         model.push_to_hub("me/tiny")
         DetrTorchvisionImageProcessor.from_pretrained("saved").push_to_hub("me/tiny")
-        wanted = torch.load("logits.pt", weights_only=True)
         for load in (DetrForObjectDetection.from_pretrained, AutoModelForObjectDetection.from_pretrained):
             pulled = load("me/tiny")
             assert type(pulled) is DetrForObjectDetection
@@ -74,7 +73,7 @@ def test_what_is_pushed_comes_back_and_runs_where_the_package_is_absent(hub, tin
         tmp_path,
     )
     files = hub.repositories["me/tiny"]
-    assert {name for name in files if name.endswith(".py")} == HUB_FILES
+    assert {name for name in files if name.endswith(".py")} == DETECTOR_FILES
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(files)
     run(
         """
@@ -87,8 +86,8 @@ def test_what_is_pushed_comes_back_and_runs_where_the_package_is_absent(hub, tin
         assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
         processor = AutoImageProcessor.from_pretrained("me/tiny", **options)
         assert type(processor).__name__ == "DetrTorchvisionImageProcessor"
-        wanted = torch.load("logits.pt", weights_only=True)
-        torch.testing.assert_close(model(torch.ones(1, 3, 64, 96)).logits, wanted)
+        logits = torch.load("logits.pt", weights_only=True)
+        torch.testing.assert_close(model(torch.ones(1, 3, 64, 96)).logits, logits)
         names = {0: "dog", 1: "hen", 2: "cat"}
         grown = AutoModelForObjectDetection.from_pretrained(
             "me/tiny", id2label=names, ignore_mismatched_sizes=True, **options
@@ -107,7 +106,7 @@ def test_what_is_pushed_comes_back_and_runs_where_the_package_is_absent(hub, tin
 
 @pytest.fixture
 def recipe(tmp_path):
-    """The arguments of a run of a few seconds."""
+    """The arguments of a run that takes a few seconds."""
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     return ["tiny.yaml", "--output_dir", "run"]
 
@@ -124,24 +123,24 @@ def train(hub, folder, arguments, token=TOKEN):
 
 
 @pytest.mark.slow
-def test_a_run_pushes_its_best_model_with_a_card_and_a_failed_push_loses_nothing(hub, recipe, tmp_path):
-    done = train(hub, tmp_path, [*recipe, "--push_to_hub", "me/run", "--hub_private"], token="hf_wrong")
-    assert done.returncode != 0
-    assert "the best model is pushed to me/run at the end" in done.stdout
-    assert "the push to me/run failed" in done.stderr
-    assert "Push it later with: hf upload me/run run/model" in done.stderr
+def test_a_run_pushes_its_best_model_with_a_card_and_survives_a_failed_push(hub, recipe, tmp_path):
+    failed = train(hub, tmp_path, [*recipe, "--push_to_hub", "me/run", "--hub_private"], token="hf_wrong")
+    assert failed.returncode != 0
+    assert "the best model is pushed to me/run at the end" in failed.stdout
+    assert "the push to me/run failed" in failed.stderr
+    assert "Push it later with: hf upload me/run run/model" in failed.stderr
     assert "me/run" not in hub.repositories
-    made = {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
+    exported = {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
     done = train(hub, tmp_path, [*recipe, "--push_to_hub", "me/run", "--hub_private", "--resume", "auto"])
     assert done.returncode == 0, done.stderr
     assert f"pushed to {hub.url}/me/run" in done.stdout
     pushed = hub.repositories["me/run"]
     assert hub.private["me/run"]
     assert hub.commits["me/run"] == 1
-    assert {name: pushed.get(name) for name in made} == made
-    assert {name for name in pushed if name.endswith(".py")} == HUB_FILES
+    assert {name: pushed.get(name) for name in exported} == exported
+    assert {name for name in pushed if name.endswith(".py")} == DETECTOR_FILES
     card = pushed["README.md"].decode()
-    for said in (
+    for text in (
         "circle, square, triangle, star",
         "shapes[train]: 16 images",
         'from_pretrained("me/run")',
@@ -149,7 +148,7 @@ def test_a_run_pushes_its_best_model_with_a_card_and_a_failed_push_loses_nothing
         "learning_rate: 0.0001",
         "| AP ",
     ):
-        assert said in card, said
+        assert text in card, text
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["pipeline_tag"] == "object-detection"
     measured = json.loads((tmp_path / "run" / "evaluation.json").read_text())["metrics"]["ap"]
