@@ -11,14 +11,13 @@ Several processes on a machine without GPUs want ACCELERATE_USE_CPU=true in the 
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from modeling_detr.commands.detector import task_of
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import (
     DetectionDataset,
@@ -34,8 +33,10 @@ from modeling_detr.data.splits import evaluation_images
 from modeling_detr.data.transforms import SampleTransform
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import evaluate
+from modeling_detr.evaluation.evaluators import Evaluator, default_evaluators
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.prediction import task_of
 from modeling_detr.structures_detr import DetectionIndex, Task
 from modeling_detr.training.recipe import Recipe
 
@@ -108,37 +109,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     loader = DataLoader(samples, batch_sampler=sampler, collate_fn=collator, num_workers=arguments.num_workers)
 
     # Judge, show, write.
-    boxes = CocoEvaluator(index)
-    masks = CocoEvaluator(index, masks=True) if task != "detection" else None
-    save_to = arguments.output_dir / "predictions_panoptic"
-    panoptic = PanopticEvaluator(index, save_to) if task == "panoptic" else None
+    evaluators = default_evaluators(index, task)
+    for evaluator in evaluators:
+        if isinstance(evaluator, PanopticEvaluator):
+            evaluator.save_to = arguments.output_dir / "predictions_panoptic"
     model.to(accelerator.device)
-    report = evaluate(
-        model,
-        loader,
-        processor,
-        index,
-        accelerator,
-        task=task,
-        evaluator=boxes,
-        mask_evaluator=masks,
-        panoptic_evaluator=panoptic,
-        progress=True,
-    )
+    report = evaluate(model, loader, processor, index, accelerator, evaluators, progress=True)
     if accelerator.is_main_process:
         print(report.metrics_table())
         print(f"\n{report.summary()}")
         written = report.save(arguments.output_dir)
-        for evaluator, name in ((boxes, "predictions.json"), (masks, "predictions_masks.json")):
-            if evaluator is not None:
-                results = [row for row in evaluator.to_coco_results() if row["category_id"] in own_category_ids]
-                written.append(arguments.output_dir / name)
-                written[-1].write_text(json.dumps(results), encoding="utf-8")
-        if panoptic is not None:
-            written.append(panoptic.save_json())
+        written += _save_predictions(evaluators, arguments.output_dir, own_category_ids)
         print("\n".join(map(str, written)))
     accelerator.end_training()
     return 0
+
+
+def _save_predictions(evaluators: Iterable[Evaluator], folder: Path, category_ids: Collection[int]) -> list[Path]:
+    """Writes the predictions that evaluators have kept in COCO's formats, without classes that only the model has."""
+    written = []
+    for evaluator in evaluators:
+        if isinstance(evaluator, CocoEvaluator):
+            results = [row for row in evaluator.to_coco_results() if row["category_id"] in category_ids]
+            written.append(folder / ("predictions_masks.json" if evaluator.masks else "predictions.json"))
+            written[-1].write_text(json.dumps(results), encoding="utf-8")
+        elif isinstance(evaluator, PanopticEvaluator):
+            written.append(evaluator.save_json())
+    return written
 
 
 def resizing_of(processor: DetrTorchvisionImageProcessor) -> SampleTransform | None:

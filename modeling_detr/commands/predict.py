@@ -21,11 +21,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from modeling_detr.commands.detector import detect, segment, task_of
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.evaluation.coco import encode_masks
 from modeling_detr.evaluation.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
+from modeling_detr.prediction import (
+    OBJECT_THRESHOLD,
+    SEGMENT_THRESHOLD,
+    predict_objects,
+    predict_segments,
+    task_of,
+)
 from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionResult, PanopticResult
 from modeling_detr.visualization import draw_detections, draw_panoptic
@@ -56,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = task_of(model)
     threshold: float = arguments.threshold
     if threshold is None:
-        threshold = 0.85 if task == "panoptic" else 0.5
+        threshold = SEGMENT_THRESHOLD if task == "panoptic" else OBJECT_THRESHOLD
 
     # Every image by itself: what is seen in one does not depend on which others it is padded with.
     found: list[dict[str, Any]] = []
@@ -69,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         picture = arguments.output_dir / name
         picture.parent.mkdir(parents=True, exist_ok=True)
         if task == "panoptic":
-            panoptic = segment(cast(DetrForSegmentation, model), processor, pixels, threshold)
+            panoptic = predict_segments(cast(DetrForSegmentation, model), processor, pixels, threshold)
             draw_panoptic(pixels, panoptic, names).save(picture, quality=92)
             what = _segments_entry(panoptic, names, arguments.output_dir, name)
         else:
-            result = detect(model, processor, pixels, threshold)
+            result = predict_objects(model, processor, pixels, threshold)
             scores, labels, boxes = result["scores"], result["labels"], result["boxes"]
             draw_detections(pixels, boxes, labels, scores, names, masks=result.get("masks")).save(picture, quality=92)
             what = {"detections": _detections_entry(result, names)}

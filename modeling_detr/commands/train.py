@@ -64,15 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if on_main_process:
         state, log = trainer.state, read_log(trainer.run_dir / LOG)
         print(f"\nThe last evaluation, after {state.step:,} steps:\n\n{report.metrics_table()}\n")
-        figure = report.decisive[0]
-        print(f"{state.seconds / 60:.1f} minutes; best {figure} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
+        metric = report.primary_metric.name
+        print(f"{state.seconds / 60:.1f} minutes; best {metric} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
         print(f"model     {trainer.run_dir / 'model'}, the best; its figures are in evaluation.md beside it")
         print(f"pictures  {trainer.run_dir / 'predictions'}")
         if any(entry["kind"] == "epoch" for entry in log):
             print(f"curves    {plot_curves({recipe.run_dir.name: log}, trainer.run_dir / 'curves.png')}")
     trainer.accelerator.end_training()
     if on_main_process and recipe.push_to_hub is not None:
-        message = f"{report.decisive[0]} {state.best_ap:.3f} after epoch {state.best_epoch}"
+        message = f"{report.primary_metric.name} {state.best_ap:.3f} after epoch {state.best_epoch}"
         print(f"pushed to {push_model(trainer.run_dir / 'model', recipe.push_to_hub, recipe.hub_private, message)}")
     return 0
 

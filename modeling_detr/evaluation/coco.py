@@ -1,21 +1,22 @@
-"""COCO average precision, by pycocotools, on ground truth built in memory: every dataset format evaluates alike.
+"""COCO average precision by pycocotools, on ground truth built in memory, so every dataset format is scored alike.
 
 Shapes: K predictions of one image · T IoU thresholds · R recall thresholds · C classes · A object sizes (all, small,
-medium, large) · M numbers of detections an image.
+medium, large) · M limits on the number of detections.
 """
 
 import contextlib
-import dataclasses
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeling_detr.evaluation.checks import check_label_range, pair_with_images
+from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult
 
 
@@ -23,16 +24,58 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_NUM_IOU_THRESHOLDS = 10  # .50, .55, … .95
+_NUM_RECALL_THRESHOLDS = 101  # 0, .01, … 1
+_OBJECT_SIZES = {"all": "all", "small": "area < 32²", "medium": "32² to 96²", "large": "area > 96²"}
+_IOU_INDEX: dict[str, int | slice] = {".50:.95": slice(None), ".50": 0, ".75": 5}
+
+
+class _Definition(NamedTuple):
+    """One of COCO's metrics: its field, its name, and what it averages over."""
+
+    field: str
+    name: str
+    iou: str  # a key of _IOU_INDEX
+    size: str  # a key of _OBJECT_SIZES
+    limit: int  # index in `max_detections`
+
+    @property
+    def is_recall(self) -> bool:
+        return self.field.startswith("ar_")
+
+    def mean(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> float:
+        """The metric from precision (T, R, C, A, M) and recall (T, C, A, M)."""
+        values = (recall if self.is_recall else precision)[..., list(_OBJECT_SIZES).index(self.size), self.limit]
+        return _mean(values[_IOU_INDEX[self.iou]])
+
+
+_DEFINITIONS = (
+    _Definition("ap", "AP", ".50:.95", "all", 2),
+    _Definition("ap50", "AP50", ".50", "all", 2),
+    _Definition("ap75", "AP75", ".75", "all", 2),
+    _Definition("ap_small", "AP small", ".50:.95", "small", 2),
+    _Definition("ap_medium", "AP medium", ".50:.95", "medium", 2),
+    _Definition("ap_large", "AP large", ".50:.95", "large", 2),
+    _Definition("ar_1", "AR 1", ".50:.95", "all", 0),
+    _Definition("ar_10", "AR 10", ".50:.95", "all", 1),
+    _Definition("ar_100", "AR 100", ".50:.95", "all", 2),
+    _Definition("ar_small", "AR small", ".50:.95", "small", 2),
+    _Definition("ar_medium", "AR medium", ".50:.95", "medium", 2),
+    _Definition("ar_large", "AR large", ".50:.95", "large", 2),
+)
+_PER_CLASS = [definition for definition in _DEFINITIONS if definition.field in ("ap", "ap50", "ap75", "ar_100")]
+
+
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """Figures of one class, in [0, 1]; nan where it has no ground truth.
+    """Metrics of one class, in [0, 1]; NaN if it has no ground truth.
 
     Attributes:
         ap: Mean over the IoU thresholds .50, .55, … .95.
         ap50: At IoU .50.
         ap75: At IoU .75.
         ar_100: Recall, mean over the IoU thresholds.
-        num_boxes: Boxes of the ground truth, crowd regions not counted.
+        num_boxes: Boxes of the ground truth, not counting crowd regions.
     """
 
     ap: float
@@ -43,26 +86,30 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class CocoMetrics:
-    """The twelve figures of COCO, in [0, 1], and those of each class; nan where there is no ground truth.
+class CocoMetrics(Metrics):
+    """COCO's twelve metrics of boxes, in [0, 1], and those of each class; NaN without ground truth.
 
-    Classes, and object sizes, without ground truth are left out of the means, as pycocotools leaves them out.
+    Like pycocotools, the means leave out classes and object sizes without ground truth.
 
     Attributes:
         ap: Mean over the IoU thresholds .50, .55, … .95 and the classes.
         ap50: At IoU .50.
         ap75: At IoU .75.
-        ap_small: Of objects of less than 32² square pixels.
+        ap_small: Of objects smaller than 32² square pixels.
         ap_medium: Of objects of 32² to 96² square pixels.
         ap_large: Of larger objects.
-        ar_1: Recall with one detection an image and class (the first of `max_detections`).
+        ar_1: Recall with 1 detection per image and class (the first of `max_detections`).
         ar_10: With 10 (the second).
         ar_100: With 100 (the last).
         ar_small: With 100, of small objects.
         ar_medium: With 100, of medium objects.
         ar_large: With 100, of large objects.
-        per_class: Class name → its figures, in the order of the labels.
+        per_class: Class name → its metrics, in the order of the labels.
     """
+
+    key: ClassVar[str] = "metrics"
+    priority: ClassVar[int] = 1
+    _kind: ClassVar[Literal["box", "mask"]] = "box"
 
     ap: float
     ap50: float
@@ -78,18 +125,52 @@ class CocoMetrics:
     ar_large: float
     per_class: Mapping[str, ClassMetrics]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers for JSON, nan as None."""
-        figures = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        classes = {name: dataclasses.asdict(metrics) for name, metrics in self.per_class.items()}
-        plain: dict[str, Any] = nan_to_none(figures | {"per_class": classes})
-        return plain
+    def headline(self) -> tuple[Metric, ...]:
+        """AP and AP50 of boxes, or AP of masks."""
+        if self._kind == "mask":
+            return (Metric("mask_ap", "mask AP", self.ap, hub_type="mAP"),)
+        return (
+            Metric("ap", "AP", self.ap, hub_type="mAP"),
+            Metric("ap50", "AP50", self.ap50, hub_type="mAP"),
+        )
+
+    def log_values(self) -> dict[str, object]:
+        """Everything: `ap` … `per_class`, or `mask_ap` … `mask_per_class`."""
+        prefix = "mask_" if self._kind == "mask" else ""
+        return {f"{prefix}{name}": value for name, value in self.as_dict().items()}
+
+    def tables(self) -> tuple[MetricTable, MetricTable]:
+        """The twelve metrics, and those of every class that has ground truth."""
+        suffix = ", masks" if self._kind == "mask" else ""
+        overall = [
+            (one.name, one.iou, _OBJECT_SIZES[one.size], (1, 10, 100)[one.limit], float(getattr(self, one.field)))
+            for one in _DEFINITIONS
+        ]
+        classes = [
+            (name, one.num_boxes, one.ap, one.ap50, one.ap75, one.ar_100)
+            for name, one in self.per_class.items()
+            if one.num_boxes > 0 and not math.isnan(one.ap)
+        ]
+        columns = ("class", "masks" if self._kind == "mask" else "boxes", *(one.name for one in _PER_CLASS))
+        return (
+            MetricTable(f"COCO{suffix}", ("metric", "IoU", "objects", "detections", "value"), overall),
+            MetricTable(f"Classes{suffix}", columns, classes),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CocoMaskMetrics(CocoMetrics):
+    """COCO's twelve metrics of masks; see `CocoMetrics`."""
+
+    key: ClassVar[str] = "mask_metrics"
+    priority: ClassVar[int] = 2
+    _kind: ClassVar[Literal["box", "mask"]] = "mask"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Predictions:
-    """Predictions of one image: scores (K,), labels (K,), boxes_xyxy (K, 4), and masks as K compressed run lengths, or
-    none."""
+    """Predictions of one image: scores (K,), labels (K,), boxes_xyxy (K, 4), and the masks as K compressed run
+    lengths, or an empty list."""
 
     scores: NDArray[np.floating[Any]]
     labels: NDArray[np.int64]
@@ -97,89 +178,96 @@ class _Predictions:
     masks: list[Any]
 
 
-class CocoEvaluator:
-    """Collects predictions and judges them with pycocotools: `update` for each batch, `gather`, `compute`.
+class _Row(NamedTuple):
+    """One prediction."""
 
-    All images of the index count: one without predictions has none. Predictions are kept by the position of their
-    image, so one that comes twice is counted once. Classes of stuff have no single objects to find and are not judged,
-    unless there are no others.
+    image_index: int
+    label: int
+    box_xyxy: list[float]
+    score: float
+    mask: Any  # compressed run lengths, or None
+
+
+class CocoEvaluator:
+    """Collects predictions and scores them with pycocotools: call `update` for each batch, `gather`, then `compute`.
+
+    All images of the index count; one without predictions has missed all its objects. Predictions are stored by image
+    index, so an image that is seen twice counts once. Stuff classes have no separate objects and are not scored,
+    unless there are no other classes.
 
     Args:
         index: The dataset; its labels are those of the predictions.
-        max_detections: Detections an image and class that count, for the three figures of recall; the last, for AP.
-        masks: Judge masks instead of boxes: results have `masks`, which are kept as run lengths.
+        max_detections: Limits on the detections per image and class, for the three recall metrics; the last one is
+            used for AP.
+        masks: Score masks instead of boxes; they are stored as run lengths.
 
     Raises:
-        ValueError: Masks are to be judged and the dataset has none.
+        ValueError: Masks are to be scored, but the dataset has none.
     """
 
     def __init__(
         self, index: DetectionIndex, max_detections: tuple[int, int, int] = (1, 10, 100), masks: bool = False
     ) -> None:
         if masks and index.annotations.masks is None:
-            raise ValueError(f"{index.name} has no masks to judge by; open it with task='instance'.")
+            raise ValueError(f"{index.name}: no masks, which mask AP needs; open the dataset with task='instance'.")
         self.index = index
         self.max_detections = max_detections
         self.masks = masks
         things = [label for label, category in enumerate(index.categories) if category.is_thing]
-        self._judged = things or list(range(len(index.categories)))
+        self._scored_labels = things or list(range(len(index.categories)))
         self._predictions: dict[int, _Predictions] = {}
         self._image_ids = _ids_in_order(index)
 
+    @property
+    def needs(self) -> Literal["boxes", "masks"]:
+        """Masks if they are scored, otherwise boxes."""
+        return "masks" if self.masks else "boxes"
+
     def update(self, image_indices: Sequence[int], results: Sequence[DetectionResult]) -> None:
-        """Takes the predictions of some images.
+        """Adds the predictions for some images.
 
         Args:
-            image_indices: The position of each image in `index.images`.
-            results: The predictions of each, boxes xyxy in pixels of the original image.
+            image_indices: The index of each image in `index.images`.
+            results: The predictions for each, boxes xyxy in pixels of the original image.
 
         Raises:
-            ValueError: The two do not fit each other, or a prediction is none of this dataset; the message says which.
+            ValueError: The two have different lengths, or a prediction does not fit the dataset; the message names the
+                image.
         """
-        if len(image_indices) != len(results):
-            raise ValueError(f"{len(image_indices)} image indices for {len(results)} results; wanted one each.")
-        for position, result in zip(map(int, image_indices), results, strict=True):
-            if not 0 <= position < len(self.index):
-                raise ValueError(
-                    f"{self.index.name} has {len(self.index)} images, but a result is of image {position}."
-                )
-            self._predictions[position] = self._checked(position, result)
+        for image_index, result in pair_with_images(self.index, image_indices, results):
+            self._predictions[image_index] = self._checked(image_index, result)
 
-    def _checked(self, position: int, result: DetectionResult) -> _Predictions:
-        where = f"Predictions of image {self.index.images[position].id} of {self.index.name}"
+    def _checked(self, image_index: int, result: DetectionResult) -> _Predictions:
+        where = f"{self.index.name}, predictions of image {self.index.images[image_index].id}"
         scores, labels, boxes = (
             torch.as_tensor(tensor).detach().cpu().numpy()
             for tensor in (result["scores"], result["labels"], result["boxes"])
         )
         if boxes.shape != (len(scores), 4) or labels.shape != scores.shape or scores.ndim != 1:
             raise ValueError(
-                f"{where}: scores {scores.shape}, labels {labels.shape} and boxes {boxes.shape} do not fit; "
-                f"wanted (K,), (K,) and (K, 4)."
+                f"{where}: got scores {scores.shape}, labels {labels.shape} and boxes {boxes.shape}, "
+                f"expected (K,), (K,) and (K, 4)."
             )
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise ValueError(f"{where}: scores or boxes hold NaN or infinite numbers; the model has diverged.")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.index.categories):
-            raise ValueError(
-                f"{where}: labels {labels.min()}…{labels.max()}, but the dataset has {len(self.index.categories)} "
-                f"classes (0-{len(self.index.categories) - 1})."
-            )
-        masks = self._run_lengths(position, where, result, len(scores)) if self.masks else []
+            raise ValueError(f"{where}: NaN or infinite scores or boxes; the model has diverged.")
+        check_label_range(labels, len(self.index.categories), where)
+        masks = self._run_lengths(image_index, where, result, len(scores)) if self.masks else []
         return _Predictions(scores, labels.astype(np.int64), boxes, masks)
 
-    def _run_lengths(self, position: int, where: str, result: DetectionResult, number: int) -> list[Any]:
-        record = self.index.images[position]
+    def _run_lengths(self, image_index: int, where: str, result: DetectionResult, count: int) -> list[Any]:
+        record = self.index.images[image_index]
         if "masks" not in result:
-            raise ValueError(f"{where}: they have no masks; got {sorted(result)}. Judge boxes, or predict masks.")
+            raise ValueError(f"{where}: no 'masks'; got {sorted(result)}. Predict masks, or score boxes instead.")
         masks = torch.as_tensor(result["masks"]).detach().cpu().numpy()
-        if masks.shape != (number, record.height, record.width):
+        if masks.shape != (count, record.height, record.width):
             raise ValueError(
-                f"{where}: masks of shape {masks.shape}; wanted {(number, record.height, record.width)}, one for each "
-                f"prediction at the image's own size."
+                f"{where}: masks have shape {masks.shape}, expected {(count, record.height, record.width)}: one per "
+                f"prediction, at the size of the image."
             )
         return encode_masks(masks)
 
     def gather(self, accelerator: "Accelerator") -> None:
-        """Merges the predictions of all processes; afterwards each has them all. Every process must call it."""
+        """Merges the predictions of all processes into every process, which all must call it."""
         if accelerator.num_processes == 1:
             return
         from accelerate.utils import gather_object
@@ -188,74 +276,83 @@ class CocoEvaluator:
             self._predictions.update(predictions)
 
     def compute(self) -> CocoMetrics:
-        """The figures for what has been collected; no predictions at all are AP 0."""
+        """Computes the metrics of all predictions so far; without any predictions, AP is 0."""
         from pycocotools.cocoeval import COCOeval
 
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             judge = COCOeval(self._ground_truth(), self._detections(), iouType="segm" if self.masks else "bbox")
             judge.params.maxDets = list(self.max_detections)
-            judge.params.catIds = self._judged
+            judge.params.catIds = self._scored_labels
             if len(self.index):
                 judge.evaluate()
                 judge.accumulate()
-        shape = (10, 101, len(self.index.categories), 4, 3)
-        precision, recall = np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
-        if judge.eval:  # but for a dataset without images
-            precision[:, :, self._judged] = judge.eval["precision"]
-            recall[:, self._judged] = judge.eval["recall"]
+        num_classes, num_sizes, num_limits = len(self.index.categories), len(_OBJECT_SIZES), len(self.max_detections)
+        precision = np.full((_NUM_IOU_THRESHOLDS, _NUM_RECALL_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
+        recall = np.full((_NUM_IOU_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
+        if judge.eval:  # empty for a dataset without images
+            precision[:, :, self._scored_labels] = judge.eval["precision"]
+            recall[:, self._scored_labels] = judge.eval["recall"]
         return self._metrics(precision, recall)
 
-    def to_coco_results(self) -> list[dict[str, Any]]:
-        """The predictions in COCO's format of results, with the dataset's own ids of images and categories.
+    def _metrics(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> CocoMetrics:
+        """The metrics from precision (T, R, C, A, M) and recall (T, C, A, M)."""
+        table = self.index.annotations
+        num_boxes = np.bincount(table.label[~table.is_crowd], minlength=len(self.index.categories))
+        per_class = {}
+        for label, name in enumerate(unique_class_names(self.index)):
+            of_class = slice(label, label + 1)
+            values = {one.field: one.mean(precision[:, :, of_class], recall[:, of_class]) for one in _PER_CLASS}
+            per_class[name] = ClassMetrics(**values, num_boxes=int(num_boxes[label]))
+        overall = {one.field: one.mean(precision, recall) for one in _DEFINITIONS}
+        return (CocoMaskMetrics if self.masks else CocoMetrics)(**overall, per_class=per_class)
 
-        Each has a `bbox`; where masks are judged, a `segmentation` (compressed run lengths) in its place, since COCO's
-        tool takes the area from a `bbox` where it finds one.
+    def to_coco_results(self) -> list[dict[str, Any]]:
+        """The predictions in COCO's results format, with the dataset's own image and category ids.
+
+        Each has a `bbox`, or a `segmentation` (compressed run lengths) if masks are scored. It never has both, since
+        COCO's tool takes the area from a `bbox` if there is one.
         """
         return [
             {
-                "image_id": self.index.images[position].id,
-                "category_id": self.index.categories[label].id,
+                "image_id": self.index.images[row.image_index].id,
+                "category_id": self.index.categories[row.label].id,
                 **(
-                    {"bbox": [x0, y0, x1 - x0, y1 - y0]}
-                    if mask is None
-                    else {"segmentation": {**mask, "counts": mask["counts"].decode("ascii")}}
+                    {"bbox": _xywh(row.box_xyxy)}
+                    if row.mask is None
+                    else {"segmentation": {**row.mask, "counts": row.mask["counts"].decode("ascii")}}
                 ),
-                "score": score,
+                "score": row.score,
             }
-            for position, label, (x0, y0, x1, y1), score, mask in self._rows()
+            for row in self._rows()
         ]
 
-    def _rows(self) -> list[tuple[int, int, list[float], float, Any]]:
-        """Image position, label, box xyxy, score, mask or None of every prediction, in the order of the images."""
-        return [
-            (position, label, box, score, mask)
-            for position, found in sorted(self._predictions.items())
+    def _rows(self) -> Iterator[_Row]:
+        """Every prediction, in the order of the images."""
+        for image_index, predictions in sorted(self._predictions.items()):
             for label, box, score, mask in zip(
-                found.labels.tolist(),
-                found.boxes_xyxy.tolist(),
-                found.scores.tolist(),
-                found.masks or [None] * len(found.labels),
+                predictions.labels.tolist(),
+                predictions.boxes_xyxy.tolist(),
+                predictions.scores.tolist(),
+                predictions.masks or [None] * len(predictions.labels),
                 strict=True,
-            )
-        ]
+            ):
+                yield _Row(image_index, label, box, score, mask)
 
     def _ground_truth(self) -> Any:
         table = self.index.annotations
         return self._coco(
             {
-                "image_id": self._image_ids[position],
+                "image_id": self._image_ids[image_index],
                 "category_id": label,
-                "bbox": box,
+                "bbox": _xywh(box),
                 "area": area,
                 "iscrowd": int(crowd),
                 **({} if mask is None else {"segmentation": mask}),
             }
-            for position, label, box, area, crowd, mask in zip(
+            for image_index, label, box, area, crowd, mask in zip(
                 table.image_index.tolist(),
                 table.label.tolist(),
-                np.concatenate(
-                    [table.boxes_xyxy[:, :2], table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]], 1
-                ).tolist(),
+                table.boxes_xyxy.tolist(),
                 table.area.tolist(),
                 table.is_crowd.tolist(),
                 self._true_masks() if self.masks else [None] * len(table),
@@ -264,82 +361,56 @@ class CocoEvaluator:
         )
 
     def _true_masks(self) -> Iterator[Any]:
-        """The run lengths of every annotation; the masks of one image at a time."""
-        for position in range(len(self.index)):
-            yield from encode_masks(self.index.read_masks(position))
+        """The run lengths of every annotation; holds the masks of one image at a time."""
+        for image_index in range(len(self.index)):
+            yield from encode_masks(self.index.read_masks(image_index))
 
     def _detections(self) -> Any:
         return self._coco(
             {
-                "image_id": self._image_ids[position],
-                "category_id": label,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0) if mask is None else _area(mask),
+                "image_id": self._image_ids[row.image_index],
+                "category_id": row.label,
+                "bbox": (box := _xywh(row.box_xyxy)),
+                "area": box[2] * box[3] if row.mask is None else _area(row.mask),
                 "iscrowd": 0,
-                "score": score,
-                **({} if mask is None else {"segmentation": mask}),
+                "score": row.score,
+                **({} if row.mask is None else {"segmentation": row.mask}),
             }
-            for position, label, (x0, y0, x1, y1), score, mask in self._rows()
+            for row in self._rows()
         )
 
-    def _coco(self, annotations: Any) -> Any:
-        """A dataset as pycocotools has it; category ids are labels, image ids those of `_ids_in_order`.
+    def _coco(self, annotations: Iterable[dict[str, Any]]) -> Any:
+        """Builds pycocotools' dataset; category ids are labels, image ids those of `_ids_in_order`.
 
-        pycocotools takes a match with an annotation whose id is 0 for no match, so ids start at 1.
+        pycocotools treats a match with an annotation whose id is 0 as no match, so ids start at 1.
         """
         from pycocotools.coco import COCO
 
         dataset = COCO()
         dataset.dataset = {
             "images": [
-                {"id": number, "height": image.height, "width": image.width}
-                for number, image in zip(self._image_ids, self.index.images, strict=True)
+                {"id": image_id, "height": image.height, "width": image.width}
+                for image_id, image in zip(self._image_ids, self.index.images, strict=True)
             ],
             "categories": [
                 {"id": label, "name": category.name} for label, category in enumerate(self.index.categories)
             ],
-            "annotations": [{"id": number, **entry} for number, entry in enumerate(annotations, start=1)],
+            "annotations": [{"id": row_id, **entry} for row_id, entry in enumerate(annotations, start=1)],
         }
         dataset.createIndex()
         return dataset
 
-    def _metrics(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> CocoMetrics:
-        """The figures from precision (T, R, C, A, M) and recall (T, C, A, M)."""
-        table = self.index.annotations
-        num_boxes = np.bincount(table.label[~table.is_crowd], minlength=len(self.index.categories))
-        names = [category.name for category in self.index.categories]
-        per_class = {
-            name if names.count(name) == 1 else f"{name} (label {label})": ClassMetrics(
-                ap=_mean(precision[:, :, label, 0, -1]),
-                ap50=_mean(precision[0, :, label, 0, -1]),
-                ap75=_mean(precision[5, :, label, 0, -1]),
-                ar_100=_mean(recall[:, label, 0, -1]),
-                num_boxes=int(num_boxes[label]),
-            )
-            for label, name in enumerate(names)
-        }
-        return CocoMetrics(
-            ap=_mean(precision[:, :, :, 0, -1]),
-            ap50=_mean(precision[0, :, :, 0, -1]),
-            ap75=_mean(precision[5, :, :, 0, -1]),
-            ap_small=_mean(precision[:, :, :, 1, -1]),
-            ap_medium=_mean(precision[:, :, :, 2, -1]),
-            ap_large=_mean(precision[:, :, :, 3, -1]),
-            ar_1=_mean(recall[:, :, 0, 0]),
-            ar_10=_mean(recall[:, :, 0, 1]),
-            ar_100=_mean(recall[:, :, 0, 2]),
-            ar_small=_mean(recall[:, :, 1, 2]),
-            ar_medium=_mean(recall[:, :, 2, 2]),
-            ar_large=_mean(recall[:, :, 3, 2]),
-            per_class=per_class,
-        )
-
 
 def encode_masks(masks: NDArray[np.bool_]) -> list[Any]:
-    """Masks (K, H, W) bool as K compressed run lengths of COCO: {size: [height, width], counts: bytes}."""
+    """Encodes masks (K, H, W) bool as COCO's compressed run lengths: {size: [height, width], counts: bytes} each."""
     from pycocotools import mask as coco_mask
 
     return [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
+
+
+def _xywh(box_xyxy: Sequence[float]) -> list[float]:
+    x0, y0, x1, y1 = box_xyxy
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def _area(run_lengths: Any) -> float:
@@ -351,8 +422,8 @@ def _area(run_lengths: Any) -> float:
 def _ids_in_order(index: DetectionIndex) -> list[int]:
     """An id for each image, in the order of the dataset's own ids if those are numbers.
 
-    pycocotools goes through the images by id, and the order decides which of two equal scores comes first: on a COCO
-    file the figures are to be those of its own ids.
+    pycocotools visits the images by id, and the order decides which of two equal scores comes first: on a COCO file
+    the metrics must be those of its own ids.
     """
     own_ids = [image.id for image in index.images]
     if not all(isinstance(own_id, int) for own_id in own_ids):
@@ -362,13 +433,6 @@ def _ids_in_order(index: DetectionIndex) -> list[int]:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Mean of what there is ground truth for (pycocotools puts -1 elsewhere); nan if for nothing."""
-    there = values[values > -1]
-    return float(there.mean()) if there.size else math.nan
-
-
-def nan_to_none(value: Any) -> Any:
-    """The value, and what is in it if it is a dict, with None in place of nan, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: nan_to_none(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    """Mean of the entries that have ground truth (pycocotools sets the others to -1); NaN if none has."""
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else math.nan

@@ -185,17 +185,14 @@ def model_card(
         report: The evaluation of the model.
         state: The state of the run at that evaluation.
     """
-    figures = [("mAP", "AP", report.metrics.ap), ("mAP", "AP50", report.metrics.ap50)]
-    if report.mask_metrics is not None:
-        figures.append(("mAP", "mask AP", report.mask_metrics.ap))
-    if report.panoptic is not None:
-        figures += [
-            (figure, figure, value)
-            for figure, value in (("PQ", report.panoptic.pq), ("SQ", report.panoptic.sq), ("RQ", report.panoptic.rq))
-        ]
-    segments = len(figures) > 2
+    metrics = [
+        {"type": metric.hub_type or metric.name, "name": metric.name, "value": round(metric.value, 4)}
+        for result in report.results.values()
+        for metric in result.model_card_metrics()
+    ]
+    segments = recipe.task != "detection"
     task = "image-segmentation" if segments else "object-detection"
-    reading = _READ_OBJECTS if not segments else _READ_INSTANCES if report.panoptic is None else _READ_SEGMENTS
+    reading = {"detection": _READ_OBJECTS, "instance": _READ_INSTANCES, "panoptic": _READ_SEGMENTS}[recipe.task]
     metadata = {
         "library_name": "modeling_detr",
         "pipeline_tag": task,
@@ -207,9 +204,7 @@ def model_card(
                     {
                         "task": {"type": task},
                         "dataset": {"type": "segmentation" if segments else "detection", "name": report.dataset},
-                        "metrics": [
-                            {"type": kind, "name": name, "value": round(value, 4)} for kind, name, value in figures
-                        ],
+                        "metrics": metrics,
                     }
                 ],
             }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from modeling_detr.evaluation.queries import QueryMetrics
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.training.engine import StepResult
 
@@ -124,25 +125,27 @@ def find_symptoms(report: EvaluationReport, history: dict[str, Symptom], due: bo
         history: Name of the sign → its history; updated in place.
         due: See `is_due`.
     """
-    figures = report.queries
-    if figures is None:
+    queries = report.results.get("queries")
+    if not isinstance(queries, QueryMetrics):
         return []
+    ap50 = report.log_values().get("ap50")
+    has_learned = isinstance(ap50, float) and ap50 >= _LEARNED_AP50
     present = {}
-    if figures.object_queries < _MIN_OBJECT_QUERIES * figures.objects:
+    if queries.object_queries < _MIN_OBJECT_QUERIES * queries.objects:
         present["nothing_found"] = (
-            f"the model predicts almost only 'no object': per evaluation image, {figures.object_queries:.2g} queries "
-            f"predict a class, but there are {figures.objects:.1f} objects on average"
+            f"the model predicts almost only 'no object': per evaluation image, {queries.object_queries:.2g} queries "
+            f"predict a class, but there are {queries.objects:.1f} objects on average"
         )
-    if figures.spread is not None and figures.spread < _MIN_SPREAD:
+    if queries.spread is not None and queries.spread < _MIN_SPREAD:
         present["collapsed"] = (
             f"the queries have collapsed: the predicted boxes of an evaluation image vary by only "
-            f"{figures.spread:.1%} of what its true boxes do"
+            f"{queries.spread:.1%} of what its true boxes do"
         )
     warnings = []
     for name in ("nothing_found", "collapsed"):
         symptom = history.setdefault(name, Symptom())
         if name not in present:
-            history[name] = Symptom(was_well=symptom.was_well or report.metrics.ap50 >= _LEARNED_AP50)
+            history[name] = Symptom(was_well=symptom.was_well or has_learned)
             continue
         symptom.in_a_row += 1
         if symptom.in_a_row >= _MIN_EVALUATIONS and (symptom.was_well or due) and not symptom.told:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modeling_detr.data import read_image
-from modeling_detr.evaluation.engine import find_objects, find_segments
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.prediction import predict_objects, predict_segments
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult, Task
 from modeling_detr.visualization import draw_comparison, draw_panoptic_comparison
@@ -37,13 +37,12 @@ def draw_predictions(
     for position in range(min(num_images, len(index))):
         record = index.images[position]
         image = read_image(record)
-        inputs = processor(image).to(detector.device)
         if task == "panoptic" and isinstance(detector, DetrForSegmentation):
-            segments = find_segments(detector, processor, inputs, (record.height, record.width))
+            segments = predict_segments(detector, processor, image)
             truth = index.read_panoptic(position)
             drawn = draw_panoptic_comparison(image, segments, truth, index.id2label, shortest_side=320)
         else:
-            found = find_objects(detector, processor, inputs, (record.height, record.width), 0.5)
+            found = predict_objects(detector, processor, image)
             drawn = _beside_truth(image, found, index, position)
         pictures[f"{position:03d}_{Path(record.path).stem}"] = np.asarray(drawn)
     return pictures

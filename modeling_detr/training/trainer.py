@@ -24,7 +24,7 @@ from timm.utils.model_ema import ModelEmaV3
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.errors_detr import CheckpointError, OutputError
 from modeling_detr.evaluation.engine import evaluate
-from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionBatch
@@ -279,6 +279,8 @@ class Trainer:
         batches: Iterable[DetectionBatch] = self.loaders.eval
         if self._signals is not None:
             batches = self._signals.until_stopped(batches)
+        # Mask AP needs the masks of all queries, panoptic segments those of a few.
+        skip = ("masks",) if self.recipe.task == "panoptic" else ()
         with self.accelerator.autocast():
             return evaluate(
                 self.result,
@@ -286,9 +288,7 @@ class Trainer:
                 self.processor,
                 self.eval_index,
                 self.accelerator,
-                # the AP of masks would need those of all queries; panoptic segments are made of a few
-                task="detection" if self.recipe.task == "panoptic" else self.recipe.task,
-                panoptic_evaluator=PanopticEvaluator(self.eval_index) if self.recipe.task == "panoptic" else None,
+                default_evaluators(self.eval_index, self.recipe.task, skip=skip),
                 progress=show,
             )
 
@@ -398,7 +398,7 @@ class Trainer:
             report = self.evaluate()
             if self._any_process(signals.received is not None):
                 raise self._interrupted(logger, signals)
-            metrics = {**report.figures(), "eval_loss": report.losses["loss"]}
+            metrics = {**report.log_values(), "eval_loss": report.losses["loss"]}
             pictures = self._draw_predictions()
             is_best = self._keep_best(report, pictures)
             logger.images("predictions", list(pictures.values()), state.step)
@@ -428,12 +428,12 @@ class Trainer:
         return report
 
     def _keep_best(self, report: EvaluationReport, pictures: Mapping[str, NDArray[np.uint8]]) -> bool:
-        """Exports the model, and the pictures of its predictions, if no earlier one had a higher `decisive` figure.
+        """Exports the model, and the pictures of its predictions, if no earlier one had a higher primary metric.
 
         Returns:
             Whether it is the best so far.
         """
-        state, (_, ap) = self.state, report.decisive
+        state, ap = self.state, report.primary_metric.value
         state.last_ap = ap = -1.0 if math.isnan(ap) else ap  # nan: no ground truth to judge by
         if state.best_ap is not None and ap <= state.best_ap:
             state.stale_evaluations += 1

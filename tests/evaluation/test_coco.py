@@ -140,11 +140,11 @@ def test_masks_that_do_not_fit_are_named() -> None:
     index = open_dataset("shapes?size=32&train=1&val=0", task="instance")
     evaluator = CocoEvaluator(index, masks=True)
     one = result([[0, 0, 9, 9]], [0], [0.5])
-    with pytest.raises(ValueError, match="image 0 of shapes: they have no masks"):
+    with pytest.raises(ValueError, match="shapes, predictions of image 0: no 'masks'"):
         evaluator.update([0], [one])
-    with pytest.raises(ValueError, match=r"masks of shape \(1, 8, 8\); wanted \(1, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"masks have shape \(1, 8, 8\), expected \(1, 32, 32\)"):
         evaluator.update([0], [{**one, "masks": torch.zeros(1, 8, 8, dtype=torch.bool)}])
-    with pytest.raises(ValueError, match="pets has no masks to judge by"):
+    with pytest.raises(ValueError, match="pets: no masks, which mask AP needs"):
         CocoEvaluator(small_index(), masks=True)
 
 
@@ -223,16 +223,20 @@ def test_gather_merges_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 bad_updates = [
-    ([0], PERFECT, "1 image indices for 2 results"),
-    ([0, 2], PERFECT, "pets has 2 images, but a result is of image 2"),
+    ([0], PERFECT, "pets: got 1 image indices for 2 results"),
+    ([0, 2], PERFECT, "pets: image index 2 is out of range for 2 images"),
     (
         [0],
         [result([[0, 0, 1, 1]], [3], [0.5])],
-        r"image 700 of pets: labels 3…3, but the dataset has 3 classes \(0-2\)",
+        r"pets, predictions of image 700: labels range from 3 to 3, but the dataset has 3 classes \(0-2\)",
     ),
-    ([0], [result([[0, 0, 1, 1]], [0], [math.nan])], "image 700 of pets: scores or boxes hold NaN"),
-    ([1], [result([[0, 0, 1, math.inf]], [0], [0.5])], "image b of pets: scores or boxes hold NaN"),
-    ([0], [result([[0, 0, 1, 1]], [0, 1], [0.5])], r"labels \(2,\) and boxes \(1, 4\) do not fit"),
+    ([0], [result([[0, 0, 1, 1]], [0], [math.nan])], "pets, predictions of image 700: NaN or infinite scores"),
+    ([1], [result([[0, 0, 1, math.inf]], [0], [0.5])], "pets, predictions of image b: NaN or infinite scores"),
+    (
+        [0],
+        [result([[0, 0, 1, 1]], [0, 1], [0.5])],
+        r"labels \(2,\) and boxes \(1, 4\), expected \(K,\)",
+    ),
 ]
 
 

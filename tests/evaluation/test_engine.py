@@ -83,7 +83,7 @@ PROCESSOR = DetrTorchvisionImageProcessor()
 
 def test_a_model_that_knows_the_answers_has_ap_one() -> None:
     report = evaluate(Oracle(), [batch_of([2, 0]), batch_of([1])], PROCESSOR, shapes_index())
-    assert report.metrics.ap == pytest.approx(1)
+    assert report.results["metrics"].ap == pytest.approx(1)
     assert report.num_images == 3
     assert report.losses == pytest.approx({"loss": (2 * 2 + 1) / 3, "loss_ce": (4 * 2 + 2) / 3})
     assert report.seconds > 0
@@ -101,12 +101,12 @@ def test_the_mode_of_every_module_is_restored() -> None:
 
 
 def test_images_without_predictions_count_as_missed() -> None:
-    assert evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index()).metrics.ap == pytest.approx(0.5)
+    assert evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index()).results["metrics"].ap == pytest.approx(0.5)
 
 
 def test_an_evaluator_of_the_callers_keeps_the_predictions() -> None:
     evaluator = CocoEvaluator(shapes_index())
-    evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), evaluator=evaluator)
+    evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), evaluators=[evaluator])
     best = max(evaluator.to_coco_results(), key=lambda row: row["score"])
     assert (best["image_id"], best["category_id"]) == (11, 5)
     assert best["bbox"] == pytest.approx([0, 0, 100, 50], abs=1e-4)
@@ -114,7 +114,7 @@ def test_an_evaluator_of_the_callers_keeps_the_predictions() -> None:
 
 def test_batches_are_dealt_out_and_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     other = CocoEvaluator(shapes_index())
-    evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), evaluator=other)
+    evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), evaluators=[other])
 
     def gather_object(mine: list[Any]) -> list[Any]:
         if isinstance(mine[0], dict):
@@ -127,10 +127,9 @@ def test_batches_are_dealt_out_and_gathered(monkeypatch: pytest.MonkeyPatch) -> 
     accelerator: Any = SimpleNamespace(num_processes=2, device=torch.device("cpu"), is_main_process=True)
     report = evaluate(Oracle(), [batch_of([0, 2])], PROCESSOR, shapes_index(), accelerator)
     alone = evaluate(Oracle(), [batch_of([0, 2]), batch_of([1])], PROCESSOR, shapes_index())
-    assert report.metrics == alone.metrics
+    assert report.results == alone.results
     assert report.losses == pytest.approx(alone.losses)
     assert report.num_images == 3
-    assert report.queries == alone.queries
 
 
 def test_bytes_are_normalised_on_the_device_and_padding_is_zero() -> None:
@@ -160,10 +159,10 @@ def test_the_report_is_written_in_three_forms(tmp_path: Any) -> None:
     written = report.save(tmp_path / "out")
     assert [path.name for path in written] == ["evaluation.json", "evaluation.md", "evaluation.html"]
     read = json.loads(written[0].read_text())
-    assert read["metrics"]["ap"] == pytest.approx(report.metrics.ap)
+    assert read["metrics"]["ap"] == pytest.approx(report.results["metrics"].ap)
     assert read["metrics"]["per_class"]["<b>|"]["ap"] is None
     markdown = written[1].read_text()
-    assert f"| AP        | .50:.95 |        all |        100 | {report.metrics.ap:.3f} |" in markdown
+    assert f"| AP        | .50:.95 |        all |        100 | {report.primary_metric.value:.3f} |" in markdown
     assert "| AP large  | .50:.95 | area > 96² |        100 |     - |" in markdown
     assert "loss_ce" in markdown
     page = written[2].read_text()
@@ -177,16 +176,19 @@ def test_masks_and_panoptic_quality_have_their_tables() -> None:
     index = open_dataset("shapes?size=48&train=4&val=0", task="panoptic")
     masks, panoptic = CocoEvaluator(index, masks=True), PanopticEvaluator(index)
     panoptic.update(range(4), [index.read_panoptic(position) for position in range(4)])
-    alone = EvaluationReport(index.name, 4, CocoEvaluator(index).compute(), {}, 1.0, 4.0)
-    report = dataclasses.replace(alone, mask_metrics=masks.compute(), panoptic=panoptic.compute())
+    boxes = CocoEvaluator(index)
+    alone = EvaluationReport(index.name, 4, {"metrics": boxes.compute()}, {}, 1.0, 4.0)
+    results = {metrics.key: metrics for metrics in (boxes.compute(), masks.compute(), panoptic.compute())}
+    report = dataclasses.replace(alone, results=results)
+    assert report.primary_metric.name == "PQ"
     assert report.summary().endswith("AP 0.000, AP50 0.000, mask AP 0.000, PQ 1.000.")
     assert "| stuff  | 1.000 | 1.000 | 1.000 |       1 |" in report.metrics_table()
-    assert "Panoptic quality of the classes:" in report.metrics_table()
+    assert "Panoptic quality by class:" in report.metrics_table()
     assert "| ground   | stuff | 1.000 |" in report.to_markdown()
     assert "<h2>COCO, masks</h2>" in report.to_html()
     assert json.loads(report.to_json())["panoptic"]["per_class"]["ground"]["true_positives"] == 4
     assert "panoptic" not in alone.as_dict()
-    assert alone.metrics_table().startswith("| figure")
+    assert alone.metrics_table().startswith("| metric")
 
 
 def test_names_are_escaped() -> None:

@@ -220,7 +220,7 @@ def test_several_processes_have_the_figures_of_one(monkeypatch: pytest.MonkeyPat
     parts = [PanopticEvaluator(index) for _ in range(3)]
     for number, part in enumerate(parts):
         part.update([5 - number, number], [found[5 - number], found[number]])
-    sent = [(part._counts, part._iou_units, part._seen, part._written) for part in parts]
+    sent = [(part._counts, part._iou_units, part._seen, part._saved) for part in parts]
     monkeypatch.setattr("accelerate.utils.gather_object", lambda _: sent)
     for part in parts:
         part.gather(SimpleNamespace(num_processes=3))  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ def test_an_image_of_two_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     evaluator = PanopticEvaluator(index_of([truth]))
     evaluator.update([0], [prediction(truth[0], {1: CAT})])
     monkeypatch.setattr("accelerate.utils.gather_object", lambda item: item * 2)
-    with pytest.raises(ValueError, match="Image 100 of pets was judged by several processes"):
+    with pytest.raises(ValueError, match="pets: image 100 was scored by several processes"):
         evaluator.gather(SimpleNamespace(num_processes=2))  # type: ignore[arg-type]
 
 
@@ -254,9 +254,12 @@ def test_predictions_are_written_as_the_coco_tool_reads_them(tmp_path: Path) -> 
 
 
 bad_predictions = [
-    (prediction(np.zeros((2, 2), np.int64), {}), r"image 100 of pets: segmentation of shape \(2, 2\)"),
-    (prediction(columns((0, 9, 1)), {1: 3}), r"label_id 3…3, but the dataset has 3 classes \(0-2\)"),
-    (prediction(columns((0, 9, 1)), {1: 0, 4: 0}), "segment 4 has no pixel"),
+    (
+        prediction(np.zeros((2, 2), np.int64), {}),
+        r"pets, prediction of image 100: segmentation has shape \(2, 2\)",
+    ),
+    (prediction(columns((0, 9, 1)), {1: 3}), r"labels range from 3 to 3, but the dataset has 3 classes \(0-2\)"),
+    (prediction(columns((0, 9, 1)), {1: 0, 4: 0}), "segment 4 has no pixels"),
 ]
 
 

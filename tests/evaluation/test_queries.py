@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from modeling_detr.evaluation.queries import QueryStatistics
+from modeling_detr.evaluation.queries import QueryEvaluator
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
 
 
@@ -30,26 +32,27 @@ def logits(labels):
     return 9.0 * torch.nn.functional.one_hot(torch.tensor(labels), 3)
 
 
-def figures(data, positions, labels, boxes):
-    statistics = QueryStatistics(data)
-    for position, image_labels, image_boxes in zip(positions, labels, boxes, strict=True):
-        statistics.update([position], logits([image_labels]), image_boxes[None])
-    return statistics.compute()
+def metrics(data, image_indices, labels, boxes):
+    evaluator = QueryEvaluator(data)
+    for image_index, image_labels, image_boxes in zip(image_indices, labels, boxes, strict=True):
+        outputs = SimpleNamespace(logits=logits([image_labels]), pred_boxes=image_boxes[None])
+        evaluator.update([image_index], outputs)
+    return evaluator.compute()
 
 
 def test_queries_that_cover_the_objects_differ_as_these_do():
-    found = figures(index([0, 0, 0]), [0, 1], [[0, 1, 2, 2], [2, 2, 2, 2]], [BOXES_CXCYWH.repeat(2, 1)] * 2)
+    found = metrics(index([0, 0, 0]), [0, 1], [[0, 1, 2, 2], [2, 2, 2, 2]], [BOXES_CXCYWH.repeat(2, 1)] * 2)
     assert found.objects == 1.0  # two on the first image, none on the second
     assert found.object_queries == 1.0
     assert found.spread == pytest.approx(1.0)
 
 
 def test_queries_that_all_predict_one_box_have_no_spread_and_none_may_find_an_object():
-    found = figures(index([0, 0, 0]), [0], [[2, 2, 2]], [BOXES_CXCYWH[:1].repeat(3, 1)])
+    found = metrics(index([0, 0, 0]), [0], [[2, 2, 2]], [BOXES_CXCYWH[:1].repeat(3, 1)])
     assert (found.object_queries, found.spread) == (0.0, 0.0)
 
 
 def test_an_image_with_one_object_says_nothing_of_the_spread():
-    found = figures(index([0, 1, 1]), [0, 1], [[0, 2], [1, 2]], [BOXES_CXCYWH[:1].repeat(2, 1)] * 2)
+    found = metrics(index([0, 1, 1]), [0, 1], [[0, 2], [1, 2]], [BOXES_CXCYWH[:1].repeat(2, 1)] * 2)
     assert found.spread is None
     assert found.object_queries == 1.0

@@ -12,7 +12,9 @@ from modeling_detr import DetrForSegmentation, DetrTorchvisionImageProcessor
 from modeling_detr.data import DetectionDataset, DetrCollator, eval_transform, open_dataset
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import evaluate
+from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.structures_detr import DetectionBatch, DetectionIndex
 
 
@@ -66,77 +68,85 @@ class Oracle(nn.Module):
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_model_that_knows_the_answers_has_perfect_masks_also_in_padded_batches(batch_size: int) -> None:
     index = open_dataset("shapes?size=64&train=4&val=0", task="panoptic")
-    report = evaluate(Oracle(5, [4]), batches_of(index, batch_size), PROCESSOR, index)
+    results = evaluate(Oracle(5, [4]), batches_of(index, batch_size), PROCESSOR, index).results
 
-    assert report.metrics.ap == pytest.approx(1)
-    assert report.mask_metrics is not None
-    assert report.mask_metrics.ap == pytest.approx(1)
-    assert report.panoptic is not None
-    assert report.panoptic.pq == 1
+    assert results["metrics"].ap == pytest.approx(1)
+    assert results["mask_metrics"].ap == pytest.approx(1)
+    assert results["panoptic"].pq == 1
 
 
-def test_a_real_model_is_judged_by_all_that_it_predicts(tiny_segmenter: Callable[..., DetrForSegmentation]) -> None:
-    index = open_dataset("shapes?size=64&train=3&val=0", task="panoptic")
-    model = tiny_segmenter(num_labels=5, stuff_labels=[4])
-    report = evaluate(model, batches_of(index, 3), PROCESSOR, index)
-    assert report.panoptic is not None
-    assert 0 <= report.panoptic.pq <= 1
-    assert {"loss", "loss_mask", "loss_dice"} <= {*report.losses}
-
-    # Without masks among the labels there is no loss, but the predictions are judged.
-    again = evaluate(model, batches_of(index, 3, masks=False), PROCESSOR, index)
-    assert again.losses == {}
-    assert (again.metrics, again.mask_metrics, again.panoptic) == (
-        report.metrics, report.mask_metrics, report.panoptic,
-    )  # fmt: skip
-
-
-def test_the_task_says_what_is_judged(tiny_segmenter: Callable[..., DetrForSegmentation]) -> None:
-    index = open_dataset("shapes?size=64&train=2&val=0", task="instance")
-    batches = batches_of(index, 2)
-    report = evaluate(Oracle(4, []), batches, PROCESSOR, index)  # no stuff: nothing panoptic
-    assert report.panoptic is None
-    assert report.mask_metrics is not None
-    assert report.mask_metrics.ap == pytest.approx(1)
-
-    boxes = evaluate(tiny_segmenter(num_labels=4), batches, PROCESSOR, index, task="detection")
-    assert boxes.mask_metrics is boxes.panoptic is None
-
-
-def test_the_callers_evaluators_keep_what_was_found(tmp_path: Any) -> None:
-    index = open_dataset("shapes?size=64&train=2&val=0", task="panoptic")
-    masks, panoptic = CocoEvaluator(index, masks=True), PanopticEvaluator(index, tmp_path / "panoptic")
-    evaluate(Oracle(5, [4]), batches_of(index, 2), PROCESSOR, index, mask_evaluator=masks, panoptic_evaluator=panoptic)
-
-    assert "segmentation" in masks.to_coco_results()[0]
-    written = panoptic.to_coco_panoptic()["annotations"]
-    assert [len(entry["segments_info"]) for entry in written] == [
-        index.annotation_rows(position).stop - index.annotation_rows(position).start for position in range(2)
-    ]
-
-
-def test_panoptic_segments_can_be_judged_without_the_masks_of_every_query(
+def test_by_default_everything_that_the_model_predicts_is_scored(
     tiny_segmenter: Callable[..., DetrForSegmentation],
 ) -> None:
     index = open_dataset("shapes?size=64&train=3&val=0", task="panoptic")
     model = tiny_segmenter(num_labels=5, stuff_labels=[4])
+    report = evaluate(model, batches_of(index, 3), PROCESSOR, index)
+    assert list(report.results) == ["metrics", "mask_metrics", "panoptic", "queries"]
+    assert 0 <= report.results["panoptic"].pq <= 1
+    assert {"loss", "loss_mask", "loss_dice"} <= {*report.losses}
+
+    # Without masks in the labels there is no loss, but the predictions are scored.
+    again = evaluate(model, batches_of(index, 3, masks=False), PROCESSOR, index)
+    assert again.losses == {}
+    assert again.results == report.results
+
+
+def test_without_stuff_there_is_no_panoptic_quality_and_evaluators_can_be_chosen(
+    tiny_segmenter: Callable[..., DetrForSegmentation],
+) -> None:
+    index = open_dataset("shapes?size=64&train=2&val=0", task="instance")
+    batches = batches_of(index, 2)
+    report = evaluate(Oracle(4, []), batches, PROCESSOR, index)
+    assert "panoptic" not in report.results
+    assert report.results["mask_metrics"].ap == pytest.approx(1)
+
+    evaluators = default_evaluators(index, "detection")
+    boxes = evaluate(tiny_segmenter(num_labels=4), batches, PROCESSOR, index, evaluators=evaluators)
+    assert list(boxes.results) == ["metrics", "queries"]
+
+
+def test_evaluators_keep_the_predictions(tmp_path: Any) -> None:
+    index = open_dataset("shapes?size=64&train=2&val=0", task="panoptic")
+    masks, panoptic = CocoEvaluator(index, masks=True), PanopticEvaluator(index, tmp_path / "panoptic")
+    evaluate(Oracle(5, [4]), batches_of(index, 2), PROCESSOR, index, evaluators=[masks, panoptic])
+
+    assert "segmentation" in masks.to_coco_results()[0]
+    written = panoptic.to_coco_panoptic()["annotations"]
+    assert [len(entry["segments_info"]) for entry in written] == [
+        index.annotation_rows(image_index).stop - index.annotation_rows(image_index).start for image_index in range(2)
+    ]
+
+
+def test_panoptic_quality_needs_the_masks_of_a_few_queries_only(
+    tiny_segmenter: Callable[..., DetrForSegmentation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = open_dataset("shapes?size=64&train=3&val=0", task="panoptic")
+    model = tiny_segmenter(num_labels=5, stuff_labels=[4])
     model.detr.class_labels_classifier.bias.data[4] = 9.0  # all is ground
-    batches, panoptic = batches_of(index, 3), PanopticEvaluator(index)
-    report = evaluate(model, batches, PROCESSOR, index, task="detection", panoptic_evaluator=panoptic)
-    assert report.mask_metrics is None
-    assert report.panoptic == evaluate(model, batches, PROCESSOR, index).panoptic
-    assert report.panoptic is not None
-    assert report.panoptic.per_class["ground"].true_positives == 3
+    batches, with_masks = batches_of(index, 3), evaluate(model, batches_of(index, 3), PROCESSOR, index)
+
+    def evaluate_without_masks() -> EvaluationReport:
+        evaluators = default_evaluators(index, "panoptic", skip=["masks"])
+        return evaluate(model, batches, PROCESSOR, index, evaluators=evaluators)
+
+    asked = []
+    monkeypatch.setattr(
+        model, "forward", lambda output_masks, _forward=model.forward, **inputs: (
+            asked.append(output_masks) or _forward(output_masks=output_masks, **inputs)
+        )
+    )  # fmt: skip
+    report = evaluate_without_masks()
+    assert asked == [False]
+    assert "mask_metrics" not in report.results
+    assert report.results["panoptic"] == with_masks.results["panoptic"]
+    assert report.results["panoptic"].per_class["ground"].true_positives == 3
 
     model.detr.class_labels_classifier.bias.data[4] = -9.0  # nothing is found
     model.detr.class_labels_classifier.bias.data[5] = 9.0
-    panoptic = PanopticEvaluator(index)
-    report = evaluate(model, batches, PROCESSOR, index, task="detection", panoptic_evaluator=panoptic)
-    assert report.panoptic is not None
-    assert report.panoptic.pq == 0
+    assert evaluate_without_masks().results["panoptic"].pq == 0
 
 
-def test_a_detector_cannot_be_judged_by_masks() -> None:
+def test_a_detector_has_no_masks_to_score() -> None:
     index = open_dataset("shapes?size=64&train=1&val=0", task="instance")
-    with pytest.raises(ValueError, match="A Linear predicts no masks to judge"):
-        evaluate(nn.Linear(1, 1), [], PROCESSOR, index, task="instance")
+    with pytest.raises(ValueError, match="Linear predicts no masks to score; expected a DetrForSegmentation"):
+        evaluate(nn.Linear(1, 1), [], PROCESSOR, index, evaluators=[CocoEvaluator(index, masks=True)])

@@ -5,8 +5,7 @@ from PIL import Image
 
 from modeling_detr import DetrTorchvisionImageProcessor
 from modeling_detr.data import open_dataset
-from modeling_detr.evaluation.coco import CocoEvaluator
-from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.training.checkpointing import TrainingState
 from modeling_detr.training.export import export_model, model_card
@@ -50,14 +49,12 @@ def test_the_code_on_the_card_of_a_model_that_segments_works(
     report = EvaluationReport(
         dataset=index.name,
         num_images=1,
-        metrics=CocoEvaluator(index).compute(),
+        results={evaluator.compute().key: evaluator.compute() for evaluator in default_evaluators(index, task)},
         losses={},
         seconds=1.0,
         images_per_second=1.0,
-        mask_metrics=CocoEvaluator(index, masks=True).compute(),
-        panoptic=PanopticEvaluator(index).compute() if task == "panoptic" else None,
     )
-    recipe = Recipe(data="shapes", output_dir=str(run))
+    recipe = Recipe(data="shapes", output_dir=str(run), task=task)
     card = model_card(recipe, model.config, index, report, TrainingState(num_processes=1))
 
     assert "pipeline_tag: image-segmentation" in card

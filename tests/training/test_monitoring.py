@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modeling_detr.evaluation.queries import QueryFigures
+from modeling_detr.evaluation.queries import QueryMetrics
 from modeling_detr.training import monitoring
 from modeling_detr.training.engine import StepResult
 from modeling_detr.training.monitoring import Pace, find_symptoms, is_due, memory_gib
@@ -16,7 +16,8 @@ from modeling_detr.training.trainer import Trainer
 
 
 def evaluation(object_queries=3.0, spread=0.9, ap50=0.0, objects=4.0):
-    return SimpleNamespace(queries=QueryFigures(objects, object_queries, spread), metrics=SimpleNamespace(ap50=ap50))
+    results = {"queries": QueryMetrics(objects, object_queries, spread)}
+    return SimpleNamespace(results=results, log_values=lambda: {"ap50": ap50})
 
 
 def warnings(reports, due=True):

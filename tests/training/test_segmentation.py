@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_detr import DetrForObjectDetection, DetrForSegmentation
+from modeling_detr.evaluation.metrics import Metric
 from modeling_detr.training.setup import build_model
 from modeling_detr.training.trainer import Trainer
 
@@ -36,8 +37,9 @@ def test_a_panoptic_run_keeps_the_model_of_the_best_pq_and_knows_its_stuff(tiny_
     recipe = short(tiny_recipe, task="panoptic", encoder_supervision=True, denoising_groups=1)
     trainer = Trainer(recipe)
     report = trainer.train()
-    assert report.decisive == ("PQ", report.panoptic.pq)
-    assert trainer.state.best_ap == pytest.approx(report.panoptic.pq)
+    assert report.primary_metric == Metric("pq", "PQ", report.results["panoptic"].pq)
+    assert "mask_metrics" not in report.results  # it would need the masks of all queries
+    assert trainer.state.best_ap == pytest.approx(report.primary_metric.value)
     log = [json.loads(line) for line in (recipe.run_dir / "log.jsonl").read_text().splitlines()]
     assert {"loss_mask", "loss_dice", "loss_ce_encoder", "loss_giou_denoising", "pq", "pq_stuff", "ap"} <= set(log[-1])
     model = DetrForSegmentation.from_pretrained(recipe.run_dir / "model")
@@ -48,8 +50,8 @@ def test_a_panoptic_run_keeps_the_model_of_the_best_pq_and_knows_its_stuff(tiny_
 
 def test_an_instance_run_is_judged_by_the_ap_of_masks(tiny_recipe):
     report = Trainer(short(tiny_recipe, task="instance")).train()
-    assert report.decisive == ("mask AP", report.mask_metrics.ap)
-    assert report.panoptic is None
+    assert report.primary_metric == Metric("mask_ap", "mask AP", report.results["mask_metrics"].ap, hub_type="mAP")
+    assert "panoptic" not in report.results
 
 
 def test_the_second_stage_trains_the_mask_head_on_a_detector_that_stays_as_it_is(tiny_recipe, tmp_path):

@@ -58,7 +58,7 @@ def test_a_run_leaves_log_checkpoints_pictures_and_a_model_for_use(tiny_recipe):
     assert [entry["step"] for entry in steps] == [2, 4, 6, 8, 10]
     assert {"loss", "loss_ce", "loss_giou_0", "loss_ce_encoder", "grad_norm", "learning_rate"} <= set(steps[0])
     assert [entry["step"] for entry in epochs] == [5, 10]
-    assert epochs[-1]["ap"] == pytest.approx(report.metrics.ap)
+    assert epochs[-1]["ap"] == pytest.approx(report.results["metrics"].ap)
     kept = {f"step_{step:08d}" for step in (10, trainer.state.best_step)}  # the newest, and the best
     assert {path.name for path in (recipe.run_dir / "checkpoints").iterdir()} == kept
     model = DetrForObjectDetection.from_pretrained(recipe.run_dir / "model")
@@ -109,7 +109,7 @@ def test_the_best_model_stays_when_a_later_one_is_worse(tiny_recipe, monkeypatch
 
     def evaluate(self):
         report = original(self)
-        object.__setattr__(report.metrics, "ap", next(aps))
+        object.__setattr__(report.results["metrics"], "ap", next(aps))
         return report
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)

@@ -1,0 +1,91 @@
+"""Predictions for one image: objects, with masks if the model has them, or panoptic segments."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, RawImage, to_rgb
+from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
+from modeling_detr.structures_detr import DetectionResult, PanopticResult, Task
+
+
+OBJECT_THRESHOLD = 0.5
+SEGMENT_THRESHOLD = 0.85  # as the original
+
+
+def task_of(model: Detector) -> Task:
+    """The most that a model can do: `panoptic` if it has stuff classes, `instance` if it has masks, or `detection`."""
+    if not isinstance(model, DetrForSegmentation):
+        return "detection"
+    return "panoptic" if model.config.stuff_labels else "instance"
+
+
+@torch.inference_mode()
+def predict_objects(
+    model: Detector,
+    processor: DetrTorchvisionImageProcessor,
+    image: RawImage,
+    threshold: float = OBJECT_THRESHOLD,
+) -> DetectionResult:
+    """Detects the objects in one image.
+
+    Args:
+        model: A model in evaluation mode.
+        processor: The model's image processor.
+        image: Any image, see `to_rgb`.
+        threshold: Objects with a lower score are left out; their masks are not computed.
+
+    Returns:
+        The objects by descending score, on the CPU, with masks if the model has them.
+    """
+    pixels = to_rgb(image)
+    sizes = [_size(pixels)]
+    inputs = processor(pixels, device=model.device)
+    result: DetectionResult
+    if isinstance(model, DetrForSegmentation):
+        outputs = model(**inputs, output_masks=False)
+        (result,) = processor.post_process_instance_segmentation(
+            outputs, threshold, target_sizes=sizes, predict_masks=partial(model.predict_masks, outputs)
+        )
+    else:
+        (result,) = processor.post_process_object_detection(model(**inputs), threshold, sizes)
+    order = result["scores"].argsort(descending=True)
+    objects: DetectionResult = {
+        "scores": result["scores"][order].cpu(),
+        "labels": result["labels"][order].cpu(),
+        "boxes": result["boxes"][order].cpu(),
+    }
+    if "masks" in result:
+        objects["masks"] = result["masks"][order].cpu()
+    return objects
+
+
+@torch.inference_mode()
+def predict_segments(
+    model: DetrForSegmentation,
+    processor: DetrTorchvisionImageProcessor,
+    image: RawImage,
+    threshold: float = SEGMENT_THRESHOLD,
+) -> PanopticResult:
+    """Divides one image into panoptic segments.
+
+    Args:
+        model: A model in evaluation mode.
+        processor: The model's image processor.
+        image: Any image, see `to_rgb`.
+        threshold: Segments are made of queries with a higher score.
+
+    Returns:
+        The segments, on the CPU.
+    """
+    pixels = to_rgb(image)
+    outputs = model(**processor(pixels, device=model.device), output_masks=False)
+    (result,) = processor.post_process_panoptic_segmentation(
+        outputs, threshold, target_sizes=[_size(pixels)], predict_masks=partial(model.predict_masks, outputs)
+    )
+    return {"segmentation": result["segmentation"].cpu(), "segments_info": result["segments_info"]}
+
+
+def _size(pixels: Tensor) -> tuple[int, int]:
+    return pixels.shape[-2], pixels.shape[-1]
