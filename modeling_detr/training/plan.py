@@ -29,7 +29,6 @@ _PARTS = {
     "queries": ("query_position_embeddings",),
     "heads": ("class_labels_classifier", "bbox_predictor"),
     "mask head": ("bbox_attention", "mask_head"),
-    "aids": ("encoder_supervision", "denoising"),
 }
 _MOST_NAMES = 4
 
@@ -101,8 +100,12 @@ def _parts_table(trainer: "Trainer") -> list[str]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     parameters = {name.removeprefix("detector."): parameter for name, parameter in model.named_parameters()}
     rates = {id(one): group["initial_lr"] for group in trainer.raw_optimizer.param_groups for one in group["params"]}
-    names_of: dict[str, list[str]] = {part: [] for part in (*_PARTS, "others")}
+    names_of: dict[str, list[str]] = {part: [] for part in (*_PARTS, "aids", "others")}
+    of_aids = {name for name, _ in model.named_parameters() if not name.startswith("detector.")}
     for name in parameters:
+        if name in of_aids:
+            names_of["aids"].append(name)
+            continue
         found = (part for part, places in _PARTS.items() if any(f".{place}." in f".{name}." for place in places))
         names_of[next(found, "others")].append(name)
 

@@ -25,7 +25,7 @@ from modeling_detr.data.collate import split_batch
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionBatch
-from modeling_detr.training.aids import TrainingModel, build_training_model
+from modeling_detr.training.aids import TrainingModel, active_aids, build_training_model
 from modeling_detr.training.divergence import StepShare, image_indices, is_finite
 from modeling_detr.training.engine import StepLosses, step_seed
 from modeling_detr.training.recipe import Recipe
@@ -248,7 +248,7 @@ def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
 def _training_model(failed: FailedStep) -> TrainingModel:
     recipe = failed.recipe
     kind = DetrForObjectDetection if recipe.task == "detection" else DetrForSegmentation
-    model = build_training_model(kind(failed.config), recipe.encoder_supervision, recipe.denoising_groups)
+    model = build_training_model(kind(failed.config), **active_aids(recipe))
     model.load_state_dict(failed.weights)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in failed.frozen)

@@ -18,13 +18,14 @@ import shutil
 from pathlib import Path
 
 from modeling_detr.atomic_output import previous_path, restore_interrupted
-from modeling_detr.conversion.sources import EXPORTED_MODEL as MODEL
+from modeling_detr.conversion.sources import EXPORTED_MODEL
 
 
 RECIPE = "recipe.yaml"
 LOG = "log.jsonl"
 TRACKERS = "trackers"
 CHECKPOINTS = "checkpoints"
+MODEL = EXPORTED_MODEL
 PREDICTIONS = "predictions"
 NONFINITE = "nonfinite"
 

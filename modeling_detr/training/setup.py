@@ -37,7 +37,7 @@ from modeling_detr.pretrained_detr import HeadChange
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.stock_detr import translate_stock_config
 from modeling_detr.structures_detr import DetectionIndex
-from modeling_detr.training.aids import start_local
+from modeling_detr.training.aids import initialize_new_model
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.signals import leave_stopping_to_parent
 
@@ -119,8 +119,7 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Seque
             detector.model.load_backbone_weights(recipe.backbone_weights)
         else:
             _refuse_frozen_random_backbone(detector)
-        if recipe.local_start:
-            start_local(detector)
+        initialize_new_model(detector, recipe)
     if recipe.freeze_detector and isinstance(model, DetrForSegmentation):
         model.detr.requires_grad_(False)
     _freeze(model, recipe.freeze)

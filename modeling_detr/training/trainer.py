@@ -28,7 +28,7 @@ from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionBatch
-from modeling_detr.training.aids import build_training_model
+from modeling_detr.training.aids import active_aids, build_training_model
 from modeling_detr.training.checkpointing import (
     CheckpointedRun,
     TrainingState,
@@ -101,7 +101,7 @@ class Trainer:
         self._sharded = self.accelerator.distributed_type == DistributedType.FSDP
         # with FSDP a copy trains, in parts, and `detector` is what they are put together in
         self._trained = copy.deepcopy(self.detector) if self._sharded else self.detector
-        training_model = build_training_model(self._trained, recipe.encoder_supervision, recipe.denoising_groups)
+        training_model = build_training_model(self._trained, **active_aids(recipe))
         training_model.to(self.accelerator.device)
         if not self._sharded:  # which wants parameters in their usual order
             # convolutions are a third faster with channels last (measured on a CPU; on a GPU tensor cores want it)

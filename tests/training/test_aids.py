@@ -1,9 +1,21 @@
+import dataclasses
+
 import pytest
 import torch
+from launched_runs import logged
 
-from modeling_detr.training.aids import Denoising, EncoderSupervision, build_training_model, start_local, token_centres
+from modeling_detr.modeling_detr import ExtraQueries
+from modeling_detr.training.aids import AIDS, Aid, TrainingAid, active_aids, build_training_model
+from modeling_detr.training.aids.denoising import Denoising
+from modeling_detr.training.aids.encoder_supervision import EncoderSupervision, token_centres
+from modeling_detr.training.aids.local_start import start_local
+from modeling_detr.training.aids.training_model import join_queries
+from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.recipe_keys import key
+from modeling_detr.training.trainer import Trainer
 
 
+BOTH = {"encoder_supervision": True, "denoising_groups": 3}
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
 
@@ -46,7 +58,9 @@ def test_padding_is_no_token_and_centres_are_of_the_unpadded_image():
 
 
 def test_denoising_queries_see_their_group_and_no_other_and_are_not_seen():
-    allowed = Denoising(5, 32, num_groups=2, temperature=20).queries(labels_of(2, 1), num_queries=3).attention_mask
+    allowed = (
+        Denoising(5, 32, num_groups=2, temperature=20).extra_queries(labels_of(2, 1), num_queries=3).attention_mask
+    )
     assert allowed.shape == (2, 7, 7)
     first = allowed[0].long().tolist()
     assert first[0] == [1, 1, 1, 0, 0, 0, 0]
@@ -61,7 +75,7 @@ def test_without_noise_denoising_queries_hold_the_targets():
     denoising = Denoising(5, 32, 1, 20, label_noise=0, centre_noise=0, size_noise=0)
     labels = labels_of(3)
     assert torch.equal(denoising._noised(labels[0]["boxes"], torch.rand(3, 4)), labels[0]["boxes"])
-    extra = denoising.queries(labels, 4)
+    extra = denoising.extra_queries(labels, 4)
     assert torch.equal(extra.content[0], denoising.label_embedding(labels[0]["class_labels"]))
 
 
@@ -77,11 +91,11 @@ def test_noise_stays_within_its_bounds():
 def test_the_noise_of_an_image_follows_its_seed_whatever_batch_it_is_in():
     denoising = Denoising(5, 32, num_groups=2, temperature=20)
     first, second = ({**label, "noise_seed": seed} for label, seed in zip(labels_of(3, 1), (7, 8), strict=True))
-    together = denoising.queries([first, second], 4).positions
-    alone = denoising.queries([second], 4).positions  # one query a group, where beside the other there are three
+    together = denoising.extra_queries([first, second], 4).positions
+    alone = denoising.extra_queries([second], 4).positions  # one query a group, where beside the other there are three
     assert torch.equal(together[1, [0, 3]], alone[0])
-    assert torch.equal(denoising.queries([first], 4).positions[0], together[0])
-    assert not torch.equal(denoising.queries([{**first, "noise_seed": 6}], 4).positions[0], together[0])
+    assert torch.equal(denoising.extra_queries([first], 4).positions[0], together[0])
+    assert not torch.equal(denoising.extra_queries([{**first, "noise_seed": 6}], 4).positions[0], together[0])
     assert not torch.equal(together[0, :3], together[0, 3:])  # each group has its own
 
 
@@ -89,7 +103,7 @@ def test_aids_do_not_change_what_the_detector_predicts(tiny_detector):
     detector = tiny_detector(**NO_DROPOUT)
     labels = labels_of(3, 1)
     plain = detector(images(2), labels=labels)
-    aided = build_training_model(detector, True, 3).train()(images(2), labels=labels)
+    aided = build_training_model(detector, **BOTH).train()(images(2), labels=labels)
     torch.testing.assert_close(aided.logits, plain.logits)
     torch.testing.assert_close(aided.pred_boxes, plain.pred_boxes)
     assert aided.loss > plain.loss
@@ -103,14 +117,14 @@ def test_in_evaluation_and_without_aids_it_is_the_detector(tiny_detector):
     detector = tiny_detector(**NO_DROPOUT)
     labels = labels_of(3, 1)
     plain = detector(images(2), labels=labels).loss
-    assert torch.equal(build_training_model(detector, True, 3).eval()(images(2), labels=labels).loss, plain)
+    assert torch.equal(build_training_model(detector, **BOTH).eval()(images(2), labels=labels).loss, plain)
     assert torch.equal(build_training_model(detector).train()(images(2), labels=labels).loss, plain)
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (2, 0)])
 def test_every_parameter_gets_a_gradient_in_every_batch(tiny_detector, counts):
     """Distributed training hangs, or fails, when a parameter gets one on one process and none on another."""
-    model = build_training_model(tiny_detector(freeze_batch_norm=False, freeze_backbone_stem=False), True, 2).train()
+    model = build_training_model(tiny_detector(freeze_batch_norm=False, freeze_backbone_stem=False), **BOTH).train()
     model(images(2), labels=labels_of(*counts)).loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
@@ -130,7 +144,7 @@ def test_the_encoders_loss_does_not_depend_on_how_a_step_is_split(tiny_detector)
 def test_exported_weights_know_nothing_of_the_aids(tiny_detector):
     detector = tiny_detector()
     before = set(detector.state_dict())
-    assert set(build_training_model(detector, True, 3).detector.state_dict()) == before
+    assert set(build_training_model(detector, **BOTH).detector.state_dict()) == before
 
 
 def test_with_a_local_start_every_query_looks_at_its_own_place(tiny_detector, monkeypatch):
@@ -149,5 +163,93 @@ def test_with_a_local_start_every_query_looks_at_its_own_place(tiny_detector, mo
 
 
 def test_a_local_start_needs_sine_positions(tiny_detector):
-    with pytest.raises(ValueError, match="only start at points of the image with sine positions"):
+    with pytest.raises(ValueError, match="local_start: needs position_embedding_type 'sine', got 'learned'"):
         start_local(tiny_detector(position_embedding_type="learned"))
+
+
+class ClassCount(TrainingAid):
+    """Adds one query, and a loss term of its own."""
+
+    suffix = "count"
+
+    def __init__(self, width, weight):
+        super().__init__()
+        self.content = torch.nn.Parameter(torch.ones(width))
+        self.weight = weight
+
+    def extra_queries(self, labels, num_queries):
+        content = self.content.expand(len(labels), 1, -1)
+        mask = torch.ones(len(labels), num_queries + 1, num_queries + 1, dtype=torch.bool)
+        mask[:, :num_queries, num_queries:] = False
+        return ExtraQueries(content, content, mask)
+
+    def losses(self, batch):
+        logits, _ = batch.detector.predict(batch.extra_states)  # (L, B, 1, C + 1)
+        counts = torch.tensor([len(label["class_labels"]) for label in batch.labels])
+        return {"loss_count": (logits.sum(-1)[-1, :, 0] - counts).square().sum() / batch.num_boxes}
+
+    def loss_weights(self, set_loss_weights):
+        return {"loss_count": self.weight}
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingRecipe(Recipe):
+    count_weight: float = key(0.0, "Weight of the number of objects.", at_least=0)
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """The table with an aid that a plug-in adds."""
+    aid = Aid(key="count_weight", supervise=lambda config, weight: ClassCount(config.d_model, weight))
+    monkeypatch.setitem(AIDS, "counting", aid)
+
+
+@pytest.mark.usefixtures("counting")
+def test_an_aid_added_to_the_table_trains_beside_the_others(tiny_detector):
+    detector = tiny_detector(**NO_DROPOUT)
+    settings = active_aids(CountingRecipe(count_weight=0.5, denoising_groups=2))
+    assert settings == {"count_weight": 0.5, "denoising_groups": 2}
+    model, labels = build_training_model(detector, **settings).train(), labels_of(3, 1)
+    output, alone = model(images(2), labels=labels), build_training_model(detector, denoising_groups=2)
+    torch.testing.assert_close(output.logits, detector(images(2), labels=labels).logits)
+    alone.load_state_dict({name: value for name, value in model.state_dict().items() if "counting" not in name})
+    first, second = ({**label, "noise_seed": seed} for label, seed in zip(labels, (7, 8), strict=True))
+    with_both, without = (one.train()(images(2), labels=[first, second]) for one in (model, alone))
+    for name, value in without.loss_dict.items():
+        torch.testing.assert_close(with_both.loss_dict[name], value)
+    torch.testing.assert_close(with_both.loss, without.loss + 0.5 * with_both.loss_dict["loss_count"])
+    with_both.loss.backward()
+    assert model.counting.content.grad.any()
+    assert model(images(2), labels=labels_of(0, 0)).loss_dict["loss_count"] == 0
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_run_trains_with_an_aid_added_to_the_table(tiny_recipe):
+    recipe = CountingRecipe(**{**vars(tiny_recipe(max_steps=2)), "count_weight": 0.1})
+    trainer = Trainer(recipe)
+    assert " aids " in trainer.plan()
+    trainer.train()
+    (entry,) = [entry for entry in logged(recipe.run_dir) if entry["kind"] == "epoch"]
+    assert entry["loss_count"] > 0
+
+
+def test_extra_queries_of_several_aids_do_not_attend_to_each_other():
+    def queries(count):
+        mask = torch.ones(1, 2 + count, 2 + count, dtype=torch.bool)
+        mask[:, :2, 2:] = False
+        return ExtraQueries(torch.zeros(1, count, 4), torch.zeros(1, count, 4), mask)
+
+    joined = join_queries([queries(1), queries(2)], num_queries=2)
+    assert joined.content.shape == (1, 3, 4)
+    assert joined.attention_mask[0].long().tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 1],
+        [1, 1, 0, 1, 1],
+    ]
+
+
+def test_a_key_of_no_aid_is_an_error(tiny_detector):
+    with pytest.raises(ValueError, match="denoising_group: not the key of a training aid; did you mean 'denoising_gr"):
+        build_training_model(tiny_detector(), denoising_group=3)

@@ -1,0 +1,66 @@
+"""What a training aid is: a module beside the detector that adds queries and loss terms while it trains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from modeling_detr.modeling_detr import DetrForObjectDetection, DetrObjectDetectionOutput, ExtraQueries
+from modeling_detr.structures_detr import DetectionLabels
+
+
+@dataclass(frozen=True)
+class AidedBatch:
+    """A batch after the detector's forward pass, from which an aid computes its losses.
+
+    Shapes: B images · E extra queries of the aid · D width · L decoder layers that the heads read.
+
+    Attributes:
+        detector: The detector without mask head: `predict` applies its heads to any states.
+        output: The detector's output.
+        pixel_mask: (B, H, W), 1 = image; None if nothing is padded.
+        labels: One dict per image.
+        num_boxes: Boxes of the whole optimizer step, to divide by.
+        extra_states: (L, B, E, D) decoder states of the queries that the aid added; None if it added none.
+    """
+
+    detector: DetrForObjectDetection
+    output: DetrObjectDetectionOutput
+    pixel_mask: Tensor | None
+    labels: Sequence[DetectionLabels]
+    num_boxes: float | Tensor
+    extra_states: Tensor | None
+
+
+class TrainingAid(nn.Module):
+    """Extra supervision of a detector while it trains; the exported model does not contain it.
+
+    A subclass adds loss terms (`losses`) and possibly queries to the decoder (`extra_queries`).
+
+    Attributes:
+        suffix: What the names of its loss terms end in, after those of the set loss: `loss_ce_SUFFIX`.
+    """
+
+    suffix: ClassVar[str]
+
+    def extra_queries(self, labels: Sequence[DetectionLabels], num_queries: int) -> ExtraQueries | None:  # noqa: ARG002
+        """Returns queries to add to the decoder, or None.
+
+        Args:
+            labels: One dict per image; at least one image has a target.
+            num_queries: Q, the number of learned queries. They must not attend to the extra ones.
+        """
+        return None
+
+    def losses(self, batch: AidedBatch) -> dict[str, Tensor]:
+        """Returns the unweighted loss terms of a batch; their names are those of `loss_weights`."""
+        raise NotImplementedError
+
+    def loss_weights(self, set_loss_weights: Mapping[str, float]) -> dict[str, float]:
+        """Returns name and weight of each loss term; by default one for each term of the set loss, weighted alike.
+
+        Args:
+            set_loss_weights: `loss_ce`, `loss_bbox` and `loss_giou` with their weights.
+        """
+        return {f"{name}_{self.suffix}": weight for name, weight in set_loss_weights.items()}
