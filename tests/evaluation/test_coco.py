@@ -1,5 +1,8 @@
+import copy
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -210,14 +213,15 @@ def test_the_metrics_are_plain_json() -> None:
     assert read["per_class"]["cat"] == pytest.approx({"ap": 1, "ap50": 1, "ap75": 1, "ar_100": 1, "num_boxes": 1})
 
 
-def test_gather_merges_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather_merges_the_processes(gather_with: Callable[..., None]) -> None:
     evaluators = [CocoEvaluator(small_index()), CocoEvaluator(small_index())]
     evaluators[0].update([0], PERFECT[:1])
     evaluators[1].update([0, 1], PERFECT)
-    everything = [dict(evaluator._predictions) for evaluator in evaluators]
-    monkeypatch.setattr("accelerate.utils.gather_object", lambda _: everything)
-    for evaluator in evaluators:
-        evaluator.gather(SimpleNamespace(num_processes=2))  # type: ignore[arg-type]
+    accelerator: Any = SimpleNamespace(num_processes=2)
+    for mine, others in (evaluators, reversed(evaluators)):
+        evaluator, other = copy.deepcopy(mine), copy.deepcopy(others)
+        gather_with(partial(other.gather, accelerator))
+        evaluator.gather(accelerator)
         assert evaluator.compute().ap == pytest.approx(1)
         assert len(evaluator.to_coco_results()) == 2
 

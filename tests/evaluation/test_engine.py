@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -112,19 +113,9 @@ def test_an_evaluator_of_the_callers_keeps_the_predictions() -> None:
     assert best["bbox"] == pytest.approx([0, 0, 100, 50], abs=1e-4)
 
 
-def test_batches_are_dealt_out_and_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = CocoEvaluator(shapes_index())
-    evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), evaluators=[other])
-
-    def gather_object(mine: list[Any]) -> list[Any]:
-        if isinstance(mine[0], dict):
-            return [*mine, other._predictions]
-        if isinstance(mine[0], list):  # images, objects, queries sure of one, deviations
-            return [*mine, [1.0, 1.0, 1.0, 0.0, 0.0]]
-        return [*mine, ({"loss": 1.0, "loss_ce": 2.0}, 1)]
-
-    monkeypatch.setattr("accelerate.utils.gather_object", gather_object)
+def test_results_are_gathered_from_all_processes(gather_with: Callable[..., None]) -> None:
     accelerator: Any = SimpleNamespace(num_processes=2, device=torch.device("cpu"), is_main_process=True)
+    gather_with(lambda: evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), accelerator))
     report = evaluate(Oracle(), [batch_of([0, 2])], PROCESSOR, shapes_index(), accelerator)
     alone = evaluate(Oracle(), [batch_of([0, 2]), batch_of([1])], PROCESSOR, shapes_index())
     assert report.results == alone.results

@@ -1,6 +1,9 @@
+import copy
 import json
 import math
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,7 +210,7 @@ def test_images_without_a_prediction_are_missed_and_seen_once() -> None:
     assert metrics.sq == 1
 
 
-def test_several_processes_have_the_figures_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_give_the_same_metrics_as_one(gather_with: Callable[..., None]) -> None:
     draw = np.random.default_rng(0)
     truth, found = [], []
     for _ in range(6):
@@ -218,16 +221,17 @@ def test_several_processes_have_the_figures_of_one(monkeypatch: pytest.MonkeyPat
     alone = PanopticEvaluator(index)
     alone.update(range(6), found)
     parts = [PanopticEvaluator(index) for _ in range(3)]
-    for number, part in enumerate(parts):
-        part.update([5 - number, number], [found[5 - number], found[number]])
-    sent = [(part._counts, part._iou_units, part._seen, part._saved) for part in parts]
-    monkeypatch.setattr("accelerate.utils.gather_object", lambda _: sent)
-    for part in parts:
-        part.gather(SimpleNamespace(num_processes=3))  # type: ignore[arg-type]
+    for rank, part in enumerate(parts):
+        part.update([5 - rank, rank], [found[5 - rank], found[rank]])
+    accelerator: Any = SimpleNamespace(num_processes=3)
+    for rank in range(3):
+        part, *others = copy.deepcopy([*parts[rank:], *parts[:rank]])
+        gather_with(*(partial(other.gather, accelerator) for other in others))
+        part.gather(accelerator)
         assert part.compute().as_dict() == alone.compute().as_dict()
 
 
-def test_an_image_of_two_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_scored_by_two_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = columns((0, 4, 1)), [(CAT, False)]
     evaluator = PanopticEvaluator(index_of([truth]))
     evaluator.update([0], [prediction(truth[0], {1: CAT})])
