@@ -176,7 +176,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from torch import Tensor
 
     from modeling_detr.data import DetectionDataset, SampleKey, train_transform
-    from modeling_detr.visualization import draw_detections, gallery_html, tile
+    from modeling_detr.visualization import draw_prediction, gallery_html, tile
 
     if arguments.num_images < 1 or arguments.draws < 0:
         raise ValueError("--num_images wants at least 1, and --draws at least 0.")
@@ -195,9 +195,8 @@ def _show(arguments: argparse.Namespace) -> int:
         for title, sample in samples:
             target = sample["target"]
             boxes = target["boxes"].as_subclass(Tensor)
-            picture = draw_detections(
-                sample["image"], boxes, target["class_labels"], None, index.id2label, shortest_side=240
-            )
+            truth = {"boxes": boxes, "labels": target["class_labels"]}
+            picture = draw_prediction(sample["image"], truth, index.id2label, shortest_side=240)
             picture.thumbnail((480, 480))
             pictures.append(picture)
             titles.append(f"{name}, {title}: {len(boxes)} boxes")

@@ -34,7 +34,7 @@ from modeling_detr.prediction import (
 )
 from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionResult, PanopticResult
-from modeling_detr.visualization import draw_detections, draw_panoptic
+from modeling_detr.visualization import draw_prediction
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,12 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         picture.parent.mkdir(parents=True, exist_ok=True)
         if task == "panoptic":
             panoptic = predict_segments(cast(DetrForSegmentation, model), processor, pixels, threshold)
-            draw_panoptic(pixels, panoptic, names).save(picture, quality=92)
+            draw_prediction(pixels, panoptic, names).save(picture, quality=92)
             what = _segments_entry(panoptic, names, arguments.output_dir, name)
         else:
             result = predict_objects(model, processor, pixels, threshold)
-            scores, labels, boxes = result["scores"], result["labels"], result["boxes"]
-            draw_detections(pixels, boxes, labels, scores, names, masks=result.get("masks")).save(picture, quality=92)
+            draw_prediction(pixels, result, names).save(picture, quality=92)
             what = {"detections": _detections_entry(result, names)}
         height, width = pixels.shape[-2:]
         found.append({"image": str(path), "height": height, "width": width, "picture": name, **what})

@@ -1,18 +1,19 @@
 """Pictures of what a model finds, beside the truth."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
 from modeling_detr.data import read_image
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.prediction import predict_objects, predict_segments
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
-from modeling_detr.structures_detr import DetectionIndex, DetectionResult, Task
-from modeling_detr.visualization import draw_comparison, draw_panoptic_comparison
+from modeling_detr.structures_detr import DetectionIndex, DetectionResult, PanopticResult, Task
+from modeling_detr.visualization import draw_comparison
 
 
 @torch.inference_mode()
@@ -37,28 +38,23 @@ def draw_predictions(
     for position in range(min(num_images, len(index))):
         record = index.images[position]
         image = read_image(record)
+        predicted: DetectionResult | PanopticResult
+        truth: Mapping[str, object]
         if task == "panoptic" and isinstance(detector, DetrForSegmentation):
-            segments = predict_segments(detector, processor, image)
+            predicted = predict_segments(detector, processor, image)
             truth = index.read_panoptic(position)
-            drawn = draw_panoptic_comparison(image, segments, truth, index.id2label, shortest_side=320)
         else:
-            found = predict_objects(detector, processor, image)
-            drawn = _beside_truth(image, found, index, position)
+            predicted = predict_objects(detector, processor, image)
+            truth = _true_objects(index, position, with_masks="masks" in predicted)
+        drawn = draw_comparison(image, predicted, truth, index.id2label, shortest_side=320)
         pictures[f"{position:03d}_{Path(record.path).stem}"] = np.asarray(drawn)
     return pictures
 
 
-def _beside_truth(
-    image: NDArray[np.uint8], found: DetectionResult, index: DetectionIndex, position: int
-) -> Image.Image:
-    """Objects found, and true ones: their boxes, and their masks if the task has them."""
+def _true_objects(index: DetectionIndex, position: int, with_masks: bool) -> dict[str, Tensor]:
+    """The annotated objects of an image, as `draw_comparison` expects them."""
     truth = index.annotations.take(index.annotation_rows(position))
-    return draw_comparison(
-        image,
-        found,
-        torch.from_numpy(truth.boxes_xyxy),
-        torch.from_numpy(truth.label),
-        index.id2label,
-        true_masks=torch.from_numpy(index.read_masks(position)) if "masks" in found else None,
-        shortest_side=320,
-    )
+    objects = {"boxes": torch.from_numpy(truth.boxes_xyxy), "labels": torch.from_numpy(truth.label)}
+    if with_masks:
+        objects["masks"] = torch.from_numpy(index.read_masks(position))
+    return objects

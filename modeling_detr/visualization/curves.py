@@ -1,0 +1,85 @@
+"""Training curves: losses, class error and AP over the epochs.
+
+One more panel is one line in `PANELS`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+PANELS = {
+    "loss (dashed: evaluation)": ("loss", "eval_loss"),
+    "class loss": ("loss_ce",),
+    "box loss (L1)": ("loss_bbox",),
+    "box loss (generalised IoU)": ("loss_giou",),
+    "mask loss (focal)": ("loss_mask",),
+    "mask loss (dice)": ("loss_dice",),
+    "class error, %": ("class_error",),
+    "AP (solid), AP50 (dashed)": ("ap", "ap50"),
+    "mask AP (solid), AP50 (dashed)": ("mask_ap", "mask_ap50"),
+    "PQ (solid), of things (dashed)": ("pq", "pq_things"),
+}
+"""Title of each panel → the logged values in it, the first drawn solid and the second dashed. A panel without any
+logged value is left out."""
+
+
+def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """Plots losses, class error and AP over the epochs, with one colour per run.
+
+    Args:
+        runs: Name of each run → the entries of its `log.jsonl`; those of kind `"epoch"` are plotted.
+        path: The picture to write; its suffix is the format (png, svg, pdf …).
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: There are no runs, or a run has not finished an epoch.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no display, no figure stays open
+
+    epochs = {name: [entry for entry in entries if entry.get("kind") == "epoch"] for name, entries in runs.items()}
+    unfinished = [name for name, entries in epochs.items() if not entries]
+    if unfinished or not epochs:
+        raise ValueError(
+            f"nothing to plot: {', '.join(unfinished) or 'no runs'}; expected at least one epoch per run."
+        )
+    logged = {key for entries in epochs.values() for entry in entries for key in entry}
+    panels = {title: keys for title, keys in PANELS.items() if logged & set(keys)}
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.5 * columns, 3.2 * rows + 0.5), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
+        _plot_panel(axes, title, keys, list(epochs.values()))
+    for unused in figure.axes[len(panels) :]:
+        unused.remove()
+    for run_index, name in enumerate(epochs):
+        figure.axes[0].plot([], [], color=_run_colour(run_index), label=name)
+    figure.legend(loc="outside lower center", ncols=min(4, len(epochs)), fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _plot_panel(axes: "Axes", title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Plots the values `keys` of each run over the epochs."""
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.3)
+    for run_index, entries in enumerate(runs):
+        for key, style in zip(keys, ("-", "--"), strict=False):
+            points = [(entry["epoch"], entry[key]) for entry in entries if entry.get(key) is not None]
+            if points:
+                marker = "." if len(points) < 40 else ""
+                axes.plot(*zip(*points, strict=True), style, marker=marker, color=_run_colour(run_index))
+
+
+def _run_colour(run_index: int) -> str:
+    """One of Matplotlib's ten default colours."""
+    return f"C{run_index % 10}"

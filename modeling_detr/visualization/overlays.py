@@ -1,0 +1,100 @@
+"""Predictions on images: every overlay in `OVERLAYS`, in its order, draws its part of a prediction.
+
+To draw something new, write a function of a canvas and a prediction, and add it:
+
+    def draw_centres(canvas, prediction):
+        ...
+
+    OVERLAYS["centres"] = draw_centres
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from PIL import Image
+
+from modeling_detr.image_processing_detr import RawImage
+from modeling_detr.visualization.boxes import draw_boxes
+from modeling_detr.visualization.canvas import Canvas
+from modeling_detr.visualization.gallery import tile
+from modeling_detr.visualization.masks import draw_masks
+from modeling_detr.visualization.segments import draw_segments
+
+
+Overlay = Callable[[Canvas, Mapping[str, object]], None]
+"""Draws one part of a prediction, or nothing if the prediction does not have that part."""
+
+OVERLAYS: dict[str, Overlay] = {
+    "segments": draw_segments,
+    "masks": draw_masks,
+    "boxes": draw_boxes,
+}
+"""Name → overlay. The first is drawn first, below the others."""
+
+
+def draw_prediction(
+    image: RawImage,
+    prediction: Mapping[str, object],
+    id2label: Mapping[int, str] | None = None,
+    *,
+    overlays: Sequence[str] | None = None,
+    shortest_side: int = 480,
+) -> Image.Image:
+    """Draws a prediction, or the ground truth, on its image.
+
+    Args:
+        image: Any image, see `to_rgb`.
+        prediction: A `DetectionResult`, `InstanceResult` or `PanopticResult`, in pixels of `image`. True objects are a
+            dict with `boxes` (K, 4) xyxy, `labels` (K,) and optionally `masks` (K, H, W), without `scores`.
+        id2label: Names of the classes; a class without a name is written as its label.
+        overlays: Which of `OVERLAYS` to draw. None: all.
+        shortest_side: A smaller image is enlarged to this, to make text legible.
+
+    Returns:
+        An RGB picture, as large as the image or larger.
+
+    Raises:
+        ValueError: The parts of the prediction do not fit together, or do not fit the image.
+    """
+    canvas = Canvas.of(image, id2label, shortest_side)
+    for name in OVERLAYS if overlays is None else overlays:
+        OVERLAYS[name](canvas, prediction)
+    return canvas.picture
+
+
+def draw_comparison(
+    image: RawImage,
+    predicted: Mapping[str, object],
+    truth: Mapping[str, object],
+    id2label: Mapping[int, str] | None = None,
+    *,
+    threshold: float = 0.5,
+    shortest_side: int = 480,
+) -> Image.Image:
+    """Draws the image twice, side by side: with the prediction and with the ground truth.
+
+    Args:
+        image: Any image, see `to_rgb`.
+        predicted: See `draw_prediction`.
+        truth: See `draw_prediction`.
+        id2label: Names of the classes.
+        threshold: Predicted objects with a lower score are not drawn; panoptic segments all are.
+        shortest_side: See `draw_prediction`.
+
+    Returns:
+        An RGB picture with a title above each half.
+    """
+    confident = _above_threshold(predicted, threshold)
+    pictures = [draw_prediction(image, part, id2label, shortest_side=shortest_side) for part in (confident, truth)]
+    return tile(pictures, columns=2, titles=["predicted", "truth"])
+
+
+def _above_threshold(prediction: Mapping[str, object], threshold: float) -> Mapping[str, object]:
+    """The objects of a prediction that score `threshold` or more; all of it if it has no `scores`."""
+    if "scores" not in prediction:
+        return prediction
+    keep = torch.as_tensor(prediction["scores"]) >= threshold
+    return {  # all tensors have one row per object, except the map of instances
+        name: value[keep] if isinstance(value, torch.Tensor) and name != "segmentation" else value
+        for name, value in prediction.items()
+    }

@@ -1,0 +1,38 @@
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_detr.visualization import plot_curves
+
+
+def entries(epochs: int) -> list[dict[str, Any]]:
+    step = {"kind": "step", "epoch": 1, "step": 1, "loss": 9.0}
+    rows = [
+        {"kind": "epoch", "epoch": index + 1, "loss": 5.0 - index, "loss_ce": 1.0, "class_error": 50.0, "ap": None}
+        for index in range(epochs)
+    ]
+    return [step, *rows, {"kind": "epoch", "epoch": epochs + 1, "loss": 1.0, "ap": 0.5, "ap50": 0.8}]
+
+
+@pytest.mark.parametrize("name", ["curves.png", "curves.svg"])
+def test_the_curves_of_several_runs_are_plotted_in_one_file(tmp_path: Path, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_curves({"first": entries(3), "second": entries(60)}, tmp_path / "new" / name)
+    assert (tmp_path / "new" / name).stat().st_size > 10_000
+
+
+def test_no_figure_stays_open(tmp_path: Path) -> None:
+    from matplotlib import pyplot
+
+    plot_curves({"run": entries(2)}, tmp_path / "curves.png")
+    assert pyplot.get_fignums() == []
+
+
+def test_a_run_without_a_finished_epoch_cannot_be_plotted(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to plot: young; expected at least one epoch per run"):
+        plot_curves({"old": entries(2), "young": entries(0)[:1]}, tmp_path / "curves.png")
+    with pytest.raises(ValueError, match="nothing to plot: no runs"):
+        plot_curves({}, tmp_path / "curves.png")
