@@ -86,7 +86,7 @@ class RecipeError(DetrError, ValueError):
 
 
 class RecipeNotFoundError(DetrError, FileNotFoundError):
-    """A recipe that is neither a file nor one of the package's."""
+    """A recipe that is neither a file nor a built-in one."""
 
 
 class PluginError(DetrError):

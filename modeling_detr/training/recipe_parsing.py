@@ -1,7 +1,7 @@
 """Reads recipes from YAML files and the command line, and explains their keys for `--help`.
 
 `detr train bccd --data FOLDER --learning_rate 2e-4 --model_config.num_queries 50` reads the file, lets the command
-line win, and refuses unknown keys. A recipe is given by its path or, if it comes with the package, by its name. What
+line win, and refuses unknown keys. A recipe is given by its path or, if it is built in, by its name. What
 there is to know about a key is in its declaration, see `recipe_keys`.
 """
 
@@ -23,29 +23,29 @@ from modeling_detr.training.recipe_keys import Key, keys_of, union_members
 _PACKAGE = Path(__file__).parents[1]
 
 
-def packaged_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name: in `configs/` of a checkout, in the package if installed."""
+def builtin_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name; in a checkout they are in `configs/`, else in the package."""
     folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe, given as a path or, where no such file exists, as the name of one of the package's.
+    """The file of a recipe, given as a path or, where no such file exists, as the name of a built-in one.
 
     Raises:
         RecipeNotFoundError: It is neither.
     """
     if Path(name).is_file():
         return Path(name)
-    recipes = packaged_recipes()
+    recipes = builtin_recipes()
     if name in recipes:
         return recipes[name]
     if Path(name).name != name or Path(name).suffix:
         stem = Path(name).stem
-        remedy = f"use the package's recipe '{stem}'" if stem in recipes else "expected a YAML file"
-        raise RecipeNotFoundError(name, "no such recipe", remedy)
-    raise RecipeNotFoundError(name, "no such file, and no such recipe in the package", did_you_mean(name, recipes))
+        remedy = f"use the built-in recipe '{stem}'" if stem in recipes else "expected a YAML file"
+        raise RecipeNotFoundError(name, "no such file", remedy)
+    raise RecipeNotFoundError(name, "no such file or built-in recipe", did_you_mean(name, recipes))
 
 
 def parse_recipe(
@@ -270,12 +270,12 @@ def _argument_parser(program: str, arguments: Sequence[str], keys: Mapping[str, 
         description="Train a DETR from a recipe. Every key can also be set on the command line, which wins over the "
         "recipe.",
         epilog="Mappings are set key by key: --model_config.num_queries 50. Values are written as in YAML. "
-        f"Recipes of the package: {', '.join(packaged_recipes())}. "
+        f"Built-in recipes: {', '.join(builtin_recipes())}. "
         "detr train --replay FILE repeats a training step with a non-finite loss and reports where it came from.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("config", nargs="?", default=None, help="a YAML file, or the name of a recipe of the package")
+    parser.add_argument("config", nargs="?", default=None, help="a YAML file, or the name of a built-in recipe")
     for declared in keys.values():
         _add_key(parser, declared)
     for name in sorted({token.removeprefix("--").split("=")[0] for token in arguments if token.startswith("--")}):

@@ -2,8 +2,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
-from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.recipe import Recipe, compare_for_resume
+from modeling_detr.training.recipe_keys import Resume, key, keys_of
 from modeling_detr.training.recipe_parsing import parse_recipe
 
 
@@ -134,9 +136,28 @@ def test_a_file_that_names_a_model_keeps_what_it_says_of_it(tmp_path):
     assert notes == []
 
 
-def test_a_missing_file_is_named():
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
-        parse_recipe(["nowhere.yaml"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.yaml", "nowhere.yaml: no such file; expected a YAML file."),
+        ("configs/finetune.yaml", "configs/finetune.yaml: no such file; use the built-in recipe 'finetune'."),
+        ("finetun", "finetun: no such file or built-in recipe; did you mean 'finetune'?"),
+        ("xyz", "xyz: no such file or built-in recipe; expected one of bccd, detr_r101, "),
+    ],
+)
+def test_a_recipe_that_does_not_exist_is_named(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        parse_recipe([name])
+    assert str(error.value).startswith(message)
+
+
+def test_a_recipe_is_found_by_its_name_and_a_file_of_that_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe(["finetune", "--model", "mine"])
+    assert (recipe.learning_rate, recipe.output_dir) == (5e-5, "runs/finetune")
+    (tmp_path / "finetune").write_text("learning_rate: 7\n")
+    assert parse_recipe(["finetune"]).learning_rate == 7
 
 
 def test_help_explains_every_key_with_its_default(capsys):
@@ -152,3 +173,96 @@ def test_help_explains_every_key_with_its_default(capsys):
     assert ". (default: " in text
     assert " (default: none)" in text
     assert "  (default" not in text  # each has an explanation
+
+
+# A resumed run
+
+
+def changed(before: Recipe, **keys):
+    """The names of the changed keys of a resumed run, by what the change means."""
+    changes = compare_for_resume(dataclasses.replace(before, **keys), yaml.safe_load(before.to_yaml()))
+    return {rule: [change.name for change in getattr(changes, rule)] for rule in ("model", "order", "free", "start")}
+
+
+@pytest.mark.parametrize(
+    ("keys", "rule"),
+    [
+        ({"task": "panoptic"}, "model"),
+        ({"head_init": "fresh"}, "model"),
+        ({"label_mapping": {"a": "b"}, "model": "mine"}, "model"),
+        ({"backbone_learning_rate": 0.0}, "model"),
+        ({"backbone_learning_rate": 1e-3}, "free"),
+        ({"transform": "light"}, "order"),
+        ({"seed": 1}, "order"),
+        ({"batch_size": 7}, "free"),
+        ({"ema_decay": 0.5}, "free"),
+        ({"local_start": True}, "start"),
+    ],
+)
+def test_a_key_declares_what_a_change_means_for_a_resume(keys, rule):
+    changes = changed(Recipe(), **keys)
+    assert [name for names in changes.values() for name in names] == changes[rule]
+    assert sorted(keys) == sorted(changes[rule])
+
+
+def test_keys_about_the_launch_are_not_compared():
+    changes = changed(Recipe(), output_dir="elsewhere", resume="auto", preflight=False)
+    assert not any(changes.values())
+
+
+def test_changes_read_as_sentences():
+    before = {"learning_rate": 1e-3, "local_start": True, "trackers": []}
+    assert compare_for_resume(Recipe(trackers=[], max_steps=5), before).sentences() == [
+        "max_steps was none and is now 5",
+        "learning_rate was 0.001 and is now 0.0001",
+        "local_start was true and is now false; this has no effect on a run that has started",
+    ]
+
+
+# One more key
+
+
+@dataclasses.dataclass(frozen=True)
+class LongerRecipe(Recipe):
+    """A recipe of a plug-in, with one more key."""
+
+    flavour: str | None = key(
+        "vanilla", "Taste of the model.", choices={"vanilla": 1, "lemon": 2}, resume=Resume.MODEL
+    )
+
+
+def test_one_more_key_is_one_declaration(tmp_path, capsys):
+    config = write(tmp_path / "longer.yaml", "flavour: lemon\nepochs: 3\n")
+    recipe = parse_recipe([config], kind=LongerRecipe)
+    assert isinstance(recipe, LongerRecipe)
+    assert (recipe.flavour, recipe.epochs) == ("lemon", 3)
+    assert parse_recipe([config, "--flavour", "vanilla"], kind=LongerRecipe).flavour == "vanilla"
+
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert parse_recipe([str(tmp_path / "again.yaml")], kind=LongerRecipe) == recipe
+    assert compare_for_resume(recipe, yaml.safe_load(recipe.to_yaml())).model == ()
+    assert [change.name for change in compare_for_resume(recipe, {"epochs": 3}).model] == ["flavour"]
+
+    with pytest.raises(SystemExit):
+        parse_recipe(["--help"], kind=LongerRecipe)
+    assert "--flavour {vanilla,lemon} Taste of the model. (default: vanilla)" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+    with pytest.raises(ValueError, match=r"longer\.yaml: unknown key 'flavour'"):
+        parse_recipe([config])
+    for mistake in (
+        lambda: parse_recipe(["--flavour", "lemn"], kind=LongerRecipe),
+        lambda: LongerRecipe(flavour="lemn"),
+    ):
+        with pytest.raises(ValueError, match="flavour: got 'lemn'; did you mean 'lemon'"):
+            mistake()
+
+
+def test_a_field_that_is_not_declared_as_a_key_is_an_error():
+    @dataclasses.dataclass(frozen=True)
+    class Odd(Recipe):
+        extra: int = 3
+
+    with pytest.raises(TypeError, match=r"Odd\.extra: not declared as a key"):
+        keys_of(Odd)
