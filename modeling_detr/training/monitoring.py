@@ -21,7 +21,7 @@ _MIN_SPREAD = 0.1  # of predicted boxes, relative to true ones; one query in a h
 _MIN_EVALUATIONS = 2  # in a row
 _LEARNED_AP50 = 0.1
 # Steps after the warm-up in which a model should have begun to learn: a share of the run, within these bounds.
-_SHARE_OF_RUN, _MIN_STEPS, _MAX_STEPS = 0.2, 200, 10_000
+_SHARE_OF_RUN, MIN_STEPS, MAX_STEPS = 0.2, 200, 10_000
 
 
 # Speed and memory
@@ -114,7 +114,7 @@ class Symptom:
 def is_due(step: int, total_steps: int, warmup_steps: int) -> bool:
     """Whether a run has trained long enough for its model to find objects."""
     share = _SHARE_OF_RUN * (total_steps - warmup_steps)
-    return step >= warmup_steps + min(max(share, _MIN_STEPS), _MAX_STEPS)
+    return step >= warmup_steps + min(max(share, MIN_STEPS), MAX_STEPS)
 
 
 def find_symptoms(report: EvaluationReport, history: dict[str, Symptom], due: bool) -> list[str]:

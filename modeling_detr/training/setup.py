@@ -362,11 +362,11 @@ def _loader(
         num_workers=recipe.num_workers,
         persistent_workers=recipe.num_workers > 0,
         pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
     )
 
 
-def _prepare_worker(_number: int) -> None:
+def prepare_worker(_number: int) -> None:
     """A loader process computes with one thread, and stays until the process that it loads for has ended the run."""
     torch.set_num_threads(1)
     leave_stopping_to_parent()

@@ -74,7 +74,7 @@ def test_denoising_queries_see_their_group_and_no_other_and_are_not_seen():
 def test_without_noise_denoising_queries_hold_the_targets():
     denoising = Denoising(5, 32, 1, 20, label_noise=0, centre_noise=0, size_noise=0)
     labels = labels_of(3)
-    assert torch.equal(denoising._noised(labels[0]["boxes"], torch.rand(3, 4)), labels[0]["boxes"])
+    assert torch.equal(denoising.add_noise(labels[0]["boxes"], torch.rand(3, 4)), labels[0]["boxes"])
     extra = denoising.extra_queries(labels, 4)
     assert torch.equal(extra.content[0], denoising.label_embedding(labels[0]["class_labels"]))
 
@@ -82,10 +82,10 @@ def test_without_noise_denoising_queries_hold_the_targets():
 def test_noise_stays_within_its_bounds():
     denoising = Denoising(5, 32, 1, 20, centre_noise=0.4, size_noise=0.4)
     boxes = torch.full((1, 1000, 4), 0.4)
-    noised = denoising._noised(boxes, torch.rand_like(boxes))
-    assert (noised[..., :2] - 0.4).abs().max() <= 0.16 + 1e-6
-    assert 0.24 - 1e-6 <= noised[..., 2:].min() < 0.26
-    assert 0.54 < noised[..., 2:].max() <= 0.56 + 1e-6
+    noisy = denoising.add_noise(boxes, torch.rand_like(boxes))
+    assert (noisy[..., :2] - 0.4).abs().max() <= 0.16 + 1e-6
+    assert 0.24 - 1e-6 <= noisy[..., 2:].min() < 0.26
+    assert 0.54 < noisy[..., 2:].max() <= 0.56 + 1e-6
 
 
 def test_the_noise_of_an_image_follows_its_seed_whatever_batch_it_is_in():

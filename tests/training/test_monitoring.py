@@ -57,7 +57,7 @@ def test_data_that_cannot_tell_give_no_warning():
 @pytest.fixture
 def stuck_recipe(tiny_recipe, monkeypatch):
     """A recipe of a run whose model stays as a test has made it, and is judged after a few steps."""
-    monkeypatch.setattr(monitoring, "_MIN_STEPS", 0)
+    monkeypatch.setattr(monitoring, "MIN_STEPS", 0)
     options = {"learning_rate": 0.0, "backbone_learning_rate": 0.0, "epochs": 3, "trackers": []}
     return tiny_recipe(**options, data="shapes?size=64&train=20&val=8")
 

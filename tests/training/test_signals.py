@@ -6,7 +6,7 @@ import time
 import torch
 from torch.utils.data import DataLoader
 
-from modeling_detr.training.setup import _prepare_worker
+from modeling_detr.training.setup import prepare_worker
 from modeling_detr.training.signals import leave_stopping_to_parent
 
 
@@ -33,7 +33,7 @@ def test_a_loader_ends_when_its_parent_says_so_and_by_no_other_process():
 
 def test_loaders_are_gone_at_once_when_nobody_takes_batches_any_more():
     loader = DataLoader(
-        torch.arange(8), num_workers=2, persistent_workers=True, worker_init_fn=_prepare_worker, timeout=30
+        torch.arange(8), num_workers=2, persistent_workers=True, worker_init_fn=prepare_worker, timeout=30
     )
     batches = iter(loader)
     assert next(batches).tolist() == [0]

@@ -80,7 +80,7 @@ class Denoising(TrainingAid):
         draws = self._draws(labels, counts, most).to(device, non_blocking=True)  # (B, E, 6)
         flipped, others = draws[..., 0] < self.label_noise, (draws[..., 1] * self.num_labels).to(torch.int64)
         content = self.label_embedding(torch.where(flipped, others, classes))
-        noised = self._noised(boxes, draws[..., 2:])
+        noised = self.add_noise(boxes, draws[..., 2:])
         embedded = sine_embedding(noised, self.width // 2, self.temperature).flatten(-2)  # (B, E, 4 · D/2)
         centres = sine_position(noised[..., :2], self.width, self.temperature)  # (B, E, D), as tokens have
         positions = centres + self.position_mlp(embedded.to(content.dtype))
@@ -95,7 +95,7 @@ class Denoising(TrainingAid):
             image_draws[:, :count] = torch.rand(self.num_groups, count, 6, generator=generator)
         return draws.flatten(1, 2)
 
-    def _noised(self, boxes: Tensor, draws: Tensor) -> Tensor:
+    def add_noise(self, boxes: Tensor, draws: Tensor) -> Tensor:
         """Shifts and scales boxes, (…, 4) cxcywh, by (…, 4) random numbers in [0, 1), and clips them to the image."""
         centre, size = boxes[..., :2], boxes[..., 2:]
         move = (2 * draws[..., :2] - 1) * self.centre_noise * size
