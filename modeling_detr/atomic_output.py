@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from modeling_detr.errors_detr import OutputError, OutputExistsError
+from modeling_detr.errors_detr import DetrError, OutputError, OutputExistsError
 
 
 _PARTIAL, _PREVIOUS = ".partial-", ".previous"
@@ -189,7 +189,7 @@ def _partial(target: Path, *, is_folder: bool, kept: str) -> Iterator[Path]:
         raise _output_error(target, error.strerror, kept) from error
     try:
         yield partial
-    except (OutputExistsError, OutputError):
+    except DetrError:  # already explained
         raise
     except Exception as error:
         reason = _write_failure(error, partial, target)

@@ -77,6 +77,10 @@ class ModelNotFoundError(DetrError, FileNotFoundError):
     """A model or a checkpoint file that does not exist."""
 
 
+class ModelDownloadError(DetrError, OSError):
+    """A released model that cannot be downloaded."""
+
+
 class CheckpointError(DetrError, ValueError):
     """A checkpoint that a run cannot resume from."""
 

@@ -1,13 +1,20 @@
-"""Checkpoints of others: the original's to ours and back, and ours to Transformers' own DETR."""
+"""Models in others' formats: finding and loading them (`SOURCES`), and writing them (`TARGETS`)."""
 
-from .original import convert_original, converted_copy, export_original, original_to_ours, ours_to_original
+from .original import convert_original, converted_copy, export_original
+from .original_names import original_to_ours, ours_to_original
+from .sources import SOURCES, find_model, load_model
+from .targets import TARGETS
 from .transformers import save_for_transformers
 
 
 __all__ = [
+    "SOURCES",
+    "TARGETS",
     "convert_original",
     "converted_copy",
     "export_original",
+    "find_model",
+    "load_model",
     "original_to_ours",
     "ours_to_original",
     "save_for_transformers",

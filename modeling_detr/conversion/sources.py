@@ -1,8 +1,8 @@
-"""Models by whatever name a user gives: a folder, a run, a Hub id, the original's checkpoint.
+"""Models by whatever name a user gives: a folder, a run, a Hub id, a checkpoint of the original.
 
-`SOURCES` is the table of the kinds of checkpoints that are converted on the fly. A plug-in may add one:
+`SOURCES` is the table of the kinds of checkpoints that are converted when they are loaded. A plug-in may add one:
 
-    SOURCES["mine"] = ModelSource("a checkpoint of mine", matches=is_mine, fetch=converted_folder_of)
+    SOURCES["mine"] = ModelSource("a checkpoint of mine", matches=is_mine, fetch=convert_mine_into_cache)
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from modeling_detr.conversion.checkpoint_files import is_released
-from modeling_detr.conversion.original import converted_copy
-from modeling_detr.errors_detr import ModelError, ModelNotFoundError
+from modeling_detr.conversion.original import convert_original, converted_copy
+from modeling_detr.errors_detr import DetrError, ModelError, ModelNotFoundError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
@@ -24,33 +24,65 @@ EXPORTED_MODEL = "model"  # the folder of a run that holds its model for use
 
 
 @dataclass(frozen=True)
+class SourceOption:
+    """An argument of `ModelSource.convert` that `detr convert` offers as an option.
+
+    Attributes:
+        name: The argument's name.
+        type: What reads its text: `int`, `bool` or `Path`.
+        help: One line.
+    """
+
+    name: str
+    type: type
+    help: str
+
+
+@dataclass(frozen=True)
 class ModelSource:
     """A kind of checkpoint that is converted before it is loaded.
 
     Attributes:
         description: With an article, for messages: "a checkpoint of the original".
         matches: Whether what the user gave is of this kind.
-        fetch: Converts it, or finds an earlier conversion; returns a folder for `from_pretrained`.
+        fetch: Converts it into a cache, or finds it there; returns a folder for `from_pretrained`.
+        convert: Converts it to a new folder, given the source, the folder and `options`; returns what the user should
+            know, one sentence each. None: what `fetch` returns is loaded and saved.
+        options: Keyword arguments of `convert`.
     """
 
     description: str
     matches: Callable[[str], bool]
     fetch: Callable[[str], Path]
+    convert: Callable[..., list[str]] | None = None
+    options: tuple[SourceOption, ...] = ()
 
 
 def _is_original(source: str) -> bool:
     path = Path(source)
-    return path.suffix in (".pth", ".pt", ".ckpt") or (is_released(source) and not path.exists())
+    return path.is_file() or path.suffix in (".pth", ".pt", ".ckpt") or (is_released(source) and not path.exists())
 
 
 SOURCES: dict[str, ModelSource] = {
-    "original": ModelSource("a checkpoint of the original", _is_original, converted_copy),
+    "original": ModelSource(
+        "a checkpoint of the original",
+        matches=_is_original,
+        fetch=converted_copy,
+        convert=convert_original,
+        options=(
+            SourceOption("labels", Path, "a text file with the names of the classes, one per line"),
+            SourceOption("num_labels", int, "number of classes, for a file whose class head was deleted"),
+            SourceOption("dilation", bool, "whether the backbone's last stage is dilated (DC5)"),
+            SourceOption("encoder_attention_heads", int, "default: as trained, or 8"),
+            SourceOption("decoder_attention_heads", int, "default: as trained, or 8"),
+        ),
+    ),
 }
 
 
 def find_source(source: str) -> ModelSource | None:
-    """The kind of checkpoint in `SOURCES` that `source` is, if any."""
-    return next((kind for kind in SOURCES.values() if kind.matches(source)), None)
+    """The kind of checkpoint in `SOURCES` that `source` is, if any; kinds that were added last are asked first."""
+    return next((kind for kind in reversed(SOURCES.values()) if kind.matches(source)), None)
 
 
 def find_model(source: str) -> str:
@@ -61,20 +93,14 @@ def find_model(source: str) -> str:
             in `SOURCES`, which is converted.
 
     Raises:
-        ModelError: `source` is another file, a folder without a model, or a checkpoint that cannot be converted.
+        ModelError: `source` is a folder without a model, or a file that cannot be converted.
         ModelNotFoundError: Nothing is at `source`, and it cannot be a Hub id.
-        OSError: A released checkpoint cannot be downloaded.
+        OSError: A released checkpoint cannot be downloaded, or a file cannot be read.
     """
     kind = find_source(source)
     if kind is not None:
         return str(kind.fetch(source))
     path = Path(source)
-    if path.is_file():
-        raise ModelError(
-            source,
-            "not a model",
-            "give a model folder (with config.json), a Hub id, or a checkpoint of the original (.pth)",
-        )
     if (path / EXPORTED_MODEL / "config.json").is_file():
         return str(path / EXPORTED_MODEL)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -83,7 +109,8 @@ def find_model(source: str) -> str:
         raise ModelNotFoundError(
             source,
             f"no such folder ({path.resolve()})",
-            "give a model folder, the folder of a run, or a Hub id such as facebook/detr-resnet-50",
+            "give a model folder, the folder of a run, a checkpoint of the original, or a Hub id such as "
+            "facebook/detr-resnet-50",
         )
     return source
 
@@ -101,7 +128,7 @@ def explain_missing_model(source: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or Path(source).exists():
+        if isinstance(error, DetrError | FileNotFoundError) or Path(source).exists():
             raise
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise ModelNotFoundError(source, f"no such folder, and not available from the Hub ({reason})") from error
@@ -114,7 +141,7 @@ def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
         source: See `find_model`.
 
     Raises:
-        ModelError: `source` is not a model, or a checkpoint that cannot be converted.
+        ModelError: `source` is a folder without a model, or a file that cannot be converted.
         OSError: `source` does not exist or is incomplete.
     """
     with explain_missing_model(source):

@@ -12,9 +12,9 @@ from reference_cases import load_case
 
 from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
 from modeling_detr.commands import main as detr
-from modeling_detr.commands.convert import read_names
 from modeling_detr.conversion import original
-from modeling_detr.conversion.sources import load_model
+from modeling_detr.conversion.sources import SOURCES, ModelSource, SourceOption, load_model
+from modeling_detr.conversion.targets import TARGETS, ModelTarget
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,8 +48,11 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(checkpoint, tmp_path, ca
     (tmp_path / "there").mkdir()
     cases = [
         ([str(checkpoint), str(tmp_path / "there")], "already exists"),
-        ([str(checkpoint), str(tmp_path / "new"), "--to", "original"], "convert it to ours first"),
-        ([str(tmp_path / "there"), str(tmp_path / "new"), "--num_labels", "3"], "--num_labels is for a checkpoint of"),
+        (
+            [str(checkpoint), str(tmp_path / "new"), "--to", "original"],
+            "which converts to a model folder only; run 'detr convert",
+        ),
+        ([str(tmp_path / "there"), str(tmp_path / "new"), "--num_labels", "3"], "is not a checkpoint of the original"),
     ]
     for arguments, message in cases:
         assert detr(["convert", *arguments]) == 2
@@ -59,14 +62,35 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(checkpoint, tmp_path, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pth", "there"]
 
 
+def test_plug_ins_add_kinds_of_sources_and_targets(ours, tmp_path, monkeypatch, capsys):
+    def convert_mine(source, target, scale=1):
+        target.write_text(f"{source} times {scale}")
+        return ["converted mine"]
+
+    def write_mine(model, processor, target):
+        target.write_text(f"{model.config.num_labels} classes")
+        return []
+
+    options = (SourceOption("scale", int, "a factor"),)
+    kind = ModelSource("a file of mine", lambda source: source.endswith(".mine"), Path, convert_mine, options)
+    monkeypatch.setitem(SOURCES, "mine", kind)
+    monkeypatch.setitem(TARGETS, "mine", ModelTarget("a text of mine", write_mine))
+    (tmp_path / "a.mine").touch()
+    assert convert(tmp_path / "a.mine", tmp_path / "b", "--scale", 3) == 0
+    assert (tmp_path / "b").read_text() == f"{tmp_path / 'a.mine'} times 3"
+    assert convert(tmp_path / "ours", tmp_path / "c", "--to", "mine") == 0
+    assert (tmp_path / "c").read_text() == "5 classes"
+    assert f"wrote {tmp_path / 'c'}, a text of mine" in capsys.readouterr().out
+
+
 def test_names_of_classes_are_one_a_line(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("\ufeffrice\nmiso soup\n\n")
-    assert read_names(file) == ["rice", "miso soup"]
-    for text, message in (("rice\n\nsoup", "line 2 is empty"), ("rice\nsoup\nrice", "line 3: 'rice' is there twice")):
+    assert original.read_labels(file) == ["rice", "miso soup"]
+    for text, message in (("rice\n\nsoup", "line 2: empty"), ("rice\nsoup\nrice", "line 3: 'rice' is repeated")):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            read_names(file)
+            original.read_labels(file)
 
 
 def test_a_file_of_the_original_can_be_named_wherever_a_model_can(checkpoint, tmp_path, monkeypatch):
@@ -122,7 +146,7 @@ def convert(*arguments):
 
 def test_there_and_back_again(ours, tmp_path, capsys):
     assert convert(tmp_path / "ours", tmp_path / "stock", "--to", "transformers") == 0
-    assert "read DetrForObjectDetection of 5 classes" in capsys.readouterr().out
+    assert "read DetrForObjectDetection with 5 classes" in capsys.readouterr().out
     stock = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path / "stock")
     assert type(stock).__module__ == "transformers.models.detr.modeling_detr"
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "stock")
@@ -142,5 +166,5 @@ def test_what_cannot_be_written_or_is_there_leaves_nothing_behind(ours, tiny_det
     model.save_pretrained(tmp_path / "prenorm")
     DetrTorchvisionImageProcessor().save_pretrained(tmp_path / "prenorm")
     assert convert(tmp_path / "prenorm", tmp_path / "stock", "--to", "transformers") == 2
-    assert "Transformers' own DETR cannot compute this model: it has no pre_norm" in capsys.readouterr().err
+    assert "not supported by Transformers' own DETR: pre_norm" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"ours", "prenorm"}

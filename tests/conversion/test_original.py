@@ -12,7 +12,8 @@ from reference_cases import REFERENCE, load_case
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 from modeling_detr.conversion import convert_original, export_original, original, original_to_ours
 from modeling_detr.conversion.checkpoint_files import Checkpoint
-from modeling_detr.conversion.original import _check_names, original_name_to_ours, read_architecture
+from modeling_detr.conversion.original_architecture import check_parameters, read_architecture
+from modeling_detr.conversion.original_names import original_name_to_ours
 
 
 def test_the_three_projections_of_an_attention_are_cut_apart_in_their_order():
@@ -64,7 +65,7 @@ def args_of(case, **changes):
     return argparse.Namespace(**{**defaults, **case.values["options"], **changes})
 
 
-GIVEN = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ GIVEN = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 def test_a_converted_checkpoint_computes_what_the_original_computes(name, tmp_path):
     case = load_case(name)
     tiny = name.startswith("tiny")
-    convert_original(save_case(case, tmp_path / f"{name}.pth"), tmp_path / "ours", given=GIVEN if tiny else {})
+    convert_original(save_case(case, tmp_path / f"{name}.pth"), tmp_path / "ours", **(HEADS if tiny else {}))
     kind = DetrForSegmentation if case.has_masks else DetrForObjectDetection
     model = kind.from_pretrained(tmp_path / "ours").eval()
     with torch.no_grad():
@@ -97,7 +98,7 @@ def test_a_converted_checkpoint_computes_what_the_original_computes(name, tmp_pa
 @pytest.mark.parametrize("name", ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned"])
 def test_there_and_back_is_the_same_to_the_last_byte(name, tmp_path):
     case = load_case(name)
-    convert_original(save_case(case, tmp_path / "first.pth"), tmp_path / "ours", given=GIVEN)
+    convert_original(save_case(case, tmp_path / "first.pth"), tmp_path / "ours", **HEADS)
     model = DetrForObjectDetection.from_pretrained(tmp_path / "ours")
     said = export_original(model, tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
@@ -131,7 +132,7 @@ def test_the_architecture_of_every_released_checkpoint_is_read_off_its_weights(n
     with torch.device("meta"):
         kind = DetrForSegmentation if architecture.has_masks else DetrForObjectDetection
         model = kind(DetrConfig(**architecture.config, num_labels=architecture.num_labels))
-    _check_names(checkpoint, model, without_head=False)
+    check_parameters(checkpoint, model, without_head=False)
 
 
 def test_what_weights_do_not_tell_comes_from_the_options_and_else_is_said(tmp_path):
@@ -156,14 +157,14 @@ def test_what_weights_do_not_tell_comes_from_the_options_and_else_is_said(tmp_pa
         "assumed no dilation in the backbone (DC5)",
         "assumed 8 attention heads",
     ]
-    said = convert_original(bare, tmp_path / "told", given={**GIVEN, "dilation": True})
+    said = convert_original(bare, tmp_path / "told", **HEADS, dilation=True)
     assert not any(sentence.startswith("assumed") for sentence in said)
     assert DetrConfig.from_pretrained(tmp_path / "told").decoder_attention_heads == 4
 
 
 def test_an_option_of_another_type_is_told(tmp_path):
     path = save_case(load_case("tiny-r18"), tmp_path / "odd.pth", args=argparse.Namespace(nheads="4"))
-    with pytest.raises(ValueError, match=r"odd\.pth: among its options 'nheads' is '4'; wanted a number of type int"):
+    with pytest.raises(ValueError, match=r"odd\.pth: training option 'nheads' is '4', expected int"):
         convert_original(path, tmp_path / "ours")
 
 
@@ -172,7 +173,7 @@ def test_weights_that_share_memory_are_written_apart(tmp_path):
     first, second = (f"transformer.encoder.layers.{layer}.norm1.bias" for layer in (0, 1))
     weights[second] = weights[first]
     torch.save({"model": weights}, tmp_path / "tied.pth")
-    convert_original(tmp_path / "tied.pth", tmp_path / "ours", given=GIVEN)
+    convert_original(tmp_path / "tied.pth", tmp_path / "ours", **HEADS)
     layers = DetrForObjectDetection.from_pretrained(tmp_path / "ours").model.encoder.layers
     assert all(torch.equal(layer.self_attn_layer_norm.bias, weights[first]) for layer in layers)
 
@@ -192,7 +193,7 @@ def test_a_copy_that_another_process_made_meanwhile_is_used(tmp_path, monkeypatc
 
 def test_source_and_hash_are_recorded(tmp_path):
     path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
-    convert_original(path, tmp_path / "ours", given=GIVEN)
+    convert_original(path, tmp_path / "ours", **HEADS)
     record = json.loads((tmp_path / "ours" / "conversion.json").read_text())
     assert record["source"] == "mine.pth"
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -203,10 +204,10 @@ def test_a_deleted_class_head_is_made_anew_for_as_many_classes_as_asked_for(tmp_
     weights = load_case("tiny-r18").original_weights()
     del weights["class_embed.weight"], weights["class_embed.bias"]
     torch.save({"model": weights}, tmp_path / "headless.pth")
-    with pytest.raises(ValueError, match=r"class head .* was deleted.*--num_labels N"):
-        convert_original(tmp_path / "headless.pth", tmp_path / "ours", given=GIVEN)
-    said = convert_original(tmp_path / "headless.pth", tmp_path / "ours", num_labels=107, given=GIVEN)
-    assert "made a new class head for 107 classes, since the file has none" in said
+    with pytest.raises(ValueError, match=r"class head .* was deleted; set num_labels or labels"):
+        convert_original(tmp_path / "headless.pth", tmp_path / "ours", **HEADS)
+    said = convert_original(tmp_path / "headless.pth", tmp_path / "ours", num_labels=107, **HEADS)
+    assert "created a new class head for 107 classes, since the file has none" in said
     model = DetrForObjectDetection.from_pretrained(tmp_path / "ours")
     assert model.class_labels_classifier.out_features == 108
     assert torch.equal(model.bbox_predictor.layers[0].weight, weights["bbox_embed.layers.0.weight"])
@@ -215,12 +216,12 @@ def test_a_deleted_class_head_is_made_anew_for_as_many_classes_as_asked_for(tmp_
 def test_classes_are_named_by_a_list_or_as_cocos(tmp_path):
     path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
     names = [f"class {number}" for number in range(91)]
-    convert_original(path, tmp_path / "named", names=names, given=GIVEN)
+    convert_original(path, tmp_path / "named", labels=names, **HEADS)
     assert list(DetrConfig.from_pretrained(tmp_path / "named").id2label.values()) == names
-    with pytest.raises(ValueError, match="--labels has 3 names for 91 classes"):
-        convert_original(path, tmp_path / "wrong", names=names[:3], given=GIVEN)
-    with pytest.raises(ValueError, match="has 91 classes, --num_labels says 107"):
-        convert_original(path, tmp_path / "wrong", num_labels=107, given=GIVEN)
+    with pytest.raises(ValueError, match="labels: got 3 names, expected one for each of 91 classes"):
+        convert_original(path, tmp_path / "wrong", labels=names[:3], **HEADS)
+    with pytest.raises(ValueError, match="class head has 91 classes, but num_labels is 107"):
+        convert_original(path, tmp_path / "wrong", num_labels=107, **HEADS)
     assert not (tmp_path / "wrong").exists()
 
 
@@ -229,23 +230,26 @@ def test_classes_are_named_by_a_list_or_as_cocos(tmp_path):
     [
         (
             lambda w: w.pop("transformer.decoder.layers.1.norm3.bias"),
-            r"lacks 'transformer.decoder.layers.1.norm3.bias'",
+            r"missing parameters: 'transformer.decoder.layers.1.norm3.bias'",
         ),
-        (lambda w: w.update(extra=torch.zeros(1)), r"has besides .* 'extra'"),
+        (lambda w: w.update(extra=torch.zeros(1)), "unexpected parameters: 'extra'"),
         (
             lambda w: w.update({"bbox_embed.layers.0.bias": torch.zeros(5)}),
-            r"'bbox_embed.layers.0.bias' has shape \(5,\); wanted \(32,\)",
+            r"'bbox_embed.layers.0.bias' has shape \(5,\), expected \(32,\)",
         ),
         (lambda w: w.update({"query_embed.weight": torch.zeros(3)}), r"'query_embed.weight' has shape \(3,\)"),
         (lambda w: w.update({"class_embed.weight": torch.zeros(())}), r"'class_embed.weight' has shape \(\)"),
         (
             lambda w: w.update({"input_proj.bias": w["input_proj.bias"].long()}),
-            r"'input_proj.bias' is of torch.int64, torch.strided; wanted real numbers",
+            r"'input_proj.bias' is torch.int64 in torch.strided, expected real numbers",
         ),
-        (lambda w: w.pop("class_embed.weight"), r"has no 'class_embed.weight'"),
-        (lambda w: w.pop("class_embed.bias"), r"lacks 'class_embed.bias'"),
-        (lambda w: w.pop("query_embed.weight"), r"no checkpoint of the original DETR: it has no 'query_embed.weight'"),
-        (lambda w: w.pop("backbone.0.body.layer2.1.conv1.weight"), r"lacks 'backbone.0.body.layer2.1.conv1.weight'"),
+        (lambda w: w.pop("class_embed.weight"), "no 'class_embed.weight'"),
+        (lambda w: w.pop("class_embed.bias"), "missing parameters: 'class_embed.bias'"),
+        (lambda w: w.pop("query_embed.weight"), "not a checkpoint of the original DETR: no 'query_embed.weight'"),
+        (
+            lambda w: w.pop("backbone.0.body.layer2.1.conv1.weight"),
+            r"missing parameters: 'backbone.0.body.layer2.1.conv1.weight'",
+        ),
     ],
 )
 def test_what_is_missing_surplus_or_misshapen_is_named(tmp_path, change, said):
@@ -253,22 +257,22 @@ def test_what_is_missing_surplus_or_misshapen_is_named(tmp_path, change, said):
     change(weights)
     torch.save({"model": weights}, tmp_path / "broken.pth")
     with pytest.raises(ValueError, match=said):
-        convert_original(tmp_path / "broken.pth", tmp_path / "ours", given=GIVEN)
+        convert_original(tmp_path / "broken.pth", tmp_path / "ours", **HEADS)
     assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"position_temperature": 20}, "position_temperature, which is 20"),
-        ({"activation_function": "gelu"}, "activation 'gelu'"),
-        ({"encoder_ffn_dim": 16}, "ffn_dim that differ"),
+        ({"position_temperature": 20}, "position_temperature 20"),
+        ({"activation_function": "gelu"}, "activation_function 'gelu'"),
+        ({"encoder_ffn_dim": 16}, "encoder_ffn_dim 16 with decoder_ffn_dim 32"),
         ({"backbone": "convnext_atto", "backbone_kwargs": None}, "backbone 'convnext_atto'"),
     ],
 )
 def test_what_the_original_lacks_is_not_written(tiny_config, tmp_path, changes, said):
     model = DetrForObjectDetection(tiny_config(**{"backbone": "resnet18", "backbone_kwargs": None, **changes}))
-    with pytest.raises(ValueError, match=f"The original cannot compute this model: it has no .*{said}"):
+    with pytest.raises(ValueError, match=f"not supported by the original DETR: .*{said}"):
         export_original(model, tmp_path / "out.pth")
     assert list(tmp_path.iterdir()) == []
 

@@ -36,7 +36,7 @@ def test_a_runs_folder_stands_for_its_exported_model(model_folder):
 def test_other_files_and_folders_are_refused(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     cases = {
-        str(tmp_path / "weights.bin"): r"weights\.bin: not a model; give a model folder",
+        str(tmp_path / "weights.bin"): r"weights\.bin: empty file; download it again",
         str(tmp_path): "no model in this folder: neither config.json nor model/config.json",
     }
     for source, message in cases.items():
