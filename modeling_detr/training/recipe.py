@@ -7,6 +7,7 @@ mean in the processor's `preprocessor_config.json`; a recipe only has settings f
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -339,6 +340,20 @@ class Recipe:
     def to_yaml(self) -> str:
         """The recipe with all keys, defaults included, as YAML that `parse_recipe` reads back."""
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+
+# Keys of plug-ins: name → type and declaration, as in PLUGIN_KEYS["my_aid"] = int, key(0, "Strength of my aid.")
+PLUGIN_KEYS: dict[str, tuple[object, object]] = {}
+
+
+def recipe_class() -> type[Recipe]:
+    """`Recipe` with the keys that plug-ins add; `Recipe` itself if there are none."""
+    return _extended_recipe(tuple((name, *declared) for name, declared in PLUGIN_KEYS.items()))
+
+
+@functools.cache
+def _extended_recipe(keys: tuple[tuple[str, Any, Any], ...]) -> type[Recipe]:
+    return dataclasses.make_dataclass("Recipe", keys, bases=(Recipe,), frozen=True) if keys else Recipe
 
 
 # What a changed recipe means for a resume

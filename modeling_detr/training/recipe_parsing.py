@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 
 from modeling_detr.errors_detr import RecipeError, RecipeNotFoundError, did_you_mean
-from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.recipe import Recipe, recipe_class
 from modeling_detr.training.recipe_keys import Key, keys_of, union_members
 
 
@@ -52,7 +52,6 @@ def parse_recipe(
     arguments: Sequence[str],
     program: str = "detr train",
     *,
-    kind: type[Recipe] = Recipe,
     notes: list[str] | None = None,
 ) -> Recipe:
     """Parses a recipe from command line arguments: at most one recipe, and `--key value` pairs, which win over it.
@@ -65,13 +64,13 @@ def parse_recipe(
     Args:
         arguments: The arguments after the name of the command.
         program: Name of the command in `--help`.
-        kind: The class of the recipe, whose keys are accepted.
         notes: A list to which a sentence is added for each key of the file that is dropped.
 
     Raises:
         RecipeError: A key is unknown, or a value has the wrong type, is out of bounds or does not fit another key.
         RecipeNotFoundError: The recipe does not exist.
     """
+    kind = recipe_class()
     keys = keys_of(kind)
     given, unknown = _argument_parser(program, arguments, keys).parse_known_args(list(arguments))
     for token in unknown:
@@ -82,7 +81,7 @@ def parse_recipe(
     texts = vars(given)
     config = texts.pop("config")
     path = None if config is None else find_recipe(config)
-    values = {} if path is None else read_recipe_file(path, kind)
+    values = {} if path is None else read_recipe_file(path)
     if values.get("model") is None and _from_text(keys["model"], texts.get("model", "none")) is not None:
         dropped = _drop_new_model(values, keys, texts["model"])
         if notes is not None:
@@ -110,7 +109,7 @@ def _drop_new_model(values: dict[str, Any], keys: Mapping[str, Key], model: str)
     ]
 
 
-def read_recipe_file(path: str | Path, kind: type[Recipe] = Recipe) -> dict[str, Any]:
+def read_recipe_file(path: str | Path) -> dict[str, Any]:
     """Reads and checks the keys that a YAML file sets, without the defaults of the others.
 
     Raises:
@@ -127,7 +126,7 @@ def read_recipe_file(path: str | Path, kind: type[Recipe] = Recipe) -> dict[str,
         return {}
     if not isinstance(loaded, dict):
         raise RecipeError(path, f"got a {type(loaded).__name__}, expected lines of 'key: value'")
-    keys = keys_of(kind)
+    keys = keys_of(recipe_class())
     values = {}
     for name, value in loaded.items():
         if name not in keys:

@@ -28,7 +28,7 @@ from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.aids import TrainingModel, active_aids, build_training_model
 from modeling_detr.training.divergence import StepShare, image_indices, is_finite
 from modeling_detr.training.engine import StepLosses, step_seed
-from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.recipe import Recipe, recipe_class
 
 
 FOLDER = "nonfinite"
@@ -119,7 +119,7 @@ class FailedStep:
             return cls(
                 share=StepShare(parts, facts.pop("num_boxes")),
                 weights=_below(tensors, _WEIGHT),
-                recipe=Recipe(**facts.pop("recipe")),
+                recipe=recipe_class()(**facts.pop("recipe")),
                 config=DetrConfig(**facts.pop("config")),
                 **{**facts, "images": {int(index): image for index, image in facts["images"].items()}},
             )

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modeling_detr.training.recipe import Recipe, compare_for_resume
+from modeling_detr import commands
+from modeling_detr.training.recipe import PLUGIN_KEYS, Recipe, compare_for_resume
 from modeling_detr.training.recipe_keys import Resume, key, keys_of
 from modeling_detr.training.recipe_parsing import parse_recipe
 
@@ -222,41 +223,30 @@ def test_changes_read_as_sentences():
 # One more key
 
 
-@dataclasses.dataclass(frozen=True)
-class LongerRecipe(Recipe):
-    """A recipe of a plug-in, with one more key."""
-
-    flavour: str | None = key(
-        "vanilla", "Taste of the model.", choices={"vanilla": 1, "lemon": 2}, resume=Resume.MODEL
-    )
-
-
-def test_one_more_key_is_one_declaration(tmp_path, capsys):
+def test_a_plug_in_adds_a_key_with_one_line(tmp_path, monkeypatch, capsys):
     config = write(tmp_path / "longer.yaml", "flavour: lemon\nepochs: 3\n")
-    recipe = parse_recipe([config], kind=LongerRecipe)
-    assert isinstance(recipe, LongerRecipe)
-    assert (recipe.flavour, recipe.epochs) == ("lemon", 3)
-    assert parse_recipe([config, "--flavour", "vanilla"], kind=LongerRecipe).flavour == "vanilla"
+    with pytest.raises(ValueError, match=r"longer\.yaml: unknown key 'flavour'"):
+        parse_recipe([config])
 
-    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
-    assert parse_recipe([str(tmp_path / "again.yaml")], kind=LongerRecipe) == recipe
+    flavours = {"vanilla": 1, "lemon": 2}
+    declaration = key("vanilla", "Taste of the model.", choices=flavours, resume=Resume.MODEL)
+    monkeypatch.setitem(PLUGIN_KEYS, "flavour", (str | None, declaration))
+
+    recipe = parse_recipe([config])
+    assert isinstance(recipe, Recipe)
+    assert (recipe.flavour, recipe.epochs) == ("lemon", 3)
+    assert parse_recipe([config, "--flavour", "vanilla"]).flavour == "vanilla"
+    with pytest.raises(ValueError, match=r"--flavour: got 'lemn'; did you mean 'lemon'\?"):
+        parse_recipe(["--flavour", "lemn"])
+
+    assert parse_recipe([write(tmp_path / "again.yaml", recipe.to_yaml()), "--output_dir", "runs/longer"]) == recipe
     assert compare_for_resume(recipe, yaml.safe_load(recipe.to_yaml())).model == ()
     assert [change.name for change in compare_for_resume(recipe, {"epochs": 3}).model] == ["flavour"]
 
     with pytest.raises(SystemExit):
-        parse_recipe(["--help"], kind=LongerRecipe)
-    assert "--flavour {vanilla,lemon} Taste of the model. (default: vanilla)" in " ".join(
-        capsys.readouterr().out.split()
-    )
-
-    with pytest.raises(ValueError, match=r"longer\.yaml: unknown key 'flavour'"):
-        parse_recipe([config])
-    for mistake in (
-        lambda: parse_recipe(["--flavour", "lemn"], kind=LongerRecipe),
-        lambda: LongerRecipe(flavour="lemn"),
-    ):
-        with pytest.raises(ValueError, match="flavour: got 'lemn'; did you mean 'lemon'"):
-            mistake()
+        commands.main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--flavour {vanilla,lemon} Taste of the model. (default: vanilla)" in shown
 
 
 def test_a_field_that_is_not_declared_as_a_key_is_an_error():

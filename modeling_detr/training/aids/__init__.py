@@ -5,7 +5,7 @@ An aid is one file in this package and one entry in `AIDS`. Supervising aids sta
 What is exported is the plain DETR.
 
 A plug-in adds an aid with `AIDS["my_aid"] = Aid(key="my_aid", supervise=…)`. It is active if the recipe has this key
-and its value is neither false nor 0.
+and its value is neither false nor 0; `recipe.PLUGIN_KEYS` adds the key.
 """
 
 from collections.abc import Callable
