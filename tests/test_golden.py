@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference_cases import load_case
 
-from modeling_detr.conversion.original import original_name_to_ours
+from modeling_detr.conversion.original_names import original_name_to_ours
 from modeling_detr.training.optimization import build_optimizer
 
 
