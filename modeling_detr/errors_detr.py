@@ -81,6 +81,10 @@ class ModelDownloadError(DetrError, OSError):
     """A released model that cannot be downloaded."""
 
 
+class PredictionError(DetrError, ValueError):
+    """Predictions that do not fit the dataset they are scored on."""
+
+
 class CheckpointError(DetrError, ValueError):
     """A checkpoint that a run cannot resume from."""
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from modeling_detr.errors_detr import PredictionError
 from modeling_detr.structures_detr import DetectionIndex
 
 
@@ -18,13 +19,14 @@ def pair_with_images(
     """Pairs each image index with its result.
 
     Raises:
-        ValueError: The two have different lengths, or `index` has no such image.
+        PredictionError: The two have different lengths, or `index` has no such image.
     """
     if len(image_indices) != len(results):
-        raise ValueError(f"{index.name}: got {len(image_indices)} image indices for {len(results)} results.")
+        problem = f"got {len(image_indices)} image indices for {len(results)} results, expected one per result"
+        raise PredictionError(index.name, problem)
     for image_index, result in zip(map(int, image_indices), results, strict=True):
         if not 0 <= image_index < len(index):
-            raise ValueError(f"{index.name}: image index {image_index} is out of range for {len(index)} images.")
+            raise PredictionError(index.name, f"image index {image_index} is out of range for {len(index)} images")
         yield image_index, result
 
 
@@ -32,10 +34,11 @@ def check_label_range(labels: NDArray[np.integer[Any]], num_classes: int, where:
     """Checks that labels (K,) are between 0 and `num_classes` - 1.
 
     Raises:
-        ValueError: One is not; the message starts with `where`.
+        PredictionError: One is not; the message starts with `where`.
     """
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise ValueError(
-            f"{where}: labels range from {labels.min()} to {labels.max()}, but the dataset has {num_classes} classes "
-            f"(0-{num_classes - 1})."
+        raise PredictionError(
+            where,
+            f"labels range from {labels.min()} to {labels.max()}, but the dataset has {num_classes} classes "
+            f"(0-{num_classes - 1})",
         )

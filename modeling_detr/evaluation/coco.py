@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeling_detr.errors_detr import DatasetError, PredictionError
 from modeling_detr.evaluation.checks import check_label_range, pair_with_images
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult
@@ -202,14 +203,16 @@ class CocoEvaluator:
         masks: Score masks instead of boxes; they are stored as run lengths.
 
     Raises:
-        ValueError: Masks are to be scored, but the dataset has none.
+        DatasetError: Masks are to be scored, but the dataset has none.
     """
 
     def __init__(
         self, index: DetectionIndex, max_detections: tuple[int, int, int] = (1, 10, 100), masks: bool = False
     ) -> None:
         if masks and index.annotations.masks is None:
-            raise ValueError(f"{index.name}: no masks, which mask AP needs; open the dataset with task='instance'.")
+            raise DatasetError(
+                index.name, "has no masks, which mask AP needs", "open it for a task with masks", {"task": "instance"}
+            )
         self.index = index
         self.max_detections = max_detections
         self.masks = masks
@@ -231,8 +234,8 @@ class CocoEvaluator:
             results: The predictions for each, boxes xyxy in pixels of the original image.
 
         Raises:
-            ValueError: The two have different lengths, or a prediction does not fit the dataset; the message names the
-                image.
+            PredictionError: The two have different lengths, or a prediction does not fit the dataset; the message
+                names the image.
         """
         for image_index, result in pair_with_images(self.index, image_indices, results):
             self._predictions[image_index] = self._checked(image_index, result)
@@ -244,12 +247,13 @@ class CocoEvaluator:
             for tensor in (result["scores"], result["labels"], result["boxes"])
         )
         if boxes.shape != (len(scores), 4) or labels.shape != scores.shape or scores.ndim != 1:
-            raise ValueError(
-                f"{where}: got scores {scores.shape}, labels {labels.shape} and boxes {boxes.shape}, "
-                f"expected (K,), (K,) and (K, 4)."
+            raise PredictionError(
+                where,
+                f"got scores {scores.shape}, labels {labels.shape} and boxes {boxes.shape}, "
+                f"expected (K,), (K,) and (K, 4)",
             )
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise ValueError(f"{where}: NaN or infinite scores or boxes; the model has diverged.")
+            raise PredictionError(where, "NaN or infinite scores or boxes, so the model has diverged")
         check_label_range(labels, len(self.index.categories), where)
         masks = self._run_lengths(image_index, where, result, len(scores)) if self.masks else []
         return _Predictions(scores, labels.astype(np.int64), boxes, masks)
@@ -257,12 +261,13 @@ class CocoEvaluator:
     def _run_lengths(self, image_index: int, where: str, result: DetectionResult, count: int) -> list[Any]:
         record = self.index.images[image_index]
         if "masks" not in result:
-            raise ValueError(f"{where}: no 'masks'; got {sorted(result)}. Predict masks, or score boxes instead.")
+            raise PredictionError(where, f"no 'masks' among {sorted(result)}", "predict masks, or score boxes")
         masks = torch.as_tensor(result["masks"]).detach().cpu().numpy()
         if masks.shape != (count, record.height, record.width):
-            raise ValueError(
-                f"{where}: masks have shape {masks.shape}, expected {(count, record.height, record.width)}: one per "
-                f"prediction, at the size of the image."
+            raise PredictionError(
+                where,
+                f"masks have shape {masks.shape}, expected {(count, record.height, record.width)}: one per "
+                f"prediction, at the size of the image",
             )
         return encode_masks(masks)
 

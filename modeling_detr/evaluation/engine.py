@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from modeling_detr.errors_detr import ModelError, PredictionError
 from modeling_detr.evaluation.evaluators import Evaluator, PredictionKind, default_evaluators
 from modeling_detr.evaluation.losses import LossAverages
 from modeling_detr.evaluation.metrics import Metrics
@@ -58,8 +59,9 @@ def evaluate(
         The report, the same on every process.
 
     Raises:
-        ValueError: A batch lacks `image_index`, an evaluator needs masks that the model does not predict, or
-            predictions are invalid (see `CocoEvaluator`).
+        ModelError: An evaluator needs masks, but the model predicts none.
+        PredictionError: A batch lacks `image_index`, or predictions are invalid (see `CocoEvaluator`).
+        ValueError: Two evaluators compute metrics with the same key.
     """
     started = time.perf_counter()
     # Without DistributedDataParallel: its forward pass is collective, but processes have different batches.
@@ -98,7 +100,7 @@ class _Predictor:
     """Runs the model on a batch and makes the kinds of predictions that are needed, but no others.
 
     Raises:
-        ValueError: The model predicts no masks, but masks or segments are needed.
+        ModelError: The model predicts no masks, but masks or segments are needed.
     """
 
     def __init__(self, model: nn.Module, processor: DetrTorchvisionImageProcessor, needs: set[PredictionKind]) -> None:
@@ -107,7 +109,7 @@ class _Predictor:
         self.needs = needs
         self.has_masks = hasattr(model, "predict_masks")
         if needs & {"masks", "segments"} and not self.has_masks:
-            raise ValueError(f"{type(model).__name__} predicts no masks to score; expected a DetrForSegmentation.")
+            raise ModelError(type(model).__name__, "predicts no masks to score, expected a DetrForSegmentation")
 
     def __call__(self, inputs: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> Mapping[PredictionKind, Any]:
         """The predictions of a batch by kind, always with `outputs`.
@@ -194,5 +196,5 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _image_indices(labels: Sequence[DetectionLabels]) -> list[int]:
     for label in labels:
         if "image_index" not in label:
-            raise ValueError(f"labels: got the keys {sorted(label)}, expected 'image_index' among them.")
+            raise PredictionError("labels of a batch", f"got the keys {sorted(label)}, expected 'image_index' too")
     return [int(label["image_index"]) for label in labels]

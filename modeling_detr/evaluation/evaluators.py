@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from modeling_detr.errors_detr import did_you_mean
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.metrics import Metrics
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
@@ -73,6 +74,10 @@ def default_evaluators(index: DetectionIndex, task: Task, *, skip: Collection[st
         skip: Names in `EVALUATORS` to leave out.
 
     Raises:
-        ValueError: The dataset has no masks, but the task needs them.
+        DatasetError: The dataset has no masks, but the task needs them.
+        ValueError: A name in `skip` is unknown.
     """
+    for name in skip:
+        if name not in EVALUATORS:
+            raise ValueError(f"skip: unknown evaluator '{name}'; {did_you_mean(name, EVALUATORS)}")
     return [entry.build(index) for name, entry in EVALUATORS.items() if task in entry.tasks and name not in skip]

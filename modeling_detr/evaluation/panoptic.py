@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from modeling_detr.errors_detr import DatasetError, PredictionError
 from modeling_detr.evaluation.checks import check_label_range, pair_with_images
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
 from modeling_detr.structures_detr import DetectionIndex, PanopticResult
@@ -141,15 +142,18 @@ class PanopticEvaluator:
         save_to: Folder for the predictions as COCO's PNG files; None: they are not saved. See `save_json`.
 
     Raises:
-        ValueError: The dataset has no masks.
+        DatasetError: The dataset has no masks.
     """
 
     needs: Literal["segments"] = "segments"
 
     def __init__(self, index: DetectionIndex, save_to: Path | None = None) -> None:
         if index.annotations.masks is None:
-            raise ValueError(
-                f"{index.name}: no masks, which panoptic quality needs; open the dataset with task='panoptic'."
+            raise DatasetError(
+                index.name,
+                "has no masks, which panoptic quality needs",
+                "open it for a task with masks",
+                {"task": "panoptic"},
             )
         self.index = index
         self.save_to = save_to
@@ -169,8 +173,8 @@ class PanopticEvaluator:
                 `segments_info` are void.
 
         Raises:
-            ValueError: The two have different lengths, or a prediction does not fit the dataset; the message names the
-                image.
+            PredictionError: The two have different lengths, or a prediction does not fit the dataset; the message
+                names the image.
         """
         for image_index, result in pair_with_images(self.index, image_indices, results):
             if self._seen[image_index]:
@@ -190,19 +194,21 @@ class PanopticEvaluator:
         labels = np.array([int(info["label_id"]) for info in infos], dtype=np.int64)
         pixels = torch.as_tensor(result["segmentation"]).detach().cpu().numpy().astype(np.int64)
         if pixels.shape != (record.height, record.width):
-            raise ValueError(
-                f"{where}: segmentation has shape {pixels.shape}, expected the size of the image, "
-                f"{(record.height, record.width)} (height, width)."
+            raise PredictionError(
+                where,
+                f"segmentation has shape {pixels.shape}, expected the size of the image, "
+                f"{(record.height, record.width)} (height, width)",
             )
         if len(np.unique(segment_ids)) < len(segment_ids):
-            raise ValueError(f"{where}: segment ids must be unique; got {segment_ids.tolist()}.")
+            raise PredictionError(where, f"got segment ids {segment_ids.tolist()}, expected each once")
         check_label_range(labels, len(self.index.categories), where)
         order = np.argsort(segment_ids)
         rank = np.append(order + 1, 0)[np.searchsorted(segment_ids[order], pixels)]  # what is above every id is void
         segments = np.where(np.append(segment_ids, -1)[rank - 1] == pixels, rank, 0)
         areas = np.bincount(segments.ravel(), minlength=len(labels) + 1)[1:]
         if not areas.all():
-            raise ValueError(f"{where}: segment {segment_ids[int(np.argmin(areas))]} has no pixels; leave it out.")
+            segment_id = segment_ids[int(np.argmin(areas))]
+            raise PredictionError(where, f"segment {segment_id} has no pixels", "leave it out of segments_info")
         return segments, labels
 
     def _score(self, image_index: int, segments: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
@@ -236,7 +242,7 @@ class PanopticEvaluator:
         """Merges the sums of all processes into every process, which all must call it.
 
         Raises:
-            ValueError: An image was scored by several processes, which sums cannot undo.
+            PredictionError: An image was scored by several processes, which sums cannot undo.
         """
         if accelerator.num_processes == 1:
             return
@@ -246,9 +252,11 @@ class PanopticEvaluator:
         times_seen = np.sum([seen for _, _, seen, _ in parts], axis=0)
         if (times_seen > 1).any():
             twice = self.index.images[int(np.argmax(times_seen > 1))].id
-            raise ValueError(
-                f"{self.index.name}: image {twice} was scored by several processes; give each image to one of them "
-                f"(as EvalBatchSampler does; with a loader prepared by Accelerate, set even_batches=False)."
+            raise PredictionError(
+                self.index.name,
+                f"image {twice} was scored by several processes",
+                "give each image to one of them, as EvalBatchSampler does; for a loader prepared by Accelerate, set "
+                "even_batches=False",
             )
         self._counts = np.sum([counts for counts, _, _, _ in parts], axis=0)
         self._iou_units = [sum(units) for units in zip(*(part[1] for part in parts), strict=True)]

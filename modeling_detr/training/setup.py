@@ -20,14 +20,13 @@ from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.conversion.sources import explain_missing_model, find_model
 from modeling_detr.data import (
     DetectionDataset,
-    DetrCollator,
-    EvalBatchSampler,
     TrainBatchSampler,
     eval_transform,
     open_dataset,
     train_transform,
 )
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
+from modeling_detr.data.loaders import build_eval_loader, build_loader
 from modeling_detr.data.splits import training_splits
 from modeling_detr.data.transforms import SCALES, SampleTransform
 from modeling_detr.errors_detr import RecipeError, did_you_mean
@@ -310,59 +309,51 @@ def build_loaders(
     train_index: DetectionIndex,
     eval_index: DetectionIndex,
     processor: DetrTorchvisionImageProcessor,
-    num_labels: int,
     accelerator: Accelerator,
 ) -> Loaders:
-    """The loaders of this process.
+    """Builds the loaders of this process.
 
     Raises:
-        ValueError: The transform does not exist or its options do not fit; the processor's size is not one of edges.
+        ValueError: The transform does not exist or its options do not fit; or the processor's size has no edges.
     """
     shortest_edge, longest_edge = _edges(processor)
     masks = recipe.task != "detection"
-    augmentation = _augmentation(recipe, shortest_edge, longest_edge)
     train_set = DetectionDataset(
-        train_index, augmentation, recipe.seed, masks=masks, no_flip_classes=recipe.no_flip_classes
+        train_index,
+        _augmentation(recipe, shortest_edge, longest_edge),
+        recipe.seed,
+        masks=masks,
+        no_flip_classes=recipe.no_flip_classes,
     )
-    eval_set = DetectionDataset(eval_index, eval_transform(shortest_edge, longest_edge), masks=masks)
-    split: dict[str, int] = {
-        "num_processes": accelerator.num_processes,
-        "process_index": accelerator.process_index,
-    }
     train_sampler = TrainBatchSampler(
         train_set,
         recipe.batch_size,
         accumulation=recipe.gradient_accumulation_steps,
         batching=recipe.batching,
-        **split,
-    )
-    eval_sampler = EvalBatchSampler(
-        eval_set, recipe.eval_batch_size or recipe.batch_size, max_pixels=recipe.max_pixels_per_batch, **split
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
     )
     return Loaders(
-        train=_loader(recipe, train_set, train_sampler, processor, num_labels, accelerator),
+        train=build_loader(
+            train_set,
+            train_sampler,
+            processor,
+            num_workers=recipe.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=prepare_worker,
+        ),
         train_sampler=train_sampler,
-        eval=_loader(recipe, eval_set, eval_sampler, processor, num_labels, accelerator),
-    )
-
-
-def _loader(
-    recipe: Recipe,
-    dataset: DetectionDataset,
-    sampler: TrainBatchSampler | EvalBatchSampler,
-    processor: DetrTorchvisionImageProcessor,
-    num_labels: int,
-    accelerator: Accelerator,
-) -> DataLoader[Any]:
-    names = [image.path for image in dataset.index.images]
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=DetrCollator(processor.image_mean, processor.image_std, num_labels, names, normalize=False),
-        num_workers=recipe.num_workers,
-        persistent_workers=recipe.num_workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=prepare_worker,
+        eval=build_eval_loader(
+            eval_index,
+            eval_transform(shortest_edge, longest_edge),
+            processor,
+            accelerator,
+            batch_size=recipe.eval_batch_size or recipe.batch_size,
+            masks=masks,
+            max_pixels=recipe.max_pixels_per_batch,
+            num_workers=recipe.num_workers,
+            worker_init_fn=prepare_worker,
+        ),
     )
 
 

@@ -94,7 +94,6 @@ class Trainer:
             self.train_index,
             self.eval_index,
             self.processor,
-            len(self.train_index.categories),
             self.accelerator,
         )
         self.detector.to(self.accelerator.device)

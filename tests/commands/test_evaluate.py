@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
-from modeling_detr.commands.evaluate import main, resizing_of
+from modeling_detr.commands.evaluate import main, resize_transform
 from modeling_detr.data import open_dataset, read_panoptic_predictions
 from modeling_detr.data.splits import evaluation_images
 from modeling_detr.evaluation.panoptic import PanopticEvaluator
@@ -190,9 +190,9 @@ def test_a_class_that_the_model_does_not_know_is_an_error(model_folder: Path, tm
 
 
 def test_a_processor_that_distorts_images_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"has size {'height': 64, 'width': 64}; evaluation resizes by shortest_edge"):
-        resizing_of(DetrTorchvisionImageProcessor(size=(64, 64)))
-    assert resizing_of(DetrTorchvisionImageProcessor(do_resize=False)) is None
+    with pytest.raises(ValueError, match=r"got size {'height': 64, 'width': 64}, expected shortest_edge"):
+        resize_transform(DetrTorchvisionImageProcessor(size=(64, 64)))
+    assert resize_transform(DetrTorchvisionImageProcessor(do_resize=False)) is None
 
 
 def test_a_model_that_segments_is_judged_by_masks_and_segments(

@@ -147,7 +147,7 @@ def test_masks_that_do_not_fit_are_named() -> None:
         evaluator.update([0], [one])
     with pytest.raises(ValueError, match=r"masks have shape \(1, 8, 8\), expected \(1, 32, 32\)"):
         evaluator.update([0], [{**one, "masks": torch.zeros(1, 8, 8, dtype=torch.bool)}])
-    with pytest.raises(ValueError, match="pets: no masks, which mask AP needs"):
+    with pytest.raises(ValueError, match="pets: has no masks, which mask AP needs"):
         CocoEvaluator(small_index(), masks=True)
 
 

@@ -148,5 +148,5 @@ def test_panoptic_quality_needs_the_masks_of_a_few_queries_only(
 
 def test_a_detector_has_no_masks_to_score() -> None:
     index = open_dataset("shapes?size=64&train=1&val=0", task="instance")
-    with pytest.raises(ValueError, match="Linear predicts no masks to score; expected a DetrForSegmentation"):
+    with pytest.raises(ValueError, match="Linear: predicts no masks to score, expected a DetrForSegmentation"):
         evaluate(nn.Linear(1, 1), [], PROCESSOR, index, evaluators=[CocoEvaluator(index, masks=True)])
