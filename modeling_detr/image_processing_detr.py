@@ -529,7 +529,7 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
         if chosen.do_resize:
             resized = [self.resize(image, chosen.size, chosen.resample) for image in originals]
         pixels = [_rescale_and_normalize(image, chosen) for image in resized]
-        data: dict[str, Any] = {}
+        data: dict[str, object] = {}
         if chosen.do_pad:
             data["pixel_values"], data["pixel_mask"] = pad_images(pixels, chosen.batch_height_width)
         elif len({image.shape for image in pixels}) == 1:
@@ -629,7 +629,7 @@ def _size_after_resize(height: int, width: int, size: SizeDict) -> tuple[int, in
     raise ValueError(f"size: got {size}, expected a shortest edge, or a height and a width.")
 
 
-def _to_numpy(value: Any) -> Any:
+def _to_numpy(value: object) -> object:
     """Converts tensors in nested lists and dicts to arrays."""
     if isinstance(value, Tensor):
         return value.cpu().numpy()

@@ -1,11 +1,11 @@
-"""The nouns that travel through the package: what a dataset, a sample, a batch, a match and a result are.
+"""The data structures of the package: a dataset, a sample, a batch, an assignment, a result.
 
-Every stage of the walk (dataset → sample → batch → model → match → result) takes and returns one of these, so this
-file imports nothing of ours and everything else may import it.
+Each stage (dataset → sample → batch → model → assignment → result) takes and returns these, so this file imports
+nothing else of the package.
 
-Shapes: N objects of one image · A annotations of a whole dataset · B images of a batch · H, W pixels.
-Boxes carry their format in their name wherever it could be doubted: `boxes_xyxy` are corners in pixels,
-`boxes_cxcywh` centre and size relative to the **unpadded** image. Sizes are `(height, width)`.
+Shapes: N objects of one image · A annotations of a dataset · B images of a batch · K predictions · H, W pixels.
+Boxes have their format in their name where it is not obvious: `boxes_xyxy` are corners in pixels, `boxes_cxcywh`
+centre and size relative to the **unpadded** image. Sizes are `(height, width)`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Task = Literal["detection", "instance", "panoptic"]  # boxes; things with masks;
 UNSPLIT = "all"  # the only split of a dataset that is not divided into splits
 
 
-# What a dataset is
+# Datasets
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class ImageRecord:
     """One image of a dataset.
 
     Attributes:
-        id: The dataset's own id of the image, used when results are written.
-        path: Where the file lies.
-        height: Height in pixels, as the annotations see the image.
-        width: Width in pixels, as the annotations see the image.
+        id: The dataset's id of the image, used when results are written.
+        path: Path of the file.
+        height: Height in pixels that the annotations refer to.
+        width: Width in pixels that the annotations refer to.
     """
 
     id: int | str
@@ -50,9 +50,9 @@ class Category:
     """One class of a dataset.
 
     Attributes:
-        id: The dataset's own id of the class, used when results are written.
-        name: What it is called.
-        is_thing: Whether it has single objects (a cat). False: stuff, one region an image (the sky).
+        id: The dataset's id of the class, used when results are written.
+        name: Name of the class.
+        is_thing: Whether it has countable objects (a cat). False: stuff, one region per image (the sky).
     """
 
     id: int
@@ -61,19 +61,19 @@ class Category:
 
 
 class MaskSource(Protocol):
-    """Where masks lie in some format: polygons, run lengths, the segments of a PNG file."""
+    """Masks in some format: polygons, run lengths, the segments of a PNG file."""
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The masks (n, H, W) bool of the source's own `rows` (n,), all of one image, at its height and width."""
+        """Reads the masks (n, H, W) bool of `rows` (n,) of this source, all of one image, at its size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskColumn:
-    """The masks of annotations, read only when they are asked for.
+    """The masks of annotations, read on demand.
 
     Attributes:
-        sources: Where they lie.
-        source: (A,) int64, position in `sources`.
+        sources: The sources of the masks.
+        source: (A,) int64, index in `sources`.
         row: (A,) int64, row in that source.
     """
 
@@ -90,12 +90,12 @@ class MaskColumn:
         return len(self.row)
 
     def __getitem__(self, rows: "slice | NDArray[np.int64] | NDArray[np.bool_]") -> "MaskColumn":
-        """The chosen rows, as a column; nothing is read."""
+        """Selects rows; nothing is read."""
         return MaskColumn(self.sources, self.source[rows], self.row[rows])
 
     @classmethod
     def concatenate(cls, columns: Sequence["MaskColumn"]) -> "MaskColumn":
-        """All rows of `columns` in their order."""
+        """Joins columns in their order."""
         starts = np.cumsum([0, *(len(column.sources) for column in columns)])
         shifted = [column.source + start for column, start in zip(columns, starts[:-1], strict=True)]
         return cls(
@@ -105,36 +105,36 @@ class MaskColumn:
         )
 
     def read(self, height: int, width: int) -> NDArray[np.bool_]:
-        """The masks (A, height, width) bool of all rows, which are of one image of that size.
+        """Reads the masks (A, height, width) bool of all rows, which belong to one image of this size.
 
         Raises:
-            OSError: A file that holds masks cannot be read.
-            ValueError: Masks are not of this size; the message says what to do.
+            OSError: A file with masks cannot be read.
+            ValueError: A mask has another size.
         """
         masks = np.zeros((len(self), height, width), np.bool_)
-        for number in np.unique(self.source).tolist():
-            rows = self.source == number
-            found = self.sources[number].read(self.row[rows])
-            if found.shape[1:] != (height, width):
+        for source_index in np.unique(self.source).tolist():
+            rows = self.source == source_index
+            source_masks = self.sources[source_index].read(self.row[rows])
+            if source_masks.shape[1:] != (height, width):
                 raise ValueError(
-                    f"masks of {found.shape[1]}x{found.shape[2]} (height x width) for an image of {height}x{width}; "
-                    f"write masks of the image's own size."
+                    f"masks have size {source_masks.shape[1]}x{source_masks.shape[2]} (height x width), expected the "
+                    f"image's, {height}x{width}."
                 )
-            masks[rows] = found
+            masks[rows] = source_masks
         return masks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnotationTable:
-    """Annotations as columns, one row an object, ordered by image. A million rows stay a few arrays.
+    """Annotations as columns, one row per object, ordered by image. A million rows are still a few arrays.
 
     Attributes:
-        image_index: (A,) int64, position of the image in `DetectionIndex.images`; ascending.
-        label: (A,) int64, dense label in 0…C-1, the position of the category in `DetectionIndex.categories`.
-        boxes_xyxy: (A, 4) float64, corners in pixels, as the dataset gives them, clipped to the image.
-        area: (A,) float64, the dataset's own area in square pixels, the box's where it gives none.
-        is_crowd: (A,) bool; a crowd region is never trained on and is kept for the evaluation.
-        masks: The mask of each row, read when asked for; None where the dataset has none or they are not wanted.
+        image_index: (A,) int64, index of the image in `DetectionIndex.images`; ascending.
+        label: (A,) int64, dense label in 0…C-1, the index of the category in `DetectionIndex.categories`.
+        boxes_xyxy: (A, 4) float64, corners in pixels, clipped to the image.
+        area: (A,) float64, the area in square pixels that the dataset gives, or else the box's.
+        is_crowd: (A,) bool; crowd regions are used in evaluation, never in training.
+        masks: The mask of each row, read on demand; None if the dataset has none or the task needs none.
     """
 
     image_index: NDArray[np.int64]
@@ -148,7 +148,7 @@ class AnnotationTable:
         return len(self.label)
 
     def take(self, rows: "slice | NDArray[np.int64] | NDArray[np.bool_]") -> "AnnotationTable":
-        """The chosen rows, as a table."""
+        """Selects rows."""
         return AnnotationTable(
             image_index=self.image_index[rows],
             label=self.label[rows],
@@ -160,7 +160,7 @@ class AnnotationTable:
 
     @classmethod
     def concatenate(cls, tables: Sequence["AnnotationTable"]) -> "AnnotationTable":
-        """All rows of `tables` in their order; the empty table if there are none. Masks stay if all have them."""
+        """Joins tables in their order, to an empty table if there are none. Masks are kept if all tables have them."""
         masks = [table.masks for table in tables if table.masks is not None]
         return cls(
             image_index=np.concatenate([np.zeros(0, np.int64), *(table.image_index for table in tables)]),
@@ -174,17 +174,17 @@ class AnnotationTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetectionIndex:
-    """A detection dataset, whatever format it came from: images, categories, annotations.
+    """A detection dataset of any format: images, categories, annotations.
 
-    Labels are dense, `0…C-1`, in the order of `categories`; `categories[label].id` is the dataset's own id.
+    Labels are dense, `0…C-1`, in the order of `categories`; `categories[label].id` is the dataset's id.
 
     Attributes:
-        name: What it is called in logs and reports.
+        name: Its name in logs and reports.
         images: The images, in a stable order.
-        categories: The classes; a class keeps its label whichever split is selected.
+        categories: The classes; labels are the same in every split.
         annotations: The objects, ordered by image.
-        splits: Name of each split → ascending positions in `images`. An image may belong to several.
-        notes: What the reader left out or repaired, one plain sentence each.
+        splits: Name of each split → ascending indices in `images`. An image may belong to several.
+        notes: What the reader dropped or repaired, one sentence each.
     """
 
     name: str
@@ -204,93 +204,99 @@ class DetectionIndex:
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Dense label → class name, as a model's config wants it."""
+        """Dense label → class name, as in a model's config."""
         return {label: category.name for label, category in enumerate(self.categories)}
 
-    def annotation_rows(self, position: int) -> slice:
-        """The rows of `annotations` that belong to the image at `position`."""
-        start, stop = np.searchsorted(self.annotations.image_index, [position, position + 1])
+    def annotation_rows(self, image_index: int) -> slice:
+        """The rows of `annotations` that belong to an image."""
+        start, stop = np.searchsorted(self.annotations.image_index, [image_index, image_index + 1])
         return slice(int(start), int(stop))
 
-    def read_masks(self, position: int, rows: "slice | NDArray[np.int64] | None" = None) -> NDArray[np.bool_]:
-        """The masks (N, H, W) bool of the image at `position`: of its `rows` of `annotations`, or of all.
+    def read_masks(self, image_index: int, rows: "slice | NDArray[np.int64] | None" = None) -> NDArray[np.bool_]:
+        """Reads the masks (N, H, W) bool of an image.
+
+        Args:
+            image_index: Index of the image.
+            rows: Rows of `annotations` that belong to it; None: all that do.
 
         Raises:
-            OSError: A file that holds masks cannot be read.
-            ValueError: The dataset has no masks, or not of the image's size.
+            OSError: A file with masks cannot be read.
+            ValueError: The dataset has no masks, or a mask does not have the image's size.
         """
         if self.annotations.masks is None:
             raise ValueError(f"{self.name} has no masks; open it for a task that needs them (instance, panoptic).")
-        record = self.images[position]
-        column = self.annotations.masks[self.annotation_rows(position) if rows is None else rows]
+        record = self.images[image_index]
+        column = self.annotations.masks[self.annotation_rows(image_index) if rows is None else rows]
         try:
             return column.read(record.height, record.width)
         except ValueError as error:
             raise ValueError(f"{self.name}, image {record.id} ({record.path}): {error}") from error
 
-    def read_panoptic(self, position: int) -> "PanopticResult":
-        """The image at `position` as one map of segments, crowd regions among them; their ids are 1, 2, … in the order
-        of its annotations, and 0 is void.
+    def read_panoptic(self, image_index: int) -> "PanopticResult":
+        """Reads the masks of an image, crowd regions included, as one map of segments.
+
+        Segment ids are 1, 2, … in the order of the annotations, and 0 is void.
 
         Raises:
-            OSError: A file that holds masks cannot be read.
-            ValueError: The dataset has no masks, or some of the image's overlap.
+            OSError: A file with masks cannot be read.
+            ValueError: The dataset has no masks, or masks of the image overlap.
         """
-        segments = np.zeros((self.images[position].height, self.images[position].width), np.int64)
+        record = self.images[image_index]
+        segments = np.zeros((record.height, record.width), np.int64)
         covered = 0
-        for number, mask in enumerate(self.read_masks(position), start=1):
-            segments[mask] = number
+        for segment_id, mask in enumerate(self.read_masks(image_index), start=1):
+            segments[mask] = segment_id
             covered += int(np.count_nonzero(mask))
         if covered > np.count_nonzero(segments):
             raise ValueError(
-                f"{self.name}: masks of image {self.images[position].id} overlap, where each pixel should belong to "
-                f"one segment; open the dataset's panoptic annotations, or judge by mask AP."
+                f"{self.name}: masks of image {record.id} overlap, expected each pixel to belong to one segment; open "
+                f"the dataset's panoptic annotations, or evaluate with task 'instance'."
             )
-        labels = self.annotations.label[self.annotation_rows(position)].tolist()
+        labels = self.annotations.label[self.annotation_rows(image_index)].tolist()
         return {
             "segmentation": torch.from_numpy(segments),
-            "segments_info": [{"id": number, "label_id": label} for number, label in enumerate(labels, start=1)],
+            "segments_info": [
+                {"id": segment_id, "label_id": label} for segment_id, label in enumerate(labels, start=1)
+            ],
         }
 
-    def select(self, positions: "Sequence[int] | NDArray[np.int64]", name: str | None = None) -> "DetectionIndex":
-        """The images at `positions` (each once, in ascending order), with their annotations and all categories."""
-        chosen = np.unique(np.asarray(positions, dtype=np.int64))
-        new_position = np.full(len(self.images), -1, dtype=np.int64)
-        new_position[chosen] = np.arange(len(chosen))
-        table = self.annotations.take(new_position[self.annotations.image_index] >= 0)
+    def select(self, image_indices: "Sequence[int] | NDArray[np.int64]", name: str | None = None) -> "DetectionIndex":
+        """Selects images, each once and in ascending order, with their annotations and all categories."""
+        selected = np.unique(np.asarray(image_indices, dtype=np.int64))
+        new_index = np.full(len(self.images), -1, dtype=np.int64)
+        new_index[selected] = np.arange(len(selected))
+        table = self.annotations.take(new_index[self.annotations.image_index] >= 0)
         return DetectionIndex(
             name=name or self.name,
-            images=tuple(self.images[position] for position in chosen),
+            images=tuple(self.images[image_index] for image_index in selected),
             categories=self.categories,
-            annotations=dataclasses.replace(table, image_index=new_position[table.image_index]),
-            splits={
-                split: new_position[members][new_position[members] >= 0] for split, members in self.splits.items()
-            },
+            annotations=dataclasses.replace(table, image_index=new_index[table.image_index]),
+            splits={split: new_index[members][new_index[members] >= 0] for split, members in self.splits.items()},
             notes=self.notes,
         )
 
     def split(self, names: str) -> "DetectionIndex":
-        """The images of one split, or of several joined by `+` (`"train+val"`), each image once.
+        """Selects the images of one split, or of several joined by `+` (`"train+val"`), each image once.
 
         Raises:
-            ValueError: A split of that name does not exist; the message lists those that do.
+            ValueError: There is no such split.
         """
-        wanted = names.split("+")
-        for split in wanted:
+        selected = names.split("+")
+        for split in selected:
             if split not in self.splits:
-                known = ", ".join(sorted(self.splits)) or "none"
-                raise ValueError(f"{self.name} has no split '{split}'; its splits are: {known}.")
-        return self.select(np.concatenate([self.splits[split] for split in wanted]), f"{self.name}[{names}]")
+                existing = ", ".join(sorted(self.splits)) or "none"
+                raise ValueError(f"{self.name} has no split '{split}'; its splits are: {existing}.")
+        return self.select(np.concatenate([self.splits[split] for split in selected]), f"{self.name}[{names}]")
 
 
-# What is trained on
+# Training data
 
 
 class DetectionTarget(TypedDict):
     """The objects of one image before batching; rows of all fields but `image_index` belong together.
 
     boxes: (N, 4) float32 corners in pixels (format XYXY). class_labels: (N,) int64, dense. area: (N,) float32 square
-    pixels. image_index: position of the image in its `DetectionIndex`. masks: (N, H, W) bool, where they are wanted.
+    pixels. image_index: index of the image in its `DetectionIndex`. masks: (N, H, W) bool, if the task needs them.
     """
 
     boxes: tv_tensors.BoundingBoxes
@@ -301,16 +307,19 @@ class DetectionTarget(TypedDict):
 
 
 class DetectionSample(TypedDict):
-    """One image (3, H, W) uint8 RGB with its objects. A dict, since torchvision v2 passes dataclass fields by."""
+    """One image (3, H, W) uint8 RGB with its objects. A dict, because torchvision v2 ignores dataclass fields."""
 
     image: tv_tensors.Image
     target: DetectionTarget
 
 
 class DetectionLabels(TypedDict):
-    """The objects of one image as the loss takes them: `class_labels` (N,) int64 and `boxes` (N, 4) cxcywh in [0, 1]
-    of the unpadded image are needed; `image_index` and `size` (2,) say which image it is and its unpadded size;
-    `masks` (N, height, width) bool are of the unpadded image; `noise_seed` is of what denoising draws for it."""
+    """The objects of one image as the loss expects them.
+
+    class_labels: (N,) int64. boxes: (N, 4) cxcywh in [0, 1] of the unpadded image. masks: (N, height, width) bool of
+    the unpadded image. image_index: index of the image in its dataset. size: (2,) its unpadded height and width.
+    noise_seed: seeds the noise of denoising for this image. Only `class_labels` and `boxes` are required.
+    """
 
     class_labels: Tensor
     boxes: Tensor
@@ -322,27 +331,31 @@ class DetectionLabels(TypedDict):
 
 
 class DetectionBatch(TypedDict):
-    """pixel_values (B, 3, H, W), padded right and bottom with zeros; pixel_mask (B, H, W) int64, 1 = image; labels."""
+    """A batch for the model.
+
+    pixel_values: (B, 3, H, W), padded with zeros on the right and at the bottom. pixel_mask: (B, H, W) int64, 1 for
+    image and 0 for padding. labels: the objects of each image.
+    """
 
     pixel_values: Tensor
     pixel_mask: Tensor
     labels: list[DetectionLabels]
 
 
-# What comes out
+# Results
 
 
 class Assignment(NamedTuple):
-    """Which queries an image's targets were matched to: two (K,) int64 tensors, K = min(queries, targets), ordered by
-    query."""
+    """The pairs of queries and targets of one image: two (K,) int64 tensors of indices, K = min(queries, targets),
+    ordered by query."""
 
     queries: Tensor
     targets: Tensor
 
 
 class DetectionResult(TypedDict):
-    """Predictions of one image: scores (K,), labels (K,) int64, boxes (K, 4) xyxy in pixels of the original image, and
-    where the task has them masks (K, H, W) bool, of the original image's size."""
+    """Detections in one image: scores (K,), labels (K,) int64, boxes (K, 4) xyxy in pixels of the original image, and
+    for segmentation masks (K, H, W) bool of the original image's size."""
 
     scores: Tensor
     labels: Tensor
@@ -351,8 +364,11 @@ class DetectionResult(TypedDict):
 
 
 class SegmentInfo(TypedDict):
-    """One segment of a panoptic prediction: `id`, its pixels' value in `PanopticResult.segmentation`; `label_id`, its
-    class; `score`, of its query (the highest of those that were fused); `was_fused`, whether it has several."""
+    """One segment of a panoptic prediction.
+
+    id: the value of its pixels in `PanopticResult.segmentation`. label_id: its class. score: the highest score of its
+    queries. was_fused: whether it has several queries.
+    """
 
     id: int
     label_id: int
@@ -361,46 +377,49 @@ class SegmentInfo(TypedDict):
 
 
 class PanopticResult(TypedDict):
-    """Prediction of one image: segmentation (H, W) int, the id of each pixel's segment, at the original image's size;
-    pixels whose id is none of `segments_info` belong to no segment. Transformers' form."""
+    """The segments of one image, in Transformers' format.
+
+    segmentation: (H, W) int, the id of each pixel's segment, at the original image's size. segments_info: the
+    segments; pixels with another id belong to none.
+    """
 
     segmentation: Tensor
     segments_info: list[SegmentInfo]
 
 
 class InstanceResult(DetectionResult):
-    """Instances of one image, which may overlap; and `segmentation` (H, W) int with `segments_info` as in
-    `PanopticResult`, the same with the higher score in front."""
+    """Detections in one image with their masks, which may overlap; and the same as a map without overlap, the higher
+    score in front: `segmentation` (H, W) int with `segments_info`, as in `PanopticResult`."""
 
     segmentation: Tensor
     segments_info: list[SegmentInfo]
 
 
 def check_labels(labels: Iterable[DetectionLabels], num_labels: int, names: Sequence[str] | None = None) -> None:
-    """Checks on the host what the loss takes for granted, so that a step on a GPU needs no synchronisation.
+    """Checks the labels on the host, before they are on a GPU, where a check would force a synchronisation.
 
     Args:
-        labels: One dict an image with `class_labels` (N,) integers and `boxes` (N, 4) cxcywh in [0, 1].
+        labels: One dict per image with `class_labels` (N,) integers and `boxes` (N, 4) cxcywh in [0, 1].
         num_labels: Number of classes of the model; labels are `0…num_labels-1`.
-        names: What to call each image in a message; "image 0 of the batch" … if not given.
+        names: The name of each image in error messages. None: "image 0 of the batch" etc.
 
     Raises:
         ValueError: A label is out of range (the original would train it as "no object", or crash on the device), boxes
-            are not normalised cxcywh, or shapes do not fit. The message says where, got, wanted and the remedy.
+            are not normalised cxcywh, or shapes are wrong.
     """
-    for position, label in enumerate(labels):
-        where = names[position] if names is not None else f"image {position} of the batch"
+    for index, label in enumerate(labels):
+        where = names[index] if names is not None else f"image {index} of the batch"
         for key in ("class_labels", "boxes"):
             if key not in label:
                 raise ValueError(f"{where}: its labels lack '{key}'; got {sorted(label)}.")
         classes, boxes = label["class_labels"], label["boxes"]
         if classes.ndim != 1 or boxes.ndim != 2 or boxes.shape[-1] != 4 or len(classes) != len(boxes):
             raise ValueError(
-                f"{where}: class_labels of shape {tuple(classes.shape)} and boxes of shape {tuple(boxes.shape)} do "
-                f"not fit; wanted (N,) and (N, 4)."
+                f"{where}: got class_labels of shape {tuple(classes.shape)} and boxes of shape {tuple(boxes.shape)}, "
+                f"expected (N,) and (N, 4)."
             )
         if classes.is_floating_point() or classes.dtype == torch.bool:
-            raise ValueError(f"{where}: class_labels have dtype {classes.dtype}; wanted integers (int64).")
+            raise ValueError(f"{where}: class_labels have dtype {classes.dtype}, expected integers (int64).")
         if len(classes) == 0:
             continue
         low, high = int(classes.min()), int(classes.max())
@@ -413,38 +432,46 @@ def check_labels(labels: Iterable[DetectionLabels], num_labels: int, names: Sequ
 
 
 def check_masks(labels: Sequence[DetectionLabels], canvas_size: tuple[int, int]) -> None:
-    """Checks by their shapes alone, which costs no synchronisation, that every object of a batch has a mask.
+    """Checks that every object of a batch has a mask; only by shapes, which needs no synchronisation.
 
     Args:
-        labels: One dict an image with `class_labels` (N,) and `masks` (N, height, width) of the unpadded image.
+        labels: One dict per image with `class_labels` (N,) and `masks` (N, height, width) of the unpadded image.
         canvas_size: Height and width of the padded batch.
 
     Raises:
-        ValueError: An image's masks are missing, not one an object, or larger than the batch.
+        ValueError: An image has no masks, not one per object, or larger ones than the batch.
     """
-    for position, label in enumerate(labels):
-        where, count = f"image {position} of the batch", len(label["class_labels"])
+    for index, label in enumerate(labels):
+        where, count = f"image {index} of the batch", len(label["class_labels"])
         if "masks" not in label:
             raise ValueError(
-                f"{where}: its labels lack 'masks', which segmentation learns from; got {sorted(label)}. Wanted "
-                f"({count}, height, width) bool, of the unpadded image."
+                f"{where}: its labels lack 'masks', which the segmentation loss needs; got {sorted(label)}, expected "
+                f"masks ({count}, height, width) bool of the unpadded image."
             )
         shape = tuple(label["masks"].shape)
         if len(shape) != 3 or shape[0] != count or shape[1] > canvas_size[0] or shape[2] > canvas_size[1]:
             raise ValueError(
                 f"{where}: masks of shape {shape} for {count} objects in a batch of {canvas_size[0]}x{canvas_size[1]} "
-                f"(height x width); wanted ({count}, height, width) of the unpadded image."
+                f"(height x width), expected ({count}, height, width) of the unpadded image."
             )
 
 
 def check_boxes_cxcywh(boxes: Tensor, where: str) -> None:
-    """Raises a ValueError that says `where` if `boxes` (N, 4) are not finite numbers in [0, 1]."""
+    """Checks that boxes (N, 4) are finite numbers in [0, 1].
+
+    Args:
+        boxes: cxcywh, relative to the unpadded image.
+        where: The name of the image in error messages.
+
+    Raises:
+        ValueError: A number is not finite, or outside [0, 1].
+    """
     if not bool(torch.isfinite(boxes).all()):
-        raise ValueError(f"{where}: boxes hold NaN or infinite numbers; remove those annotations.")
-    tolerance = 1e-3  # rounding of boxes that end at the edge of a large image
+        raise ValueError(f"{where}: boxes contain NaN or infinite numbers; remove these annotations.")
+    tolerance = 1e-3  # boxes at the edge of a large image are rounded
     outside = ((boxes < -tolerance) | (boxes > 1 + tolerance)).any(-1)
     if bool(outside.any()):
         raise ValueError(
-            f"{where}: box {[round(number, 4) for number in boxes[outside][0].tolist()]} is not normalised; wanted "
+            f"{where}: box {[round(number, 4) for number in boxes[outside][0].tolist()]} is not normalised, expected "
             f"(centre x, centre y, width, height) divided by the unpadded image's width and height, all in [0, 1]."
         )
