@@ -26,12 +26,11 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tqdm import tqdm
 
 from modeling_detr.atomic_output import replace_text, replaced_file
+from modeling_detr.evaluation.metrics import Metric
 from modeling_detr.training.run_folder import LOG, TRACKERS
 from modeling_detr.training.trackers import log_images
 
 
-# What the line of an epoch shows of an evaluation; masks are judged where the task has them
-_FIGURES = {"ap": "AP", "ap50": "AP50", "mask_ap": "mask AP", "pq": "PQ"}
 # The most wanted first: a narrow terminal cuts the end off
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 _LONG_WAIT = 0.2  # of the time; the loader then holds training up
@@ -82,7 +81,14 @@ class MetricLogger:
             self._pace = _pace_in_words(values)
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
 
-    def epoch(self, epoch: int, step: int, averages: Mapping[str, float], metrics: Mapping[str, Any]) -> None:
+    def epoch(
+        self,
+        epoch: int,
+        step: int,
+        averages: Mapping[str, float],
+        metrics: Mapping[str, Any],
+        headline: Sequence[Metric] = (),
+    ) -> None:
         """Logs an entry of kind `"epoch"`, and prints its line unless a terminal shows the bar and nothing else.
 
         Args:
@@ -90,6 +96,7 @@ class MetricLogger:
             step: Optimizer steps taken in all.
             averages: Means over the epoch, and the figures of a `Pace`.
             metrics: What the evaluation measured; empty if the epoch was not evaluated.
+            headline: The metrics that the line of the epoch shows; the bar shows the first one.
         """
         if not self.accelerator.is_main_process:
             return
@@ -97,14 +104,9 @@ class MetricLogger:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.accelerator.log({f"eval/{name}": value for name, value in numbers.items()}, step=step)
         parts = [f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total_steps}", f"loss {averages['loss']:.3f}"]
-        figures = {
-            said: f"{metrics[name]:.3f}"
-            for name, said in _FIGURES.items()
-            if metrics.get(name) is not None  # None: no ground truth to judge by
-        }
-        if "AP" in figures:
-            self._shown = {**self._shown, "AP": figures["AP"]}
-        parts += [f"{said} {figure}" for said, figure in figures.items()]
+        shown = {metric.name: f"{metric.value:.3f}" for metric in headline if not math.isnan(metric.value)}
+        self._shown |= dict(list(shown.items())[:1])
+        parts += [f"{name} {value}" for name, value in shown.items()]
         parts += _pace_in_words(averages, with_remedy=True)
         if step < self.total_steps:
             parts.append(f"{self._time_left(step)} left")

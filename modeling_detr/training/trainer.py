@@ -403,7 +403,8 @@ class Trainer:
             logger.images("predictions", list(pictures.values()), state.step)
         self._count_seconds()
         averages = {**state.epoch_averages.means(), **pace}
-        logger.epoch(state.epoch, state.step, averages, {**metrics, "seconds": state.seconds})
+        headline = () if report is None else report.headline()
+        logger.epoch(state.epoch, state.step, averages, {**metrics, "seconds": state.seconds}, headline)
         if report is not None:
             due = is_due(state.step, self.total_steps, self.warmup_steps)
             for warning in find_symptoms(report, state.symptoms, due):

@@ -8,9 +8,11 @@ import pytest
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from modeling_detr.evaluation.metrics import Metric
 from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries, read_log
 
 
+HEADLINE = [Metric("ap", "AP", 0.5), Metric("ap50", "AP50", 0.75)]
 PACE = {"images_per_second": 3.0, "loader_wait": 0.1, "memory_gib": 1.5}
 
 
@@ -50,7 +52,7 @@ def test_what_a_power_cut_leaves_at_the_end_of_the_log_is_left_out(tmp_path):
 
 def test_without_a_terminal_an_epoch_is_one_line(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
-    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75})
+    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75}, HEADLINE)
     logger.epoch(1, 4, {"loss": 1.0, **PACE}, {})
     assert capsys.readouterr().out.splitlines() == [
         "epoch 1/2 · step 2/4 · loss 1.250 · AP 0.500 · AP50 0.750 · 3.0 images/s · 1.5 GiB · 1 min left",
@@ -66,7 +68,7 @@ def test_a_loader_that_holds_training_up_is_told_with_what_to_do(tmp_path, capsy
 
 def test_an_evaluation_without_ground_truth_has_no_figures_to_show(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
-    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": None, "ap50": None})
+    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": None}, [Metric("ap", "AP", math.nan)])
     assert capsys.readouterr().out.startswith("epoch 1/2 · step 2/4 · loss 1.250 · ")
 
 
@@ -75,7 +77,7 @@ def test_on_a_terminal_a_bar_shows_epoch_step_loss_ap_speed_and_memory(tmp_path,
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
     logger.advance(0, 1.345)
-    logger.epoch(0, 1, {"loss": 1.0, **PACE}, {"ap": 0.5, "ap50": 0.75})
+    logger.epoch(0, 1, {"loss": 1.0, **PACE}, {"ap": 0.5, "ap50": 0.75}, HEADLINE)
     logger.step(1, 2, {"loss": 1.0, **PACE, "loader_wait": 0.45})
     logger.advance(1, 1.234)
     logger.close()
@@ -126,7 +128,7 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     accelerator.init_trackers("run")
     logger = MetricLogger(tmp_path, accelerator, total_steps=4, epochs=2)
     logger.step(0, 2, {"loss": 1.5, **PACE})
-    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75})
+    logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75}, HEADLINE)
     logger.images("predictions", [np.zeros((8, 8, 3), np.uint8)], 2)
     logger.close()
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
