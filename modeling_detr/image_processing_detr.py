@@ -538,7 +538,9 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
             data["pixel_values"] = pixels
         if annotations is not None:
             data["labels"] = coco_to_labels(annotations, originals, resized, chosen.return_segmentation_masks)
-        return BatchFeature(_to_numpy(data) if chosen.return_tensors == "np" else data)
+        if chosen.return_tensors == "np":
+            data = {key: _to_numpy(value) for key, value in data.items()}
+        return BatchFeature(data)
 
     def resize(  # noqa: D102 (the library's)
         self, image: Tensor, size: SizeDict, resample: int | None = None, antialias: bool = True, **_: object
