@@ -97,6 +97,10 @@ class RecipeNotFoundError(DetrError, FileNotFoundError):
     """A recipe that is neither a file nor a built-in one."""
 
 
+class RunNotFoundError(DetrError, FileNotFoundError):
+    """The folder of a training run that does not exist, or has no log."""
+
+
 class PluginError(DetrError):
     """An installed plug-in that cannot be imported."""
 

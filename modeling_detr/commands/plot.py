@@ -1,9 +1,9 @@
-"""Draw the curves of one training run, or of several in one picture.
+"""Plot the curves of one or several training runs.
 
     detr plot runs/first runs/second --output curves.png
 
-The picture shows loss terms, class error and AP over the epochs, one colour a run. A run of the original,
-whose folder holds its log.txt and no log.jsonl, is drawn beside ours.
+The plot shows loss terms, class error and AP over the epochs, in one colour per run. Runs of the original DETR, with
+its log.txt, can be plotted too.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from modeling_detr.errors_detr import RunNotFoundError
 from modeling_detr.training.metric_logger import read_log, read_original_log
 from modeling_detr.training.run_folder import LOG
 from modeling_detr.visualization import plot_curves
@@ -29,10 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         type=Path,
         metavar="run",
-        help=f"a run's folder, ours or the original's, or its {LOG} or {ORIGINAL_LOG}",
+        help=f"folder of a run with {LOG}, or the original's {ORIGINAL_LOG}, or such a file",
     )
     parser.add_argument(
-        "--output", type=Path, help="the picture; its suffix is its format (default: curves.png in the first run)"
+        "--output",
+        type=Path,
+        help="image file, whose suffix is its format (default: curves.png in the folder of the first run)",
     )
     arguments = parser.parse_args(argv)
     logs = [_log(run) for run in arguments.runs]
@@ -42,13 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _log(run: Path) -> Path:
-    """The log that a run's folder holds, ours before the original's; or the file itself."""
+    """The log of a run's folder, or `run` itself if it is a file."""
     for log in (run / LOG, run / ORIGINAL_LOG) if run.is_dir() else (run,):
         if log.is_file():
             return log
-    raise FileNotFoundError(
-        f"{run}: no such run; wanted a folder with {LOG}, or with the original's {ORIGINAL_LOG}, or that file itself."
-    )
+    problem = f"contains no {LOG} or {ORIGINAL_LOG}" if run.is_dir() else "no such file or folder"
+    raise RunNotFoundError(run, problem, f"expected the folder of a run, or its {LOG} or {ORIGINAL_LOG}")
 
 
 def _entries(log: Path) -> list[dict[str, Any]]:
@@ -56,7 +58,7 @@ def _entries(log: Path) -> list[dict[str, Any]]:
 
 
 def run_names(logs: Sequence[Path]) -> list[str]:
-    """What each run is called: its folder, with as many of the folders above as tell them apart."""
+    """A name for each run: its folder, with as many parent folders as make the names unique."""
     folders = [log.resolve().parent for log in logs]
     depth = 1
     while len({folder.parts[-depth:] for folder in folders}) < len(set(folders)):

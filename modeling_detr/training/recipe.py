@@ -51,12 +51,12 @@ class Recipe:
         resume=Resume.ORDER,
     )
     data_format: Literal["coco", "yolo", "voc", "coco_panoptic", "hf"] | None = key(
-        None, "Format of the dataset; 'hf' is Hugging Face's `datasets`. none: detect it.", resume=Resume.ORDER
+        None, "Format of the dataset, 'hf' for Hugging Face's `datasets`. none: detected.", resume=Resume.ORDER
     )
-    images: str | None = key(None, "Folder of the images, if outside the dataset's folder.", resume=Resume.ORDER)
+    images: str | None = key(None, "Folder of the images, if it is outside the dataset's folder.", resume=Resume.ORDER)
     drop_difficult: bool = key(False, "Leave out objects that Pascal VOC marks as difficult.", resume=Resume.ORDER)
     box_format: BoxFormat | None = key(
-        None, "Box format of a Hugging Face dataset, such as 'xyxy'. none: detect it.", resume=Resume.ORDER
+        None, "Box format of a Hugging Face dataset, such as 'xyxy'. none: detected.", resume=Resume.ORDER
     )
     label_ids: Literal["dense", "raw"] = key(
         "dense",
@@ -104,7 +104,7 @@ class Recipe:
     )
     label_mapping: dict[str, Any] = key(
         {},
-        "Renamed classes: the name in 'model' and the name in the dataset, which takes over its weights.",
+        "Renamed classes: names in 'model' and their names in the dataset, which keep the weights.",
         resume=Resume.MODEL,
     )
     processor_config: dict[str, Any] = key(
@@ -138,7 +138,7 @@ class Recipe:
     )
     batching: Literal["random", "size"] = key(
         "size",
-        "How images are grouped into batches: 'random', as in the original, or by similar 'size', for less padding.",
+        "How images are grouped into batches: at 'random', as in the original, or by 'size', for less padding.",
         resume=Resume.ORDER,
     )
     # A resume compares the images of a step, whatever batch size, accumulation and processes they come from.

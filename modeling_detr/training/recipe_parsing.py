@@ -304,8 +304,8 @@ def _metavar(expected: Any, choices: Collection[str] | None) -> str:
 
 
 def _shown_default(default: object) -> str:
+    if default in ([], {}):
+        return "empty"
     if isinstance(default, list):
-        return ",".join(default)
-    if default is None or isinstance(default, bool):
-        return str(default).lower()
-    return "no keys" if default == {} else str(default)
+        return ",".join(map(str, default))
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)

@@ -17,33 +17,31 @@ def run(folder: Path) -> Path:
     return folder
 
 
-def test_the_curves_of_a_run_go_beside_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_curves_of_a_run_are_saved_beside_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path / "run")
     assert main([str(folder)]) == 0
     assert (folder / "curves.png").stat().st_size > 5_000
     assert capsys.readouterr().out.strip() == str(folder / "curves.png")
 
 
-def test_several_runs_go_into_one_picture(tmp_path: Path) -> None:
+def test_several_runs_are_plotted_together(tmp_path: Path) -> None:
     first, second = run(tmp_path / "first"), run(tmp_path / "second")
     assert main([str(first), str(second / "log.jsonl"), "--output", str(tmp_path / "both.svg")]) == 0
     assert (tmp_path / "both.svg").is_file()
     assert not (first / "curves.png").exists()
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
+def test_runs_with_the_same_name_get_their_parent_folders() -> None:
     assert run_names([Path("/a/x/log.jsonl"), Path("/b/x/log.jsonl")]) == ["a/x", "b/x"]
     assert run_names([Path("/a/x/log.jsonl"), Path("/a/y/log.jsonl")]) == ["x", "y"]
 
 
-def test_a_folder_without_a_log_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"no such run; wanted a folder with log\.jsonl, or with the original's log\.txt"
-    ):
+def test_a_folder_without_a_log_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"contains no log\.jsonl or log\.txt; expected the folder of a run"):
         main([str(tmp_path)])
 
 
-def test_a_log_of_the_original_is_drawn_with_terms_before_their_weights(tmp_path):
+def test_a_log_of_the_original_is_plotted_with_unweighted_losses(tmp_path):
     line = {"epoch": 0, "train_loss": 9.0, "train_loss_bbox": 5.0, "train_loss_bbox_unscaled": 1.0}
     log = tmp_path / "log.txt"
     tested = {
@@ -60,7 +58,7 @@ def test_a_log_of_the_original_is_drawn_with_terms_before_their_weights(tmp_path
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
-def test_a_folder_of_the_original_is_drawn_beside_a_run_and_ours_wins_where_both_are(tmp_path, monkeypatch):
+def test_a_folder_with_both_logs_is_plotted_from_ours(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plot, "plot_curves", lambda runs, path: drawn.update(runs))
     theirs, ours = tmp_path / "theirs", run(tmp_path / "ours")
