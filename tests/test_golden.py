@@ -92,7 +92,7 @@ def test_six_training_steps_in_float64_follow_the_original():
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_both_kinds_of_attention_agree_with_the_original(attention):
+def test_both_attention_implementations_agree_with_the_original(attention):
     case = load_case("tiny-r18")
     model = case.model(attn_implementation=attention)
     assert model.config._attn_implementation == attention

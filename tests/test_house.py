@@ -23,7 +23,7 @@ ORIGINALS = [path for path in CONFIGS if path.stem.startswith("detr_") and "pano
 LAUNCH_CONFIGS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 
 
-def test_nothing_imports_what_lies_above_it():
+def test_imports_respect_the_layers():
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
@@ -99,7 +99,7 @@ def test_every_command_has_a_module_and_a_script():
         assert f'run_command("{name}")' in (ROOT / "scripts" / f"{name}.py").read_text()
 
 
-def test_the_readme_types_only_what_exists():
+def test_the_readme_uses_only_existing_commands_and_files():
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for command in re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?detr (\w+)", text, flags=re.MULTILINE):

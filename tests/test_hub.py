@@ -36,7 +36,7 @@ def save(model, folder):
     DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
 
 
-def test_auto_classes_build_ours_and_not_transformers_own(tiny_detector, tmp_path):
+def test_auto_classes_build_our_classes(tiny_detector, tmp_path):
     save(tiny_detector(), tmp_path)
     assert type(AutoConfig.from_pretrained(tmp_path)) is DetrConfig
     assert type(AutoModel.from_pretrained(tmp_path)) is DetrModel

@@ -29,7 +29,7 @@ def test_pairwise_giou_is_the_diagonal_of_torchvisions():
     torch.testing.assert_close(generalized_iou(first, second), generalized_box_iou(first, second).diag())
 
 
-def test_boxes_without_area_have_a_finite_loss_and_gradient():
+def test_boxes_of_zero_area_have_a_finite_loss_and_gradient():
     point = torch.tensor([[0.5, 0.5, 0.5, 0.5]], requires_grad=True)
     giou = generalized_iou(point, point.detach())
     giou.sum().backward()
@@ -37,7 +37,7 @@ def test_boxes_without_area_have_a_finite_loss_and_gradient():
     assert torch.isfinite(point.grad).all()
 
 
-def test_matching_all_layers_at_once_is_matching_each():
+def test_matching_all_layers_at_once_equals_matching_each():
     logits, boxes, labels = batch([3, 0, 5])
     matcher = HungarianMatcher()
     for layer, matches in enumerate(matcher.match_layers(logits, boxes, labels)):
@@ -55,7 +55,7 @@ def test_perfect_predictions_match_themselves():
     assert match.targets.tolist() == [3, 2, 1, 0]
 
 
-def test_more_boxes_than_queries_keep_the_best_and_say_how_many_are_left_out(caplog):
+def test_with_more_boxes_than_queries_the_best_are_matched_and_the_rest_are_reported(caplog):
     logits, boxes, labels = batch([14, 2], num_queries=9)
     criterion = SetCriterion(HungarianMatcher())
     with caplog.at_level(logging.WARNING):

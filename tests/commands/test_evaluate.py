@@ -64,7 +64,7 @@ def dataset(folder: Path, names: tuple[str, str] = ("disc", "star")) -> Path:
     return folder
 
 
-def test_figures_and_predictions_are_written(
+def test_metrics_and_predictions_are_written(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = dataset(tmp_path / "data"), tmp_path / "out"
@@ -103,7 +103,7 @@ def test_what_training_held_out_can_be_evaluated_again(tmp_path: Path) -> None:
     assert len(evaluation_images(undivided, None, 0.4, 5)) == 2
 
 
-def test_mistakes_in_the_dataset_are_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+def test_dataset_errors_are_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
     folder = str(dataset(tmp_path / "data"))
     for arguments, message in (
         (["--split", "vall"], r"has no split 'vall'"),
@@ -118,7 +118,7 @@ def test_mistakes_in_the_dataset_are_told_before_the_model_is_loaded(tmp_path: P
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(segmenter_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_segments_as_one(segmenter_folder: Path, tmp_path: Path) -> None:
     arguments = [str(segmenter_folder), "shapes?size=64&train=0&val=5", "--batch_size", "2"]
     assert main([*arguments, "--output_dir", str(tmp_path / "one"), "--num_workers", "0"]) == 0
     scripts = Path(sys.executable).parent
@@ -144,7 +144,7 @@ def test_two_processes_find_what_one_does(segmenter_folder: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_detect_what_one_does_whatever_the_sizes(model_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_detect_the_same_as_one_for_any_image_sizes(model_folder: Path, tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data")
     truth = json.loads((folder / "annotations/instances_val.json").read_text())
     for number in range(9):  # with the two that are there, eleven images in six batches, padded by their company
@@ -183,7 +183,7 @@ def test_two_processes_detect_what_one_does_whatever_the_sizes(model_folder: Pat
     assert ap == pytest.approx(wanted, abs=1e-4)
 
 
-def test_a_class_that_the_model_does_not_know_is_an_error(model_folder: Path, tmp_path: Path) -> None:
+def test_a_class_that_the_model_lacks_is_an_error(model_folder: Path, tmp_path: Path) -> None:
     data = dataset(tmp_path / "data", ("disc", "stars"))
     with pytest.raises(ValueError, match=r"classes that the model does not have: stars \(did you mean 'star'\?\)"):
         main([str(model_folder), str(data), "--output_dir", str(tmp_path / "out")])
@@ -195,7 +195,7 @@ def test_a_processor_that_distorts_images_is_refused() -> None:
     assert resize_transform(DetrTorchvisionImageProcessor(do_resize=False)) is None
 
 
-def test_a_model_that_segments_is_judged_by_masks_and_segments(
+def test_a_segmentation_model_is_scored_on_masks_and_segments(
     segmenter_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

@@ -53,7 +53,7 @@ def test_pictures_and_a_json_are_written(
     assert "28 objects in 4 images" in capsys.readouterr().out
 
 
-def test_a_broken_image_is_reported_and_left_out(
+def test_a_broken_image_is_reported_and_skipped(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture(tmp_path / "in" / "good.png")
@@ -71,13 +71,13 @@ def test_a_broken_image_is_reported_and_left_out(
     assert "2 of 3 images could not be read" in errors
 
 
-def test_images_of_one_name_from_two_folders_are_kept_apart(tmp_path: Path) -> None:
+def test_images_with_the_same_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
     paths = [picture(tmp_path / folder / "a.jpg") for folder in ("one", "two", "three")]
     found = find_images([path.parent for path in paths], tmp_path / "out")
     assert found == {"a.jpg": paths[0], "a_2.jpg": paths[1], "a_3.jpg": paths[2]}
 
 
-def test_pictures_of_an_earlier_call_are_not_taken_for_input(tmp_path: Path) -> None:
+def test_output_of_an_earlier_call_is_not_used_as_input(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.jpg")
     picture(tmp_path / "out" / "sub" / "a.jpg")
     assert find_images([tmp_path], tmp_path / "out") == {"a.jpg": path}
@@ -99,13 +99,13 @@ def test_missing_and_empty_inputs_are_errors(tmp_path: Path) -> None:
         (["--device", "gpu"], "--device: 'gpu' cannot be used here"),
     ],
 )
-def test_mistakes_in_options_are_told_before_anything_is_loaded(arguments: list[str], message: str) -> None:
+def test_invalid_options_are_reported_before_anything_is_loaded(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         main(["no/such/model", "no.jpg", "--output_dir", "out", *arguments])
     assert "\n" not in str(error.value)
 
 
-def test_a_text_file_is_no_input_but_an_image_of_any_name_is(tmp_path: Path) -> None:
+def test_a_text_file_is_not_an_input_but_an_image_with_any_name_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match=r"notes\.txt is no image"):
         find_images([tmp_path / "notes.txt"], tmp_path / "out")
@@ -127,9 +127,7 @@ def save_segmenter(tiny_segmenter: Callable[..., DetrForSegmentation]) -> Callab
     return save
 
 
-def test_a_model_of_instances_writes_their_masks(
-    save_segmenter: Callable[[Path, list[int]], Path], tmp_path: Path
-) -> None:
+def test_an_instance_model_writes_masks(save_segmenter: Callable[[Path, list[int]], Path], tmp_path: Path) -> None:
     model, image, out = save_segmenter(tmp_path / "model", []), picture(tmp_path / "a.png"), tmp_path / "out"
     assert main([str(model), str(image), "--output_dir", str(out), "--device", "cpu"]) == 0
     (entry,) = json.loads((out / "predictions.json").read_text())

@@ -96,7 +96,7 @@ def _requests(slurm) -> list[str]:
 
 
 @pytest.mark.parametrize(("ends_with", "requeued"), [(0, False), (1, False), (2, False), (138, True), (143, False)])
-def test_a_job_goes_back_into_the_queue_only_if_its_training_was_interrupted(slurm, ends_with, requeued):
+def test_a_job_is_requeued_only_if_its_training_was_interrupted(slurm, ends_with, requeued):
     job = slurm("recipe.yaml", "--data", "a b", python=PYTHON, ENDS_WITH=str(ends_with))
     out, _ = job.communicate(timeout=30)
     assert job.returncode == ends_with, out
@@ -107,7 +107,7 @@ def test_a_job_goes_back_into_the_queue_only_if_its_training_was_interrupted(slu
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_the_shell_passes_on_what_slurm_tells_it_and_waits(slurm, number, requeued):
+def test_the_script_forwards_slurms_signals_and_waits(slurm, number, requeued):
     job = slurm("recipe.yaml", python=PYTHON)
     until = time.monotonic() + 30
     while not slurm.requests.with_suffix(".started").exists() and time.monotonic() < until:
@@ -120,7 +120,7 @@ def test_the_shell_passes_on_what_slurm_tells_it_and_waits(slurm, number, requeu
 
 
 @pytest.mark.slow
-def test_a_job_that_is_warned_leaves_a_checkpoint_and_the_next_one_goes_on(slurm, config, tmp_path):
+def test_a_job_that_gets_the_warning_signal_saves_a_checkpoint_and_the_next_job_continues(slurm, config, tmp_path):
     run_dir = tmp_path / "run"
     options = (config, "--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--preflight", "false")
     job = slurm(*options)

@@ -42,7 +42,7 @@ def exported(run_dir: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_comes_to_the_same_bit_for_bit(config, tmp_path):
+def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bits(config, tmp_path):
     options = ["--batch_size", 4, "--epochs", 15, "--eval_every_epochs", 3, "--checkpoint_every_steps", 3]
     options += ["--num_workers", 2, "--denoising_groups", 1, "--model_config.dropout", 0.1, "--ema_decay", 0.9]
     options += ["--lr_schedule", "cosine", "--warmup_steps", 5, "--preflight", "false", "--resume", "auto"]

@@ -13,7 +13,7 @@ from modeling_detr.training.checkpointing import find_damage
 
 
 @pytest.mark.slow
-def test_accelerate_launch_runs_what_it_was_asked_for_and_fewer_is_an_error(config, tmp_path):
+def test_accelerate_launch_starts_all_requested_processes_and_fewer_is_an_error(config, tmp_path):
     """Where there is no accelerator it starts a single process, whatever it was asked for."""
     accelerate, folder = ["accelerate.commands.launch"], ROOT / "configs/accelerate"
     environment = {"CUDA_VISIBLE_DEVICES": ""}
@@ -42,7 +42,7 @@ def test_accelerate_launch_runs_what_it_was_asked_for_and_fewer_is_an_error(conf
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_to_every_process_as_slurm_sends_it_leaves_a_checkpoint(config, tmp_path, processes):
+def test_sigterm_to_every_process_saves_a_checkpoint(config, tmp_path, processes):
     run_dir = tmp_path / "run"
     options = ("--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--preflight", "false")
     run = launch(config, *options, processes=processes)
@@ -78,7 +78,7 @@ def launch_on_two_machines(*arguments, output_dirs):
 
 
 @pytest.mark.slow
-def test_two_machines_train_one_run_in_a_folder_that_they_share_and_say_if_they_do_not(config, tmp_path):
+def test_two_machines_train_one_run_in_a_shared_folder_and_separate_folders_are_an_error(config, tmp_path):
     shared = tmp_path / "run"
     options = (config, "--batch_size", 4, "--num_workers", 1, "--preflight", "false")
     first, second = launch_on_two_machines(*options, output_dirs=[shared, shared])
@@ -99,7 +99,7 @@ def test_two_machines_train_one_run_in_a_folder_that_they_share_and_say_if_they_
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_at_the_step_where_one_stopped(config, tmp_path, monkeypatch):
+def test_two_processes_resume_at_the_step_where_one_stopped(config, tmp_path, monkeypatch):
     """Its steps have as many images: in the middle of an epoch they then have the same."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     options = ["--lr_schedule", "constant", "--learning_rate", "1e-3", "--epochs", "3", "--preflight", "false"]
@@ -119,7 +119,7 @@ def test_two_processes_go_on_at_the_step_where_one_stopped(config, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_the_one_with_the_image_writes_it(config, tmp_path):
+def test_two_processes_stop_together_and_the_one_with_the_bad_image_saves_it(config, tmp_path):
     run = launch(
         *(7, config, "--batch_size", 4, "--output_dir", tmp_path, "--preflight", "false"),
         processes=2,

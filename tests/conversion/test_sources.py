@@ -25,7 +25,7 @@ def model_folder(tiny_detector, tmp_path):
     return folder
 
 
-def test_a_runs_folder_stands_for_its_exported_model(model_folder):
+def test_the_folder_of_a_run_loads_its_exported_model(model_folder):
     model, processor = load_model(str(model_folder.parent))
     assert isinstance(model, DetrForObjectDetection)
     assert not model.training

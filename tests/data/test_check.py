@@ -13,7 +13,7 @@ def kinds(report, severity):
     return sorted(finding.kind for finding in report.findings if finding.severity == severity)
 
 
-def test_a_sound_dataset_has_no_errors_and_right_counts(voc_folder, capsys):
+def test_a_valid_dataset_has_no_errors_and_correct_counts(voc_folder, capsys):
     assert main(["check", str(voc_folder), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert (content["format"], content["images"], content["boxes"], content["errors"]) == ("voc", 4, 4, 0)
@@ -25,7 +25,7 @@ def test_a_sound_dataset_has_no_errors_and_right_counts(voc_folder, capsys):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other size"])
-def test_images_that_cannot_be_used_are_errors_and_left_out_by_fix(coco_folder, tmp_path, damage, capsys):
+def test_unusable_images_are_errors_and_fix_drops_them(coco_folder, tmp_path, damage, capsys):
     image = coco_folder / "train" / "a.jpg"
     data = image.read_bytes()
     if damage == "other size":
@@ -39,7 +39,7 @@ def test_images_that_cannot_be_used_are_errors_and_left_out_by_fix(coco_folder, 
     assert main(["check", str(tmp_path / "clean")]) == 0
 
 
-def test_unknown_classes_and_broken_files_are_errors_with_their_place(yolo_folder, coco_folder):
+def test_unknown_classes_and_broken_files_are_errors_with_their_location(yolo_folder, coco_folder):
     label_file = yolo_folder / "labels" / "train" / "a.txt"
     label_file.write_text(label_file.read_text() + "9 .5 .5 .1 .1\n")
     report = check_dataset(yolo_folder)
@@ -64,6 +64,6 @@ def test_duplicates_and_leaks_are_warnings(coco_folder, tmp_path):
     assert len(report.clean_index().annotations) == 4
 
 
-def test_what_is_not_there_is_no_dataset_with_errors(tmp_path):
+def test_a_missing_path_is_an_error_not_an_empty_dataset(tmp_path):
     with pytest.raises(FileNotFoundError):
         main(["check", str(tmp_path / "none")])

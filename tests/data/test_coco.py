@@ -67,12 +67,12 @@ def test_one_json_with_an_image_folder_is_one_split(coco_folder, train_file):
     assert list(open_dataset(root).splits) == ["all"]
 
 
-def test_captions_and_panoptic_files_are_no_splits(coco_folder):
+def test_captions_and_panoptic_files_are_not_splits(coco_folder):
     (coco_folder / "annotations" / "captions_train.json").write_text('{"images": [], "annotations": []}')
     assert list(open_dataset(coco_folder).splits) == ["train", "val"]
 
 
-def test_labels_are_dense_in_the_order_of_the_ids_of_all_files(coco_folder, train_file):
+def test_labels_are_dense_and_ordered_by_the_ids_of_all_files(coco_folder, train_file):
     def renumber(content):
         content["categories"] = [{"id": 90, "name": "dog"}, {"id": 7, "name": "cat"}]
         for annotation in content["annotations"]:
@@ -87,7 +87,7 @@ def test_labels_are_dense_in_the_order_of_the_ids_of_all_files(coco_folder, trai
     assert index.annotations.label.tolist() == [0, 1, 1, 0]
 
 
-def test_crowds_and_areas_are_the_files_own(coco_folder, train_file):
+def test_crowd_flags_and_areas_are_read_from_the_file(coco_folder, train_file):
     def mark(content):
         content["annotations"][0].update(iscrowd=1, area=123.5)
 
@@ -110,14 +110,14 @@ def test_image_ids_may_be_strings_or_huge(coco_folder, train_file):
     assert index.annotations.image_index.tolist() == [0, 0, 1, 3]
 
 
-def test_an_image_without_size_is_asked_for_it(coco_folder, train_file):
+def test_a_missing_image_size_is_read_from_the_image(coco_folder, train_file):
     _change(train_file, lambda content: [image.pop("height") for image in content["images"]])
     index = open_dataset(coco_folder)
     assert [(record.height, record.width) for record in index.images[:2]] == [(60, 80), (50, 40)]
     assert [note for note in index.notes if "no height and width" in note]
 
 
-def test_unusual_boxes_are_left_out_or_clipped_and_said(coco_folder, train_file):
+def test_unusual_boxes_are_dropped_or_clipped_and_reported(coco_folder, train_file):
     boxes = {
         "of zero area": [10, 10, 0, 5],
         "corners the wrong way round": [10, 10, -5, 5],
@@ -146,7 +146,7 @@ def test_unusual_boxes_are_left_out_or_clipped_and_said(coco_folder, train_file)
         assert re.search(words, notes), (words, notes)
 
 
-def test_annotations_of_unlisted_images_are_left_out_and_said(coco_folder, train_file):
+def test_annotations_of_unlisted_images_are_dropped_and_reported(coco_folder, train_file):
     _change(train_file, lambda content: content["annotations"][0].update(image_id=77))
     index = open_dataset(coco_folder)
     assert len(index.annotations) == 3
@@ -178,13 +178,13 @@ def test_annotations_of_unlisted_images_are_left_out_and_said(coco_folder, train
         (lambda content: content["categories"][0].update(id="cat"), "has the id 'cat'; wanted a whole number"),
     ],
 )
-def test_what_is_wrong_is_named(coco_folder, train_file, change, message):
+def test_errors_are_named(coco_folder, train_file, change, message):
     _change(train_file, change)
     with pytest.raises(ValueError, match=message):
         open_dataset(coco_folder)
 
 
-def test_missing_images_are_named_with_the_places_looked_at(coco_folder, train_file):
+def test_missing_images_are_named_with_the_folders_searched(coco_folder, train_file):
     (coco_folder / "train" / "b.png").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"instances_train.json: 1 of the 2 images are missing; the first: 'b.png', looked"
@@ -196,12 +196,12 @@ def test_missing_images_are_named_with_the_places_looked_at(coco_folder, train_f
     assert len(read_coco(train_file, require_images=False).annotations) == 3
 
 
-def test_a_file_name_in_another_case_or_with_a_dead_folder_is_found(coco_folder, train_file):
+def test_a_file_name_with_other_case_or_a_stale_folder_is_resolved(coco_folder, train_file):
     _change(train_file, lambda content: content["images"][0].update(file_name="C:\\old\\A.JPG"))
     assert Path(open_dataset(coco_folder).images[0].path).name == "a.jpg"
 
 
-def test_a_json_that_is_cut_off_is_named(coco_folder, train_file):
+def test_truncated_json_is_named(coco_folder, train_file):
     train_file.write_text(train_file.read_text()[:100])
     with pytest.raises(ValueError, match=r"instances_train.json: not valid JSON"):
         open_dataset(coco_folder)
@@ -210,7 +210,7 @@ def test_a_json_that_is_cut_off_is_named(coco_folder, train_file):
         open_dataset(train_file)
 
 
-def test_many_annotations_are_ordered_by_image(coco_folder, train_file):
+def test_annotations_are_ordered_by_image(coco_folder, train_file):
     generator = np.random.default_rng(0)
     image_ids = generator.integers(1, 3, 1000).tolist()
 
@@ -234,7 +234,7 @@ def _add_category(root: Path, **entry) -> None:
         _change(file, lambda content: content["categories"].insert(0, {"id": 0, **entry}))
 
 
-def test_an_unused_category_of_another_ones_name_is_left_out(coco_folder, train_file):
+def test_an_unused_category_with_a_duplicate_name_is_dropped(coco_folder, train_file):
     _add_category(coco_folder, name="dog")
     index = open_dataset(coco_folder)
     assert index.id2label == {0: "cat", 1: "dog"}
@@ -245,7 +245,7 @@ def test_an_unused_category_of_another_ones_name_is_left_out(coco_folder, train_
         open_dataset(coco_folder)
 
 
-def test_an_unused_supercategory_of_all_is_left_out_and_other_empty_classes_are_said(coco_folder):
+def test_an_unused_supercategory_is_dropped_and_other_empty_classes_are_reported(coco_folder):
     _add_category(coco_folder, name="pets", supercategory="none")
     index = open_dataset(coco_folder)
     assert len(index.categories) == 3
@@ -255,7 +255,7 @@ def test_an_unused_supercategory_of_all_is_left_out_and_other_empty_classes_are_
     assert open_dataset(coco_folder).id2label == {0: "cat", 1: "dog"}
 
 
-def test_a_file_without_annotations_is_an_error_unless_of_a_test_split(coco_folder):
+def test_a_file_without_annotations_is_an_error_except_for_a_test_split(coco_folder):
     _move_beside_images(coco_folder)
     _change(coco_folder / "val" / "_annotations.coco.json", lambda content: content.pop("annotations"))
     with pytest.raises(ValueError, match="'annotations' must be a list of objects; got only"):
@@ -266,7 +266,7 @@ def test_a_file_without_annotations_is_an_error_unless_of_a_test_split(coco_fold
     assert [note for note in index.notes if "has no 'annotations'" in note]
 
 
-def test_boxes_in_another_form_are_asked_about(coco_folder, train_file):
+def test_boxes_in_another_format_are_reported_or_refused(coco_folder, train_file):
     def corners(content):
         for annotation in content["annotations"]:
             annotation["bbox"] = [30, 30, 70, 45]

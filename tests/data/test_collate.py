@@ -42,7 +42,7 @@ def test_pixels_are_normalised_then_padded_with_zeros(samples):
     assert not batch["pixel_values"][0, :, 20:].any()
 
 
-def test_normalising_later_gives_the_same_batch(samples):
+def test_normalising_on_the_device_gives_the_same_batch(samples):
     raw = DetrCollator(MEAN, STD, num_labels=3, normalize=False)(samples)
     assert raw["pixel_values"].dtype == torch.uint8
     late = batch_to_device(raw, torch.device("cpu"), MEAN, STD)
@@ -69,14 +69,14 @@ def test_masks_are_those_of_the_image_without_padding(samples):
     assert int(labels[0]["masks"].sum()) == 20 * 40
 
 
-def test_a_label_that_the_model_does_not_have_names_the_image(samples):
+def test_a_label_out_of_range_names_the_image(samples):
     with pytest.raises(ValueError, match=r"cat\.jpg: class label 2, but the model has 2 classes"):
         DetrCollator(MEAN, STD, num_labels=2, names=["cat.jpg", "dog.jpg"])(samples)
     with pytest.raises(ValueError, match=r"image 0 of the dataset: class label 2"):
         DetrCollator(MEAN, STD, num_labels=2)(samples)
 
 
-def test_a_batch_is_taken_in_parts_of_few_enough_pixels() -> None:
+def test_a_batch_is_split_into_parts_of_limited_pixels() -> None:
     sizes = [(20, 30), (4, 5), (40, 10), (5, 5), (40, 50)]
     pixels, mask = torch.zeros((5, 3, 40, 50)), torch.zeros((5, 40, 50), dtype=torch.int64)
     for position, (height, width) in enumerate(sizes):

@@ -29,7 +29,7 @@ def test_every_format_becomes_every_other_split_by_split(source, to, tmp_path, r
         assert by_name(after.split(split)) == by_name(before.split(split))
 
 
-def test_overlapping_splits_and_namesakes_in_other_folders_survive(tmp_path, coco_folder):
+def test_overlapping_splits_and_equal_names_in_other_folders_are_kept(tmp_path, coco_folder):
     (coco_folder / "val" / "d.jpg").rename(coco_folder / "val" / "a.jpg")
     file = coco_folder / "annotations" / "instances_val.json"
     file.write_text(file.read_text().replace("d.jpg", "a.jpg"))
@@ -46,7 +46,7 @@ def test_overlapping_splits_and_namesakes_in_other_folders_survive(tmp_path, coc
     assert len(open_dataset(tmp_path / "new_coco").split("trainval").annotations) == 4
 
 
-def test_an_existing_target_is_an_error_and_an_interruption_leaves_nothing(coco_folder, tmp_path, monkeypatch):
+def test_an_existing_target_is_an_error_and_an_interruption_leaves_nothing_behind(coco_folder, tmp_path, monkeypatch):
     index = open_dataset(coco_folder)
     with pytest.raises(FileExistsError, match="exists"):
         convert_dataset(index, coco_folder, "voc")
@@ -61,7 +61,7 @@ def test_an_existing_target_is_an_error_and_an_interruption_leaves_nothing(coco_
     assert not [*(tmp_path / "place").iterdir()]
 
 
-def test_crowds_are_left_out_where_the_format_has_none(coco_folder, tmp_path):
+def test_crowds_are_dropped_if_the_format_has_none(coco_folder, tmp_path):
     index = open_dataset(coco_folder)
     crowd = np.array([True, False, False, False])
     index = dataclasses.replace(index, annotations=dataclasses.replace(index.annotations, is_crowd=crowd))
@@ -72,13 +72,13 @@ def test_crowds_are_left_out_where_the_format_has_none(coco_folder, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["coco", "yolo"])
-def test_boxes_of_stuff_are_told(to, tmp_path):
+def test_boxes_of_stuff_classes_are_reported(to, tmp_path):
     index = open_dataset("shapes?size=32&train=2&val=0&panoptic=true")
     notes = convert_dataset(index, tmp_path / to, to).notes
     assert "2 boxes are of stuff (ground), which is written like things." in notes
 
 
-def test_show_writes_one_page_and_one_picture(voc_folder, tmp_path):
+def test_show_writes_a_page_and_a_picture(voc_folder, tmp_path):
     arguments = ["show", str(voc_folder), "--output_dir", str(tmp_path / "g"), "--num_images", "2", "--draws", "1"]
     assert main([*arguments, "--shortest_edge", "64"]) == 0
     page = (tmp_path / "g" / "gallery.html").read_text()

@@ -26,7 +26,7 @@ def _equal(first, second) -> bool:
     )
 
 
-def test_a_sample_has_the_types_that_torchvision_transforms_know(index):
+def test_a_sample_has_types_that_torchvision_transforms_handle(index):
     sample = DetectionDataset(index)[3]
     assert isinstance(sample["image"], tv_tensors.Image)
     assert isinstance(sample["target"]["boxes"], tv_tensors.BoundingBoxes)
@@ -73,7 +73,7 @@ def test_augmentation_changes_with_seed_and_epoch(index, transform: Callable):
     assert all(_equal(dataset[k], dataset[SampleKey(k, 0)]) for k in range(6))
 
 
-def test_the_global_random_states_are_left_as_they_were(index):
+def test_the_global_random_states_do_not_change(index):
     dataset = DetectionDataset(index, _mirror_or_turn, seed=1)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
@@ -86,7 +86,7 @@ def test_the_global_random_states_are_left_as_they_were(index):
     assert (random.random(), np.random.random(), float(torch.rand(()))) == expected  # noqa: NPY002
 
 
-def test_the_plan_is_what_is_done(index):
+def test_planned_sizes_are_the_actual_sizes(index):
     dataset = DetectionDataset(index, train_transform(scales=(96, 112, 128)), seed=3)
     for position in range(12):
         key = SampleKey(position, 1)
@@ -110,13 +110,13 @@ def test_the_plan_is_what_is_done(index):
         ),
     ],
 )
-def test_what_is_wrong_with_a_transformed_sample_is_named(index, transform, message):
+def test_errors_in_a_transformed_sample_are_named(index, transform, message):
     with pytest.raises(ValueError, match=message) as caught:
         DetectionDataset(index, transform)[0]
     assert "while transforming shapes?" in caught.value.__notes__[0]
 
 
-def test_a_position_that_does_not_exist_is_an_index_error(index):
+def test_an_index_out_of_range_is_an_index_error(index):
     with pytest.raises(IndexError, match="has 12 images; there is none at 12"):
         DetectionDataset(index)[12]
 
@@ -135,7 +135,7 @@ def test_torchvision_pipelines_that_drop_boxes_work(index):
     assert sum(counts) < len(index.annotations)
 
 
-def test_images_with_a_class_that_has_sides_are_never_mirrored(coco_folder: Path) -> None:
+def test_images_with_a_no_flip_class_are_never_flipped(coco_folder: Path) -> None:
     index = open_dataset(coco_folder, "train")  # cat and dog, dog
     always = train_transform("light", flip_probability=1)
     dataset = DetectionDataset(index, always, no_flip_classes=["cat"])

@@ -22,7 +22,7 @@ def test_strict_findings_raise_the_first_error():
         Findings().error("line", "a.txt: line 3", "is odd", "mend it", raises=OSError)
 
 
-def test_a_coco_file_with_many_errors_is_read_around_them(coco_folder):
+def test_all_errors_of_a_coco_file_are_collected(coco_folder):
     file = coco_folder / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())
     content["annotations"][0]["category_id"] = 77
@@ -45,7 +45,7 @@ def test_a_coco_file_with_many_errors_is_read_around_them(coco_folder):
     assert {found.severity for found in findings.items} == {"error"}
 
 
-def test_yolo_lines_and_images_with_errors_are_read_around(yolo_folder):
+def test_all_errors_of_yolo_labels_and_images_are_collected(yolo_folder):
     label_file = yolo_folder / "labels" / "train" / "a.txt"
     label_file.write_text(label_file.read_text() + "7 .5 .5 .1 .1\nhello\n0 .5 .5 .1\n")
     (yolo_folder / "images" / "val" / "c.jpg").write_bytes(b"")
@@ -60,7 +60,7 @@ def test_yolo_lines_and_images_with_errors_are_read_around(yolo_folder):
     ]
 
 
-def test_voc_files_with_errors_are_read_around(voc_folder, edit):
+def test_all_errors_of_voc_files_are_collected(voc_folder, edit):
     edit(voc_folder / "Annotations" / "a.xml", "<name>cat</name>", "<name></name>")
     (voc_folder / "Annotations" / "b.xml").write_text("<annotation><object>")
     (voc_folder / "JPEGImages" / "c.jpg").unlink()
@@ -73,7 +73,7 @@ def test_voc_files_with_errors_are_read_around(voc_folder, edit):
     ]
 
 
-def test_every_case_of_a_warning_has_its_place_and_one_note(yolo_folder):
+def test_every_case_of_a_warning_has_a_location_and_they_share_one_note(yolo_folder):
     label_file = yolo_folder / "labels" / "train" / "a.txt"
     label_file.write_text(label_file.read_text() + "0 .5 .5 0 .1\n0 .5 .5 .1 0\n1 .9 .9 .4 .1\n")
     index, findings = collect(yolo_folder)

@@ -104,7 +104,7 @@ def test_parquet_shards_are_splits_by_their_names(tmp_path: Path, files: list[st
     "box_format", ["xywh", "xyxy", "cxcywh", "xywh_normalized", "xyxy_normalized", "cxcywh_normalized"]
 )
 @pytest.mark.parametrize("named", [True, False])
-def test_the_convention_of_boxes_is_named_or_found_out_and_said(tmp_path: Path, box_format: str, named: bool) -> None:
+def test_the_box_format_is_given_or_inferred_and_reported(tmp_path: Path, box_format: str, named: bool) -> None:
     rows(box_format).to_parquet(tmp_path / "all.parquet")
 
     index = open_dataset(tmp_path / "all.parquet", box_format=box_format if named else None)
@@ -113,7 +113,7 @@ def test_the_convention_of_boxes_is_named_or_found_out_and_said(tmp_path: Path, 
     assert any(box_format.partition("_")[0] in note for note in index.notes)
 
 
-def test_the_names_of_the_numbers_of_a_box_say_their_convention(tmp_path: Path) -> None:
+def test_the_box_format_follows_from_field_names(tmp_path: Path) -> None:
     keys = ("xmin", "ymin", "xmax", "ymax")
     objects = [
         [
@@ -131,7 +131,7 @@ def test_the_names_of_the_numbers_of_a_box_say_their_convention(tmp_path: Path) 
     assert [category.name for category in index.categories] == ["c", "d"]
 
 
-def test_columns_of_the_table_serve_where_there_are_no_objects(tmp_path: Path) -> None:
+def test_flat_columns_are_read_if_there_is_no_objects_column(tmp_path: Path) -> None:
     content = {
         "image": [{"bytes": png(*size), "path": None} for size in SIZES],
         "bboxes": [[written_as(box, (1, 1), "xywh") for box in boxes] for boxes in CORNERS],
@@ -145,7 +145,7 @@ def test_columns_of_the_table_serve_where_there_are_no_objects(tmp_path: Path) -
     assert [(category.id, category.name) for category in index.categories] == [(3, "3"), (7, "7")]
 
 
-def test_wrong_sizes_lost_images_and_unknown_classes_are_told_with_their_row(tmp_path: Path) -> None:
+def test_wrong_sizes_missing_images_and_unknown_classes_are_reported_with_their_row(tmp_path: Path) -> None:
     wrong = rows(height=[60, 999, 40], width=[80, 40, 40]).to_list()
     wrong[0]["objects"]["category"][1] = -1
     wrong[2]["image"]["bytes"] = b"no image"
@@ -164,7 +164,7 @@ def test_wrong_sizes_lost_images_and_unknown_classes_are_told_with_their_row(tmp
         read_hf_dataset(tmp_path / "d")
 
 
-def test_what_is_no_such_dataset_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_one_clear_error(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "text.parquet")
     with pytest.raises(ValueError, match=r"no column of images.*it has text"):
         open_dataset(tmp_path)
@@ -172,7 +172,7 @@ def test_what_is_no_such_dataset_is_one_clear_error(tmp_path: Path) -> None:
         open_dataset(tmp_path, box_format="yolo")
 
 
-def test_a_name_that_the_hub_does_not_give_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_the_hub_does_not_provide_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="nobody/nothing: no such folder or file here, and no dataset of that name"):
         open_dataset("nobody/nothing")

@@ -24,7 +24,7 @@ def _exif(orientation: int) -> Image.Exif:
     return exif
 
 
-def test_pixels_are_as_stored(tmp_path):
+def test_pixels_are_read_as_stored(tmp_path):
     path = tmp_path / "picture.png"
     _picture().save(path)
     expected = torch.from_numpy(np.array(_picture())).permute(2, 0, 1)
@@ -74,7 +74,7 @@ def test_the_exif_orientation_is_applied_if_the_record_agrees(tmp_path, suffix, 
         assert torch.equal(oriented, torch.rot90(plain, turns, (1, 2)))
 
 
-def test_another_size_than_the_annotations_say_is_an_error(tmp_path):
+def test_a_size_that_differs_from_the_annotations_is_an_error(tmp_path):
     path = tmp_path / "other.png"
     _picture().save(path)
     with pytest.raises(ValueError, match=r"other.png: the image is 24x36 \(height x width\), but .* made for 24x37"):

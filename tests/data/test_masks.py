@@ -73,7 +73,7 @@ def panoptic(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_polygons_and_both_kinds_of_run_lengths_are_the_same_mask(tmp_path):
+def test_polygons_and_both_kinds_of_rle_give_the_same_mask(tmp_path):
     mask = np.zeros(SIZE, np.uint8)
     mask[3:9, 2:8] = 1
     compressed = coco_mask.encode(np.asfortranarray(mask))
@@ -88,7 +88,7 @@ def test_polygons_and_both_kinds_of_run_lengths_are_the_same_mask(tmp_path):
     assert (masks == mask.astype(bool)).all()
 
 
-def test_several_polygons_are_one_mask(tmp_path):
+def test_several_polygons_form_one_mask(tmp_path):
     other = [20.0, 10.0, 25.0, 10.0, 25.0, 15.0, 20.0, 15.0]
     (mask,) = read_coco(instances(tmp_path, [[SQUARE, other]]), masks=True).read_masks(0)
 
@@ -103,14 +103,14 @@ def test_masks_are_not_kept_for_detection(tmp_path):
         DetectionDataset(index, masks=True)
 
 
-def test_annotations_without_segmentation_are_left_out_of_masks(tmp_path):
+def test_annotations_without_segmentation_are_dropped_from_masks(tmp_path):
     index = read_coco(instances(tmp_path, [[], [SQUARE], None, [[1, 2, 3, 4]]]), masks=True)
 
     assert index.read_masks(0).shape[0] == len(index.annotations) == 1
     assert "3 annotations have no segmentation and are left out" in index.notes[0]
 
 
-def test_run_lengths_of_another_size_are_an_error_that_names_the_annotation(tmp_path):
+def test_an_rle_with_a_wrong_size_is_an_error_that_names_the_annotation(tmp_path):
     wrong = {"size": [10, 10], "counts": [100]}
     with pytest.raises(ValueError, match=r"annotation 0 of image 5 has a segmentation that cannot be read \(of 10x10"):
         read_coco(instances(tmp_path, [wrong]), masks=True)
@@ -141,7 +141,7 @@ def test_rows_keep_their_masks_when_images_are_selected():
     assert (second.read_masks(0) == index.read_masks(4)).all()
 
 
-def test_panoptic_segments_are_objects_with_their_masks(tmp_path):
+def test_panoptic_segments_become_objects_with_masks(tmp_path):
     index = read_panoptic(panoptic(tmp_path))
 
     assert [(category.id, category.is_thing) for category in index.categories] == [(17, True), (187, False)]
@@ -153,7 +153,7 @@ def test_panoptic_segments_are_objects_with_their_masks(tmp_path):
     assert (index.annotations.boxes_xyxy == inclusive + np.array([0, 0, 1, 1])).all()
 
 
-def test_panoptic_segments_without_boxes_are_measured(tmp_path, edit):
+def test_boxes_of_panoptic_segments_are_measured_if_missing(tmp_path, edit):
     root = panoptic(tmp_path)
     expected = read_panoptic(root).annotations
     file = root / "annotations" / "panoptic_val.json"
@@ -169,7 +169,7 @@ def test_panoptic_segments_without_boxes_are_measured(tmp_path, edit):
     assert (found.area == expected.area).all()
 
 
-def test_a_grey_panoptic_image_has_its_grey_as_segment(tmp_path):
+def test_a_grey_panoptic_image_has_its_grey_levels_as_segment_ids(tmp_path):
     Image.fromarray(np.full((2, 3), 7, np.uint8)).save(tmp_path / "grey.png")
     Image.fromarray(np.full((2, 3), 3000, np.uint16)).save(tmp_path / "deep.png")
 
@@ -199,7 +199,7 @@ def test_the_task_chooses_between_instances_and_panoptic(tmp_path):
     assert len(open_dataset(root, format="coco_panoptic").categories) == 2
 
 
-def test_instances_of_a_panoptic_dataset_are_its_things(tmp_path):
+def test_instances_of_a_panoptic_dataset_are_its_thing_classes(tmp_path):
     index = open_dataset(panoptic(tmp_path), task="instance")
 
     assert [category.name for category in index.categories] == ["cat"]
@@ -238,7 +238,7 @@ def test_a_sample_has_masks_of_its_objects_and_no_crowd(tmp_path):
     assert target["class_labels"].tolist() == [0, 1]
 
 
-def test_box_and_mask_go_the_same_way(tmp_path):
+def test_boxes_and_masks_are_transformed_together(tmp_path):
     sample = DetectionDataset(read_panoptic(panoptic(tmp_path)), masks=True)[0]
     changed = resize(horizontal_flip(crop(sample, 2, 3, 16, 20)), 32, 60)
 
@@ -248,7 +248,7 @@ def test_box_and_mask_go_the_same_way(tmp_path):
     assert torch.equal(inclusive + torch.tensor([0, 0, 1, 1]), changed["target"]["boxes"].as_subclass(torch.Tensor))
 
 
-def test_a_crop_drops_box_label_area_and_mask_together(tmp_path):
+def test_a_crop_drops_all_fields_of_an_object_together(tmp_path):
     sample = DetectionDataset(read_panoptic(panoptic(tmp_path)), masks=True)[0]
     target = crop(sample, 0, 20, 8, 10)["target"]
 

@@ -64,14 +64,14 @@ def test_real_datasets_are_read_completely(real_data):
     assert [category.id for category in coco.categories] == sorted(entry["id"] for entry in content[0]["categories"])
 
 
-def test_an_archive_unpacked_into_a_folder_of_its_own_is_found(tmp_path, yolo_folder):
+def test_a_dataset_in_a_single_subfolder_is_found(tmp_path, yolo_folder):
     outer = tmp_path / "download" / "unpacked"
     outer.parent.mkdir()
     shutil.move(yolo_folder, outer)
     assert len(open_dataset(tmp_path / "download")) == 4
 
 
-def test_a_folder_in_no_format_says_what_was_looked_for(tmp_path):
+def test_an_unrecognised_folder_is_an_error_that_lists_the_formats(tmp_path):
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(ValueError, match=r"instances_\*\.json.*\.yaml.*<annotation>.*It holds: holiday\.jpg"):
         open_dataset(tmp_path)
@@ -81,7 +81,7 @@ def test_a_folder_in_no_format_says_what_was_looked_for(tmp_path):
         open_dataset(tmp_path, format="yollo")
 
 
-def test_a_folder_in_two_formats_is_asked_about(coco_folder, voc_folder):
+def test_a_folder_in_two_formats_is_an_error_that_names_the_option(coco_folder, voc_folder):
     shutil.copytree(voc_folder / "Annotations", coco_folder / "xml")
     with pytest.raises(
         ValueError, match=r"as coco or as voc; say which with --data_format coco \(format= in Python\)"

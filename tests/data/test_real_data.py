@@ -44,7 +44,7 @@ def test_exact_duplicates_are_kept_and_reported(coco_folder: Path) -> None:
     assert "annotation 90 of image 1" in note
 
 
-def test_difficult_objects_are_boxes_unless_they_are_dropped(voc_folder: Path, edit: Edit) -> None:
+def test_difficult_objects_are_kept_unless_drop_difficult_is_set(voc_folder: Path, edit: Edit) -> None:
     edit(voc_folder / "Annotations" / "b.xml", "<difficult>1</difficult>", "<difficult>0</difficult>")
     assert len(open_dataset(voc_folder, "train").annotations) == 3
 
@@ -78,7 +78,7 @@ def test_an_image_outside_the_root_is_an_error_unless_its_folder_is_allowed(
     assert len(open_dataset(root, images=outside.parent)) == 4
 
 
-def test_an_annotation_file_may_have_its_images_anywhere_that_is_said(tmp_path: Path, coco_folder: Path) -> None:
+def test_images_can_be_in_any_folder_that_is_given(tmp_path: Path, coco_folder: Path) -> None:
     file = tmp_path / "alone" / "train.json"
     file.parent.mkdir()
     file.write_text((coco_folder / "annotations" / "instances_train.json").read_text())
@@ -90,7 +90,7 @@ def test_an_annotation_file_may_have_its_images_anywhere_that_is_said(tmp_path: 
         open_dataset(file, images="nowhere")
 
 
-def test_a_yaml_that_leads_outside_its_folder_is_an_error(yolo_folder: Path, tmp_path: Path, edit: Edit) -> None:
+def test_a_yaml_that_points_outside_its_folder_is_an_error(yolo_folder: Path, tmp_path: Path, edit: Edit) -> None:
     shutil.move(yolo_folder / "images" / "val", tmp_path / "strangers")
     edit(yolo_folder / "data.yaml", "val: images/val", f"val: {tmp_path / 'strangers'}")
     with pytest.raises(ValueError, match=r"strangers/c\.jpg: lies outside"):
@@ -98,9 +98,7 @@ def test_a_yaml_that_leads_outside_its_folder_is_an_error(yolo_folder: Path, tmp
     assert len(open_dataset(yolo_folder, images=tmp_path / "strangers").split("val")) == 2
 
 
-def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(
-    yolo_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_huge_image_is_refused_before_it_is_decoded(yolo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = yolo_folder / "images" / "train" / "a.jpg"
     monkeypatch.setattr("modeling_detr.data.image_files.MAX_PIXELS", 60 * 80 - 1)
     with pytest.raises(OSError, match=r"a\.jpg: the image is 80x60 \(width x height\), more than"):
@@ -110,19 +108,19 @@ def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_an_exif_orientation_that_is_none_leaves_the_image_as_it_is(tmp_path: Path, orientation: int) -> None:
+def test_an_invalid_exif_orientation_is_ignored(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     assert read_image(ImageRecord("a", str(tmp_path / "a.jpg"), 20, 30)).shape == (3, 20, 30)
 
 
-def test_exif_data_that_is_cut_off_leaves_the_image_as_it_is(tmp_path: Path) -> None:
+def test_truncated_exif_data_is_ignored(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
     assert read_image(ImageRecord("a", str(tmp_path / "a.jpg"), 20, 30)).shape == (3, 20, 30)
 
 
-def test_raw_labels_are_the_datasets_own_ids_up_to_the_highest(coco_folder: Path, edit: Edit) -> None:
+def test_raw_labels_are_the_category_ids_of_the_dataset(coco_folder: Path, edit: Edit) -> None:
     for file in (coco_folder / "annotations").iterdir():
         file.write_text(file.read_text().replace('"id": 2, "name"', '"id": 106, "name"'))
         file.write_text(file.read_text().replace('"category_id": 2', '"category_id": 106'))
@@ -140,7 +138,7 @@ def test_raw_labels_are_the_datasets_own_ids_up_to_the_highest(coco_folder: Path
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_segmentations_are_passed_over_where_only_boxes_are_wanted(coco_folder: Path, indent: int | None) -> None:
+def test_segmentations_are_skipped_if_only_boxes_are_needed(coco_folder: Path, indent: int | None) -> None:
     plain = open_dataset(coco_folder, "train").annotations
     file = coco_folder / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())
@@ -160,7 +158,7 @@ def test_segmentations_are_passed_over_where_only_boxes_are_wanted(coco_folder: 
         open_dataset(coco_folder)
 
 
-def test_the_one_list_of_an_export_is_no_split(voc_folder: Path) -> None:
+def test_the_single_list_of_an_export_is_not_a_split(voc_folder: Path) -> None:
     for file in (voc_folder / "ImageSets" / "Main").iterdir():
         file.unlink()
     (voc_folder / "ImageSets" / "Main" / "default.txt").write_text("a\nb\nc\n")
@@ -168,7 +166,7 @@ def test_the_one_list_of_an_export_is_no_split(voc_folder: Path) -> None:
     assert {name: len(members) for name, members in index.splits.items()} == {"all": 3}
 
 
-def test_the_data_commands_read_as_training_does(
+def test_the_data_commands_read_datasets_like_training(
     voc_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert data.main(["check", str(voc_folder), "--drop_difficult"]) == 1  # nothing is left to learn

@@ -45,14 +45,14 @@ def _padding(dataset: DetectionDataset, batches: list) -> float:
 
 
 @pytest.mark.parametrize(("batch_size", "most", "random_least"), [(2, 0.05, 0.15), (8, 0.10, 0.35), (16, 0.12, 0.4)])
-def test_little_is_padding(batch_size, most, random_least):
+def test_batches_have_little_padding(batch_size, most, random_least):
     dataset = coco_like(2000)
     assert _padding(dataset, list(TrainBatchSampler(dataset, batch_size))) < most
     assert _padding(dataset, list(TrainBatchSampler(dataset, batch_size, batching="random"))) > random_least
 
 
 @pytest.mark.parametrize("batching", ["size", "random"])
-def test_an_epoch_has_no_image_twice_and_another_rest_each_time(batching):
+def test_an_epoch_repeats_no_image_and_drops_a_different_remainder_each_time(batching):
     sampler = TrainBatchSampler(coco_like(101), 8, batching=batching)
     rests = []
     for epoch in range(3):
@@ -108,7 +108,7 @@ def test_resuming_within_an_epoch_continues_it():
         sampler.set_epoch(3, first_step=1126)
 
 
-def test_resuming_plans_no_image_of_pools_that_are_over(monkeypatch):
+def test_resuming_does_not_plan_finished_pools(monkeypatch):
     dataset = coco_like(9000)
     sampler = TrainBatchSampler(dataset, 10)
     sampler.set_epoch(0, first_step=899)
@@ -124,7 +124,7 @@ def test_the_order_depends_on_the_seed_alone():
     assert list(first) != list(TrainBatchSampler(coco_like(100), 4, seed=1))
 
 
-def test_batching_by_size_leaves_each_images_size_as_it_is():
+def test_batching_by_size_does_not_change_image_sizes():
     dataset = coco_like(200)
     sizes = {tuple(size) for size in planned_sizes(dataset, np.arange(200), 0)}
     batches = list(TrainBatchSampler(dataset, 4))
@@ -141,7 +141,7 @@ def test_images_of_one_size_are_batched_at_random():
     assert not set(first) & {frozenset(key.position for key in batch) for batch in sampler}
 
 
-def test_fewer_images_than_a_step_are_one_smaller_step():
+def test_fewer_images_than_a_step_make_one_smaller_step():
     dataset = coco_like(5)
     assert [len(batch) for batch in TrainBatchSampler(dataset, 16)] == [5]
     parts = [list(TrainBatchSampler(dataset, 16, num_processes=2, process_index=k, accumulation=2)) for k in (0, 1)]
@@ -152,7 +152,7 @@ def test_fewer_images_than_a_step_are_one_smaller_step():
 
 
 @pytest.mark.parametrize(("number", "batch_size"), [(1, 4), (50, 8), (64, 8)])
-def test_evaluation_sees_every_image_once_in_the_same_batches(number, batch_size):
+def test_evaluation_uses_every_image_once_in_fixed_batches(number, batch_size):
     dataset = coco_like(number, eval_transform())
     alone = list(EvalBatchSampler(dataset, batch_size))
     assert sorted(key.position for batch in alone for key in batch) == list(range(number))
@@ -165,12 +165,12 @@ def test_evaluation_sees_every_image_once_in_the_same_batches(number, batch_size
         assert [parts[k % processes][k // processes] for k in range(len(alone))] == alone
 
 
-def test_in_evaluation_little_is_padding():
+def test_evaluation_batches_have_little_padding():
     dataset = coco_like(1000, eval_transform())
     assert _padding(dataset, list(EvalBatchSampler(dataset, 8))) < 0.03
 
 
-def test_a_transform_without_plans_is_batched_by_the_images_sizes():
+def test_images_are_batched_by_their_sizes_if_the_transform_cannot_plan():
     dataset = coco_like(400, lambda sample: sample)
     assert _padding(dataset, list(TrainBatchSampler(dataset, 8))) < 0.06
 
@@ -189,12 +189,12 @@ def test_packing_keeps_every_image():
         ({"batch_size": 2, "batching": "aspect"}, "batching is 'aspect'; wanted size or random"),
     ],
 )
-def test_numbers_that_make_no_sense_are_named(options, message):
+def test_invalid_numbers_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         TrainBatchSampler(coco_like(10), **options)
 
 
-def test_evaluation_batches_have_few_enough_pixels_and_each_image_once(coco_folder: Path) -> None:
+def test_evaluation_batches_have_limited_pixels_and_each_image_once(coco_folder: Path) -> None:
     dataset = DetectionDataset(open_dataset(coco_folder), eval_transform(64))
     batches = [[key.position for key in batch] for batch in EvalBatchSampler(dataset, 4, max_pixels=12_000)]
     assert sorted(position for batch in batches for position in batch) == [0, 1, 2, 3]

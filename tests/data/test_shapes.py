@@ -51,7 +51,7 @@ def test_boxes_are_the_extent_of_what_is_drawn():
                 assert inside.sum() / 255 == pytest.approx(shape.side**2, rel=0.05)
 
 
-def test_what_is_drawn_is_what_is_annotated():
+def test_drawn_shapes_match_their_annotations():
     """Inside a square the image has the shape's colour, up to the grain of the ground."""
     index = open_dataset("shapes?train=0&val=30")
     checked = 0
@@ -106,6 +106,6 @@ def test_wrong_options_are_named(path, message):
         open_dataset(path)
 
 
-def test_a_path_that_is_none_of_its_own_is_an_error():
+def test_a_path_that_only_resembles_shapes_is_an_error():
     with pytest.raises(ValueError, match="is no image of the built-in shapes"):
         render("shapes?size=128/middle/000001.png")

@@ -8,7 +8,7 @@ from modeling_detr.data.splits import hold_out
 from modeling_detr.structures_detr import UNSPLIT, DetectionIndex
 
 
-def test_held_out_images_depend_on_their_ids_and_not_on_their_order():
+def test_held_out_images_depend_on_their_ids_but_not_on_their_order():
     index = open_dataset("shapes?size=64&train=40&val=4").split("train")
     train, held_out = hold_out(index, 0.25, seed=3)
     assert (len(train), len(held_out)) == (30, 10)
@@ -38,7 +38,7 @@ def test_splits_are_found_by_their_usual_names(splits, train, evaluation, yolo_f
     assert (find_split(renamed, "train"), find_split(renamed, "eval")) == (train, evaluation)
 
 
-def test_splits_without_a_usual_name_are_listed(yolo_folder):
+def test_splits_without_a_usual_name_are_listed_in_the_error(yolo_folder):
     index = open_dataset(yolo_folder)
     other = DetectionIndex("set", index.images, index.categories, index.annotations, {UNSPLIT: np.arange(2)})
     with pytest.raises(ValueError, match=r"set: has no splits; hold out some images .* \(eval_fraction=0\.1\)"):

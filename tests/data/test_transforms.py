@@ -65,7 +65,7 @@ def test_crop_flip_and_resize_equal_the_originals():
         _assert_boxes(sample, case["resized_boxes"], case["resized_area"])
 
 
-def test_all_fields_of_an_object_leave_together():
+def test_all_fields_of_an_object_are_dropped_together():
     sample = make_sample(40, 60, [(0, 0, 10, 10), (30, 20, 50, 40), (12, 5, 15, 9)], masks=True)
     target = crop(sample, 10, 20, 30, 40)["target"]
     assert target["class_labels"].tolist() == [1]
@@ -76,7 +76,7 @@ def test_all_fields_of_an_object_leave_together():
     assert len(sample["target"]["boxes"]) == 3  # the sample given is left as it was
 
 
-def test_masks_follow_their_boxes():
+def test_masks_are_dropped_with_their_boxes():
     sample = make_sample(40, 60, [(30, 20, 50, 40)], masks=True)
     for change in (
         lambda it: crop(it, 10, 25, 20, 20),
@@ -91,7 +91,7 @@ def test_masks_follow_their_boxes():
         assert int(mask.sum()) == (x1 - x0) * (y1 - y0)
 
 
-def test_an_image_of_the_wanted_size_is_not_resampled():
+def test_an_image_of_the_target_size_is_not_resampled():
     sample = make_sample(128, 128, [(1, 2, 3, 4)])
     assert resize(sample, 128, 128)["image"] is sample["image"]
     assert eval_transform(128, 213)(sample)["image"].data_ptr() == sample["image"].data_ptr()
@@ -138,7 +138,7 @@ def test_a_crop_has_the_originals_extent_in_pixels_of_the_resized_image():
         assert any(fits)
 
 
-def test_a_planned_crop_is_the_originals_up_to_a_pixel_of_the_source():
+def test_a_planned_crop_equals_the_originals_within_one_source_pixel():
     """Resize, crop, resize of the original and the composed geometry agree on where a box comes to lie."""
     box = (100.0, 120.0, 300.0, 280.0)
     policy = OriginalPolicy(crop_probability=1, flip_probability=0)
@@ -176,7 +176,7 @@ def test_sizes_follow_from_the_shortest_edge():
 
 @pytest.mark.parametrize("name", ["original", "light", "none"])
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (240, 320), (1, 1), (3, 500)])
-def test_every_policy_takes_small_images(name, height, width):
+def test_every_policy_handles_small_images(name, height, width):
     policy = train_transform(name, scales=128)
     generator = random.Random(0)
     for _ in range(30):
@@ -195,7 +195,7 @@ def test_the_light_policy_keeps_images_of_one_size_in_one_shape():
     assert all(plan.crop is None or plan.crop.height >= 0.7 * 480 - 1 for plan in plans)
 
 
-def test_called_by_itself_a_policy_draws_from_pythons_random_state():
+def test_without_a_generator_a_policy_uses_pythons_random_state():
     policy, sample = train_transform(scales=64), make_sample(60, 80, [(5, 5, 30, 30)])
     random.seed(3)
     first = policy(sample)
@@ -254,12 +254,12 @@ def test_a_dotted_name_is_found_in_the_working_folder(tmp_path, monkeypatch):
         ("original", {"crop_min": 700}, ValueError, "crop_min 700 is larger than crop_max 600"),
     ],
 )
-def test_what_is_wrong_with_a_policy_is_named(own_module, name, options, error, message):
+def test_errors_in_a_policy_are_named(own_module, name, options, error, message):
     with pytest.raises(error, match=message):
         train_transform(name, **options)
 
 
-def test_a_box_of_which_too_little_remains_leaves_with_all_its_fields() -> None:
+def test_a_box_with_too_little_visible_area_is_dropped_with_all_its_fields() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [9, 0, 19, 10]])
     sample = {
         "image": tv_tensors.Image(torch.zeros((3, 20, 20), dtype=torch.uint8)),

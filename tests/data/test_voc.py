@@ -22,7 +22,7 @@ def test_an_image_in_no_list_belongs_to_the_dataset(voc_folder):
     assert {name: members.tolist() for name, members in index.splits.items()} == {"train": [0, 1], "val": [2]}
 
 
-def test_xml_beside_images_in_folders_of_splits(voc_folder):
+def test_xml_beside_images_in_split_folders_is_read(voc_folder):
     for split, stems in (("train", "ab"), ("valid", "cd")):
         (voc_folder / split).mkdir()
         for stem in stems:
@@ -34,7 +34,7 @@ def test_xml_beside_images_in_folders_of_splits(voc_folder):
     assert len(index.annotations) == 4
 
 
-def test_xml_beside_images_without_splits(voc_folder):
+def test_xml_beside_images_without_splits_is_read(voc_folder):
     for folder in ("Annotations", "JPEGImages"):
         for file in (voc_folder / folder).iterdir():
             shutil.move(file, voc_folder / file.name)
@@ -42,7 +42,7 @@ def test_xml_beside_images_without_splits(voc_folder):
     assert {name: len(members) for name, members in open_dataset(voc_folder).splits.items()} == {"all": 4}
 
 
-def test_parts_of_an_object_are_no_objects(voc_folder, edit):
+def test_parts_of_an_object_are_not_objects(voc_folder, edit):
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
     edit(voc_folder / "Annotations" / "a.xml", "<name>cat</name>", f"<name>cat</name>{part}")
     index = open_dataset(voc_folder)
@@ -50,7 +50,7 @@ def test_parts_of_an_object_are_no_objects(voc_folder, edit):
     assert index.annotations.boxes_xyxy[0].tolist() == [10, 20, 40, 50]
 
 
-def test_an_image_is_found_by_the_name_of_the_xml_then_by_what_it_says(voc_folder, edit):
+def test_an_image_is_found_by_the_name_of_its_xml_then_by_its_filename_tag(voc_folder, edit):
     edit(voc_folder / "Annotations" / "a.xml", "a.jpg", "c.jpg")
     assert Path(open_dataset(voc_folder).images[0].path).name == "a.jpg"
     shutil.move(voc_folder / "Annotations" / "a.xml", voc_folder / "Annotations" / "x.xml")
@@ -58,14 +58,14 @@ def test_an_image_is_found_by_the_name_of_the_xml_then_by_what_it_says(voc_folde
     assert Path(open_dataset(voc_folder).images[-1].path).name == "c.jpg"
 
 
-def test_a_missing_size_is_read_from_the_image_and_said(voc_folder, edit):
+def test_a_missing_size_is_read_from_the_image_and_reported(voc_folder, edit):
     edit(voc_folder / "Annotations" / "a.xml", "<width>80</width>", "<width>0</width>")
     index = open_dataset(voc_folder)
     assert (index.images[0].height, index.images[0].width) == (60, 80)
     assert [note for note in index.notes if "a.xml: gives no size" in note]
 
 
-def test_images_without_xml_and_other_xml_are_left_out_and_said(voc_folder):
+def test_images_without_xml_and_unrelated_xml_are_dropped_and_reported(voc_folder):
     (voc_folder / "Annotations" / "d.xml").unlink()
     (voc_folder / "ImageSets" / "Main" / "val.txt").write_text("c\n")
     (voc_folder / "ImageSets" / "Main" / "cat_val.txt").unlink()
@@ -86,7 +86,7 @@ def test_images_without_xml_and_other_xml_are_left_out_and_said(voc_folder):
         ("a.xml", "<width>80", "<width>wide", r"a.xml: <width> of the image is 'wide'"),
     ],
 )
-def test_what_is_wrong_is_named(voc_folder, edit, file, old, new, message):
+def test_errors_are_named(voc_folder, edit, file, old, new, message):
     edit(voc_folder / "Annotations" / file, old, new)
     with pytest.raises(ValueError, match=message):
         open_dataset(voc_folder)
@@ -101,7 +101,7 @@ def test_missing_files_are_named(voc_folder):
         open_dataset(voc_folder)
 
 
-def test_the_written_name_decides_between_images_of_one_stem(voc_folder, edit):
+def test_the_filename_tag_decides_between_images_with_the_same_stem(voc_folder, edit):
     shutil.copy(voc_folder / "JPEGImages" / "b.png", voc_folder / "JPEGImages" / "a.png")
     index = open_dataset(voc_folder)
     assert Path(index.images[0].path).name == "a.jpg"

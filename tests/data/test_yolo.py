@@ -63,7 +63,7 @@ def test_a_path_to_the_yaml_opens_it(yolo_folder):
     assert len(open_dataset(yolo_folder / "data.yaml")) == 4
 
 
-def test_an_image_of_two_splits_is_one_image(yolo_folder, edit):
+def test_an_image_in_two_splits_is_one_image(yolo_folder, edit):
     edit(yolo_folder / "data.yaml", "val: images/val", "val: images/train")
     index = open_dataset(yolo_folder)
     assert len(index) == 2
@@ -83,7 +83,7 @@ def test_polygons_become_boxes(yolo_folder):
     assert index.annotations.label[:2].tolist() == [1, 0]
 
 
-def test_class_ids_with_gaps_become_dense_and_are_kept(yolo_folder, edit):
+def test_class_ids_with_gaps_become_dense_labels_and_are_kept(yolo_folder, edit):
     edit(yolo_folder / "data.yaml", "{0: cat, 1: dog}", "{0: cat, 5: dog}")
     for file in (yolo_folder / "labels").rglob("*.txt"):
         file.write_text(file.read_text().replace("\n1 ", "\n5 ").replace("1 0.3", "5 0.3"))
@@ -111,7 +111,7 @@ def test_sizes_respect_the_exif_orientation(yolo_folder):
         ("0 0.5 0.5 0.1 0.1 0.9", r"line 2 has 6 numbers; wanted 5"),
     ],
 )
-def test_what_is_wrong_in_a_line_is_named(yolo_folder, line, message):
+def test_errors_in_a_line_are_named(yolo_folder, line, message):
     (yolo_folder / "labels" / "train" / "a.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(ValueError, match=message):
         open_dataset(yolo_folder)
@@ -127,7 +127,7 @@ def test_what_is_wrong_in_a_line_is_named(yolo_folder, line, message):
         ("images/train", "images/nowhere", FileNotFoundError, "train is 'images/nowhere', but neither"),
     ],
 )
-def test_what_is_wrong_in_the_yaml_is_named(yolo_folder, edit, old, new, error, message):
+def test_errors_in_the_yaml_are_named(yolo_folder, edit, old, new, error, message):
     edit(yolo_folder / "data.yaml", old, new)
     with pytest.raises(error, match=message):
         open_dataset(yolo_folder / "data.yaml")
@@ -146,13 +146,13 @@ def test_missing_or_broken_files_are_named(yolo_folder):
         open_dataset(yolo_folder)
 
 
-def test_a_split_without_labels_is_said(yolo_folder):
+def test_a_split_without_labels_is_reported(yolo_folder):
     shutil.rmtree(yolo_folder / "labels" / "val")
     notes = open_dataset(yolo_folder).notes
     assert [note for note in notes if note.startswith("None of the 2 images in ") and "backgrounds" in note]
 
 
-def test_missing_and_lost_label_files_are_said(yolo_folder):
+def test_missing_and_unused_label_files_are_reported(yolo_folder):
     labels = yolo_folder / "labels" / "train"
     shutil.move(labels / "b.txt", labels / "other.txt")
     notes = "\n".join(open_dataset(yolo_folder).notes)
@@ -160,7 +160,7 @@ def test_missing_and_lost_label_files_are_said(yolo_folder):
     assert "1 label file that belongs to no image is left out in labels/train; the first: " in notes
 
 
-def test_a_label_file_in_another_case_is_found(yolo_folder):
+def test_a_label_file_with_other_case_is_found(yolo_folder):
     labels = yolo_folder / "labels" / "train"
     shutil.move(labels / "b.txt", labels / "B.TXT")
     index = open_dataset(yolo_folder)

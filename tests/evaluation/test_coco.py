@@ -79,7 +79,7 @@ def coco_files() -> tuple[DetectionIndex, list[DetectionResult], dict[str, Any]]
     return index, results, json.loads((DATA / "expected.json").read_text())["cocoapi_fake100_bbox"]
 
 
-def test_the_published_figures_come_out(
+def test_box_metrics_equal_the_published_ones(
     coco_files: tuple[DetectionIndex, list[DetectionResult], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, results, expected = coco_files
@@ -100,7 +100,7 @@ def test_the_published_figures_come_out(
     assert capsys.readouterr().out == ""
 
 
-def test_the_published_figures_of_masks_come_out() -> None:
+def test_mask_metrics_equal_the_published_ones() -> None:
     index = read_coco(DATA / "instances_val2014_100.json", require_images=False, masks=True)
     found = json.loads((DATA / "instances_val2014_fakesegm100_results.json").read_text())
     expected = json.loads((DATA / "expected.json").read_text())["cocoapi_fake100_segm"]
@@ -123,7 +123,7 @@ def test_the_published_figures_of_masks_come_out() -> None:
     assert sorted(map(str, written)) == sorted(map(str, found))
 
 
-def test_masks_of_the_truth_are_ap_one_and_stuff_is_not_judged() -> None:
+def test_ground_truth_masks_score_ap_one_and_stuff_is_not_scored() -> None:
     index = open_dataset("shapes?size=64&train=6&val=0", task="panoptic")
     boxes, masks = CocoEvaluator(index), CocoEvaluator(index, masks=True)
     for position in range(len(index)):
@@ -139,7 +139,7 @@ def test_masks_of_the_truth_are_ap_one_and_stuff_is_not_judged() -> None:
         assert math.isnan(metrics.per_class["ground"].ap)
 
 
-def test_masks_that_do_not_fit_are_named() -> None:
+def test_masks_of_a_wrong_shape_are_named() -> None:
     index = open_dataset("shapes?size=32&train=1&val=0", task="instance")
     evaluator = CocoEvaluator(index, masks=True)
     one = result([[0, 0, 9, 9]], [0], [0.5])
@@ -151,7 +151,7 @@ def test_masks_that_do_not_fit_are_named() -> None:
         CocoEvaluator(small_index(), masks=True)
 
 
-def test_perfect_predictions_are_ap_one_and_a_class_without_truth_is_left_out() -> None:
+def test_perfect_predictions_score_ap_one_and_a_class_without_ground_truth_is_left_out() -> None:
     evaluator = CocoEvaluator(small_index())
     evaluator.update([0, 1], PERFECT)
     metrics = evaluator.compute()
@@ -162,7 +162,7 @@ def test_perfect_predictions_are_ap_one_and_a_class_without_truth_is_left_out() 
     assert math.isnan(metrics.per_class["giraffe"].ap)
 
 
-def test_no_predictions_are_ap_zero() -> None:
+def test_no_predictions_score_ap_zero() -> None:
     for results in ([], [result([], [], [])] * 2):
         evaluator = CocoEvaluator(small_index())
         evaluator.update(range(len(results)), results)
@@ -180,13 +180,13 @@ def test_without_ground_truth_there_is_no_ap() -> None:
         assert metrics.as_dict()["per_class"]["cat"]["ap50"] is None
 
 
-def test_a_detection_inside_a_crowd_is_no_mistake() -> None:
+def test_a_detection_inside_a_crowd_is_not_a_false_positive() -> None:
     evaluator = CocoEvaluator(small_index())
     evaluator.update([0], [result([[60, 60, 90, 90], [10, 10, 50, 50]], [0, 0], [0.99, 0.5])])
     assert evaluator.compute().per_class["cat"].ap == pytest.approx(1)
 
 
-def test_an_image_that_comes_twice_counts_once() -> None:
+def test_an_image_that_is_passed_twice_counts_once() -> None:
     evaluator = CocoEvaluator(small_index())
     evaluator.update([0, 1, 1], [*PERFECT, PERFECT[1]])
     evaluator.update([0], PERFECT[:1])
@@ -194,7 +194,7 @@ def test_an_image_that_comes_twice_counts_once() -> None:
     assert evaluator.compute().ap == pytest.approx(1)
 
 
-def test_results_are_written_with_the_datasets_own_ids() -> None:
+def test_results_are_written_with_the_ids_of_the_dataset() -> None:
     evaluator = CocoEvaluator(small_index())
     evaluator.update([1, 0], PERFECT[::-1])
     written = json.loads(json.dumps(evaluator.to_coco_results()))

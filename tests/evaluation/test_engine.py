@@ -82,7 +82,7 @@ class Oracle(nn.Module):
 PROCESSOR = DetrTorchvisionImageProcessor()
 
 
-def test_a_model_that_knows_the_answers_has_ap_one() -> None:
+def test_an_oracle_scores_ap_one() -> None:
     report = evaluate(Oracle(), [batch_of([2, 0]), batch_of([1])], PROCESSOR, shapes_index())
     assert report.results["metrics"].ap == pytest.approx(1)
     assert report.num_images == 3
@@ -105,7 +105,7 @@ def test_images_without_predictions_count_as_missed() -> None:
     assert evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index()).results["metrics"].ap == pytest.approx(0.5)
 
 
-def test_an_evaluator_of_the_callers_keeps_the_predictions() -> None:
+def test_an_evaluator_that_is_passed_in_keeps_the_predictions() -> None:
     evaluator = CocoEvaluator(shapes_index())
     evaluate(Oracle(), [batch_of([1])], PROCESSOR, shapes_index(), evaluators=[evaluator])
     best = max(evaluator.to_coco_results(), key=lambda row: row["score"])
@@ -134,7 +134,7 @@ def test_bytes_are_normalised_on_the_device_and_padding_is_zero() -> None:
     assert set(inputs["labels"][0]) == {"class_labels", "boxes", "image_index"}  # no key is lost
 
 
-def test_no_mask_is_given_where_nothing_is_padded() -> None:
+def test_the_pixel_mask_is_none_if_nothing_is_padded() -> None:
     batch = batch_of([0])
     inputs = batch_to_device(batch, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3)
     assert inputs["pixel_mask"] is None
@@ -144,7 +144,7 @@ def test_no_mask_is_given_where_nothing_is_padded() -> None:
 # The report
 
 
-def test_the_report_is_written_in_three_forms(tmp_path: Any) -> None:
+def test_the_report_is_written_in_three_formats(tmp_path: Any) -> None:
     index = adopt_model_labels(shapes_index(), {0: "star", 1: "disc", 2: "<b>|"})
     report = evaluate(Oracle(), [{**batch_of([0, 1, 2]), "labels": batch_of([1, 0, 1])["labels"]}], PROCESSOR, index)
     written = report.save(tmp_path / "out")
@@ -163,7 +163,7 @@ def test_the_report_is_written_in_three_forms(tmp_path: Any) -> None:
     assert page.count("<tr>") == page.count("</tr>") == 13 + 3 + 3
 
 
-def test_masks_and_panoptic_quality_have_their_tables() -> None:
+def test_masks_and_panoptic_quality_have_tables() -> None:
     index = open_dataset("shapes?size=48&train=4&val=0", task="panoptic")
     masks, panoptic = CocoEvaluator(index, masks=True), PanopticEvaluator(index)
     panoptic.update(range(4), [index.read_panoptic(position) for position in range(4)])

@@ -78,7 +78,7 @@ def counts(metrics: PanopticMetrics, name: str) -> tuple[int, int, int]:
     return one.true_positives, one.false_positives, one.false_negatives
 
 
-def test_the_figures_are_those_of_the_coco_tool(tmp_path: Path) -> None:
+def test_the_metrics_equal_those_of_panopticapi(tmp_path: Path) -> None:
     folder = REFERENCE / "golden" / "panoptic_quality"
     index = read_panoptic(folder / "ground_truth.json", require_images=False)
     expected = json.loads((folder / "expected.json").read_text())
@@ -140,7 +140,7 @@ def coco_sample(folder: Path) -> DetectionIndex:
 
 
 @needs_real_data
-def test_the_truth_of_a_coco_image_goes_all_the_way_and_is_pq_one(tmp_path: Path) -> None:
+def test_the_ground_truth_of_a_coco_image_scores_pq_one(tmp_path: Path) -> None:
     index = coco_sample(tmp_path)
     sample = DetectionDataset(index, masks=True)[0]
     target = sample["target"]
@@ -163,7 +163,7 @@ def test_the_truth_of_a_coco_image_goes_all_the_way_and_is_pq_one(tmp_path: Path
     assert (read_segment_ids(str(written)) == segments.numpy()).all()
 
 
-def test_void_is_left_out_of_the_union() -> None:
+def test_void_is_excluded_from_the_union() -> None:
     metrics = judged(columns((0, 4, 1)), [(CAT, False)], prediction(columns((1, 8, 5)), {5: CAT}))
 
     assert counts(metrics, "cat") == (1, 0, 0)
@@ -173,13 +173,13 @@ def test_void_is_left_out_of_the_union() -> None:
     assert metrics.as_dict()["per_class"]["dog"]["pq"] is None
 
 
-def test_a_segment_mostly_in_void_is_no_mistake_and_half_is_not_mostly() -> None:
+def test_a_segment_mostly_in_void_is_not_a_false_positive_but_one_half_in_void_is() -> None:
     truth = columns((0, 6, 1))
     assert counts(judged(truth, [(SKY, False)], prediction(columns((4, 9, 1)), {1: CAT})), "cat") == (0, 0, 0)
     assert counts(judged(truth, [(SKY, False)], prediction(columns((4, 8, 1)), {1: CAT})), "cat") == (0, 1, 0)
 
 
-def test_a_segment_in_a_crowd_of_its_class_is_no_mistake() -> None:
+def test_a_segment_in_a_crowd_of_its_class_is_not_a_false_positive() -> None:
     truth, infos = columns((0, 6, 1), (6, 10, 2)), [(CAT, True), (SKY, False)]
     metrics = judged(truth, infos, prediction(columns((0, 6, 3), (6, 10, 4)), {3: CAT, 4: SKY}))
     assert counts(metrics, "cat") == (0, 0, 0)  # neither found nor missed
@@ -189,7 +189,7 @@ def test_a_segment_in_a_crowd_of_its_class_is_no_mistake() -> None:
     assert counts(other, "dog") == (0, 1, 0)
 
 
-def test_half_an_overlap_is_no_match() -> None:
+def test_an_iou_of_one_half_is_not_a_match() -> None:
     metrics = judged(
         columns((0, 4, 1), (4, 8, 2)), [(CAT, False), (SKY, False)], prediction(columns((0, 8, 1)), {1: 0})
     )
@@ -198,7 +198,7 @@ def test_half_an_overlap_is_no_match() -> None:
     assert metrics.per_class["cat"].sq == 0
 
 
-def test_images_without_a_prediction_are_missed_and_seen_once() -> None:
+def test_images_without_a_prediction_count_as_missed_and_repeated_images_count_once() -> None:
     truth = columns((0, 4, 1), (4, 10, 2)), [(CAT, False), (SKY, False)]
     evaluator = PanopticEvaluator(index_of([truth, truth]))
     for _ in range(2):
@@ -240,7 +240,7 @@ def test_an_image_scored_by_two_processes_is_named(monkeypatch: pytest.MonkeyPat
         evaluator.gather(SimpleNamespace(num_processes=2))  # type: ignore[arg-type]
 
 
-def test_predictions_are_written_as_the_coco_tool_reads_them(tmp_path: Path) -> None:
+def test_predictions_are_written_in_the_format_of_panopticapi(tmp_path: Path) -> None:
     truth = columns((0, 4, 1), (4, 10, 2)), [(CAT, False), (SKY, False)]
     evaluator = PanopticEvaluator(index_of([truth]), save_to=tmp_path / "panoptic")
     evaluator.update([0], [prediction(columns((0, 4, 0), (4, 8, 70_000), (8, 10, -1)), {0: CAT, 70_000: SKY})])
@@ -268,12 +268,12 @@ bad_predictions = [
 
 
 @pytest.mark.parametrize(("predicted", "message"), bad_predictions)
-def test_predictions_that_make_no_sense_are_named(predicted: Any, message: str) -> None:
+def test_invalid_predictions_are_named(predicted: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         judged(columns((0, 4, 1)), [(CAT, False)], predicted)
 
 
-def test_masks_that_overlap_are_refused() -> None:
+def test_overlapping_masks_are_refused() -> None:
     index = index_of([(columns((0, 4, 1)), [(CAT, False), (CAT, False)])])
     index.annotations.masks.sources[0].masks[1] = index.annotations.masks.sources[0].masks[0]
     with pytest.raises(ValueError, match="masks of image 100 overlap"):

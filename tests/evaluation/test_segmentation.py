@@ -66,7 +66,7 @@ class Oracle(nn.Module):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_model_that_knows_the_answers_has_perfect_masks_also_in_padded_batches(batch_size: int) -> None:
+def test_an_oracle_has_perfect_masks_also_in_padded_batches(batch_size: int) -> None:
     index = open_dataset("shapes?size=64&train=4&val=0", task="panoptic")
     results = evaluate(Oracle(5, [4]), batches_of(index, batch_size), PROCESSOR, index).results
 

@@ -37,7 +37,7 @@ def test_a_token_belongs_to_the_nearest_box_whose_centre_it_is_close_to():
     assert owners.tolist() == [[-1, 0, 0, 0, -1, -1, -1, 1, -1, -1]]
 
 
-def test_each_box_has_a_token_however_small_it_is():
+def test_each_box_has_a_token_even_if_it_is_tiny():
     mask = torch.ones(1, 4, 4, dtype=torch.bool)
     labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.49, 0.49, 0.01, 0.01]])}]
     owners = EncoderSupervision(0.1).owners(token_centres(mask, None), mask.flatten(1), labels)
@@ -45,7 +45,7 @@ def test_each_box_has_a_token_however_small_it_is():
     assert (owners >= 0).sum() == 1
 
 
-def test_padding_is_no_token_and_centres_are_of_the_unpadded_image():
+def test_padding_has_no_tokens_and_centres_are_relative_to_the_unpadded_image():
     pixel_mask = torch.ones(1, 8, 16)
     pixel_mask[:, :, 8:] = 0
     feature_mask = torch.tensor([[[True, True, False, False]] * 2])
@@ -57,7 +57,7 @@ def test_padding_is_no_token_and_centres_are_of_the_unpadded_image():
     assert (owners >= 0).sum() == 1
 
 
-def test_denoising_queries_see_their_group_and_no_other_and_are_not_seen():
+def test_denoising_queries_attend_to_their_group_only_and_are_not_attended_to():
     allowed = (
         Denoising(5, 32, num_groups=2, temperature=20).extra_queries(labels_of(2, 1), num_queries=3).attention_mask
     )
@@ -88,7 +88,7 @@ def test_noise_stays_within_its_bounds():
     assert 0.54 < noisy[..., 2:].max() <= 0.56 + 1e-6
 
 
-def test_the_noise_of_an_image_follows_its_seed_whatever_batch_it_is_in():
+def test_the_noise_of_an_image_depends_on_its_seed_and_not_on_its_batch():
     denoising = Denoising(5, 32, num_groups=2, temperature=20)
     first, second = ({**label, "noise_seed": seed} for label, seed in zip(labels_of(3, 1), (7, 8), strict=True))
     together = denoising.extra_queries([first, second], 4).positions
@@ -113,7 +113,7 @@ def test_aids_do_not_change_what_the_detector_predicts(tiny_detector):
         torch.testing.assert_close(aided.loss_dict[name], value)
 
 
-def test_in_evaluation_and_without_aids_it_is_the_detector(tiny_detector):
+def test_in_evaluation_and_without_aids_the_model_is_the_detector(tiny_detector):
     detector = tiny_detector(**NO_DROPOUT)
     labels = labels_of(3, 1)
     plain = detector(images(2), labels=labels).loss
@@ -141,13 +141,13 @@ def test_the_encoders_loss_does_not_depend_on_how_a_step_is_split(tiny_detector)
     torch.testing.assert_close(parts, whole)
 
 
-def test_exported_weights_know_nothing_of_the_aids(tiny_detector):
+def test_exported_weights_contain_nothing_of_the_aids(tiny_detector):
     detector = tiny_detector()
     before = set(detector.state_dict())
     assert set(build_training_model(detector, **BOTH).detector.state_dict()) == before
 
 
-def test_with_a_local_start_every_query_looks_at_its_own_place(tiny_detector, monkeypatch):
+def test_with_a_local_start_every_query_attends_to_its_own_region(tiny_detector, monkeypatch):
     points = torch.tensor([[0.2, 0.2], [0.8, 0.3], [0.5, 0.9]])
     monkeypatch.setattr("torch.quasirandom.SobolEngine.draw", lambda self, count: points[:count])
     detector = tiny_detector(

@@ -44,7 +44,7 @@ class Run:
         return save_checkpoint(folder, self.checkpointed(recipe, state))
 
 
-def test_a_loaded_checkpoint_goes_on_bit_for_bit(tmp_path, tiny_recipe):
+def test_a_loaded_checkpoint_continues_bit_for_bit(tmp_path, tiny_recipe):
     run = Run()
     run.step()
     folder = run.save(tmp_path, tiny_recipe(), step=12)
@@ -58,7 +58,7 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(tmp_path, tiny_recipe):
     assert resumed.state == TrainingState(step=12, best_ap=0.25, epoch_averages=Averages({"loss": 1 / 3}, 2))
 
 
-def test_only_the_newest_are_kept(tmp_path, tiny_recipe):
+def test_only_the_newest_checkpoints_are_kept(tmp_path, tiny_recipe):
     run = Run()
     for step in (5, 9, 100):
         run.save(tmp_path, tiny_recipe(keep_checkpoints=2), step)
@@ -67,7 +67,7 @@ def test_only_the_newest_are_kept(tmp_path, tiny_recipe):
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "state", "changed", "other", "file", "link"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, tiny_recipe, damage):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, tiny_recipe, damage):
     run = Run()
     older, newer = run.save(tmp_path, tiny_recipe(), 1), run.save(tmp_path, tiny_recipe(), 2)
     optimizer = newer / "optimizer.pt"
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, tiny_recipe):
         load_checkpoint(folder, other.checkpointed(tiny_recipe()))
 
 
-def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, tiny_recipe, monkeypatch):
+def test_a_full_disk_does_not_damage_earlier_checkpoints(tmp_path, tiny_recipe, monkeypatch):
     run = Run()
     first = run.save(tmp_path, tiny_recipe(keep_checkpoints=1), 1)
 
@@ -114,7 +114,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, tiny_recipe, monkeypa
     assert find_damage(first) is None
 
 
-def test_a_folder_that_a_kill_left_half_written_is_no_checkpoint(tmp_path, tiny_recipe):
+def test_a_half_written_folder_is_not_a_checkpoint(tmp_path, tiny_recipe):
     whole = Run().save(tmp_path, tiny_recipe(), 1)
     half = tmp_path / "checkpoints" / ".step_00000002.writing"
     half.mkdir()
@@ -122,7 +122,7 @@ def test_a_folder_that_a_kill_left_half_written_is_no_checkpoint(tmp_path, tiny_
     assert newest_checkpoint(tmp_path) == whole
 
 
-def test_state_is_json_that_anyone_can_read(tmp_path, tiny_recipe):
+def test_the_state_is_plain_json(tmp_path, tiny_recipe):
     folder = Run().save(tmp_path, tiny_recipe(), 3)
     content = json.loads((folder / "state.json").read_text())
     assert content["state"]["step"] == 3
@@ -149,7 +149,7 @@ def test_a_part_added_to_the_table_is_saved_restored_and_checked(tmp_path, tiny_
     assert find_damage(folder) == "notes.txt has changed since it was written"
 
 
-def test_averages_are_means_and_begin_anew():
+def test_averages_are_means_and_restart():
     averages = Averages()
     averages.add({"loss": 1.0})
     averages.add({"loss": 2.0})

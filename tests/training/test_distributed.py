@@ -31,14 +31,14 @@ def default_config(tmp_path, monkeypatch):
         ["python", "-m", "accelerate.commands.accelerate_cli", "launch"],
     ],
 )
-def test_a_launchers_command_line_says_how_many_processes_it_was_asked_for(program, default_config):
+def test_requested_processes_are_read_from_the_launchers_command_line(program, default_config):
     script = ["scripts/train.py", *RUN]
     assert requested_processes([*program, "--num_processes", "2", *script], RUN) == 2
     assert requested_processes([*program, "--num_processes=3", "--multi_gpu", "-m", "my.module", *RUN], RUN) == 3
     assert requested_processes([*program, *script], RUN) is None  # the launcher then takes what is there
 
 
-def test_a_launchers_configuration_says_how_many_processes_it_was_asked_for(tmp_path, default_config):
+def test_requested_processes_are_read_from_the_launchers_configuration(tmp_path, default_config):
     config = tmp_path / "mine.yaml"
     config.write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
     launch, script = ["accelerate", "launch"], ["scripts/train.py", *RUN]
@@ -59,7 +59,7 @@ def test_a_launchers_configuration_says_how_many_processes_it_was_asked_for(tmp_
         ["accelerate", "launch", "--num_processes", "2", "scripts/evaluate.py", "model", "data"],  # of something else
     ],
 )
-def test_other_commands_ask_for_nothing(command):
+def test_other_commands_request_no_processes(command):
     assert requested_processes(command, RUN) is None
 
 
@@ -71,7 +71,7 @@ class Launcher:
         return [*self.command]
 
 
-def test_a_run_that_got_fewer_processes_than_asked_for_is_refused(tiny_recipe, monkeypatch):
+def test_a_run_with_fewer_processes_than_requested_is_refused(tiny_recipe, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["scripts/train.py", *RUN])
     above = [Launcher("bash"), Launcher("accelerate", "launch", "--num_processes", "2", "scripts/train.py", *RUN)]
     monkeypatch.setattr(psutil.Process, "parents", lambda _: above)
@@ -80,7 +80,7 @@ def test_a_run_that_got_fewer_processes_than_asked_for_is_refused(tiny_recipe, m
 
 
 @pytest.mark.parametrize("trouble", [psutil.AccessDenied(1), psutil.ZombieProcess(1), OSError(), SystemExit(2)])
-def test_a_launcher_that_cannot_be_asked_hinders_no_run(tiny_recipe, monkeypatch, trouble):
+def test_an_unreadable_launcher_does_not_stop_a_run(tiny_recipe, monkeypatch, trouble):
     def refuse(*_):
         raise trouble
 

@@ -24,7 +24,7 @@ def failing_step(model, batches, **options):
 
 
 @pytest.mark.parametrize("max_pixels", [None, 2 * 64 * 64])
-def test_an_image_with_a_nan_is_found_among_the_others_of_its_batch(max_pixels):
+def test_an_image_with_a_nan_is_identified_in_its_batch(max_pixels):
     batches = [batch_of([1, 2, 0]), batch_of([3, 1, 4], first_index=3)]
     batches[1]["pixel_values"][1, 0, 5, 5] = math.nan
     error = failing_step(model_of("masks"), batches, max_pixels=max_pixels)
@@ -33,7 +33,7 @@ def test_an_image_with_a_nan_is_found_among_the_others_of_its_batch(max_pixels):
     assert 4 in [int(label["image_index"]) for part, _ in error.share.parts for label in part["labels"]]
 
 
-def test_weights_that_have_diverged_are_told_from_bad_images():
+def test_diverged_weights_are_distinguished_from_bad_images():
     model = model_of("encoder")
     torch.nn.init.constant_(model.detector.model.encoder.layers[0].fc1.weight, math.inf)
     error = failing_step(model, [batch_of([1, 2]), batch_of([3], first_index=2)])
@@ -41,7 +41,7 @@ def test_weights_that_have_diverged_are_told_from_bad_images():
     assert "it is the weights that have diverged: lower the rates" in str(error)
 
 
-def test_a_gradient_that_overflows_in_a_sum_only_is_nobody_alone():
+def test_a_gradient_that_overflows_only_in_the_sum_is_blamed_on_no_image():
     """Each image's fits into the numbers, that of both together does not."""
     model = model_of("plain").float()
     largest = torch.finfo(torch.float32).max

@@ -108,7 +108,7 @@ def test_a_batch_without_boxes_beside_one_with_boxes_trains(tiny_detector):
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_non_finite_loss_stops_before_the_optimizer_moves_and_names_term_and_images(tiny_detector, number):
+def test_a_non_finite_loss_stops_before_the_optimizer_step_and_names_the_term_and_images(tiny_detector, number):
     model = build_training_model(tiny_detector(**NO_DROPOUT).double())
     good, bad = batch_of([2, 1]), batch_of([1, 1], first_index=2)
     bad["pixel_values"][0, 0, 0, 0] = number
@@ -122,7 +122,7 @@ def test_a_non_finite_loss_stops_before_the_optimizer_moves_and_names_term_and_i
 
 
 @pytest.mark.parametrize("scale", [2.0, 1.0])
-def test_a_gradient_scaler_that_can_do_no_more_stops_the_run(tiny_detector, monkeypatch, scale):
+def test_a_gradient_scaler_at_its_minimum_stops_the_run(tiny_detector, monkeypatch, scale):
     """Half precision skips steps whose gradient overflows; one that never becomes finite must not go on for ever."""
     model = build_training_model(tiny_detector(**NO_DROPOUT))
     model.detector.model.query_position_embeddings.weight.register_hook(lambda gradient: gradient * math.nan)
@@ -140,7 +140,7 @@ def test_a_gradient_scaler_that_can_do_no_more_stops_the_run(tiny_detector, monk
         training_step(engine, batches)
 
 
-def test_an_epoch_groups_batches_into_steps_and_the_last_takes_what_is_left(tiny_detector):
+def test_an_epoch_groups_batches_into_steps_and_the_last_takes_the_rest(tiny_detector):
     model = build_training_model(tiny_detector(**NO_DROPOUT))
     engine = engine_of(model, learning_rate=1e-4, batches_per_step=2)
     batches = [batch_of([1, 1], first_index=2 * index, dtype=torch.float32) for index in range(3)]
@@ -150,7 +150,7 @@ def test_an_epoch_groups_batches_into_steps_and_the_last_takes_what_is_left(tiny
     assert engine.scheduler.last_epoch == 2
 
 
-def test_a_step_says_how_long_it_waited_for_all_of_its_batches(tiny_detector):
+def test_a_step_reports_how_long_it_waited_for_its_batches(tiny_detector):
     model = build_training_model(tiny_detector(**NO_DROPOUT))
 
     def slow_loader():
@@ -166,7 +166,7 @@ def test_a_step_says_how_long_it_waited_for_all_of_its_batches(tiny_detector):
     assert first + second < time.perf_counter() - began
 
 
-def test_dropout_of_a_step_depends_on_seed_and_step_alone(tiny_detector):
+def test_dropout_depends_on_seed_and_step_only(tiny_detector):
     losses = []
     for history in (0, 3):
         model = build_training_model(tiny_detector())
@@ -177,7 +177,7 @@ def test_dropout_of_a_step_depends_on_seed_and_step_alone(tiny_detector):
     assert losses[0] == losses[1]
 
 
-def test_parts_of_few_pixels_leave_the_step_as_it_is(tiny_detector):
+def test_splitting_batches_by_pixels_does_not_change_the_step(tiny_detector):
     model = build_training_model(tiny_detector(**NO_DROPOUT).double())
 
     def weights_after(max_pixels):

@@ -25,7 +25,7 @@ class Part:
         (folder / self.name).write_text("new")
 
 
-def test_an_exported_model_replaces_the_one_before_as_a_whole(tmp_path):
+def test_an_exported_model_replaces_the_previous_one_atomically(tmp_path):
     export_model(tmp_path, Part("old.bin"), Part("processor.json"), "card 1")
     folder = export_model(tmp_path, Part("new.bin"), Part("processor.json"), "card 2")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "new.bin", "processor.json"]
@@ -38,7 +38,7 @@ def test_an_exported_model_replaces_the_one_before_as_a_whole(tmp_path):
 @pytest.mark.parametrize(
     ("task", "printed"), [("panoptic", "ground 1.00, 1200 pixels"), ("instance", "ground 1.00, ")]
 )
-def test_the_code_on_the_card_of_a_model_that_segments_works(
+def test_the_code_on_the_card_of_a_segmentation_model_works(
     tiny_segmenter, tmp_path, monkeypatch, capsys, task, printed
 ) -> None:
     model = tiny_segmenter(certain_label=4, id2label=NAMES, stuff_labels=[4] if task == "panoptic" else [])

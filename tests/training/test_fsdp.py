@@ -41,7 +41,7 @@ def train(recipe, tmp_path, fsdp: bool) -> str:
 
 
 @pytest.mark.slow
-def test_fsdp_trains_the_same_and_its_checkpoint_goes_on_in_one_process(tiny_recipe, tmp_path):
+def test_fsdp_trains_the_same_and_its_checkpoint_resumes_in_one_process(tiny_recipe, tmp_path):
     options = {"batch_size": 2, "max_steps": 2, "freeze": ["model.backbone"], "ema_decay": 0.5, "preflight": False}
     options |= {"denoising_groups": 1, "encoder_supervision": True, "gradient_accumulation_steps": 2}
     sharded = tiny_recipe(**options, output_dir=str(tmp_path / "sharded"))

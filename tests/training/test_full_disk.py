@@ -26,7 +26,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that of TensorBoard's writer
-def test_a_full_disk_is_a_clear_error_and_with_more_room_the_run_goes_on(tiny_recipe, small_disk, tmp_path):
+def test_a_full_disk_is_a_clear_error_and_the_run_resumes_with_more_space(tiny_recipe, small_disk, tmp_path):
     options = {"checkpoint_every_steps": 1, "keep_checkpoints": 100, "ema_decay": 0.9, "log_every_steps": 1}
     whole = tiny_recipe(**options, output_dir=str(tmp_path / "whole"))
     Trainer(whole).train()

@@ -10,7 +10,7 @@ from launched_runs import ENVIRONMENT, ROOT
 
 
 @pytest.mark.slow
-def test_hundreds_of_steps_need_no_more_memory_files_processes_or_threads_than_the_first(tiny_recipe, tmp_path):
+def test_hundreds_of_steps_leak_no_memory_files_processes_or_threads(tiny_recipe, tmp_path):
     """With a loader, an average, evaluations, pictures and checkpoints between the steps."""
     options = {"num_workers": 1, "ema_decay": 0.9, "eval_every_epochs": 10, "checkpoint_every_steps": 25}
     recipe = tmp_path / "recipe.yaml"

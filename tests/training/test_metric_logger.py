@@ -20,7 +20,7 @@ def entries(path):
     return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
 
 
-def test_every_line_is_json_even_where_a_number_is_not_finite(tmp_path):
+def test_every_line_is_json_even_if_a_number_is_not_finite(tmp_path):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
     logger.step(0, 2, {"loss": math.nan, **PACE})
     logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75, "per_class": {"cat": {"ap": math.inf}}})
@@ -31,7 +31,7 @@ def test_every_line_is_json_even_where_a_number_is_not_finite(tmp_path):
     assert epoch["per_class"] == {"cat": {"ap": None}}
 
 
-def test_a_resumed_run_has_no_line_twice(tmp_path):
+def test_a_resumed_run_repeats_no_line(tmp_path):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=9, epochs=3)
     for step in (2, 4, 6):
         logger.step(0, step, {"loss": 1.0, **PACE})
@@ -44,13 +44,13 @@ def test_a_resumed_run_has_no_line_twice(tmp_path):
     assert read_log(tmp_path / "log.jsonl") == entries(tmp_path)
 
 
-def test_what_a_power_cut_leaves_at_the_end_of_the_log_is_left_out(tmp_path):
+def test_garbage_at_the_end_of_a_log_after_a_power_cut_is_skipped(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_bytes(b'{"kind": "step", "step": 1}\n' + bytes(5) + b"\xff\xfe\n")
     assert read_log(log) == [{"kind": "step", "step": 1}]
 
 
-def test_without_a_terminal_an_epoch_is_one_line(tmp_path, capsys):
+def test_without_a_terminal_each_epoch_prints_one_line(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
     logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": 0.5, "ap50": 0.75}, HEADLINE)
     logger.epoch(1, 4, {"loss": 1.0, **PACE}, {})
@@ -60,13 +60,13 @@ def test_without_a_terminal_an_epoch_is_one_line(tmp_path, capsys):
     ]
 
 
-def test_a_loader_that_holds_training_up_is_told_with_what_to_do(tmp_path, capsys):
+def test_a_slow_loader_is_reported_with_a_remedy(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
     logger.epoch(0, 2, {"loss": 1.25, **PACE, "loader_wait": 0.45}, {})
     assert " · loader wait 45%: raise num_workers · " in capsys.readouterr().out
 
 
-def test_an_evaluation_without_ground_truth_has_no_figures_to_show(tmp_path, capsys):
+def test_an_evaluation_without_ground_truth_shows_no_metrics(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
     logger.epoch(0, 2, {"loss": 1.25, **PACE}, {"ap": None}, [Metric("ap", "AP", math.nan)])
     assert capsys.readouterr().out.startswith("epoch 1/2 · step 2/4 · loss 1.250 · ")
@@ -104,7 +104,7 @@ def test_the_time_left_counts_evaluations_and_only_the_steps_of_this_start(tmp_p
     assert shown.out.endswith(" · 24 min left\n")
 
 
-def test_lines_that_go_into_a_file_are_written_beside_a_bar_too(tmp_path, capsys, monkeypatch):
+def test_lines_are_written_to_a_file_also_while_a_bar_is_shown(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
     logger.epoch(0, 2, {"loss": 1.25, **PACE}, {})
@@ -112,7 +112,7 @@ def test_lines_that_go_into_a_file_are_written_beside_a_bar_too(tmp_path, capsys
     assert capsys.readouterr().out.startswith("epoch 1/2 · step 2/4 · ")
 
 
-def test_a_terminal_without_a_size_gets_lines_since_no_bar_would_be_drawn(tmp_path, capsys, monkeypatch):
+def test_a_terminal_without_a_size_gets_lines_instead_of_a_bar(tmp_path, capsys, monkeypatch):
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
     monkeypatch.setattr("sys.stderr.fileno", lambda: 2)

@@ -28,13 +28,13 @@ def warnings(reports, due=True):
 ILL, WELL, FINDS_NOTHING = evaluation(spread=0.01), evaluation(ap50=0.4), evaluation(object_queries=0.0)
 
 
-def test_a_sign_that_lasts_is_told_once_and_again_when_it_comes_back():
+def test_a_lasting_symptom_is_reported_once_and_again_when_it_returns():
     assert warnings([ILL, ILL, ILL, WELL, ILL, ILL]) == [0, 1, 0, 0, 0, 1]
     assert warnings([FINDS_NOTHING, ILL, FINDS_NOTHING, ILL]) == [0, 0, 0, 0]
     assert warnings([evaluation(object_queries=0.0, spread=0.01)] * 2) == [0, 2]
 
 
-def test_at_the_beginning_of_a_run_both_are_normal():
+def test_at_the_start_of_a_run_symptoms_are_not_reported():
     assert warnings([ILL, ILL, FINDS_NOTHING, FINDS_NOTHING], due=False) == [0, 0, 0, 0]
     assert not is_due(5_000, total_steps=100_000, warmup_steps=0)
     assert is_due(10_000, total_steps=100_000, warmup_steps=0)
@@ -43,13 +43,13 @@ def test_at_the_beginning_of_a_run_both_are_normal():
     assert not is_due(150, total_steps=300, warmup_steps=0)
 
 
-def test_but_not_for_a_model_that_had_learnt_something():
+def test_a_model_that_had_learned_is_reported_also_at_the_start():
     assert warnings([WELL, FINDS_NOTHING, FINDS_NOTHING], due=False) == [0, 0, 1]
     accidental = evaluation(ap50=0.001)  # random weights are as often sure of a class as of nothing
     assert warnings([accidental, FINDS_NOTHING, FINDS_NOTHING], due=False) == [0, 0, 0]
 
 
-def test_data_that_cannot_tell_give_no_warning():
+def test_data_that_cannot_show_a_symptom_gives_no_warning():
     assert warnings([evaluation(spread=None)] * 3) == [0, 0, 0]  # one object an image
     assert warnings([evaluation(object_queries=0.0, objects=0.0)] * 3) == [0, 0, 0]  # none at all
 
@@ -74,7 +74,7 @@ def collapse(detector):
     detector.class_labels_classifier.bias[-1] = 20.0
 
 
-def test_a_collapsed_model_is_told_of_in_print_and_log_once_also_over_a_resume(stuck_recipe, capsys):
+def test_a_collapsed_model_is_reported_once_in_print_and_log_also_across_a_resume(stuck_recipe, capsys):
     trainer = Trainer(dataclasses.replace(stuck_recipe, max_steps=5))
     collapse(trainer.detector)
     trainer.train()
@@ -90,7 +90,7 @@ def test_a_collapsed_model_is_told_of_in_print_and_log_once_also_over_a_resume(s
     assert last["query_spread"] < 1e-3
 
 
-def test_a_model_whose_queries_differ_and_find_something_is_not_warned_of(stuck_recipe):
+def test_a_model_with_diverse_queries_gives_no_warning(stuck_recipe):
     trainer = Trainer(stuck_recipe)
     with torch.no_grad():
         trainer.detector.bbox_predictor.layers[-1].weight *= 30
@@ -104,7 +104,7 @@ def step(num_images, loader_wait):
     return StepResult({}, 1.0, num_images, False, False, loader_wait)
 
 
-def test_speed_and_wait_are_those_since_the_last_question(monkeypatch):
+def test_speed_and_wait_cover_the_time_since_the_last_call(monkeypatch):
     now = iter([100.0, 104.0, 106.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     pace = Pace(torch.device("cpu"))
@@ -117,7 +117,7 @@ def test_speed_and_wait_are_those_since_the_last_question(monkeypatch):
     assert (second["images_per_second"], second["loader_wait"]) == (4.0, 0.0)
 
 
-def test_memory_without_a_gpu_is_what_the_process_holds():
+def test_memory_without_a_gpu_is_that_of_the_process():
     before = memory_gib(torch.device("cpu"))
     held = torch.ones(64, 2**20)  # a quarter of a GiB
     assert memory_gib(torch.device("cpu")) - before == pytest.approx(0.25, abs=0.05)
@@ -125,7 +125,7 @@ def test_memory_without_a_gpu_is_what_the_process_holds():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_memory_of_a_gpu_is_the_most_that_tensors_have_had():
+def test_memory_of_a_gpu_is_the_peak_of_its_tensors():
     device = torch.device("cuda", 0)
     torch.cuda.reset_peak_memory_stats(device)
     before = memory_gib(device)

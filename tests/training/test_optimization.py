@@ -30,7 +30,7 @@ def rates_of(schedule, steps, **options):
     return rates
 
 
-def test_groups_have_their_rates_all_decay_and_frozen_parameters_are_in_none():
+def test_groups_have_their_learning_rates_and_exclude_frozen_parameters():
     model = Toy()
     optimizer = build_optimizer(model, learning_rate=1e-4, backbone_learning_rate=1e-5, weight_decay=1e-2)
     head, backbone = optimizer.param_groups
@@ -46,7 +46,7 @@ def test_nothing_to_train_is_an_error():
         build_optimizer(Toy().requires_grad_(False), learning_rate=1e-4, backbone_learning_rate=1e-5, weight_decay=0.0)
 
 
-def test_step_schedule_has_the_rates_of_the_original():
+def test_the_step_schedule_equals_the_originals():
     golden = json.loads(GOLDEN.read_text())
     steps = len(golden["steps"])
     # the file lists rates after each of the original's steps of StepLR
@@ -65,7 +65,7 @@ def test_constant_keeps_both_rates():
     assert rates_of("constant", 3) == [[1e-4, 1e-5]] * 3
 
 
-def test_a_schedule_that_begins_later_has_the_rates_of_that_step():
+def test_a_schedule_that_starts_later_has_the_rates_of_that_step():
     whole = rates_of("cosine", 10, warmup_steps=2)
     optimizer = build_optimizer(Toy(), learning_rate=1e-4, backbone_learning_rate=1e-5, weight_decay=0.0)
     build_lr_scheduler(optimizer, "cosine", total_steps=10, warmup_steps=2, first_step=6)

@@ -12,7 +12,7 @@ def trainer(tiny_recipe):
     return Trainer(tiny_recipe())
 
 
-def test_a_sound_run_passes_and_nothing_is_touched(trainer):
+def test_a_valid_run_passes_and_nothing_changes(trainer):
     model = trainer.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     states = random.getstate(), torch.get_rng_state()
@@ -29,7 +29,7 @@ def test_a_sound_run_passes_and_nothing_is_touched(trainer):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_boxes_that_the_evaluation_loses_are_named(trainer):
+def test_boxes_that_the_evaluation_does_not_recover_are_named(trainer):
     collate = trainer.loaders.eval.collate_fn
 
     def shifted(samples):
@@ -51,6 +51,6 @@ def test_a_label_out_of_range_stops_the_run(trainer):
         preflight(trainer)
 
 
-def test_the_step_on_an_accelerator_takes_the_largest_batch(trainer):
+def test_on_an_accelerator_the_test_step_uses_the_largest_batch(trainer):
     assert real_step(trainer, largest_batch(trainer)) > 0
     assert all(parameter.grad is None for parameter in trainer.model.parameters())

@@ -30,7 +30,7 @@ def test_command_line_wins_over_the_file_and_nested_keys_merge(tmp_path):
     assert recipe.output_dir == "runs/small"
 
 
-def test_globs_on_the_command_line_are_text_and_no_yaml():
+def test_globs_on_the_command_line_are_not_parsed_as_yaml():
     assert parse_recipe(["--freeze", "model.backbone,*.self_attn"]).freeze == ["model.backbone", "*.self_attn"]
     assert parse_recipe(["--trackers", "[]"]).trackers == []
 
@@ -52,7 +52,7 @@ def test_numbers_booleans_and_lists_get_their_types(tmp_path):
     assert isinstance(recipe.max_grad_norm, float)
 
 
-def test_what_a_run_writes_is_read_back_as_the_same_recipe(tmp_path):
+def test_a_written_recipe_parses_to_the_same_recipe(tmp_path):
     recipe = Recipe(data="x", learning_rate=3e-5, model_config={"dropout": 1e-3}, trackers=["tensorboard"], seed=7)
     again = parse_recipe([write(tmp_path / "recipe.yaml", recipe.to_yaml()), "--output_dir", "none"])
     assert dataclasses.replace(again, output_dir=None) == recipe
@@ -113,7 +113,7 @@ def test_mistakes_in_the_file_name_it(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_files_new_model_gives_way_to_the_one_on_the_command_line(tmp_path):
+def test_a_model_on_the_command_line_replaces_the_files_new_model(tmp_path):
     config = write(
         tmp_path / "new.yaml", "model_config: {d_model: 128}\nbackbone_weights: w\nlocal_start: true\nepochs: 3\n"
     )
@@ -128,7 +128,7 @@ def test_a_files_new_model_gives_way_to_the_one_on_the_command_line(tmp_path):
     assert notes[0] == "model_config of the recipe is ignored: it describes a new model, and mine already exists"
 
 
-def test_a_file_that_names_a_model_keeps_what_it_says_of_it(tmp_path):
+def test_a_file_with_a_model_keeps_its_model_options(tmp_path):
     config = write(tmp_path / "more.yaml", "model: first\nmodel_config: {dropout: 0.3}\n")
     notes = []
     assert parse_recipe([config, "--model", "second"], notes=notes).model_config == {"dropout": 0.3}
@@ -153,7 +153,7 @@ def test_a_recipe_that_does_not_exist_is_named(tmp_path, monkeypatch, name, mess
     assert str(error.value).startswith(message)
 
 
-def test_a_recipe_is_found_by_its_name_and_a_file_of_that_name_wins(tmp_path, monkeypatch):
+def test_a_recipe_is_found_by_name_and_a_file_takes_precedence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = parse_recipe(["finetune", "--model", "mine"])
     assert (recipe.learning_rate, recipe.output_dir) == (5e-5, "runs/finetune")
@@ -211,7 +211,7 @@ def test_keys_about_the_launch_are_not_compared():
     assert not any(changes.values())
 
 
-def test_changes_read_as_sentences():
+def test_changes_are_described_in_sentences():
     before = {"learning_rate": 1e-3, "local_start": True, "trackers": []}
     assert compare_for_resume(Recipe(trackers=[], max_steps=5), before).sentences() == [
         "max_steps was none and is now 5",

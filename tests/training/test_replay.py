@@ -22,7 +22,7 @@ def nan_in_image_7(monkeypatch):
     poison(7)
 
 
-def test_a_nan_in_one_image_ends_the_run_names_it_and_can_be_run_again(tiny_recipe, nan_in_image_7, capsys):
+def test_a_nan_in_one_image_stops_the_run_and_the_step_can_be_replayed(tiny_recipe, nan_in_image_7, capsys):
     recipe = tiny_recipe(checkpoint_every_steps=1, denoising_groups=1, encoder_supervision=True)
     with pytest.raises(NonFiniteLossError) as error:
         Trainer(recipe).train()
@@ -42,7 +42,7 @@ def test_a_nan_in_one_image_ends_the_run_names_it_and_can_be_run_again(tiny_reci
     assert said.endswith("non-finite again\n")
 
 
-def test_a_replay_computes_what_the_run_has_computed_bit_for_bit(tiny_recipe, monkeypatch, capsys):
+def test_a_replay_equals_the_run_bit_for_bit(tiny_recipe, monkeypatch, capsys):
     """Dropout and noise included; what was not finite for a reason outside of it, is finite in the replay."""
     computed = []
     original = StepLosses.__call__
@@ -68,7 +68,7 @@ def test_a_replay_computes_what_the_run_has_computed_bit_for_bit(tiny_recipe, mo
     assert capsys.readouterr().out.endswith("finite here\n")
 
 
-def test_a_full_disk_does_not_hide_what_has_happened(tiny_recipe, nan_in_image_7, monkeypatch):
+def test_a_full_disk_does_not_hide_the_original_error(tiny_recipe, nan_in_image_7, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -79,7 +79,7 @@ def test_a_full_disk_does_not_hide_what_has_happened(tiny_recipe, nan_in_image_7
     assert not [*(recipe.run_dir / "nonfinite").iterdir()]
 
 
-def test_only_a_step_can_be_run_again(tiny_recipe, tmp_path):
+def test_only_a_saved_step_can_be_replayed(tiny_recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file; wanted one from the folder nonfinite of a run"):
         train.main(["--replay", str(tmp_path / "nowhere")])
     recipe = tiny_recipe(max_steps=1)

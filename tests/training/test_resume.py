@@ -19,9 +19,7 @@ def model_of_swapped_classes(tiny_recipe, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"head_init": "by_name"}, {"label_mapping": {"star": "star"}}])
-def test_a_resume_that_would_give_the_class_heads_rows_other_names_is_refused(
-    tiny_recipe, model_of_swapped_classes, change
-):
+def test_a_resume_with_reordered_classes_is_refused(tiny_recipe, model_of_swapped_classes, change):
     start = {"head_init": "by_name"} if "label_mapping" in change else {"head_init": "fresh"}
     keys = {"data": f"{CLASSES}circle,star", "model": model_of_swapped_classes, "model_config": {}, "max_steps": 1}
     Trainer(tiny_recipe(**keys, **start)).train()

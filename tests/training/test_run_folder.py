@@ -9,7 +9,7 @@ class Part:
         (folder / "weights").write_text("new")
 
 
-def test_a_model_whose_replacement_was_killed_half_way_comes_back(tmp_path):
+def test_a_model_whose_replacement_was_killed_is_restored(tmp_path):
     folder = export_model(tmp_path, Part(), Part(), "card")
     folder.rename(tmp_path / ".model.previous")
     assert holds_run(tmp_path)
@@ -17,6 +17,6 @@ def test_a_model_whose_replacement_was_killed_half_way_comes_back(tmp_path):
     assert (folder / "README.md").read_text() == "card"
 
 
-def test_an_empty_folder_holds_no_run(tmp_path):
+def test_an_empty_folder_is_not_a_run(tmp_path):
     assert not holds_run(tmp_path)
     assert not holds_run(tmp_path / "missing")

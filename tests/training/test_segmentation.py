@@ -33,7 +33,7 @@ def short(tiny_recipe, **changes):
     return tiny_recipe(**(options | changes))
 
 
-def test_a_panoptic_run_keeps_the_model_of_the_best_pq_and_knows_its_stuff(tiny_recipe):
+def test_a_panoptic_run_keeps_the_model_with_the_best_pq_and_its_stuff_classes(tiny_recipe):
     recipe = short(tiny_recipe, task="panoptic", encoder_supervision=True, denoising_groups=1)
     trainer = Trainer(recipe)
     report = trainer.train()
@@ -48,13 +48,13 @@ def test_a_panoptic_run_keeps_the_model_of_the_best_pq_and_knows_its_stuff(tiny_
     assert len(list((recipe.run_dir / "predictions").iterdir())) == 1
 
 
-def test_an_instance_run_is_judged_by_the_ap_of_masks(tiny_recipe):
+def test_an_instance_run_is_ranked_by_mask_ap(tiny_recipe):
     report = Trainer(short(tiny_recipe, task="instance")).train()
     assert report.primary_metric == Metric("mask_ap", "mask AP", report.results["mask_metrics"].ap, hub_type="mAP")
     assert "panoptic" not in report.results
 
 
-def test_the_second_stage_trains_the_mask_head_on_a_detector_that_stays_as_it_is(tiny_recipe, tmp_path):
+def test_the_second_stage_trains_the_mask_head_on_a_frozen_detector(tiny_recipe, tmp_path):
     torch.manual_seed(0)
     first = short(tiny_recipe, task="panoptic")
     detector = build_model(first, dict(enumerate("abcde")), [4]).detr
@@ -89,12 +89,12 @@ def test_the_second_stage_trains_the_mask_head_on_a_detector_that_stays_as_it_is
         ({"task": "panoptic", "model": "x", "denoising_groups": 2}, "freeze_detector stops it"),
     ],
 )
-def test_freezing_the_detector_where_it_makes_no_sense_is_refused(tiny_recipe, changes, message):
+def test_freezing_the_detector_without_a_mask_head_is_refused(tiny_recipe, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_recipe(freeze_detector=True, **changes)
 
 
-def test_a_model_with_masks_is_not_taken_for_a_detector_without_a_word(tiny_recipe, tmp_path):
+def test_a_segmentation_model_is_not_silently_used_as_a_detector(tiny_recipe, tmp_path):
     names = {0: "circle", 1: "square", 2: "triangle", 3: "star"}
     build_model(short(tiny_recipe, task="instance"), names).save_pretrained(tmp_path / "masks")
     with pytest.raises(ValueError, match="say --task panoptic"):

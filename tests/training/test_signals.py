@@ -16,7 +16,7 @@ def _load(ready) -> None:
     time.sleep(60)
 
 
-def test_a_loader_ends_when_its_parent_says_so_and_by_no_other_process():
+def test_a_loader_ends_only_when_its_parent_stops_it():
     ready = multiprocessing.Event()
     loader = multiprocessing.Process(target=_load, args=[ready], daemon=True)
     loader.start()
@@ -31,7 +31,7 @@ def test_a_loader_ends_when_its_parent_says_so_and_by_no_other_process():
     assert loader.exitcode == 0  # with another one PyTorch would take it for a failure
 
 
-def test_loaders_are_gone_at_once_when_nobody_takes_batches_any_more():
+def test_loaders_end_at_once_when_their_iterator_is_deleted():
     loader = DataLoader(
         torch.arange(8), num_workers=2, persistent_workers=True, worker_init_fn=prepare_worker, timeout=30
     )

@@ -41,13 +41,13 @@ def assert_same_step(found, expected):
 
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("case", CASES)
-def test_accumulated_batches_have_the_gradient_of_one(case, counts):
+def test_accumulated_batches_have_the_gradient_of_one_batch(case, counts):
     halves = [batch_of(COUNTS[counts][:4]), batch_of(COUNTS[counts][4:], first_index=4)]
     assert_same_step(gradient_of_step(case, halves, Accelerator(cpu=True)), whole(case, counts))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_parts_of_few_pixels_have_the_gradient_of_the_batch(case):
+def test_parts_of_a_batch_have_the_gradient_of_the_batch(case):
     batches = [batch_of(COUNTS["unequal"][:6]), batch_of(COUNTS["unequal"][6:], first_index=6)]
     found = gradient_of_step(case, batches, Accelerator(cpu=True), max_pixels=2 * SIZE * SIZE)
     assert_same_step(found, whole(case, "unequal"))
@@ -71,7 +71,7 @@ def assert_same_gradient(gradient, wanted):
 
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("max_pixels", [None, 2 * SIZE * SIZE])
-def test_original_normalization_is_the_mean_of_what_batches_say_by_themselves(counts, max_pixels):
+def test_original_normalization_is_the_mean_over_batches(counts, max_pixels):
     halves = [batch_of(COUNTS[counts][:4]), batch_of(COUNTS[counts][4:], first_index=4)]
     options = {"loss_normalization": "original", "max_pixels": max_pixels}
     for case in ("plain", "masks of a frozen detector"):
@@ -80,14 +80,14 @@ def test_original_normalization_is_the_mean_of_what_batches_say_by_themselves(co
 
 
 @pytest.mark.parametrize("counts", COUNTS)
-def test_both_normalizations_are_one_without_processes_and_accumulation(counts):
+def test_both_normalizations_agree_for_one_process_and_one_batch(counts):
     batch = batch_of(COUNTS[counts])
     found = gradient_of_step("encoder", [batch], Accelerator(cpu=True), loss_normalization="original")
     assert_same_step(found, whole("encoder", counts))
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradient_of_one(tmp_path):
+def test_two_processes_have_the_gradient_of_one_process(tmp_path):
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     start += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/split_steps.py", str(tmp_path)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

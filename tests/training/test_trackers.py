@@ -57,7 +57,7 @@ def stop_after(monkeypatch):
     return arrange
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(tiny_recipe, installed):
+def test_a_tracker_that_is_not_installed_is_reported_before_anything_is_written(tiny_recipe, installed):
     installed("aim")
     recipe = tiny_recipe(trackers=["tensorboard", "comet_ml"])
     with pytest.raises(
@@ -67,7 +67,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(tiny
     assert not recipe.run_dir.exists()
 
 
-def test_a_tracker_that_does_not_start_leaves_no_run_behind(tiny_recipe, installed):
+def test_a_tracker_that_fails_to_start_leaves_no_run_behind(tiny_recipe, installed):
     installed("wandb").wandb.init.side_effect = RuntimeError("No API key configured.")
     recipe = tiny_recipe(trackers=["wandb"])
     with pytest.raises(
@@ -119,7 +119,7 @@ def test_trackers_get_the_recipe_the_curves_and_the_pictures_also_of_a_resumed_r
         assert call.args[0].std() > 0
 
 
-def test_tensorboard_shows_everything_and_each_step_once_after_a_file_was_torn(tiny_recipe, stop_after):
+def test_tensorboard_shows_each_step_once_after_a_file_was_truncated(tiny_recipe, stop_after):
     keys = {"trackers": ["tensorboard"], "log_every_steps": 1, "encoder_supervision": True}
     recipe = tiny_recipe(**keys, num_images_to_log=2)
     stop_after(7)
@@ -159,7 +159,7 @@ def test_tensorboard_shows_everything_and_each_step_once_after_a_file_was_torn(t
 
 
 @pytest.mark.parametrize("tail", [bytes(64), b"\x04" + bytes(63), b"\xff" * 20], ids=["zeros", "length", "garbage"])
-def test_what_a_power_cut_leaves_at_the_end_of_a_tensorboard_file_hinders_nothing(tmp_path, tail):
+def test_garbage_at_the_end_of_a_tensorboard_file_is_ignored(tmp_path, tail):
     path = tmp_path / "trackers" / "events.out.tfevents.1"
     path.parent.mkdir()
     with path.open("wb") as file:

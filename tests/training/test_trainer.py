@@ -44,7 +44,7 @@ def signal_at(monkeypatch, step, number=signal.SIGTERM):
     monkeypatch.setattr(MetricLogger, "advance", advance)
 
 
-def test_a_run_leaves_log_checkpoints_pictures_and_a_model_for_use(tiny_recipe):
+def test_a_run_writes_log_checkpoints_pictures_and_a_model(tiny_recipe):
     recipe = tiny_recipe(encoder_supervision=True, denoising_groups=1, keep_checkpoints=1)
     trainer = Trainer(recipe)
     plan = trainer.plan()
@@ -74,7 +74,7 @@ def test_a_run_leaves_log_checkpoints_pictures_and_a_model_for_use(tiny_recipe):
 
 
 @pytest.mark.parametrize("step", [3, 5, 8])
-def test_a_resumed_run_is_bit_for_bit_one_that_was_never_interrupted(tiny_recipe, tmp_path, monkeypatch, step):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_recipe, tmp_path, monkeypatch, step):
     options = {"denoising_groups": 1, "gradient_accumulation_steps": 1, "log_every_steps": 2, "ema_decay": 0.9}
     whole = tiny_recipe(**options, output_dir=str(tmp_path / "whole"))
     Trainer(whole).train()
@@ -102,7 +102,7 @@ def test_a_resumed_run_is_bit_for_bit_one_that_was_never_interrupted(tiny_recipe
             assert torch.equal(value, got[name]), name
 
 
-def test_the_best_model_stays_when_a_later_one_is_worse(tiny_recipe, monkeypatch):
+def test_the_best_model_is_kept_when_a_later_one_is_worse(tiny_recipe, monkeypatch):
     recipe = tiny_recipe(epochs=2)
     aps = iter([0.5, 0.25])
     original = Trainer.evaluate
@@ -119,7 +119,7 @@ def test_the_best_model_stays_when_a_later_one_is_worse(tiny_recipe, monkeypatch
     assert "after epoch 1 (5 optimizer steps)" in (recipe.run_dir / "model/README.md").read_text()
 
 
-def test_the_average_of_the_weights_is_what_is_judged_and_kept(tiny_recipe, tmp_path):
+def test_averaged_weights_are_evaluated_and_exported(tiny_recipe, tmp_path):
     def run(steps):
         recipe = tiny_recipe(
             output_dir=str(tmp_path / str(steps)), max_steps=steps, ema_decay=0.3, lr_schedule="constant"
@@ -137,7 +137,7 @@ def test_the_average_of_the_weights_is_what_is_judged_and_kept(tiny_recipe, tmp_
     torch.testing.assert_close(kept[name], trainer.result.state_dict()[name])
 
 
-def test_an_average_can_begin_in_the_middle_of_a_run(tiny_recipe):
+def test_averaging_can_start_in_the_middle_of_a_run(tiny_recipe):
     Trainer(tiny_recipe(max_steps=2)).train()
     trainer = Trainer(tiny_recipe(max_steps=3, resume="auto", ema_decay=0.9))
     assert "has no averaged weights: the average begins with its weights" in trainer.plan()
@@ -145,7 +145,7 @@ def test_an_average_can_begin_in_the_middle_of_a_run(tiny_recipe):
     assert all(torch.equal(average, weights[name]) for name, average in trainer.result.state_dict().items())
 
 
-def test_rates_follow_the_images_of_a_step_only_when_asked(tiny_recipe):
+def test_learning_rates_scale_with_the_step_size_only_if_set(tiny_recipe):
     def rates(**changes):
         trainer = Trainer(tiny_recipe(batch_size=4, learning_rate=1e-3, backbone_learning_rate=1e-4, **changes))
         return [group["initial_lr"] for group in trainer.raw_optimizer.param_groups]
@@ -161,13 +161,13 @@ def drops(trainer):
     return [step for step in range(1, trainer.total_steps) if factor(step) < factor(step - 1)]
 
 
-def test_rates_can_drop_by_steps(tiny_recipe):
+def test_learning_rates_can_drop_by_steps(tiny_recipe):
     trainer = Trainer(tiny_recipe(lr_schedule="step", lr_drop_epochs=1, lr_drop_steps=4))
     assert drops(trainer) == [4, 8]
     assert "a tenth every 4 steps" in trainer.plan()
 
 
-def test_a_run_stops_early_when_evaluations_get_no_better_and_stays_stopped(tiny_recipe, capsys):
+def test_a_run_stops_early_when_evaluations_do_not_improve_and_stays_stopped(tiny_recipe, capsys):
     recipe = tiny_recipe(epochs=9, early_stopping_patience=1, learning_rate=0.0, backbone_learning_rate=0.0)
     trainer = Trainer(recipe)
     trainer.train()
@@ -187,7 +187,7 @@ def test_a_warmup_in_epochs_is_that_many_steps(tiny_recipe):
         tiny_recipe(warmup_epochs=1.0, warmup_steps=2)
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(tiny_recipe, monkeypatch):
+def test_processes_with_a_world_size_of_one_each_are_refused(tiny_recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")  # what `accelerate launch` leaves where it finds no accelerators
     with pytest.raises(ValueError, match="8 processes were started, but each sees a world size of 1"):
         Trainer(tiny_recipe())
@@ -202,11 +202,11 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_recipe):
     assert (recipe.run_dir / "log.jsonl").read_text() == "precious"
 
 
-def test_resume_auto_without_a_run_begins_one(tiny_recipe):
+def test_resume_auto_without_a_run_starts_one(tiny_recipe):
     assert Trainer(tiny_recipe(resume="auto")).state.step == 0
 
 
-def test_a_checkpoint_does_not_fit_another_model_and_other_changes_are_told(tiny_recipe, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_and_other_changes_are_reported(tiny_recipe, tmp_path):
     Trainer(tiny_recipe(max_steps=3)).train()
     with pytest.raises(ValueError, match="denoising_groups"):
         Trainer(tiny_recipe(resume="auto", denoising_groups=2))
@@ -235,7 +235,7 @@ def test_a_non_finite_loss_names_epoch_step_and_files(tiny_recipe, monkeypatch):
         Trainer(tiny_recipe()).train()
 
 
-def test_a_step_that_depends_on_its_split_is_told_in_the_plan(tiny_recipe):
+def test_the_plan_reports_a_step_that_depends_on_its_split(tiny_recipe):
     as_original = Trainer(tiny_recipe(loss_normalization="original", gradient_accumulation_steps=2, max_steps=1))
     assert "losses    each batch's class loss is divided by its own class weights" in as_original.plan()
     as_original.train()
@@ -247,7 +247,7 @@ def test_a_step_that_depends_on_its_split_is_told_in_the_plan(tiny_recipe):
     assert mine != wholes  # of batches with other numbers of objects
 
 
-def test_an_image_that_cannot_be_read_costs_nothing_that_was_done(tiny_recipe, monkeypatch, capsys):
+def test_an_unreadable_image_saves_a_checkpoint_first(tiny_recipe, monkeypatch, capsys):
     original = DetectionDataset.__getitem__
 
     def broken(self, key):
@@ -268,7 +268,7 @@ def test_an_image_that_cannot_be_read_costs_nothing_that_was_done(tiny_recipe, m
     assert [entry["step"] for entry in entries(recipe) if entry["kind"] == "step"] == [2, 4, 6, 8, 10]
 
 
-def test_an_epoch_is_not_continued_with_other_images(tiny_recipe):
+def test_an_epoch_does_not_continue_with_other_images(tiny_recipe):
     Trainer(tiny_recipe(max_steps=3)).train()
     fewer = Trainer(tiny_recipe(resume="auto", data="shapes?size=64&train=16&val=4"))
     assert "the training images (were 20, are 16)" in fewer.plan()
@@ -299,7 +299,7 @@ def test_the_plan_has_a_table_of_what_trains_at_which_rate(tiny_recipe):
     assert int(table["all"][1].replace(",", "")) == in_optimizer
 
 
-def test_rates_drop_with_the_epochs_though_a_resumed_run_has_other_steps(tiny_recipe, tmp_path):
+def test_learning_rates_drop_by_epochs_also_if_a_resumed_run_has_other_steps(tiny_recipe, tmp_path):
     first = tiny_recipe(lr_schedule="step", lr_drop_epochs=2, epochs=1)
     Trainer(first).train()  # 5 steps an epoch
     resumed = Trainer(tiny_recipe(lr_schedule="step", lr_drop_epochs=2, epochs=5, batch_size=2, resume="auto"))
@@ -307,7 +307,7 @@ def test_rates_drop_with_the_epochs_though_a_resumed_run_has_other_steps(tiny_re
     assert drops(resumed) == [15, 35]
 
 
-def test_going_on_from_an_older_checkpoint_leaves_the_later_ones_behind(tiny_recipe):
+def test_continuing_from_an_older_checkpoint_removes_the_later_ones(tiny_recipe):
     Trainer(tiny_recipe(keep_checkpoints=5)).train()
     checkpoints = tiny_recipe().run_dir / "checkpoints"
     assert [path.name for path in sorted(checkpoints.iterdir())] == ["step_00000005", "step_00000010"]
@@ -324,7 +324,7 @@ def test_a_checkpoint_of_another_run_does_not_overwrite_this_one(tiny_recipe, tm
         Trainer(tiny_recipe(resume=str(other.run_dir / "checkpoints" / "step_00000005")))
 
 
-def test_a_run_stopped_before_its_first_evaluation_can_be_closed(tiny_recipe, monkeypatch):
+def test_a_run_stopped_before_its_first_evaluation_closes(tiny_recipe, monkeypatch):
     signal_at(monkeypatch, 3)
     with pytest.raises(TrainingInterrupted):
         Trainer(tiny_recipe()).train()
@@ -333,7 +333,7 @@ def test_a_run_stopped_before_its_first_evaluation_can_be_closed(tiny_recipe, mo
     assert (trainer.run_dir / "model" / "config.json").is_file()
 
 
-def test_objects_without_a_query_are_told_before_the_first_step(tiny_recipe):
+def test_objects_without_a_query_are_reported_before_the_first_step(tiny_recipe):
     model_config = tiny_recipe().model_config | {"num_queries": 2}
     assert (
         "objects take no part. Raise model_config.num_queries"
