@@ -1,4 +1,4 @@
-"""The backbone: a timm feature extractor, what of it is frozen, its ImageNet weights, and the positions of its cells.
+"""The backbone: a timm feature extractor, its frozen parts, its ImageNet weights, and the positions of its cells.
 
 Shapes: B images · D width · H, W pixels · h, w feature cells.
 """
@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -21,13 +21,16 @@ from .configuration_detr import DetrConfig
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm with fixed statistics and scale, all buffers, so that nothing of it ever trains.
+    """Batch norm with fixed statistics, scale and shift. All are buffers, so none of them ever trains.
 
     Original: models/backbone.py, `FrozenBatchNorm2d`. Differs from the original: one fused kernel instead of two
-    passes over the feature map, and timm's batch norms that carry their activation are frozen too.
+    passes over the feature map, and timm's batch norms with a built-in activation are frozen too.
 
     Args:
-        norm: The batch norm whose weights and statistics are taken over.
+        norm: The batch norm whose weights and statistics are copied.
+
+    Raises:
+        ValueError: The batch norm has no running statistics.
     """
 
     weight: Tensor
@@ -49,22 +52,20 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", running_mean.clone())
         self.register_buffer("running_var", running_var.clone())
 
+    def reset_weights(self) -> None:
+        """Sets scale 1, shift 0, mean 0 and variance 1."""
+        init.ones_(self.weight)
+        init.zeros_(self.bias)
+        init.zeros_(self.running_mean)
+        init.ones_(self.running_var)
+
     def forward(self, features: Tensor) -> Tensor:
         """(B, channels, h, w) → the same shape."""
         normed = F.batch_norm(
             features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
-        return cast(Tensor, self.act(self.drop(normed)))
-
-    def reset_weights(self) -> None:
-        """Scale 1, shift 0, mean 0 and variance 1."""
-        for tensor, fill in (
-            (self.weight, init.ones_),
-            (self.bias, init.zeros_),
-            (self.running_mean, init.zeros_),
-            (self.running_var, init.ones_),
-        ):
-            fill(tensor)
+        output: Tensor = self.act(self.drop(normed))
+        return output
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # a counter that only training uses
@@ -72,7 +73,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def freeze_batch_norms(module: nn.Module) -> None:
-    """Replaces every batch norm under `module` by a `FrozenBatchNorm2d` with the same numbers."""
+    """Replaces every batch norm in `module` by a `FrozenBatchNorm2d` with the same weights and statistics."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, FrozenBatchNorm2d(child))
@@ -81,10 +82,14 @@ def freeze_batch_norms(module: nn.Module) -> None:
 
 
 def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
-    """The timm feature extractor that `config` names, with random weights unless `overrides` say `pretrained=True`.
+    """Builds the config's timm feature extractor, with random weights unless `overrides` has `pretrained=True`.
+
+    Args:
+        config: The `backbone…`, `out_indices`, `num_channels` and `dilation` keys are read.
+        **overrides: Arguments of `timm.create_model` that take precedence over the config.
 
     Raises:
-        ValueError: timm has no such model, it offers no feature maps, or it does not take the arguments.
+        ValueError: timm has no such model, the model has no feature maps, or it does not accept the arguments.
     """
     arguments: dict[str, Any] = {
         "pretrained": False,
@@ -99,41 +104,17 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
     except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
         raise ValueError(
             f"timm cannot build the backbone '{overrides.get('model_name', config.backbone)}' with {arguments}: "
-            f"{error}. Wanted a timm model that offers features_only, and arguments that it takes "
+            f"{error}. Expected a timm model that supports features_only, and arguments that it accepts "
             f"(config keys backbone, backbone_kwargs, out_indices, dilation)."
         ) from error
     _drop_unused_stages(backbone)
     return backbone
 
 
-@contextlib.contextmanager
-def _missing_keys() -> Iterator[list[str]]:
-    """The parameters that timm does not find while it loads weights; it only logs their names and goes on.
-
-    What it says of surplus weights (a classifier's, left out on purpose) is kept from the screen.
-    """
-    said: list[str] = []
-
-    def listen(record: logging.LogRecord) -> bool:
-        if match := re.match(r"Missing keys \((.*?)\)", record.getMessage()):
-            said.extend(match[1].split(", "))
-        return record.levelno > logging.WARNING
-
-    timm_logger = logging.getLogger("timm.models._builder")
-    level = timm_logger.level
-    timm_logger.setLevel(logging.INFO)
-    timm_logger.addFilter(listen)
-    try:
-        yield said
-    finally:
-        timm_logger.removeFilter(listen)
-        timm_logger.setLevel(level)
-
-
 def _drop_unused_stages(backbone: nn.Module) -> None:
-    """Cuts what lies behind the deepest requested map; timm does so itself for all but its EfficientNet family.
+    """Cuts the stages behind the deepest requested map; timm does this itself for all but its EfficientNet family.
 
-    There, the stages behind it would be computed for nothing, and their weights never get a gradient.
+    They would be computed for nothing, and their weights would never get a gradient.
     """
     deepest: str = backbone.feature_info.module_name()[-1]  # type: ignore[union-attr, operator]
     parent, _, index = deepest.rpartition(".")
@@ -142,14 +123,74 @@ def _drop_unused_stages(backbone: nn.Module) -> None:
         setattr(backbone, parent, stages[: int(index) + 1])
 
 
-class DetrConvEncoder(nn.Module):
-    """The backbone: a timm feature extractor whose deepest requested map feeds the transformer.
-
-    Original: models/backbone.py. Batch norms are frozen, and so is everything up to and including the stride-4 map,
-    as the config says.
+def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Module:
+    """Builds the config's timm feature extractor with pretrained weights.
 
     Args:
-        config: Its `backbone…`, `out_indices`, `dilation` and `freeze_…` keys are read.
+        config: See `create_timm_backbone`.
+        source: See `DetrModel.load_backbone_weights`.
+
+    Raises:
+        FileNotFoundError: `source` looks like a file, but does not exist.
+        ValueError: The weights belong to another architecture, or cannot be read or downloaded.
+    """
+    path = Path(source)
+    if path.is_file():
+        overrides: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(path)}}
+    elif path.suffix in (".safetensors", ".pth", ".pt", ".bin") or path.is_dir():
+        raise FileNotFoundError(f"{source}: no such file of backbone weights.")
+    else:
+        overrides = {"model_name": str(source).removeprefix("hf-hub:").removeprefix("timm/")}
+    try:
+        with _missing_keys() as missing:
+            backbone = create_timm_backbone(config, pretrained=True, **overrides)
+    except Exception as error:  # timm raises whatever its reader or its download raises
+        raise ValueError(
+            f"{source}: cannot load weights of the backbone '{config.backbone}' ({error}). Expected a file with that "
+            f"architecture's weights under timm's names, or a timm model name whose weights can be downloaded."
+        ) from error
+    needed = {name.replace(".", "_") for name in backbone.state_dict()}  # timm flattens some names for features
+    lacking = [name for name in missing if name.replace(".", "_") in needed]
+    if lacking:
+        raise ValueError(
+            f"{source}: not weights of the backbone '{config.backbone}' under timm's names; {len(lacking)} of "
+            f"{len(needed)} are missing, the first is '{lacking[0]}'."
+        )
+    return backbone
+
+
+@contextlib.contextmanager
+def _missing_keys() -> Iterator[list[str]]:
+    """Collects the names of parameters that timm misses while it loads weights, which it only logs.
+
+    Its messages about surplus weights (the classifier, left out on purpose) are suppressed.
+    """
+    missing: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if match := re.match(r"Missing keys \((.*?)\)", record.getMessage()):
+            missing.extend(match[1].split(", "))
+        return record.levelno > logging.WARNING
+
+    timm_logger = logging.getLogger("timm.models._builder")
+    level = timm_logger.level
+    timm_logger.setLevel(logging.INFO)
+    timm_logger.addFilter(collect)
+    try:
+        yield missing
+    finally:
+        timm_logger.removeFilter(collect)
+        timm_logger.setLevel(level)
+
+
+class DetrConvEncoder(nn.Module):
+    """The timm feature extractor. Its deepest requested map feeds the transformer.
+
+    Original: models/backbone.py. Depending on the config, batch norms and everything up to and including the stride-4
+    map are frozen.
+
+    Args:
+        config: The `backbone…`, `out_indices`, `num_channels`, `dilation` and `freeze_…` keys are read.
     """
 
     def __init__(self, config: DetrConfig) -> None:
@@ -158,10 +199,9 @@ class DetrConvEncoder(nn.Module):
         self.model = create_timm_backbone(config)
         if config.freeze_batch_norm:
             freeze_batch_norms(self.model)
-        self.stem_is_frozen = config.freeze_backbone_stem
         self.freeze_stem()
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
-            if tensor.device.type != "meta":  # timm has filled it: `post_init` must leave it as it is
+            if tensor.device.type != "meta":  # timm has initialised it: `post_init` must not do so again
                 tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         info = self.model.feature_info
         self.channels: list[int] = info.channels()  # type: ignore[union-attr, operator]
@@ -175,49 +215,32 @@ class DetrConvEncoder(nn.Module):
         return features
 
     def freeze_stem(self) -> None:
-        """No gradient for what lies, in the order of the network, up to the last map of stride 4 or less."""
-        if not self.stem_is_frozen:
+        """Freezes all layers up to the last map of stride 4 or less, if the config says so.
+
+        Raises:
+            ValueError: The stem's parameters cannot be identified by their names.
+        """
+        if not self.config.freeze_backbone_stem:
             return
         stages = [stage["module"] for stage in self.model.feature_info.info if stage["reduction"] <= 4]  # type: ignore
-        if not stages:  # a plain vision transformer begins at stride 16: it has no such stem
+        if not stages:  # a plain vision transformer starts at stride 16 and has no such stem
             return
         prefixes = tuple(form + "." for form in (stages[-1], stages[-1].replace(".", "_")))
         names = [name for name, _ in self.model.named_parameters()]
-        in_stage = [position for position, name in enumerate(names) if name.startswith(prefixes)]
+        in_stage = [index for index, name in enumerate(names) if name.startswith(prefixes)]
         if not in_stage:
             raise ValueError(
-                f"The stem of this backbone cannot be told from its parameter names (looked for '{prefixes[0]}…'): "
-                f"set freeze_backbone_stem=False and freeze what you want by hand."
+                f"freeze_backbone_stem: no parameter of this backbone starts with '{prefixes[0]}', so its stem cannot "
+                f"be identified; set freeze_backbone_stem=False and freeze layers by hand."
             )
+        stem = set(names[: in_stage[-1] + 1])
         for name, parameter in self.model.named_parameters():
-            if name in names[: in_stage[-1] + 1]:
+            if name in stem:
                 parameter.requires_grad_(False)
 
     def load_weights(self, source: str | Path) -> None:
         """Replaces the weights by pretrained ones; see `DetrModel.load_backbone_weights`."""
-        path = Path(source)
-        if path.is_file():
-            overrides: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(path)}}
-        elif path.suffix in (".safetensors", ".pth", ".pt", ".bin") or path.is_dir():
-            raise FileNotFoundError(f"{source}: no such file of backbone weights.")
-        else:
-            overrides = {"model_name": str(source).removeprefix("hf-hub:").removeprefix("timm/")}
-        try:
-            with _missing_keys() as missing:
-                pretrained = create_timm_backbone(self.config, pretrained=True, **overrides)
-        except Exception as error:  # timm raises whatever its reader or its download does
-            raise ValueError(
-                f"{source}: cannot load weights for the backbone '{self.config.backbone}' ({error}). Wanted a file "
-                f"with that architecture's weights in timm's names, or a timm model name whose weights can be "
-                f"downloaded from here."
-            ) from error
-        needed = {name.replace(".", "_") for name in pretrained.state_dict()}  # timm flattens some names for features
-        lacking = [name for name in missing if name.replace(".", "_") in needed]
-        if lacking:
-            raise ValueError(
-                f"{source}: not the weights of the backbone '{self.config.backbone}' in timm's names; it lacks "
-                f"{len(lacking)} of {len(needed)}, first '{lacking[0]}'."
-            )
+        pretrained = load_pretrained_backbone(self.config, source)
         if self.config.freeze_batch_norm:
             freeze_batch_norms(pretrained)
         try:
@@ -236,7 +259,7 @@ class DetrSinePositionEmbedding(nn.Module):
 
     Args:
         width: D, the width of the embedding; half for rows, half for columns.
-        temperature: Ratio of the longest to the shortest wave length.
+        temperature: Ratio of the longest to the shortest wavelength.
     """
 
     def __init__(self, width: int, temperature: float) -> None:
@@ -258,18 +281,18 @@ def sine_position(points: Tensor, width: int, temperature: float) -> Tensor:
 
 
 def sine_embedding(positions: Tensor, width: int, temperature: float) -> Tensor:
-    """Positions (…) in [0, 1] → (…, width): sines and cosines, interleaved, of the position times 2π, ever slower."""
+    """Positions (…) in [0, 1] → (…, width): interleaved sines and cosines of 2π·position at decreasing frequencies."""
     channel = torch.arange(width, dtype=torch.float32, device=positions.device)
-    wave_length = temperature ** (2 * torch.div(channel, 2, rounding_mode="floor") / width)
-    angles = (positions * 2 * torch.pi)[..., None] / wave_length
+    wavelength = temperature ** (2 * torch.div(channel, 2, rounding_mode="floor") / width)
+    angles = (positions * 2 * torch.pi)[..., None] / wavelength
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
 class PositionTable(nn.Embedding):
-    """An embedding that starts uniform in [0, 1)."""
+    """An embedding that is initialised uniformly in [0, 1)."""
 
     def reset_weights(self) -> None:
-        """Draws the table."""
+        """Draws new weights."""
         init.uniform_(self.weight)
 
 
@@ -290,7 +313,7 @@ class DetrLearnedPositionEmbedding(nn.Module):
         self.column_embeddings = PositionTable(grid, width // 2)
 
     def forward(self, feature_mask: Tensor) -> Tensor:
-        """(B, h, w) bool → (B, h, w, D); padding plays no part.
+        """(B, h, w) bool → (B, h, w, D); independent of padding.
 
         Raises:
             ValueError: The feature map has more rows or columns than the table.
@@ -312,11 +335,11 @@ class DetrLearnedPositionEmbedding(nn.Module):
 class DetrBackbone(nn.Module):
     """Feature maps and the positions of their cells.
 
-    The position embedding lies beside the convolutions, as in the original: a learned one trains at the backbone's
+    As in the original, the position embedding belongs to the backbone: a learned one trains at the backbone's learning
     rate.
 
     Args:
-        config: See `DetrConvEncoder`; `position_embedding_type`, `d_model` and `learned_position_grid`.
+        config: See `DetrConvEncoder`; also `d_model` and the `…position…` keys are read.
     """
 
     def __init__(self, config: DetrConfig) -> None:
