@@ -104,11 +104,17 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
     except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
         raise ValueError(
             f"timm cannot build the backbone '{overrides.get('model_name', config.backbone)}' with {arguments}: "
-            f"{error}. Expected a timm model that supports features_only, and arguments that it accepts "
+            f"{_first_lines(error)}. Expected a timm model that supports features_only, and arguments that it accepts "
             f"(config keys backbone, backbone_kwargs, out_indices, dilation)."
         ) from error
     _drop_unused_stages(backbone)
     return backbone
+
+
+def _first_lines(error: BaseException, most: int = 2) -> str:
+    """The first lines of an error's message; PyTorch lists every parameter that does not match."""
+    lines = [line.strip().removesuffix(".") for line in str(error).splitlines()]
+    return " ".join(lines[:most]) + (f" … and {len(lines) - most} more lines" if len(lines) > most else "")
 
 
 def _drop_unused_stages(backbone: nn.Module) -> None:
@@ -146,7 +152,8 @@ def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Modul
             backbone = create_timm_backbone(config, pretrained=True, **overrides)
     except Exception as error:  # timm raises whatever its reader or its download raises
         raise ValueError(
-            f"{source}: cannot load weights of the backbone '{config.backbone}' ({error}). Expected a file with that "
+            f"{source}: cannot load weights of the backbone '{config.backbone}' "
+            f"({_first_lines(error.__cause__ or error)}). Expected a file with that "
             f"architecture's weights under timm's names, or a timm model name whose weights can be downloaded."
         ) from error
     needed = {name.replace(".", "_") for name in backbone.state_dict()}  # timm flattens some names for features
@@ -246,7 +253,9 @@ class DetrConvEncoder(nn.Module):
         try:
             self.model.load_state_dict(pretrained.state_dict())
         except RuntimeError as error:
-            raise ValueError(f"{source}: not weights of the backbone '{self.config.backbone}': {error}") from error
+            raise ValueError(
+                f"{source}: not weights of the backbone '{self.config.backbone}' ({_first_lines(error)})."
+            ) from error
 
 
 # Positions

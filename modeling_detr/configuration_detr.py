@@ -1,10 +1,11 @@
-"""What the weights of a DETR mean: `DetrConfig`, saved as `config.json`.
+"""`DetrConfig`: what the weights of a DETR mean; saved as `config.json`.
 
-Only what decides the function that the weights compute, and the coefficients of its loss, live here. How images become
-pixels is the image processor's (`preprocessor_config.json`), how one run trains is the recipe's (`configs/*.yaml`).
+It holds the keys that determine the function computed by the weights, and the coefficients of its loss. The image
+processor (`preprocessor_config.json`) prepares images, and a recipe (`configs/*.yaml`) determines how a run trains.
 """
 
-import difflib
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -13,10 +14,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .errors_detr import did_you_mean
 from .stock_detr import KEY_ALIASES, STOCK_MODEL_TYPE, TRAINING_KEYS, translate_stock_config
 
 
-# What `PreTrainedConfig` takes beside its declared fields, and what it writes into a saved config.
+_logger = logging.getLogger(__name__)
+
+# Keys that `PreTrainedConfig` accepts beside its declared fields, or writes into a saved config
 _LIBRARY_KEYS = {
     "_attn_implementation_internal",
     "_commit_hash",
@@ -34,7 +38,8 @@ _LIBRARY_KEYS = {
     "transformers_version",
 }
 
-_LEAST = {
+# Smallest allowed value → keys
+_MINIMUMS = {
     0: (
         "encoder_layers",
         "class_cost",
@@ -56,14 +61,14 @@ _LEAST = {
     ),
 }
 
-# Arguments of `timm.create_model` that other keys decide
-_KEYS_OF_THE_BACKBONE = {
-    "model_name": "which the key backbone says",
-    "pretrained": "but building from a config never downloads; load weights by DetrModel.load_backbone_weights",
-    "features_only": "but feature maps are what is needed",
-    "in_chans": "which the key num_channels says",
-    "out_indices": "which the key out_indices says",
-    "output_stride": "which the key dilation says",
+# Arguments of `timm.create_model` that other keys determine → what to do instead
+_RESERVED_BACKBONE_KWARGS = {
+    "model_name": "set the key backbone",
+    "pretrained": "building from a config never downloads weights; load them with DetrModel.load_backbone_weights",
+    "features_only": "it is always True",
+    "in_chans": "set the key num_channels",
+    "out_indices": "set the key out_indices",
+    "output_stride": "set the key dilation",
 }
 
 
@@ -74,18 +79,18 @@ class DetrConfig(PreTrainedConfig):
     Paper: sec. 3 and A.4. Original: main.py, `get_args_parser`.
 
     Attributes:
-        backbone: Name of a timm model that offers `features_only`. Building from a config never downloads weights.
-        backbone_kwargs: Further arguments of `timm.create_model`, e.g. `{"channels": [16, 32, 64, 128]}`.
-        out_indices: Which feature maps of the backbone are computed, in ascending order; the transformer reads the
-            last, segmentation four. None: only the deepest, for segmentation the last four.
+        backbone: Name of a timm model that supports `features_only`. Building from a config never downloads weights.
+        backbone_kwargs: Additional arguments of `timm.create_model`, e.g. `{"channels": [16, 32, 64, 128]}`.
+        out_indices: Feature maps of the backbone to compute, in ascending order; the transformer reads the last one,
+            segmentation all four. None: only the deepest map, for segmentation the last four.
         num_channels: Channels of the input image.
-        dilation: Replace the stride of the backbone's last stage by dilation (DC5): twice the resolution.
-        freeze_batch_norm: Batch norms of the backbone use their stored statistics and never train, as in the original.
-            A backbone trained from random weights needs False.
-        freeze_backbone_stem: Everything up to and including the stride-4 feature map does not train, as in the
-            original. A backbone trained from random weights needs False.
-        num_queries: Object queries, the largest number of objects found in one image.
-        d_model: Width of the transformer; even, and divisible by both numbers of heads.
+        dilation: Replace the stride of the backbone's last stage by dilation (DC5), which doubles the resolution.
+        freeze_batch_norm: The backbone's batch norms use their stored statistics and never train, as in the original.
+            Set it to False to train a backbone from random weights.
+        freeze_backbone_stem: Layers up to and including the stride-4 feature map do not train, as in the original. Set
+            it to False to train a backbone from random weights.
+        num_queries: Object queries, the maximum number of objects detected in one image.
+        d_model: Width of the transformer; divisible by both numbers of heads, and by 4 (learned positions: 2).
         encoder_layers: Encoder layers.
         encoder_attention_heads: Heads of the encoder's attention.
         encoder_ffn_dim: Hidden width of the encoder's feed-forward networks.
@@ -98,24 +103,24 @@ class DetrConfig(PreTrainedConfig):
         activation_dropout: Dropout between the two layers of a feed-forward network.
         pre_norm: Normalise before each block instead of after it (`--pre_norm` of the original).
         position_embedding_type: `"sine"` or `"learned"`.
-        position_temperature: Ratio of the longest to the shortest wave length of the sine positions. The original's
-            10,000 leaves most channels nearly constant over an image; 20 makes positions easier to tell apart, so that
-            small datasets with many alike objects start much earlier.
-        learned_position_grid: Rows and columns of the learned position table, the largest feature map it can serve.
+        position_temperature: Ratio of the longest to the shortest wavelength of the sine positions. With the
+            original's 10,000 most channels are nearly constant over an image; 20 makes positions easier to tell apart,
+            so small datasets with many similar objects learn much sooner.
+        learned_position_grid: Rows and columns of the learned position table: the largest supported feature map.
         auxiliary_loss: Apply the heads and the loss to every decoder layer.
         class_cost: Weight of the class probability in the matching cost.
         bbox_cost: Weight of the L1 box distance in the matching cost.
         giou_cost: Weight of the generalised IoU in the matching cost.
         bbox_loss_coefficient: Weight of the L1 box loss.
         giou_loss_coefficient: Weight of the generalised IoU loss.
-        mask_loss_coefficient: Weight of the focal mask loss (panoptic).
-        dice_loss_coefficient: Weight of the dice mask loss (panoptic).
+        mask_loss_coefficient: Weight of the focal mask loss (segmentation).
+        dice_loss_coefficient: Weight of the dice mask loss (segmentation).
         eos_coefficient: Weight of the class "no object" in the classification loss.
-        stuff_labels: Labels of classes without single objects (sky, grass), of which all segments of an image are one
-            (panoptic). All others are things.
+        stuff_labels: Labels of classes without individual objects (sky, grass), whose segments are merged into one per
+            image (panoptic). All other classes are things.
 
     Raises:
-        ValueError: A key is unknown (the nearest known one is named), or values do not fit each other.
+        ValueError: A key is unknown, a value is not allowed, or values contradict each other.
     """
 
     model_type = "modeling_detr"
@@ -159,8 +164,10 @@ class DetrConfig(PreTrainedConfig):
     stuff_labels: list[int] | tuple[int, ...] = ()
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Checks the keys and that the values fit each other; see the class for what is raised."""
-        self._refuse_unknown_keys(kwargs)
+        """Checks keys and values; see the class for the errors."""
+        for key in kwargs:
+            if key not in self._known_keys():
+                raise ValueError(f"DetrConfig: unknown key '{key}'; {did_you_mean(key, self._known_keys())}")
         self._check_values()
         if self.id2label is not None:
             _check_labels(self.id2label, kwargs.get("num_labels"))
@@ -170,123 +177,148 @@ class DetrConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
-        """What `config.json` says, under our keys if it is of Transformers' own DETR; and the arguments left over.
+        """Reads `config.json`; one of Transformers' own DETR is translated to our keys.
+
+        Returns:
+            The content, and the arguments that were not used.
 
         Raises:
-            ValueError: It is of another kind of model, or of a DETR that cannot be computed here.
+            ValueError: The file belongs to another kind of model, or to a DETR that cannot be computed here.
         """
-        said, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return config_under_our_keys(said, str(pretrained_model_name_or_path)), unused
+        values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return config_under_our_keys(values, str(pretrained_model_name_or_path)), unused
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """`PreTrainedConfig.from_dict`; the changes in `kwargs` are checked as the values in the dict are.
+        """See `PreTrainedConfig.from_dict`; changes in `kwargs` are checked like the values in `config_dict`.
+
+        Unknown keys of `config_dict` are kept and logged: Transformers and its tools write their own into files.
 
         Raises:
             ValueError: See the class.
         """
-        config_dict, names = dict(config_dict), kwargs.pop("id2label", None)
-        if names is not None:  # the old names go with the old number of labels
+        known = cls._known_keys()
+        unknown = {key: value for key, value in config_dict.items() if key not in known}
+        config_dict = {key: value for key, value in config_dict.items() if key in known}
+        names = kwargs.pop("id2label", None)
+        if names is not None:  # they replace the old names and the old number of labels
             _check_labels(names, kwargs.pop("num_labels", None))
             config_dict["id2label"] = {int(label): name for label, name in names.items()}
             config_dict["label2id"] = kwargs.pop("label2id", None)
         elif kwargs.get("num_labels") not in (None, len(config_dict.get("id2label") or {})):
-            config_dict["id2label"] = config_dict["label2id"] = None  # other labels, whose names nobody has said
+            config_dict["id2label"] = config_dict["label2id"] = None  # other labels, without names
         loaded = super().from_dict(config_dict, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config._check_values()  # the library sets what `kwargs` change without a check
+        for key, value in unknown.items():
+            _logger.warning("config.json: unknown key '%s' is kept, but has no effect on the model.", key)
+            setattr(config, key, value)
         return loaded
 
-    def _refuse_unknown_keys(self, extra: dict[str, Any]) -> None:
-        """The library stores any key it does not know; a misspelt option would then be ignored without a word."""
-        library = _LIBRARY_KEYS | set(PreTrainedConfig().to_dict())  # what this version of it writes into every file
-        known = {field.name for field in fields(self)} | set(self.attribute_map) | library
-        for key in extra:
-            if key not in known:
-                nearest = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean '{nearest[0]}'?" if nearest else "."
-                raise ValueError(f"DetrConfig has no key '{key}'{hint}")
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in the order of their labels, without "no object"."""
+        return tuple(str(name) for _, name in sorted((self.id2label or {}).items()))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes without "no object"; `num_labels`, but never None."""
+        return len(self.id2label or {})
+
+    @classmethod
+    def _known_keys(cls) -> set[str]:
+        """Keys that may be passed. Transformers stores any other key, so misspelt ones would be ignored silently."""
+        return {*(field.name for field in fields(cls)), *cls.attribute_map, *_LIBRARY_KEYS, *_saved_library_keys()}
 
     def _check_values(self) -> None:
+        self._check_ranges()
+        self._check_widths()
+        if self.position_embedding_type not in ("sine", "learned"):
+            raise ValueError(
+                f"position_embedding_type: got '{self.position_embedding_type}', expected 'sine' or 'learned'."
+            )
+        if self.activation_function not in ACT2FN:
+            raise ValueError(
+                f"activation_function: unknown name '{self.activation_function}'; "
+                f"{did_you_mean(self.activation_function, ACT2FN)}"
+            )
+        for name in set(self.backbone_kwargs or {}) & set(_RESERVED_BACKBONE_KWARGS):
+            raise ValueError(f"backbone_kwargs: '{name}' is not allowed; {_RESERVED_BACKBONE_KWARGS[name]}.")
+        if len(set(self.stuff_labels)) < len(self.stuff_labels) or any(label < 0 for label in self.stuff_labels):
+            raise ValueError(f"stuff_labels: got {list(self.stuff_labels)}, expected distinct labels of classes.")
+        if self.out_indices is not None and list(self.out_indices) != sorted(set(self.out_indices)):
+            raise ValueError(f"out_indices: got {list(self.out_indices)}, expected ascending indices without repeats.")
+
+    def _check_ranges(self) -> None:
+        for minimum, names in _MINIMUMS.items():
+            for name in names:
+                if getattr(self, name) < minimum:
+                    raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {minimum}.")
+        if self.position_temperature <= 1:
+            raise ValueError(f"position_temperature: got {self.position_temperature}, expected a number above 1.")
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected a probability in [0, 1).")
+
+    def _check_widths(self) -> None:
         for part in ("encoder", "decoder"):
             heads = getattr(self, f"{part}_attention_heads")
             if heads < 1 or self.d_model % heads:
                 raise ValueError(
-                    f"d_model={self.d_model} is not divisible by {part}_attention_heads={heads}; every head needs the "
-                    f"same width. Change one of them."
+                    f"d_model={self.d_model} is not divisible by {part}_attention_heads={heads}; all heads need the "
+                    f"same width."
                 )
-        if self.position_embedding_type not in ("sine", "learned"):
-            raise ValueError(
-                f"position_embedding_type is '{self.position_embedding_type}'; wanted 'sine' or 'learned'."
-            )
-        divisor = 4 if self.position_embedding_type == "sine" else 2
+        divisor = 2 if self.position_embedding_type == "learned" else 4
         if self.d_model % divisor:
             raise ValueError(
                 f"d_model={self.d_model} is not divisible by {divisor}; the {self.position_embedding_type} position "
                 f"embedding splits it between rows and columns."
             )
-        for least, names in _LEAST.items():
-            for name in names:
-                if getattr(self, name) < least:
-                    raise ValueError(f"{name} is {getattr(self, name)}; wanted at least {least}.")
-        if self.activation_function not in ACT2FN:
-            nearest = difflib.get_close_matches(self.activation_function, ACT2FN, n=1)
-            hint = f"did you mean '{nearest[0]}'?" if nearest else "wanted a name of Transformers' ACT2FN."
-            raise ValueError(f"activation_function is '{self.activation_function}'; {hint}")
-        for name in set(self.backbone_kwargs or {}) & set(_KEYS_OF_THE_BACKBONE):
-            raise ValueError(f"backbone_kwargs has '{name}', {_KEYS_OF_THE_BACKBONE[name]}.")
-        if self.position_temperature <= 1:
-            raise ValueError(f"position_temperature is {self.position_temperature}; wanted a number above 1.")
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; wanted a probability in [0, 1).")
-        if len(set(self.stuff_labels)) < len(self.stuff_labels) or any(label < 0 for label in self.stuff_labels):
-            raise ValueError(f"stuff_labels is {list(self.stuff_labels)}; wanted labels of classes, each once.")
-        if self.out_indices is not None and list(self.out_indices) != sorted(set(self.out_indices)):
-            raise ValueError(f"out_indices is {list(self.out_indices)}; wanted ascending and without repeats.")
+
+
+@functools.cache
+def _saved_library_keys() -> frozenset[str]:
+    """The keys that this version of Transformers writes into every config."""
+    return frozenset(PreTrainedConfig().to_dict())
 
 
 def _check_labels(id2label: Mapping[Any, str], num_labels: int | None) -> None:
-    """Refuses labels that are not 0…C-1, or not as many as `num_labels` says."""
+    """Raises a ValueError unless labels are 0…C-1, and as many as `num_labels` if that is given."""
     if num_labels is not None and num_labels != len(id2label):
         raise ValueError(
-            f"num_labels is {num_labels}, but id2label has {len(id2label)} entries; leave num_labels out, or make "
-            f"them agree."
+            f"num_labels is {num_labels}, but id2label has {len(id2label)} entries; omit num_labels, or make them "
+            f"agree."
         )
+    expected = f"expected 0…{len(id2label) - 1}, one label per row of the class head"
     try:
-        labels = sorted(int(label) for label in id2label)
+        labels = {int(label) for label in id2label}
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"id2label has a key that is no whole number ({error}); wanted 0…{len(id2label) - 1}."
-        ) from error
-    lacking = sorted(set(range(len(labels))) - set(labels))
-    if lacking:
-        raise ValueError(
-            f"id2label has {len(labels)} entries, but none for the label {lacking[0]}; wanted 0…{len(labels) - 1}, "
-            f"the rows of the class head."
-        )
+        raise ValueError(f"id2label: a label is not an integer ({error}); {expected}.") from error
+    missing = sorted(set(range(len(id2label))) - labels)
+    if missing:
+        raise ValueError(f"id2label: {len(id2label)} entries, but none for label {missing[0]}; {expected}.")
 
 
-def config_under_our_keys(said: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The content of a `config.json` as keys of `DetrConfig`; what is changed of a stock model is logged.
+def config_under_our_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The content of a `config.json` under our keys; changes to a stock model's settings are logged.
 
     Args:
-        said: The content. What `DetrConfig` wrote is returned as it is.
+        values: The content. Our own is returned as it is.
         source: Where it comes from, for messages.
 
     Raises:
-        ValueError: It is of another kind of model, or of a DETR that cannot be computed here.
+        ValueError: The content belongs to another kind of model, or to a DETR that cannot be computed here.
     """
-    model_type = said.get("model_type", DetrConfig.model_type)
+    model_type = values.get("model_type", DetrConfig.model_type)
     if model_type == DetrConfig.model_type:
-        return dict(said)
+        return dict(values)
     if model_type != STOCK_MODEL_TYPE:
         raise ValueError(
             f"{source}: config.json has model_type '{model_type}', expected '{DetrConfig.model_type}', or "
             f"'{STOCK_MODEL_TYPE}' (Transformers' own DETR)."
         )
     training_defaults = {key: getattr(DetrConfig, key) for key in TRAINING_KEYS}
-    return {**translate_stock_config(said, source, training_defaults), "model_type": DetrConfig.model_type}
+    return {**translate_stock_config(values, source, training_defaults), "model_type": DetrConfig.model_type}
 
 
 __all__ = ["DetrConfig"]

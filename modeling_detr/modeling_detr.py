@@ -7,7 +7,7 @@ Shapes: B images · Q queries (plus E extra ones in training) · C classes · D 
 h, w feature cells · S = h·w tokens · L decoder layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -102,6 +102,17 @@ class DetectionFields(ModelOutput):
     loss_dict: dict[str, Tensor] | None = None
     logits: Tensor = _ALWAYS_SET
     pred_boxes: Tensor = _ALWAYS_SET
+
+    def add_loss(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        """Adds a weighted loss to `loss`, and its unweighted terms to `loss_dict`.
+
+        Raises:
+            ValueError: The output has no loss, because the model was called without labels.
+        """
+        if self.loss is None or self.loss_dict is None:
+            raise ValueError("This output has no loss to add to; pass labels to the model.")
+        self.loss = self.loss + loss
+        self.loss_dict = {**self.loss_dict, **terms}
 
 
 @dataclass
@@ -244,7 +255,10 @@ class DetrEncoderLayer(GradientCheckpointingLayer, TransformerLayer):
 
 
 class DetrDecoderLayer(GradientCheckpointingLayer, TransformerLayer):
-    """Self-attention of the queries, cross-attention to the image, feed-forward. Original: `TransformerDecoderLayer`."""
+    """Self-attention of the queries, cross-attention to the image, then a feed-forward network.
+
+    Original: `TransformerDecoderLayer`.
+    """
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__(config, config.decoder_ffn_dim)
@@ -513,7 +527,9 @@ class DetrModel(DetrPreTrainedModel):
         image = pixel_mask.bool()
         if bool(image.all()):
             return None
-        empty = (~image[:, 0, 0]).nonzero().flatten().tolist()  # images are at the top left, and so is their first pixel
+        empty = (
+            (~image[:, 0, 0]).nonzero().flatten().tolist()
+        )  # images are at the top left, and so is their first pixel
         if empty:
             raise ValueError(
                 f"pixel_mask: image {empty[0]} of the batch is 0 at its top left pixel, so it is all padding or the "

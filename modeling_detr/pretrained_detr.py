@@ -195,8 +195,8 @@ class HeadChange:
         head = [name for name in sorted(missing) if "class_labels_classifier." in name]
         if head and self.classes_change:
             raise ValueError(
-                f"{source}: {head[0]} is missing or has another size than its own config.json says, so its rows cannot "
-                f"be moved; pass head_init='fresh'."
+                f"{source}: {head[0]} is missing or has another size than its own config.json says, so its rows "
+                f"cannot be moved; pass head_init='fresh'."
             )
 
     def warn_of_stale_rows(self, source: str) -> None:
@@ -353,7 +353,9 @@ class DetrPreTrainedModel(PreTrainedModel):
             change = change.without_classes()
         if not ignore_mismatched_sizes:
             change.check_sizes(source)
-        by_name = head_init == "by_name" and bool(ignore_mismatched_sizes or label_mapping) and bool(change.sentences())
+        by_name = (
+            head_init == "by_name" and bool(ignore_mismatched_sizes or label_mapping) and bool(change.sentences())
+        )
         if not by_name:
             change.warn_of_stale_rows(source)
 
@@ -389,11 +391,12 @@ class DetrPreTrainedModel(PreTrainedModel):
         """
         names = {**cls._foreign_names(stock), **(options.pop("key_mapping", None) or {})}
         try:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 source, *model_args, config=config, key_mapping=names, output_loading_info=True, **options
             )
         except TypeError as error:
             raise _unknown_key(error) from error
+        model, info = loaded
         model._weight_conversions = None  # or saving would restore the names that were read
         if stock and (difference := stock_norm_difference(model)):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Masks: where each query looks, the mask head, and the detector with masks.
+"""Segmentation: attention maps, the mask head, and the detector with masks.
 
 Shapes: B images · Q queries · D width · A attention heads · H, W pixels · h, w feature cells · S = h·w tokens ·
 M queries whose masks are computed.
@@ -7,75 +7,65 @@ M queries whose masks are computed.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput
 
 from .configuration_detr import DetrConfig
 from .loss_detr import MaskCriterion, SetCriterion, flat_queries
-from .modeling_detr import BatchLevelOutputs, DetrForObjectDetection, ExtraQueries, XavierLinear
+from .modeling_detr import (
+    DetectionFields,
+    DetrForObjectDetection,
+    DetrObjectDetectionOutput,
+    ExtraQueries,
+    XavierLinear,
+)
 from .pretrained_detr import DetrPreTrainedModel, HeadChange, init_bias
 from .structures_detr import DetectionLabels, check_masks
 
 
 @dataclass
-class DetrSegmentationOutput(BatchLevelOutputs, ModelOutput):
-    """Detections of a batch with their masks, and their loss if labels were given.
+class SegmentationFields(DetectionFields):
+    """The fields of a segmentation; see `DetectionFields` for their order."""
 
-    Attributes:
-        loss: Scalar, the weighted sum of all terms, those of the masks included.
-        loss_dict: The terms unweighted, under the original's names; `loss_mask` and `loss_dice` are those of the last
-            decoder layer.
-        logits: (B, Q, C + 1), the last decoder layer; index C is "no object".
-        pred_boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
-        pred_masks: (B, Q, h, w) logits of every query's mask, on the finest feature map of the whole padded canvas;
-            None where they were not asked for, see `DetrForSegmentation.forward`.
-        image_sizes: (B, 2) int64, height and width of each image in `pixel_values`, without padding.
-        canvas_size: (B, 2) int64, height and width of `pixel_values`, the same for each image.
-        stuff_labels: (B, n) int64, the config's: classes of which all segments of an image are one.
-        last_hidden_state: See `DetrModelOutput`, like all that follow.
-        encoder_last_hidden_state: See there.
-        feature_mask: See there.
-        decoder_hidden_states: See there.
-        decoder_attentions: See there.
-        cross_attentions: See there.
-        encoder_hidden_states: See there.
-        encoder_attentions: See there.
-    """
-
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None
     pred_masks: Tensor | None = None
     image_sizes: Tensor | None = None
     canvas_size: Tensor | None = None
     stuff_labels: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    feature_mask: Tensor | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class DetrSegmentationOutput(DetrObjectDetectionOutput, SegmentationFields):
+    """Detections with masks, and the fields of `DetrObjectDetectionOutput`.
+
+    Attributes:
+        loss: Scalar, the weighted sum of all terms, including those of the masks.
+        loss_dict: See `DetrObjectDetectionOutput`; `loss_mask` and `loss_dice` are those of the last decoder layer.
+        pred_masks: (B, Q, h, w) logits of every query's mask, on the finest feature map of the whole padded canvas;
+            None unless requested, see `DetrForSegmentation.forward`.
+        image_sizes: (B, 2) int64, height and width of each image in `pixel_values`, without padding.
+        canvas_size: (B, 2) int64, height and width of `pixel_values`, the same for each image.
+        stuff_labels: (B, n) int64, those of the config: classes whose segments are merged into one per image.
+    """
+
+
+# The mask head
 
 
 class MaskConv2d(nn.Conv2d):
-    """A convolution of the mask head: He's uniform rule for linear units and no bias at the start."""
+    """A convolution of the mask head, initialised by He's uniform rule for linear units, with a bias of 0."""
 
     def reset_weights(self) -> None:
-        """Draws weight and bias."""
+        """Draws new weights."""
         init.kaiming_uniform_(self.weight, a=1)
         init_bias(self, zero=True)
 
 
 class DetrAttentionMaps(nn.Module):
-    """Where each query looks: one map for each attention head, a softmax over heads and cells together.
+    """Where each query looks: one map per attention head, with a softmax over heads and cells together.
 
     Paper: sec. 4.4, fig. 8. Original: models/segmentation.py, `MHAttentionMap`.
 
@@ -95,42 +85,37 @@ class DetrAttentionMaps(nn.Module):
         heads = (self.num_heads, queries.shape[-1] // self.num_heads)
         query_heads = self.q_linear(queries).unflatten(-1, heads).transpose(1, 2)  # (B, A, Q, D/A)
         key_heads = self.k_linear(memory).unflatten(-1, heads).permute(0, 2, 3, 1)  # (B, A, D/A, S)
-        scores = (query_heads * heads[1] ** -0.5) @ key_heads  # (B, A, Q, S)
+        scores: Tensor = (query_heads * heads[1] ** -0.5) @ key_heads  # (B, A, Q, S)
         scores = scores.masked_fill(~feature_mask.flatten(1)[:, None, None], -torch.inf)
         scores = scores.transpose(1, 2)  # (B, Q, A, S)
-        maps = scores.flatten(2).softmax(-1).unflatten(-1, (self.num_heads, *feature_mask.shape[1:]))
-        return cast(Tensor, maps)
+        probabilities = scores.flatten(2).softmax(-1)  # (B, Q, A·S)
+        return probabilities.view(*scores.shape[:3], *feature_mask.shape[1:])
+
+
+_NORM_GROUPS = 8  # the original's
 
 
 class DetrMaskHead(nn.Module):
-    """A small feature pyramid network that makes of a query's attention maps the logits of its mask.
+    """A small feature pyramid network that turns a query's attention maps into the logits of its mask.
 
-    Paper: sec. 4.4, fig. 8. Original: models/segmentation.py, `MaskHeadSmallConv`. Differs from the original: what
-    queries of one image share (the projected map's part of the first convolution, the lateral maps) is computed once
-    an image, and only for queries that are asked for; group norm works within one query's map, so that the numbers
-    are the same.
+    Paper: sec. 4.4, fig. 8. Original: models/segmentation.py, `MaskHeadSmallConv`. Differs from the original: what the
+    queries of an image share (the projected map's part of the first convolution, the lateral maps) is computed once
+    per image, and masks only for the requested queries. Group norm works within one query's map, so the numbers are
+    the same.
 
     Args:
         width: D.
         num_heads: A.
-        lateral_channels: Channels of the backbone's maps, from the second deepest to the largest: three.
+        lateral_channels: Channels of the backbone's three other maps, from the second deepest to the largest.
 
     Raises:
-        ValueError: A width does not divide into the eight groups of group norm.
+        ValueError: A layer's width is not divisible by its number of groups.
     """
 
     def __init__(self, width: int, num_heads: int, lateral_channels: Sequence[int]) -> None:
         super().__init__()
         widths = [width + num_heads, width // 2, width // 4, width // 8, width // 16]
-        groups = [max(1, min(_NORM_GROUPS, channels)) for channels in widths]  # narrow maps: a channel each, as stock
-        unfit = [channels for channels, parts in zip(widths, groups, strict=True) if channels % parts or not channels]
-        if unfit:
-            raise ValueError(
-                f"The mask head of d_model={width} with {num_heads} encoder_attention_heads has the widths {widths} "
-                f"(d_model + heads, d_model / 2, / 4, / 8, / 16), but {unfit[0]} does not divide into the "
-                f"{_NORM_GROUPS} groups of its group norms; wanted a d_model that is a multiple of "
-                f"{16 * _NORM_GROUPS} and heads that are a multiple of {_NORM_GROUPS}, as in the original (256, 8)."
-            )
+        groups = _norm_groups(widths)
         self.width = width
         self.lay1 = MaskConv2d(widths[0], widths[0], 3, padding=1)
         self.lay2 = MaskConv2d(widths[0], widths[1], 3, padding=1)
@@ -143,21 +128,21 @@ class DetrMaskHead(nn.Module):
             MaskConv2d(channels, width, 1) for channels, width in zip(lateral_channels, widths[1:4], strict=True)
         )
 
-    def forward(self, projected: Tensor, maps: Tensor, image: Tensor, laterals: Sequence[Tensor]) -> Tensor:
-        """Masks of M queries of the batch.
+    def forward(self, projected: Tensor, maps: Tensor, image_index: Tensor, laterals: Sequence[Tensor]) -> Tensor:
+        """Computes the masks of M queries of the batch.
 
         Args:
             projected: (B, D, h, w), the deepest map as the encoder reads it.
             maps: (M, A, h, w), the queries' attention maps.
-            image: (M,) int64, which image of the batch each query belongs to.
+            image_index: (M,) int64, the image of the batch that each query belongs to.
             laterals: The backbone's other three maps, from the second deepest to the largest.
 
         Returns:
-            (M, height, width) logits, of the largest map's size.
+            (M, height, width) logits at the resolution of the largest map.
         """
-        shared_weight, own_weight = self.lay1.weight.split([self.width, maps.shape[1]], dim=1)
+        shared_weight, query_weight = self.lay1.weight.split([self.width, maps.shape[1]], dim=1)
         shared = F.conv2d(projected, shared_weight, self.lay1.bias, padding=1)  # (B, D + A, h, w)
-        states = shared[image] + F.conv2d(maps, own_weight, padding=1)  # (M, D + A, h, w)
+        states = shared[image_index] + F.conv2d(maps, query_weight, padding=1)  # (M, D + A, h, w)
         states = F.relu(self.gn1(states))
         states = F.relu(self.gn2(self.lay2(states)))
         stages = (
@@ -167,27 +152,41 @@ class DetrMaskHead(nn.Module):
         )
         for lateral, (adapter, convolution, norm) in zip(laterals, stages, strict=True):
             enlarged = F.interpolate(states, size=lateral.shape[-2:], mode="nearest")
-            states = F.relu(norm(convolution(adapter(lateral)[image] + enlarged)))
-        return cast(Tensor, self.out_lay(states)[:, 0])
+            states = F.relu(norm(convolution(adapter(lateral)[image_index] + enlarged)))
+        logits: Tensor = self.out_lay(states)
+        return logits[:, 0]
 
 
-_NORM_GROUPS = 8  # the original's
+def _norm_groups(widths: Sequence[int]) -> list[int]:
+    """Groups of each group norm; layers narrower than the original's get one group per channel, as in Transformers."""
+    groups = [max(1, min(_NORM_GROUPS, width)) for width in widths]
+    for width, count in zip(widths, groups, strict=True):
+        if width % count or not width:
+            raise ValueError(
+                f"The mask head's layers have the widths {list(widths)} (d_model + encoder_attention_heads, d_model "
+                f"/ 2, / 4, / 8, / 16), but {width} is not divisible by the {_NORM_GROUPS} groups of its group norm; "
+                f"expected a d_model that is a multiple of {16 * _NORM_GROUPS} and a number of heads that is a "
+                f"multiple of {_NORM_GROUPS}, as in the original (256, 8)."
+            )
+    return groups
 
 
-_MASKS_AT_ONCE = 32  # a mask of a large image takes some 30 MB on its way through the mask head
+# The model
+
+_MASKS_PER_CHUNK = 32  # a mask of a large image takes about 30 MB on its way through the mask head
 
 
 class DetrForSegmentation(DetrPreTrainedModel):
-    """DETR with masks: the detector, and for each object query where its object is, pixel by pixel.
+    """DETR with masks: the detector, and for each object query a mask of its object.
 
     Paper: sec. 4.4. Original: models/segmentation.py, `DETRsegm`.
 
     Args:
-        config: See `DetrConfig`. Four of the backbone's maps are read; `out_indices` None means its last four, which
-            for most have strides 4 to 32.
+        config: See `DetrConfig`. Segmentation reads four of the backbone's maps; `out_indices` None means its last
+            four, which in most backbones have strides 4 to 32.
 
     Raises:
-        ValueError: `out_indices` are not four, or a width does not fit the mask head.
+        ValueError: `out_indices` does not have four entries, or a width does not fit the mask head.
     """
 
     detector_prefix = "detr."
@@ -201,22 +200,13 @@ class DetrForSegmentation(DetrPreTrainedModel):
         channels = self.detr.model.backbone.conv_encoder.channels
         if len(channels) != 4:
             raise ValueError(
-                f"out_indices is {list(cast(Sequence[int], config.out_indices))}; segmentation reads four maps of the "
-                f"backbone. Give four, or none for the last four."
+                f"out_indices: got {list(config.out_indices or ())}, expected four maps of the backbone for "
+                f"segmentation; set four, or None for the last four."
             )
         self.bbox_attention = DetrAttentionMaps(config.d_model, config.encoder_attention_heads)
         self.mask_head = DetrMaskHead(config.d_model, config.encoder_attention_heads, channels[2::-1])
         self.mask_criterion = MaskCriterion(float(config.mask_loss_coefficient), float(config.dice_loss_coefficient))
         self.post_init()
-
-    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
-        """See Transformers. What is saved also says which class the image-segmentation pipeline takes, which asks for
-        another Auto class than the one that universal segmentation has."""
-        if self._auto_class is not None:
-            known = getattr(self.config, "auto_map", None) or {}
-            name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-            self.config.auto_map = {**known, "AutoModelForImageSegmentation": name}
-        super().save_pretrained(save_directory, *arguments, **options)
 
     def forward(
         self,
@@ -231,29 +221,29 @@ class DetrForSegmentation(DetrPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> DetrSegmentationOutput | tuple[Any, ...]:
-        """Detects and segments, and with `labels` computes the loss.
+        """Detects and segments objects, and computes the loss if `labels` are given.
 
         Args:
-            pixel_values: See `DetrForObjectDetection.forward`, like what is not explained here.
-            pixel_mask: See there.
-            labels: What the detector takes, and `masks` (N, height, width) bool of the unpadded image.
-            num_boxes: See there; it divides the losses of masks too.
-            class_weight_sum: See there.
-            extra_queries: See there; they get no masks.
-            output_masks: Compute the masks of all queries. None: without labels they are, with labels not, because
-                the loss needs those of the matched queries only. False and `predict_masks` afterwards is the way to
-                the masks of a few queries.
-            output_attentions: See there.
-            output_hidden_states: See there.
-            return_dict: False: a tuple instead of `DetrSegmentationOutput`.
+            pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom.
+            pixel_mask: (B, H, W), 1 = image, 0 = padding; None if nothing is padded.
+            labels: The detector's labels, and `masks` (N, height, width) bool of the unpadded image.
+            num_boxes: Boxes of the whole optimizer step, the divisor of the box and mask losses. None: this batch's.
+            class_weight_sum: See `DetrForObjectDetection.forward`.
+            extra_queries: See `DetrForObjectDetection.forward`; they get no masks.
+            output_masks: Compute the masks of all queries. None: only if there are no labels, because the loss needs
+                no masks but those of the matched queries. To get the masks of a few queries, pass False and call
+                `predict_masks` afterwards.
+            output_attentions: See `DetrModel.forward`.
+            output_hidden_states: See `DetrModel.forward`.
+            return_dict: False returns a tuple instead of `DetrSegmentationOutput`.
 
         Raises:
-            ValueError: See `DetrForObjectDetection.forward`; or an image's masks are missing, not one an object, or
-                larger than the batch.
+            ValueError: See `DetrForObjectDetection.forward`; or the masks of an image are missing, do not match its
+                objects, or are larger than the batch.
         """
-        canvas_size = cast(tuple[int, int], tuple(pixel_values.shape[-2:]))
+        height, width = pixel_values.shape[-2:]
         if labels is not None:
-            check_masks(labels, canvas_size)
+            check_masks(labels, (height, width))
         detected, assignments = self.detr.detect(
             pixel_values,
             pixel_mask,
@@ -265,65 +255,74 @@ class DetrForSegmentation(DetrPreTrainedModel):
             output_hidden_states,
             output_feature_maps=True,
         )
+        batch = len(pixel_values)
         output = DetrSegmentationOutput(
             image_sizes=_image_sizes(pixel_values, pixel_mask),
-            canvas_size=torch.tensor(canvas_size).expand(len(pixel_values), -1),
-            stuff_labels=torch.tensor(self.config.stuff_labels, dtype=torch.int64).expand(len(pixel_values), -1),
+            canvas_size=torch.tensor((height, width)).expand(batch, -1),
+            stuff_labels=torch.tensor(self.config.stuff_labels, dtype=torch.int64).expand(batch, -1),
             **detected,
         )
-        for name in ("auxiliary_outputs", "intermediate_hidden_states", "feature_maps"):
-            setattr(output, name, getattr(detected, name))
-        if labels is not None and assignments is not None:
-            image, query = flat_queries(assignments, pixel_values.device)
-            mask_loss, terms = self.mask_criterion(
-                self._masks_of(output, image, query), labels, assignments, canvas_size, num_boxes
-            )
-            output.loss = cast(Tensor, output.loss) + mask_loss
-            output.loss_dict = {**cast(dict[str, Tensor], output.loss_dict), **terms}
+        output.copy_batch_level(detected)
+        if labels is not None:
+            masks = self._masks_of(output, *flat_queries(assignments, pixel_values.device))
+            output.add_loss(*self.mask_criterion(masks, labels, assignments, (height, width), num_boxes))
         if output_masks or (output_masks is None and labels is None):
-            everything = cast(Tensor, output.logits).new_ones(cast(Tensor, output.logits).shape[:2], dtype=torch.bool)
-            output.pred_masks = self.predict_masks(output, everything).unflatten(0, everything.shape)
-        returns_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if returns_dict else output.to_tuple()
+            every_query = torch.ones_like(output.logits[..., 0], dtype=torch.bool)
+            output.pred_masks = self.predict_masks(output, every_query).unflatten(0, every_query.shape)
+        return self.output_or_tuple(output, return_dict)
 
-    def change_head(self, change: HeadChange) -> None:
-        """See `DetrForObjectDetection.change_head`; masks depend on neither classes nor queries."""
-        self.detr.change_head(change)
+    def predict_masks(self, outputs: DetrSegmentationOutput, keep: Tensor) -> Tensor:
+        """Computes the masks of selected queries, at a fraction of the cost of all.
+
+        Args:
+            outputs: The model's output.
+            keep: (B, Q) bool, the selected queries.
+
+        Returns:
+            (M, h, w) logits in the order of `keep.nonzero()`, equal to `pred_masks[keep]`.
+        """
+        image_index, query_index = keep.nonzero(as_tuple=True)
+        if torch.is_grad_enabled():
+            return self._masks_of(outputs, image_index, query_index)
+        chunks = zip(image_index.split(_MASKS_PER_CHUNK), query_index.split(_MASKS_PER_CHUNK), strict=True)
+        return torch.cat([self._masks_of(outputs, *chunk) for chunk in chunks])
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; a detector of which nothing trains stays as it is used: no dropout, fixed batch norms."""
+        """Sets training mode; a detector that is completely frozen stays in evaluation mode."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.detr.parameters()):
             self.detr.eval()
         return self
 
-    def predict_masks(self, outputs: DetrSegmentationOutput, keep: Tensor) -> Tensor:
-        """The masks of chosen queries, at a fraction of the cost of all.
+    def change_head(self, change: HeadChange) -> None:
+        """See `DetrForObjectDetection.change_head`; the mask head depends on neither classes nor queries."""
+        self.detr.change_head(change)
 
-        Args:
-            outputs: What the model has returned.
-            keep: (B, Q) bool, which queries.
-
-        Returns:
-            (M, h, w) logits, in the order of `keep.nonzero()`; what `pred_masks[keep]` would be.
-        """
-        image, query = keep.nonzero(as_tuple=True)
-        if torch.is_grad_enabled():
-            return self._masks_of(outputs, image, query)
-        pieces = zip(image.split(_MASKS_AT_ONCE), query.split(_MASKS_AT_ONCE), strict=True)
-        return torch.cat([self._masks_of(outputs, *piece) for piece in pieces])
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """See `PreTrainedModel.save_pretrained`. Also registers the class for the image-segmentation pipeline, which
+        looks it up under another Auto class than universal segmentation."""
+        if self._auto_class is not None:
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            self.config.auto_map = {**auto_map, "AutoModelForImageSegmentation": name}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def criterion(self) -> SetCriterion:
         """The detector's loss."""
         return self.detr.criterion
 
-    def _masks_of(self, outputs: DetrSegmentationOutput, image: Tensor, query: Tensor) -> Tensor:
+    def _masks_of(self, outputs: DetrSegmentationOutput, image_index: Tensor, query_index: Tensor) -> Tensor:
         """(M,) images and (M,) queries in them → (M, h, w) logits of their masks."""
-        *laterals, projected = cast(tuple[Tensor, ...], outputs.feature_maps)
-        queries = cast(Tensor, outputs.last_hidden_state)[:, : self.config.num_queries]
+        if outputs.feature_maps is None:
+            raise ValueError(
+                "These outputs have no feature maps; pass outputs of DetrForSegmentation, as it returns them."
+            )
+        *laterals, projected = outputs.feature_maps
+        queries = outputs.last_hidden_state[:, : self.config.num_queries]
         maps = self.bbox_attention(queries, outputs.encoder_last_hidden_state, outputs.feature_mask)
-        return cast(Tensor, self.mask_head(projected, maps[image, query], image, laterals[::-1]))
+        logits: Tensor = self.mask_head(projected, maps[image_index, query_index], image_index, laterals[::-1])
+        return logits
 
 
 def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
@@ -333,6 +332,6 @@ def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     return torch.stack([pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)], dim=1).long()
 
 
-Detector = DetrForObjectDetection | DetrForSegmentation  # either takes pictures to boxes and classes
+Detector = DetrForObjectDetection | DetrForSegmentation
 
 __all__ = ["Detector", "DetrForSegmentation", "DetrSegmentationOutput"]

@@ -1,18 +1,17 @@
-"""What is known of Transformers' own DETR, "stock" for short: keys of its config, names of its parameters."""
+"""Everything this project knows about Transformers' own DETR ("stock" for short): config keys and parameter names."""
 
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 
 _logger = logging.getLogger(__name__)
 
-
 STOCK_MODEL_TYPE = "detr"
 
-# Keys that mean the same there and here.
+# Config keys with the same meaning in both configs
 SHARED_KEYS = (
     "activation_function",
     "architectures",
@@ -43,14 +42,16 @@ SHARED_KEYS = (
     "torch_dtype",
     "transformers_version",
 )
-# Other names of a key
+# Alternative names of keys
 KEY_ALIASES = {
     "hidden_size": "d_model",
     "num_attention_heads": "encoder_attention_heads",
     "num_hidden_layers": "encoder_layers",
 }
-# How a model is trained; these become ours, since with its values stock's numerics would be trained. Its own defaults.
+# Keys that only matter in training, with stock's defaults. Our values replace them, or training would follow stock.
 TRAINING_KEYS = {"auxiliary_loss": False, "dropout": 0.1, "attention_dropout": 0.0, "activation_dropout": 0.0}
+
+_LAYER_DROP_KEYS = ("encoder_layerdrop", "decoder_layerdrop")
 
 # The ResNets that have a name, by kind of block and number of blocks in each stage
 RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
@@ -63,125 +64,144 @@ RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
 
 
 def translate_stock_config(
-    said: Mapping[str, Any], source: str, training_defaults: Mapping[str, Any]
+    stock: Mapping[str, Any], source: str, training_defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Translates the content of stock's `config.json` to keys of our config; logs which training settings change.
+    """Translates stock's `config.json` to keys of our config; logs which training settings change.
 
     Args:
-        said: The content.
+        stock: The content of the file.
         source: Where it comes from, for messages.
         training_defaults: Our value of each of `TRAINING_KEYS`, which replaces stock's.
 
     Raises:
         ValueError: The backbone cannot be computed here.
     """
-    ours = {key: said[key] for key in SHARED_KEYS if said.get(key) is not None}
+    ours = {key: stock[key] for key in SHARED_KEYS if stock.get(key) is not None}
     for alias, key in KEY_ALIASES.items():
-        if said.get(alias) is not None:
-            ours.setdefault(key, said[alias])
-    ours.update(_backbone_under_our_keys(said, source))
-    changes = []
-    for key, default in TRAINING_KEYS.items():
-        before, after = said.get(key, default), training_defaults[key]
-        if before != after:
-            changes.append(f"{key} {before} → {after}")
-    changes += [
-        f"{key} {said[key]} → none" for key in ("encoder_layerdrop", "decoder_layerdrop") if said.get(key, 0) != 0
+        if stock.get(alias) is not None:
+            ours.setdefault(key, stock[alias])
+    ours.update(_translate_backbone(stock, source))
+    changes = [
+        f"{key} {stock.get(key, default)} → {training_defaults[key]}"
+        for key, default in TRAINING_KEYS.items()
+        if stock.get(key, default) != training_defaults[key]
     ]
+    changes += [f"{key} {stock[key]} → none" for key in _LAYER_DROP_KEYS if stock.get(key, 0) != 0]
     if changes:
         _logger.warning(
-            "%s is a DETR of Transformers' own; its training settings become those of the original: %s. They do not "
-            "change what it predicts.",
+            "%s is one of Transformers' own DETR models; its training settings become the original's: %s. Predictions "
+            "do not change.",
             source,
             ", ".join(changes),
         )
     return ours
 
 
-def is_huggingface_resnet(said: Mapping[str, Any]) -> bool:
-    """Whether a stock config's backbone is Transformers' own ResNet, whose parameters have other names than timm's."""
-    return cast(dict[str, Any], said.get("backbone_config") or {}).get("model_type") == "resnet"
+def is_huggingface_resnet(stock: Mapping[str, Any]) -> bool:
+    """Whether a stock config's backbone is Transformers' own ResNet, whose parameter names differ from timm's."""
+    backbone: Mapping[str, Any] = stock.get("backbone_config") or {}
+    return backbone.get("model_type") == "resnet"
 
 
-def _backbone_under_our_keys(said: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Keys of the backbone, from either layout: `backbone` and `use_timm_backbone`, or `backbone_config`."""
-    inner: dict[str, Any] | None = said.get("backbone_config")
-    if inner is None and said.get("use_timm_backbone", True) is False and said.get("backbone") is None:
-        inner = {"model_type": "resnet"}  # the default of a stock config without timm
-    if inner is None and said.get("use_timm_backbone", True) is False:
+def _translate_backbone(stock: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Translates the backbone's keys, whichever of stock's layouts they have."""
+    backbone: Mapping[str, Any] = stock.get("backbone_config") or _flat_backbone_config(stock, source)
+    if backbone.get("model_type") == "resnet":
+        return _translate_resnet(backbone, source)
+    if backbone.get("model_type") != "timm_backbone":
         raise ValueError(
-            f"{source}: its backbone is '{said['backbone']}', a model of Transformers' own; wanted one of timm's, or "
-            f"the backbone_config of a ResNet."
+            f"{source}: got a backbone of type '{backbone.get('model_type')}', expected a timm backbone or "
+            f"Transformers' own ResNet."
         )
-    if inner is None:
-        arguments = {**(said.get("backbone_kwargs") or {})}
-        stride = arguments.pop("output_stride", None)
-        inner = {
-            "model_type": "timm_backbone",
-            "backbone": said.get("backbone") or "resnet50",
-            "out_indices": arguments.pop("out_indices", None),
-            "num_channels": arguments.pop("in_chans", arguments.pop("num_channels", None)),
-            "output_stride": stride,
-            "arguments": {
-                key: value for key, value in arguments.items() if key not in ("pretrained", "features_only")
-            },
-        }
-    if is_huggingface_resnet({"backbone_config": inner}):
-        return _resnet_under_our_keys(inner, source)
-    if inner.get("model_type") != "timm_backbone":
-        raise ValueError(
-            f"{source}: its backbone is of type '{inner.get('model_type')}'; wanted a timm backbone, or Transformers' "
-            f"own ResNet."
-        )
-    ours: dict[str, Any] = {"backbone": inner["backbone"]}
-    if inner.get("out_indices") is not None:
-        ours["out_indices"] = list(inner["out_indices"])
-    if inner.get("num_channels") is not None:
-        ours["num_channels"] = inner["num_channels"]
-    if inner.get("arguments"):
-        ours["backbone_kwargs"] = inner["arguments"]
-    stride = inner.get("output_stride")
+    ours: dict[str, Any] = {"backbone": backbone["backbone"]}
+    if backbone.get("out_indices") is not None:
+        ours["out_indices"] = list(backbone["out_indices"])
+    if backbone.get("num_channels") is not None:
+        ours["num_channels"] = backbone["num_channels"]
+    if backbone.get("arguments"):
+        ours["backbone_kwargs"] = backbone["arguments"]
+    stride = backbone.get("output_stride")
     if stride not in (None, 16, 32):
-        raise ValueError(f"{source}: its backbone has output_stride {stride}; only 32 and 16 (DC5) are known here.")
-    return {**ours, "dilation": stride == 16 or (stride is None and bool(said.get("dilation")))}
+        raise ValueError(f"{source}: got a backbone with output_stride {stride}, expected 32 or 16 (DC5).")
+    return {**ours, "dilation": stride == 16 or (stride is None and bool(stock.get("dilation")))}
 
 
-def _resnet_under_our_keys(inner: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Transformers' own ResNet as the timm model that computes the same."""
-    kind = inner.get("layer_type", "bottleneck")
-    depths = tuple(inner.get("depths", (3, 4, 6, 3)))
-    widths = tuple(inner.get("hidden_sizes", (256, 512, 1024, 2048)))
+def _flat_backbone_config(stock: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The older layout, `backbone`, `use_timm_backbone` and `backbone_kwargs`, in the form of a `backbone_config`."""
+    if stock.get("use_timm_backbone", True) is False:
+        if stock.get("backbone") is None:
+            return {"model_type": "resnet"}  # the default of a stock config without timm
+        raise ValueError(
+            f"{source}: got the backbone '{stock['backbone']}' of Transformers itself, expected one of timm's, or the "
+            f"backbone_config of a ResNet."
+        )
+    arguments = dict(stock.get("backbone_kwargs") or {})
+    return {
+        "model_type": "timm_backbone",
+        "backbone": stock.get("backbone") or "resnet50",
+        "output_stride": arguments.pop("output_stride", None),
+        "out_indices": arguments.pop("out_indices", None),
+        "num_channels": arguments.pop("in_chans", arguments.pop("num_channels", None)),
+        "arguments": {key: value for key, value in arguments.items() if key not in ("pretrained", "features_only")},
+    }
+
+
+def _translate_resnet(backbone: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Translates Transformers' own ResNet to the equivalent timm model."""
+    kind = backbone.get("layer_type", "bottleneck")
+    depths = tuple(backbone.get("depths", (3, 4, 6, 3)))
+    widths = tuple(backbone.get("hidden_sizes", (256, 512, 1024, 2048)))
     expansion = 4 if kind == "bottleneck" else 1
-    unlike = {
+    unsupported = {
         "layer_type": kind not in ("basic", "bottleneck"),
         "depths": len(depths) != 4,
         "hidden_sizes": len(widths) != 4 or any(width % expansion for width in widths),
-        "embedding_size": inner.get("embedding_size", 64) != 64,
-        "hidden_act": inner.get("hidden_act", "relu") != "relu",
-        "downsample_in_first_stage": bool(inner.get("downsample_in_first_stage")),
-        "downsample_in_bottleneck": bool(inner.get("downsample_in_bottleneck")),
+        "embedding_size": backbone.get("embedding_size", 64) != 64,
+        "hidden_act": backbone.get("hidden_act", "relu") != "relu",
+        "downsample_in_first_stage": bool(backbone.get("downsample_in_first_stage")),
+        "downsample_in_bottleneck": bool(backbone.get("downsample_in_bottleneck")),
     }
-    if any(unlike.values()):
-        keys = ", ".join(f"{key}={inner.get(key)}" for key, differs in unlike.items() if differs)
-        raise ValueError(f"{source}: its backbone is a ResNet of Transformers' own that timm does not have: {keys}.")
+    if any(unsupported.values()):
+        keys = ", ".join(f"{key}={backbone.get(key)}" for key, differs in unsupported.items() if differs)
+        raise ValueError(
+            f"{source}: its backbone is one of Transformers' own ResNets that timm does not have: {keys}."
+        )
     kwargs: dict[str, Any] = {}
     if (kind, depths) not in RESNETS:
         kwargs["layers"] = list(depths)
     if (channels := [width // expansion for width in widths]) != [64, 128, 256, 512]:
         kwargs["channels"] = channels
-    names = [f"stage{place}" for place in range(1, 5)]
-    wanted = inner.get("out_features") or [f"stage{place}" for place in inner.get("out_indices") or [4]]
+    stages = backbone.get("out_features") or [f"stage{index}" for index in backbone.get("out_indices") or [4]]
     return {
         "backbone": RESNETS.get((kind, depths), "resnet18" if kind == "basic" else "resnet50"),
         "backbone_kwargs": kwargs or None,
-        "out_indices": [names.index(name) + 1 for name in wanted],
-        "num_channels": inner.get("num_channels", 3),
+        "out_indices": [("stage1", "stage2", "stage3", "stage4").index(stage) + 1 for stage in stages],
+        "num_channels": backbone.get("num_channels", 3),
         "dilation": False,
     }
 
 
-# Parameters of Transformers' own DETR whose names are not those of the checkpoints on the Hub: as version 5 calls them
-# in memory, and as versions 4 called a timm backbone that was built through `backbone_config`. In order.
+def stock_norm_difference(model: nn.Module) -> str | None:
+    """Describes the first batch norm of `model` that stock computes differently; None if there is none.
+
+    Stock replaces every batch norm by a frozen one with an epsilon of 1e-5, and drops the activation that some of
+    timm's batch norms contain.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(getattr(module, "running_var", None), Tensor):
+            continue  # not a batch norm, frozen or not
+        if not isinstance(getattr(module, "act", None) or nn.Identity(), nn.Identity):
+            return f"stock drops their activations, first in {name}"
+        if module.eps != 1e-5:
+            return f"stock's have an epsilon of 1e-5 instead of {module.eps:g}, first in {name}"
+    return None
+
+
+# Parameter names
+
+# Patterns of stock's parameter names → ours, which are those of the checkpoints on the Hub; applied in this order. On
+# the left are the names that version 5 has in memory, and those that versions 4 gave to a timm backbone built from
+# `backbone_config`.
 NAMES_OF_STOCK = {
     r"attn\.o_proj": "attn.out_proj",
     r"coder\.layers\.(\d+)\.mlp\.fc1": r"coder.layers.\1.fc1",
@@ -196,9 +216,9 @@ NAMES_OF_STOCK = {
     r"mask_head\.conv2\.conv": "mask_head.lay2",
     r"mask_head\.conv2\.norm": "mask_head.gn2",
     **{
-        rf"mask_head\.fpn_stages\.{stage}\.{there}": f"mask_head.{here}{number}"
+        rf"mask_head\.fpn_stages\.{stage}\.{stock}": f"mask_head.{ours}{number}"
         for stage in range(3)
-        for there, here, number in (
+        for stock, ours, number in (
             ("fpn_adapter", "adapter", stage + 1),
             (r"refine\.conv", "lay", stage + 3),
             (r"refine\.norm", "gn", stage + 3),
@@ -206,14 +226,14 @@ NAMES_OF_STOCK = {
     },
     r"mask_head\.output_conv": "mask_head.out_lay",
 }
-# Transformers' own ResNet as timm's
+# Patterns of parameter names of Transformers' own ResNet → timm's
 NAMES_OF_RESNET = {
     r"conv_encoder\.model\.embedder\.embedder\.convolution": "conv_encoder.model.conv1",
     r"conv_encoder\.model\.embedder\.embedder\.normalization": "conv_encoder.model.bn1",
     **{
-        rf"model\.encoder\.stages\.{stage}\.layers\.(\d+)\.{there}": rf"model.layer{stage + 1}.\1.{here}"
+        rf"model\.encoder\.stages\.{stage}\.layers\.(\d+)\.{stock}": rf"model.layer{stage + 1}.\1.{ours}"
         for stage in range(4)
-        for there, here in (
+        for stock, ours in (
             (r"shortcut\.convolution", "downsample.0"),
             (r"shortcut\.normalization", "downsample.1"),
             *((rf"layer\.{number}\.convolution", f"conv{number + 1}") for number in range(3)),
@@ -221,18 +241,3 @@ NAMES_OF_RESNET = {
         )
     },
 }
-
-
-def norm_that_stock_computes_otherwise(model: nn.Module) -> str | None:
-    """What differs in the first batch norm that stock Transformers computes otherwise, and its name; None: no such.
-
-    Stock replaces every batch norm by a frozen one with an epsilon of 1e-5, and loses the activation that some of
-    timm's carry.
-    """
-    for name, module in model.named_modules():
-        if isinstance(getattr(module, "running_var", None), Tensor):  # a batch norm, frozen or not
-            if not isinstance(getattr(module, "act", None) or nn.Identity(), nn.Identity):
-                return f"those of stock lose their activations, first {name}"
-            if module.eps != 1e-5:
-                return f"those of stock have an epsilon of 1e-5 and not {module.eps:g}, first {name}"
-    return None

@@ -25,25 +25,25 @@ def test_config_survives_saving(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_querys": 5}, "no key 'num_querys'; did you mean 'num_queries'"),
+        ({"num_querys": 5}, "unknown key 'num_querys'; did you mean 'num_queries'"),
         ({"d_model": 250}, "d_model=250 is not divisible by encoder_attention_heads=8"),
         ({"decoder_attention_heads": 7}, "d_model=256 is not divisible by decoder_attention_heads=7"),
-        ({"position_embedding_type": "sinus"}, "wanted 'sine' or 'learned'"),
-        ({"num_queries": 0}, "num_queries is 0; wanted at least 1"),
-        ({"encoder_layers": -1}, "encoder_layers is -1; wanted at least 0"),
-        ({"eos_coefficient": -3}, "eos_coefficient is -3; wanted at least 0"),
-        ({"activation_function": "rellu"}, "activation_function is 'rellu'; did you mean 'relu'"),
+        ({"position_embedding_type": "sinus"}, "expected 'sine' or 'learned'"),
+        ({"num_queries": 0}, "num_queries: got 0, expected at least 1"),
+        ({"encoder_layers": -1}, "encoder_layers: got -1, expected at least 0"),
+        ({"eos_coefficient": -3}, "eos_coefficient: got -3, expected at least 0"),
+        ({"activation_function": "rellu"}, "activation_function: unknown name 'rellu'; did you mean 'relu'"),
         (
             {"backbone_kwargs": {"pretrained": True}},
-            "backbone_kwargs has 'pretrained', but building .* never downloads",
+            "backbone_kwargs: 'pretrained' is not allowed; building .* never downloads",
         ),
-        ({"position_temperature": 0}, "position_temperature is 0; wanted a number above 1"),
-        ({"dropout": 1.5}, "dropout is 1.5; wanted a probability"),
-        ({"out_indices": [3, 1]}, "wanted ascending"),
+        ({"position_temperature": 0}, "position_temperature: got 0, expected a number above 1"),
+        ({"dropout": 1.5}, "dropout: got 1.5, expected a probability"),
+        ({"out_indices": [3, 1]}, "expected ascending"),
         ({"num_queries": "many"}, "num_queries"),
     ],
 )
-def test_bad_values_are_named(arguments, message):
+def test_errors_name_the_key_and_the_expected_value(arguments, message):
     with pytest.raises(Exception, match=message) as caught:
         DetrConfig(**arguments)
     assert isinstance(caught.value, (ValueError, TypeError)) or "Validation" in type(caught.value).__name__

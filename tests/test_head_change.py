@@ -1,4 +1,4 @@
-"""A model loaded for other classes, or more queries, keeps what still has a meaning."""
+"""Models loaded for other classes or another number of queries keep the weights that still fit."""
 
 import logging
 import math
@@ -46,7 +46,7 @@ def test_kept_classes_keep_their_logits_and_boxes_bit_for_bit(source):
     assert after(images(), labels=[{"class_labels": torch.tensor([5]), "boxes": torch.full((1, 4), 0.4)}] * 2).loss > 0
 
 
-def test_new_classes_together_get_a_small_share_of_what_no_object_gets(source):
+def test_new_classes_start_with_a_small_share_of_the_probability_of_no_object(source):
     after = load(source[0], id2label=NEW)
     with torch.no_grad():
         probabilities = after(images()).logits.softmax(-1)
@@ -54,32 +54,32 @@ def test_new_classes_together_get_a_small_share_of_what_no_object_gets(source):
     assert made.sum(-1) / probabilities[..., -1] == pytest.approx(torch.full((2, 7), NEW_CLASSES_SHARE), rel=1e-3)
 
 
-def test_what_was_kept_moved_and_made_is_said(source, caplog):
+def test_the_log_says_what_was_kept_moved_added_and_dropped(source, caplog):
     with caplog.at_level(logging.WARNING):
         _, info = DetrForObjectDetection.from_pretrained(
             source[0], id2label=NEW, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    for said in (
+    for note in (
         "4 → 6 classes: 'no object' kept; 1 kept (car)",
         "2 moved (Dog 2 → 0, diningtable 1 → 2)",
-        f"3 made, which start {math.log(3 / NEW_CLASSES_SHARE):.1f} below 'no object' (bus, tram, bike)",
+        f"3 new, starting {math.log(3 / NEW_CLASSES_SHARE):.1f} below 'no object' (bus, tram, bike)",
         "1 dropped (cat)",
     ):
-        assert said in caplog.text
+        assert note in caplog.text
     assert info["head_change"].rows == (2, None, 1, 3, None, None)
 
 
 @pytest.mark.parametrize("changes", [{"num_labels": 6}, {"id2label": NEW}, {"config": 6}])
-def test_another_size_without_leave_is_an_error_that_names_both_and_the_remedy(source, changes):
+def test_another_size_is_an_error_with_both_sizes_and_the_remedy(source, changes):
     if "config" in changes:
         changes = {"config": DetrConfig.from_pretrained(source[0], num_labels=6)}
-    with pytest.raises(ValueError, match=r"has 4 classes, 6 are wanted\. Pass ignore_mismatched_sizes=True"):
+    with pytest.raises(ValueError, match="got 4 classes, expected 6; pass ignore_mismatched_sizes=True"):
         DetrForObjectDetection.from_pretrained(source[0], **changes)
-    with pytest.raises(RuntimeError, match=r"7 queries, 9 are wanted"):  # the library's kind of error, too
+    with pytest.raises(RuntimeError, match="got 7 queries, expected 9"):  # the type that Transformers raises
         DetrForObjectDetection.from_pretrained(source[0], num_queries=9)
 
 
-def test_a_mapping_takes_rows_to_other_names(source):
+def test_label_mapping_moves_rows_to_other_names(source):
     folder, before = source
     after = load(folder, id2label={0: "automobile", 1: "Cat"}, label_mapping={"car": "automobile"})
     weight, wanted = after.class_labels_classifier.weight, before.class_labels_classifier.weight
@@ -91,16 +91,16 @@ def test_a_mapping_takes_rows_to_other_names(source):
     [
         ({"carr": "Dog"}, "the source has no class 'carr'; did you mean 'car'"),
         ({"cat": "busses"}, "have no 'busses'; did you mean 'bus'"),
-        ({"cat": "bus", "car": "bus"}, "'car: bus' names a class for the second time"),
-        ({"cat": "bus", "Cat": "tram"}, "'Cat: tram' names a class for the second time"),
+        ({"cat": "bus", "car": "bus"}, "'car: bus' uses a class twice"),
+        ({"cat": "bus", "Cat": "tram"}, "'Cat: tram' uses a class twice"),
     ],
 )
-def test_a_mapping_of_names_that_are_not_there_is_refused(source, mapping, message):
+def test_label_mapping_with_unknown_or_repeated_names_is_an_error(source, mapping, message):
     with pytest.raises(ValueError, match=message):
         load(source[0], id2label=NEW, label_mapping=mapping)
 
 
-def test_with_a_number_alone_only_no_object_stays_and_the_report_says_what_to_pass(source, caplog):
+def test_num_labels_alone_keeps_only_no_object_and_the_log_says_what_to_pass(source, caplog):
     folder, before = source
     with caplog.at_level(logging.WARNING):
         after = load(folder, num_labels=6)
@@ -111,16 +111,16 @@ def test_with_a_number_alone_only_no_object_stays_and_the_report_says_what_to_pa
     assert torch.equal(now.bias[-1], was.bias[-1])
 
 
-def test_a_number_and_names_that_contradict_each_other_are_an_error(source, tiny_config):
+def test_num_labels_and_id2label_that_disagree_are_an_error(source, tiny_config):
     with pytest.raises(ValueError, match="num_labels is 7, but id2label has 6 entries"):
         load(source[0], id2label=NEW, num_labels=7)
     with pytest.raises(ValueError, match="num_labels is 7, but id2label has 6 entries"):
         tiny_config(id2label=NEW, num_labels=7)
-    with pytest.raises(ValueError, match="id2label has 2 entries, but none for the label 0"):
+    with pytest.raises(ValueError, match="id2label: 2 entries, but none for label 0"):
         tiny_config(id2label={1: "a", 2: "b"}, num_labels=2)
 
 
-def test_a_fresh_head_is_random_and_everything_else_the_same(source):
+def test_a_fresh_head_is_random_and_everything_else_is_kept(source):
     folder, before = source
     after = load(folder, id2label=NEW, head_init="fresh")
     assert after.class_labels_classifier.weight.shape == (7, 32)
@@ -128,11 +128,11 @@ def test_a_fresh_head_is_random_and_everything_else_the_same(source):
         assert not any(torch.equal(row, other) for other in before.class_labels_classifier.weight)
     for name, parameter in before.model.named_parameters():
         assert torch.equal(after.model.get_parameter(name), parameter), name
-    with pytest.raises(ValueError, match="head_init is 'new'"):
+    with pytest.raises(ValueError, match="head_init: got 'new', expected 'by_name' or 'fresh'"):
         load(folder, id2label=NEW, head_init="new")
 
 
-def test_more_queries_keep_the_old_ones_and_copy_them_with_noise(source):
+def test_new_queries_are_copies_of_the_old_ones_with_noise(source):
     folder, before = source
     old, new = before.model.query_position_embeddings.weight, load(folder, num_queries=17).model
     queries = new.query_position_embeddings.weight
@@ -146,12 +146,12 @@ def test_more_queries_keep_the_old_ones_and_copy_them_with_noise(source):
     assert torch.equal(fewer, old[:3])
 
 
-def test_the_body_alone_has_queries_to_grow_but_no_classes(source):
+def test_a_model_without_heads_changes_its_queries_only(source):
     grown = DetrModel.from_pretrained(source[0], num_labels=9, num_queries=8, ignore_mismatched_sizes=True)
     assert grown.query_position_embeddings.weight.shape == (8, 32)
 
 
-def test_what_is_saved_after_growing_loads_as_it_is(source, tmp_path):
+def test_a_grown_model_survives_saving_and_loading(source, tmp_path):
     after = load(source[0], id2label=NEW, num_queries=9)
     after.save_pretrained(tmp_path / "grown")
     again = DetrForObjectDetection.from_pretrained(tmp_path / "grown")
@@ -160,12 +160,12 @@ def test_what_is_saved_after_growing_loads_as_it_is(source, tmp_path):
     assert again.config.id2label == NEW
 
 
-def test_the_auto_class_does_the_same(source):
+def test_the_auto_class_also_moves_rows(source):
     after = AutoModelForObjectDetection.from_pretrained(source[0], id2label=NEW, ignore_mismatched_sizes=True)
     assert torch.equal(after.class_labels_classifier.weight[3], source[1].class_labels_classifier.weight[3])
 
 
-def test_names_that_are_there_several_times_are_matched_in_order():
+def test_repeated_class_names_are_matched_in_order():
     change = HeadChange.between(
         DetrConfig(id2label={0: "N/A", 1: "person", 2: "N/A"}),
         DetrConfig(id2label={0: "N/A", 1: "N/A", 2: "N/A", 3: "person"}),
@@ -173,7 +173,7 @@ def test_names_that_are_there_several_times_are_matched_in_order():
     assert change.rows == (0, 2, None, 1)
 
 
-def test_a_source_without_names_keeps_its_rows_when_it_gets_names(tiny_detector, tmp_path, caplog):
+def test_a_source_without_class_names_keeps_its_rows_when_it_gets_names(tiny_detector, tmp_path, caplog):
     model = tiny_detector()
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
@@ -182,22 +182,22 @@ def test_a_source_without_names_keeps_its_rows_when_it_gets_names(tiny_detector,
     assert torch.equal(named.class_labels_classifier.weight, model.class_labels_classifier.weight)
 
 
-def test_other_places_without_leave_to_move_are_warned_of(source, caplog):
+def test_renamed_rows_that_stay_in_place_give_a_warning(source, caplog):
     swapped = {**OLD, 0: "dog", 2: "cat"}
     with caplog.at_level(logging.WARNING):
         renamed = DetrForObjectDetection.from_pretrained(source[0], id2label=swapped)
-    assert "in other places (dog, cat), but rows move only with" in caplog.text
+    assert "in another order (dog, cat), but their rows move only with" in caplog.text
     assert torch.equal(renamed.class_labels_classifier.weight, source[1].class_labels_classifier.weight)
     moved = load(source[0], id2label=swapped).class_labels_classifier.weight
     assert torch.equal(moved[0], renamed.class_labels_classifier.weight[2])
 
 
-def test_a_key_that_nobody_knows_is_an_error(source):
-    with pytest.raises(ValueError, match="does not know the key 'num_querys'; did you mean 'num_queries'"):
+def test_an_unknown_key_is_an_error(source):
+    with pytest.raises(ValueError, match="unknown key 'num_querys'; did you mean 'num_queries'"):
         DetrForObjectDetection.from_pretrained(source[0], num_querys=3)
 
 
-def test_a_checkpoint_that_is_not_what_its_config_says_has_no_rows_to_move(source):
+def test_rows_cannot_move_if_the_checkpoint_does_not_match_its_config(source):
     folder, _ = source
     config = DetrConfig.from_pretrained(folder, id2label={**OLD, 4: "hen"})
     config.save_pretrained(folder)

@@ -249,7 +249,7 @@ def test_the_model_runs_in_float64_and_bfloat16(tiny_detector):
         ([{"class_labels": torch.tensor([0, 1]), "boxes": torch.full((1, 4), 0.5)}], r"expected \(N,\) and \(N, 4\)"),
         ([{"class_labels": torch.tensor([0.0]), "boxes": torch.full((1, 4), 0.5)}], "expected integers"),
         ([{"labels": torch.tensor([0])}], "lack 'class_labels'"),
-        (labels_of(1, 1), "labels are of 2 images, pixel_values of 1"),
+        (labels_of(1, 1), "labels: got 2 images, expected 1"),
     ],
 )
 def test_bad_labels_are_named(tiny_detector, labels, message):
@@ -261,11 +261,11 @@ def test_bad_images_and_masks_are_named(tiny_detector):
     model = tiny_detector()
     empty = torch.ones(2, 64, 96)
     empty[1] = 0
-    with pytest.raises(ValueError, match="image 1 of the batch is 0 at its top left pixel: it is all padding"):
+    with pytest.raises(ValueError, match="image 1 of the batch is 0 at its top left pixel, so it is all padding"):
         model(images(), empty)
-    with pytest.raises(ValueError, match="pixel_mask has shape"):
+    with pytest.raises(ValueError, match="pixel_mask: got shape"):
         model(images(), torch.ones(2, 64, 64))
-    with pytest.raises(ValueError, match="pixel_values has shape"):
+    with pytest.raises(ValueError, match="pixel_values: got shape"):
         model(torch.zeros(2, 1, 64, 64))
     with pytest.raises(ValueError, match="learned position table has 2 x 2"):
         tiny_detector(position_embedding_type="learned", learned_position_grid=2)(images())
@@ -298,7 +298,7 @@ def test_weights_that_a_checkpoint_lacks_are_initialised(tiny_detector, tmp_path
     assert 0 < loaded.model.backbone.conv_encoder.model.layer4[0].conv1.weight.std() < 1
 
 
-def test_a_head_of_another_size_is_made_anew(tiny_detector, tmp_path):
+def test_a_head_of_another_size_needs_ignore_mismatched_sizes(tiny_detector, tmp_path):
     tiny_detector().save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         DetrForObjectDetection.from_pretrained(tmp_path, num_labels=107)
@@ -306,7 +306,7 @@ def test_a_head_of_another_size_is_made_anew(tiny_detector, tmp_path):
     assert loaded(images()).logits.shape == (2, 7, 108)
 
 
-def test_backbone_weights_are_read_from_a_file_of_a_whole_classifier(tiny_detector, tmp_path):
+def test_backbone_weights_are_read_from_the_file_of_a_classifier(tiny_detector, tmp_path):
     torch.manual_seed(1)
     classifier = timm.create_model("resnet10t", channels=[8, 8, 16, 16], stem_width=8)
     for norm in classifier.modules():
@@ -325,25 +325,27 @@ def test_backbone_weights_are_read_from_a_file_of_a_whole_classifier(tiny_detect
 
 
 @pytest.mark.parametrize("damage", ["prefixed", "half"])
-def test_backbone_weights_that_lack_something_are_refused(tiny_detector, tmp_path, damage):
-    """timm only logs what it did not find; the backbone would stay random under frozen batch norm."""
+def test_incomplete_backbone_weights_are_refused(tiny_detector, tmp_path, damage):
+    """timm only logs missing weights; the backbone would stay random under frozen batch norms."""
     weights = timm.create_model("resnet10t", channels=[8, 8, 16, 16], stem_width=8).state_dict()
     if damage == "prefixed":
         weights = {f"backbone.{name}": tensor for name, tensor in weights.items()}
     else:
         weights = {name: tensor for name, tensor in weights.items() if "layer3" not in name}
     save_file(weights, tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match=r"not the weights of the backbone 'resnet10t' in timm's names; it lacks \d+"):
+    with pytest.raises(
+        ValueError, match=r"not weights of the backbone 'resnet10t' under timm's names; \d+ of 90 are missing"
+    ):
         tiny_detector().model.load_backbone_weights(tmp_path / "weights.safetensors")
 
 
 def test_backbone_weights_of_another_architecture_are_refused(tiny_detector, tmp_path):
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.safetensors")
-    with pytest.raises(ValueError, match="cannot load weights for the backbone 'resnet10t'"):
+    with pytest.raises(ValueError, match=r"cannot load weights of the backbone 'resnet10t' .* and \d+ more lines\)"):
         tiny_detector().model.load_backbone_weights(tmp_path / "resnet18.safetensors")
     with pytest.raises(FileNotFoundError, match="no such file of backbone weights"):
         tiny_detector().model.load_backbone_weights(tmp_path / "nothing.safetensors")
 
 
-def test_our_config_is_not_mistaken_for_transformers_own():
+def test_our_model_type_is_not_transformers_own():
     assert DetrConfig.model_type == "modeling_detr"

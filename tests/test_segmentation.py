@@ -151,12 +151,12 @@ def test_it_computes_in_float64_and_learns_in_half_precision(model):
 
 
 def test_a_mask_head_that_its_groups_do_not_divide_is_refused(tiny_segmenter):
-    with pytest.raises(ValueError, match=r"d_model=96 .* 100 does not divide into the 8 groups"):
+    with pytest.raises(ValueError, match=r"widths \[100, 48, .* 100 is not divisible by the 8 groups"):
         tiny_segmenter(d_model=96, encoder_attention_heads=4, decoder_attention_heads=4)
 
 
 def test_a_backbone_with_another_number_of_maps_is_refused(tiny_segmenter):
-    with pytest.raises(ValueError, match=r"out_indices is \[1, 2, 3\]; segmentation reads four maps"):
+    with pytest.raises(ValueError, match=r"out_indices: got \[1, 2, 3\], expected four maps"):
         tiny_segmenter(out_indices=[1, 2, 3])
 
 

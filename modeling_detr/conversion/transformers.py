@@ -19,7 +19,7 @@ from modeling_detr.errors_detr import ModelError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.pretrained_detr import DetrPreTrainedModel
 from modeling_detr.segmentation_detr import DetrForSegmentation
-from modeling_detr.stock_detr import SHARED_KEYS, TRAINING_KEYS, norm_that_stock_computes_otherwise
+from modeling_detr.stock_detr import SHARED_KEYS, TRAINING_KEYS, stock_norm_difference
 
 
 # Arguments of timm that have no effect once there are weights and nothing trains
@@ -111,7 +111,7 @@ def _unsupported_by_stock(model: DetrPreTrainedModel) -> list[str]:
     backbone = _backbone(model)
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         unsupported.append(f"backbone '{config.backbone}', whose channels are last")
-    if (norm := norm_that_stock_computes_otherwise(backbone)) is not None:
+    if (norm := stock_norm_difference(backbone)) is not None:
         unsupported.append(f"batch norms of the backbone '{config.backbone}' ({norm})")
     return unsupported
 

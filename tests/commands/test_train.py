@@ -35,7 +35,7 @@ def test_a_random_backbone_that_is_frozen_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model_config.num_querys", "3"], "model_config: DetrConfig has no key 'num_querys'; did you mean"),
+        (["--model_config.num_querys", "3"], "model_config: DetrConfig: unknown key 'num_querys'; did you mean"),
         (["--model_config.d_model", "wide"], "model_config: "),
         (["--model_config.num_labels", "3"], "num_labels comes from the dataset"),
         (["--processor_config.sise", "3"], "processor_config: "),

@@ -102,11 +102,11 @@ def test_a_new_processor_has_the_mean_of_the_backbone_that_it_serves(tiny_recipe
     [
         ({0: "a", 1: "b"}, {}, "the class head is kept, its classes are the dataset's"),
         ({0: "b", 1: "a"}, {}, r"2 moved \(b 1 → 0, a 0 → 1\)"),
-        ({0: "a", 1: "c", 2: "b"}, {}, r"1 kept \(a\), 1 moved \(b 1 → 2\), 1 made, .* \(c\)"),
+        ({0: "a", 1: "c", 2: "b"}, {}, r"1 kept \(a\), 1 moved \(b 1 → 2\), 1 new, .* \(c\)"),
         ({0: "a", 1: "c", 2: "d"}, {"label_mapping": {"b": "d"}}, r"1 moved \(d 1 → 2\)"),
         ({0: "b", 1: "a"}, {"head_init": "fresh"}, "is kept, but its 2 classes have other names .* or another order"),
         ({0: "a", 1: "b", 2: "c"}, {"head_init": "fresh"}, "starts anew: .* has 2 classes, the dataset 3"),
-        ({0: "a", 1: "b"}, {"model_config": {"num_queries": 9}}, "queries: 7 kept, 2 made"),
+        ({0: "a", 1: "b"}, {"model_config": {"num_queries": 9}}, "queries: 7 kept, 2 added"),
     ],
 )
 def test_the_plan_says_what_becomes_of_the_class_head(tiny_recipe, tiny_detector, tmp_path, names, changes, says):

@@ -10,7 +10,7 @@ and its value is neither false nor 0; `recipe.PLUGIN_KEYS` adds the key.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.errors_detr import did_you_mean
@@ -46,7 +46,7 @@ def _encoder_supervision(config: DetrConfig, _active: bool) -> TrainingAid:
 
 
 def _denoising(config: DetrConfig, num_groups: int) -> TrainingAid:
-    return Denoising(cast(int, config.num_labels), config.d_model, num_groups, float(config.position_temperature))
+    return Denoising(config.num_classes, config.d_model, num_groups, float(config.position_temperature))
 
 
 # Name, which is also the prefix of its parameters in a checkpoint → aid. Their losses are added in this order.

@@ -4,7 +4,6 @@ Shapes: B images · S encoder tokens, the cells of the feature map · D width ·
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +42,7 @@ class EncoderSupervision(TrainingAid):
     def losses(self, batch: AidedBatch) -> dict[str, Tensor]:
         """Returns `loss_ce_encoder`, `loss_bbox_encoder` and `loss_giou_encoder`."""
         detector, output, labels = batch.detector, batch.output, batch.labels
-        memory, feature_mask = cast(Tensor, output.encoder_last_hidden_state), cast(Tensor, output.feature_mask)
+        memory, feature_mask = output.encoder_last_hidden_state, output.feature_mask
         logits, boxes = detector.predict(detector.model.decoder.layernorm(memory))  # (B, S, C + 1), (B, S, 4)
         real = feature_mask.flatten(1)  # (B, S)
         owner = self.owners(token_centres(feature_mask, batch.pixel_mask), real, labels)  # (B, S), -1 = no object

@@ -62,8 +62,7 @@ class TrainingModel(nn.Module):
         if terms:
             weights = self._loss_weights()
             weighted = torch.stack([weights[name] * value for name, value in terms.items()])
-            output.loss = cast(Tensor, output.loss) + weighted.sum()
-        output.loss_dict = {**cast(dict[str, Tensor], output.loss_dict), **{k: v.detach() for k, v in terms.items()}}
+            output.add_loss(weighted.sum(), {name: value.detach() for name, value in terms.items()})
         return output
 
     @property
@@ -79,7 +78,7 @@ class TrainingModel(nn.Module):
         """Decoder states, (L, B, E, D) each, of the queries that each aid added."""
         if not added:
             return []
-        layers = self._heads.layers_for_heads(cast(Tensor, output.intermediate_hidden_states))
+        layers = self._heads.layers_for_heads(output.intermediate_hidden_states)
         sizes = [queries.content.shape[1] for queries in added]
         return [*layers[:, :, self.detector.config.num_queries :].split(sizes, dim=2)]
 
@@ -91,13 +90,8 @@ class TrainingModel(nn.Module):
         if not self.training or output.loss is None:
             return output
         zero = output.loss.detach().new_zeros(())
-        for aid in self.aids.values():
-            if parameters := [*aid.parameters()]:
-                output.loss = output.loss + 0.0 * sum(parameter.sum() for parameter in parameters)
-        output.loss_dict = {
-            **cast(dict[str, Tensor], output.loss_dict),
-            **dict.fromkeys(self._loss_weights(), zero),
-        }
+        unused = [parameter.sum() for aid in self.aids.values() for parameter in aid.parameters()]
+        output.add_loss(0.0 * torch.stack([zero, *unused]).sum(), dict.fromkeys(self._loss_weights(), zero))
         return output
 
 
