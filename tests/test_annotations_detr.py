@@ -1,4 +1,4 @@
-"""COCO annotations become labels, as the processor calls it."""
+"""COCO annotations become labels for the loss."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@ MOVED = {"new": [0, 2, 3], "old": [2, 1, 3]}
 
 @pytest.fixture
 def source(tiny_detector, tmp_path):
-    """A saved detector of four named classes."""
+    """A saved detector with four named classes."""
     model = tiny_detector(id2label=OLD, num_labels=4)
     torch.nn.init.normal_(model.class_labels_classifier.bias)
     model.save_pretrained(tmp_path / "source")
@@ -82,8 +82,8 @@ def test_another_size_is_an_error_with_both_sizes_and_the_remedy(source, changes
 def test_label_mapping_moves_rows_to_other_names(source):
     folder, before = source
     after = load(folder, id2label={0: "automobile", 1: "Cat"}, label_mapping={"car": "automobile"})
-    weight, wanted = after.class_labels_classifier.weight, before.class_labels_classifier.weight
-    assert torch.equal(weight, wanted[[3, 0, 4]])
+    weight, expected = after.class_labels_classifier.weight, before.class_labels_classifier.weight
+    assert torch.equal(weight, expected[[3, 0, 4]])
 
 
 @pytest.mark.parametrize(

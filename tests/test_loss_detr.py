@@ -8,7 +8,7 @@ from modeling_detr.loss_detr import HungarianMatcher, SetCriterion, boxes_cxcywh
 
 
 def random_boxes(*shape):
-    """cxcywh inside the image."""
+    """Random cxcywh boxes inside the image."""
     size = torch.rand(*shape, 2) * 0.4 + 0.05
     return torch.cat([size / 2 + torch.rand(*shape, 2) * (1 - size), size], dim=-1)
 
@@ -63,7 +63,7 @@ def test_with_more_boxes_than_queries_the_best_are_matched_and_the_rest_are_repo
     assert "5 objects of this batch are left out" in caplog.text
     caplog.clear()
     criterion(logits, boxes, labels)
-    assert not caplog.text  # said once, not in every batch
+    assert not caplog.text  # reported once, not in every batch
     first, second = output.assignments[-1]
     assert sorted(first.queries.tolist()) == list(range(9))
     assert len(set(first.targets.tolist())) == 9
@@ -114,5 +114,5 @@ def test_class_loss_is_the_weighted_mean():
     classes = torch.full((9,), 5)
     classes[match.queries] = labels[0]["class_labels"][match.targets]
     weight = torch.tensor([1.0] * 5 + [0.3]).double()
-    wanted = torch.nn.functional.cross_entropy(logits[0, 0], classes, weight)
-    torch.testing.assert_close(output.loss_dict["loss_ce"], wanted.detach())
+    expected = torch.nn.functional.cross_entropy(logits[0, 0], classes, weight)
+    torch.testing.assert_close(output.loss_dict["loss_ce"], expected.detach())

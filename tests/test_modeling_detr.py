@@ -129,7 +129,7 @@ def test_what_lies_in_the_padding_does_not_matter_to_the_transformer(tiny_detect
 
 
 def test_auxiliary_losses_do_not_change_the_predictions(tiny_detector):
-    """Stock Transformers feeds the normed state on and becomes another function; the original norms a copy."""
+    """Transformers' DETR passes the normed state on, which computes another function; the original norms a copy."""
     with_losses, without = tiny_detector(auxiliary_loss=True), tiny_detector(auxiliary_loss=False)
     without.load_state_dict(with_losses.state_dict())
     torch.testing.assert_close(with_losses(images()).logits, without(images()).logits)
@@ -315,12 +315,12 @@ def test_backbone_weights_are_read_from_the_file_of_a_classifier(tiny_detector, 
             torch.nn.init.uniform_(norm.weight)
     save_file(classifier.state_dict(), tmp_path / "weights.safetensors")
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
-    wanted = classifier.eval().forward_features(images())
+    expected = classifier.eval().forward_features(images())
     for name in ("weights.safetensors", "weights.pth"):
         model = tiny_detector()
         before = copy.deepcopy(model.class_labels_classifier.state_dict())
         model.model.load_backbone_weights(tmp_path / name)
-        torch.testing.assert_close(model.model.backbone.conv_encoder(images())[-1], wanted)
+        torch.testing.assert_close(model.model.backbone.conv_encoder(images())[-1], expected)
         assert torch.equal(before["weight"], model.class_labels_classifier.weight)
 
 

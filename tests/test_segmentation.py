@@ -1,4 +1,4 @@
-"""`DetrForSegmentation`: masks of chosen queries, their loss, and what it refuses."""
+"""`DetrForSegmentation`: masks of chosen queries, their loss, and errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`scripts/train.slurm` on one machine: with stand-ins for Slurm's programs that do what their manuals say."""
+"""`scripts/train.slurm` on one machine, with stand-ins that behave as the manuals of Slurm's programs describe."""
 
 import os
 import random
@@ -15,7 +15,7 @@ from launched_runs import ROOT, entries, wait_for_log
 from modeling_detr.training.checkpointing import find_damage
 
 
-# Starts every task on this machine and passes SIGUSR1 on to them; SIGTERM kills them, as does a task that fails.
+# Starts every task on this machine and forwards SIGUSR1; SIGTERM kills all tasks, and so does a failing task.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys, time
 
@@ -37,7 +37,7 @@ sys.exit(max(task.returncode if task.returncode >= 0 else 128 - task.returncode 
 SCONTROL = """#!/usr/bin/env bash
 if [ "$1 $2" = "show hostnames" ]; then echo localhost; else echo "$@" >> "$REQUESTS"; fi
 """
-# A training that ends by itself with a given code, or that is stopped by SIGUSR1.
+# A training that ends with a given code, or when it gets SIGUSR1.
 PYTHON = """#!/usr/bin/env bash
 echo "$RANK/$WORLD_SIZE local $LOCAL_RANK/$LOCAL_WORLD_SIZE at $MASTER_ADDR:$MASTER_PORT: $*" >> "$REQUESTS.started"
 trap 'exit 138' USR1
@@ -48,7 +48,7 @@ for _ in $(seq 200); do sleep 0.1; done
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Starts the script as Slurm would, with its programs on the PATH; `requests` is what scontrol was asked for."""
+    """Returns a function that starts the script as Slurm would; `requests` is a file of the calls of scontrol."""
     programs = tmp_path / "bin"
     programs.mkdir()
     requests = tmp_path / "requests"
@@ -125,7 +125,7 @@ def test_a_job_that_gets_the_warning_signal_saves_a_checkpoint_and_the_next_job_
     options = (config, "--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--preflight", "false")
     job = slurm(*options)
     wait_for_log(job, run_dir, number=3)
-    job.send_signal(signal.SIGUSR1)  # --signal=B: to the shell alone
+    job.send_signal(signal.SIGUSR1)  # --signal=B: only to the shell
     out, _ = job.communicate(timeout=60)
     assert job.returncode == 138, out
     assert "Stopped by SIGUSR1" in out

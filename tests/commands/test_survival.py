@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment: what they come to is what they would have come to without."""
+"""Runs that are killed at random moments end with the same results as runs that are not."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from modeling_detr.training.metric_logger import read_log
 
 
 def in_tensorboard(run_dir: Path) -> dict[str, list[tuple]]:
-    """For every curve its steps and values, in order of time."""
+    """Return the steps and values of each curve in the order they were written."""
     curves = defaultdict(list)
     for path in sorted(run_dir.glob("trackers/**/events.out.tfevents.*")):
         for event in EventFileLoader(str(path)).Load():
@@ -28,7 +28,7 @@ def in_tensorboard(run_dir: Path) -> dict[str, list[tuple]]:
 
 
 def newest_checkpoint_of(run_dir: Path) -> dict[str, object]:
-    """All files of it: byte for byte, but for what tells when and where they were written."""
+    """Return the bytes of all its files, without the times and paths in them."""
     folder = max((run_dir / "checkpoints").iterdir())
     files: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir()}
     content = json.loads(files.pop("state.json"))
@@ -47,27 +47,27 @@ def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bits(config, tmp_pat
     options += ["--num_workers", 2, "--denoising_groups", 1, "--model_config.dropout", 0.1, "--ema_decay", 0.9]
     options += ["--lr_schedule", "cosine", "--warmup_steps", 5, "--preflight", "false", "--resume", "auto"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    said = tmp_path / "said.txt"
+    printed = tmp_path / "printed.txt"
     uninterrupted = start_prepared(tmp_path / "whole.txt", config, *options, "--output_dir", whole)
     chance = random.Random(0)
     for _ in range(3):
-        wanted, until = last_step(killed) + chance.randint(4, 12), time.monotonic() + 100
-        run = start_prepared(said, config, *options, "--output_dir", killed)
-        while last_step(killed) < wanted:
-            assert run.is_alive(), said.read_text()
-            assert time.monotonic() < until
+        target, deadline = last_step(killed) + chance.randint(4, 12), time.monotonic() + 100
+        run = start_prepared(printed, config, *options, "--output_dir", killed)
+        while last_step(killed) < target:
+            assert run.is_alive(), printed.read_text()
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 0.3))
         loaders = psutil.Process(run.pid).children(recursive=True)
         run.kill()
         run.join(60)
-        assert run.exitcode == -signal.SIGKILL, said.read_text()  # not through before
+        assert run.exitcode == -signal.SIGKILL, printed.read_text()  # it had not finished
         _, alive = psutil.wait_procs(loaders, timeout=20)
         assert not alive
-    last = start_prepared(said, config, *options, "--output_dir", killed)
+    last = start_prepared(printed, config, *options, "--output_dir", killed)
     for run in (last, uninterrupted):
         run.join(120)
-        assert run.exitcode == 0, said.read_text()
+        assert run.exitcode == 0, printed.read_text()
 
     assert [entry["step"] for entry in logged(whole) if entry["kind"] == "step"] == [*range(1, 61)]
     assert logged(killed) == logged(whole)

@@ -115,7 +115,7 @@ def yolo_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edit() -> Callable[[Path, str, str], None]:
-    """Replaces a piece of text in a file, and complains if it is not there."""
+    """Returns a function that replaces text in a file, and fails if the file does not contain it."""
 
     def replace(path: Path, old: str, new: str) -> None:
         text = path.read_text()

@@ -1,4 +1,4 @@
-"""COCO: layouts, ids, what is missing, and what is wrong."""
+"""COCO: layouts, ids, missing files, and errors."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A sample depends on seed, epoch and position, and on nothing else."""
+"""A sample depends on seed, epoch and index, and on nothing else."""
 
 import random
 from collections.abc import Callable

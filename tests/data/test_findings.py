@@ -1,4 +1,4 @@
-"""Collecting findings: a reader goes on past errors, and says each with its place."""
+"""Collecting findings: a reader continues after errors, and reports each with its location."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face's `datasets`: saved, parquet, every convention of boxes, images that stay in their rows."""
+"""Hugging Face `datasets`: saved, parquet, every box format, images that stay in their rows."""
 
 import io
 from pathlib import Path

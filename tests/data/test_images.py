@@ -1,4 +1,4 @@
-"""Images of any kind come out as 8-bit RGB of the size and orientation that the annotations see."""
+"""Images of any kind are read as 8-bit RGB, in the size and orientation of the annotations."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which label each class has."""
+"""The label of each class."""
 
 import numpy as np
 import pytest

@@ -19,7 +19,7 @@ SQUARE = [2.0, 3.0, 8.0, 3.0, 8.0, 9.0, 2.0, 9.0]
 
 
 def instances(tmp_path: Path, segmentations: list, crowd: tuple[int, ...] = ()) -> Path:
-    """A COCO file with one image and an annotation for each segmentation."""
+    """Write a COCO file with one image and one annotation for each segmentation."""
     content = {
         "images": [{"id": 5, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}],
         "categories": [{"id": 3, "name": "cat"}],
@@ -37,7 +37,7 @@ def instances(tmp_path: Path, segmentations: list, crowd: tuple[int, ...] = ()) 
 
 
 def panoptic(tmp_path: Path) -> Path:
-    """A COCO panoptic dataset of one image: a cat, a crowd of cats, sky, and pixels of nothing (void)."""
+    """Write a COCO panoptic dataset of one image: a cat, a crowd of cats, sky, and void pixels."""
     segments = np.zeros(SIZE, np.int32)
     segments[:10] = 70_000  # sky
     segments[4:12, 5:15] = 300  # cat

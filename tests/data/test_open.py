@@ -1,4 +1,4 @@
-"""Every format gives the same index, and what does not fit is said."""
+"""Every format gives the same index, and problems are reported."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What real datasets throw at the readers: each defect is handled and said, or refused with its place."""
+"""Defects of real datasets: each is handled and reported, or refused with its location."""
 
 import json
 import shutil

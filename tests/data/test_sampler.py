@@ -1,4 +1,4 @@
-"""Which images make a batch: each once, of like size, and the same however work is split up."""
+"""Batches hold each image once, images of similar size, and the same ones however the work is split."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIn
 
 
 def coco_like(number: int, transform=None, seed: int = 0) -> DetectionDataset:
-    """Sizes as they are in COCO; there are no image files."""
+    """Make an index with image sizes as in COCO; there are no image files."""
     generator = np.random.default_rng(0)
     usual = [(480, 640), (427, 640), (640, 480), (640, 427), (426, 640), (375, 500), (612, 612), (333, 500)]
     chances = np.array([30, 20, 10, 8, 5, 4, 3, 3])
@@ -35,7 +35,7 @@ def coco_like(number: int, transform=None, seed: int = 0) -> DetectionDataset:
 
 
 def _padding(dataset: DetectionDataset, batches: list) -> float:
-    """Share of padding among the pixels."""
+    """Return the fraction of pixels that are padding."""
     image_pixels = batch_pixels = 0
     for batch in batches:
         sizes = np.array([(plan.height, plan.width) for plan in map(dataset.plan, batch)])

@@ -1,4 +1,4 @@
-"""The built-in shapes: deterministic, exact, with nothing hidden, and other shapes for validation."""
+"""The built-in shapes: deterministic, exact, never hidden, and different for validation."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_boxes_are_the_extent_of_what_is_drawn():
 
 
 def test_drawn_shapes_match_their_annotations():
-    """Inside a square the image has the shape's colour, up to the grain of the ground."""
+    """Inside a square, pixels have the colour of the shape, up to the noise of the background."""
     index = open_dataset("shapes?train=0&val=30")
     checked = 0
     for number, record in enumerate(index.images):

@@ -1,4 +1,4 @@
-"""Which images train and which evaluate."""
+"""Which images are for training and which for evaluation."""
 
 import numpy as np
 import pytest

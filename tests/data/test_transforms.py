@@ -139,7 +139,7 @@ def test_a_crop_has_the_originals_extent_in_pixels_of_the_resized_image():
 
 
 def test_a_planned_crop_equals_the_originals_within_one_source_pixel():
-    """Resize, crop, resize of the original and the composed geometry agree on where a box comes to lie."""
+    """The composed geometry moves a box to the same place as the original's resize, crop and resize."""
     box = (100.0, 120.0, 300.0, 280.0)
     policy = OriginalPolicy(crop_probability=1, flip_probability=0)
     for seed in range(30):

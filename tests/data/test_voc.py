@@ -1,4 +1,4 @@
-"""Pascal VOC: coordinates as written, layouts, lists of images, and what is wrong."""
+"""Pascal VOC: coordinates as written, layouts, lists of images, and errors."""
 
 import shutil
 from pathlib import Path

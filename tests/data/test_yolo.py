@@ -1,4 +1,4 @@
-"""YOLO: layouts, descriptions, polygons, and what is wrong."""
+"""YOLO: layouts, descriptions, polygons, and errors."""
 
 import shutil
 from pathlib import Path

@@ -33,7 +33,7 @@ def fresh_accelerator():
 
 @pytest.fixture
 def tiny_recipe(tmp_path: Path):
-    """A recipe of a run that takes a second or two, with any keys changed."""
+    """Returns a function that makes the recipe of a run of a second or two, with any keys changed."""
 
     def make(**changes: Any) -> Recipe:
         keys: dict[str, Any] = {

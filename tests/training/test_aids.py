@@ -123,7 +123,7 @@ def test_in_evaluation_and_without_aids_the_model_is_the_detector(tiny_detector)
 
 @pytest.mark.parametrize("counts", [(0, 0), (2, 0)])
 def test_every_parameter_gets_a_gradient_in_every_batch(tiny_detector, counts):
-    """Distributed training hangs, or fails, when a parameter gets one on one process and none on another."""
+    """Distributed training hangs or fails if a parameter has a gradient on one process and none on another."""
     model = build_training_model(tiny_detector(freeze_batch_norm=False, freeze_backbone_stem=False), **BOTH).train()
     model(images(2), labels=labels_of(*counts)).loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
@@ -168,7 +168,7 @@ def test_a_local_start_needs_sine_positions(tiny_detector):
 
 
 class ClassCount(TrainingAid):
-    """Adds one query, and a loss term of its own."""
+    """Adds one query and a loss term."""
 
     suffix = "count"
 

@@ -23,7 +23,7 @@ from modeling_detr.training.run_folder import drop_later_checkpoints
 
 
 class Run:
-    """A model and optimizer that have taken a few steps."""
+    """A model and an optimizer after a few steps."""
 
     def __init__(self, width: int = 3) -> None:
         torch.manual_seed(width)
@@ -130,7 +130,7 @@ def test_the_state_is_plain_json(tmp_path, tiny_recipe):
 
 
 def test_a_part_added_to_the_table_is_saved_restored_and_checked(tmp_path, tiny_recipe, monkeypatch):
-    """As a plug-in would: one in its own file, one as JSON in state.json."""
+    """As a plug-in would add them: one in a separate file, one as JSON in state.json."""
     restored = {}
     parts = {
         "notes.txt": CheckpointPart(lambda run: "a note", lambda run, text: restored.update(notes=text), TEXT),

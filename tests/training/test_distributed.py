@@ -1,4 +1,4 @@
-"""Where a run computes: fewer processes than asked for are told."""
+"""How a run is distributed: fewer processes than requested are an error."""
 
 import sys
 
@@ -15,7 +15,7 @@ RUN = ["--data", "shapes", "--num_processes", "7"]  # what follows the script is
 
 @pytest.fixture
 def default_config(tmp_path, monkeypatch):
-    """Where `accelerate config` writes; nothing is there."""
+    """The file that `accelerate config` writes; it does not exist yet."""
     path = tmp_path / "default_config.yaml"
     monkeypatch.setattr(config_args, "default_config_file", str(path))
     return path

@@ -1,4 +1,4 @@
-"""Which images a step that is not finite came from."""
+"""Which images made a step non-finite."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_diverged_weights_are_distinguished_from_bad_images():
 
 
 def test_a_gradient_that_overflows_only_in_the_sum_is_blamed_on_no_image():
-    """Each image's fits into the numbers, that of both together does not."""
+    """The gradient of each image is finite, but their sum overflows."""
     model = model_of("plain").float()
     largest = torch.finfo(torch.float32).max
     weight = model.detector.class_labels_classifier.weight

@@ -17,7 +17,7 @@ NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.
 
 
 def batch_of(counts, size=64, first_index=0, dtype=torch.float64):
-    """Images without padding, each from a seed of its own, with so many boxes."""
+    """Make a batch of images without padding, with the given numbers of boxes; an image depends on its index only."""
     images, labels = [], []
     for position, count in enumerate(counts, start=first_index):
         generator = torch.Generator().manual_seed(position)
@@ -37,7 +37,7 @@ def batch_of(counts, size=64, first_index=0, dtype=torch.float64):
 
 
 def engine_of(model, learning_rate=1.0, **options):
-    """An engine that trains a model with SGD, in this process."""
+    """Make an engine that trains a model with SGD in this process."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     accelerator = Accelerator(cpu=True)
     prepared_model, prepared = accelerator.prepare(model, optimizer)
@@ -46,7 +46,7 @@ def engine_of(model, learning_rate=1.0, **options):
 
 
 def step_with_sgd(model, batches, **options):
-    """Takes one step of SGD with rate 1 and returns the gradient it must have had, and the result."""
+    """Take one SGD step with learning rate 1; return the gradient, from the change of the weights, and the result."""
     model = copy.deepcopy(model).train()
     before = torch.cat([p.detach().clone().flatten() for p in model.parameters() if p.requires_grad])
     result = training_step(engine_of(model, **options), batches)
@@ -123,7 +123,7 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step_and_names_the_term_an
 
 @pytest.mark.parametrize("scale", [2.0, 1.0])
 def test_a_gradient_scaler_at_its_minimum_stops_the_run(tiny_detector, monkeypatch, scale):
-    """Half precision skips steps whose gradient overflows; one that never becomes finite must not go on for ever."""
+    """Half precision skips steps whose gradient overflows; a run in which all overflow must not continue forever."""
     model = build_training_model(tiny_detector(**NO_DROPOUT))
     model.detector.model.query_position_embeddings.weight.register_hook(lambda gradient: gradient * math.nan)
     accelerator = Accelerator(cpu=True)

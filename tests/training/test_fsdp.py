@@ -1,4 +1,4 @@
-"""FSDP, on CPUs: the same training, whose checkpoints anybody can go on from."""
+"""FSDP on CPUs trains the same, and its checkpoints resume without it."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def train(recipe, tmp_path, fsdp: bool) -> str:
-    """Runs a recipe in two processes; returns what it printed."""
+    """Run a recipe in two processes and return what it prints."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if fsdp:  # as `accelerate launch --config_file` sets it for GPUs
         config = yaml.safe_load((ROOT / "configs/accelerate/fsdp.yaml").read_text())["fsdp_config"]

@@ -1,4 +1,4 @@
-"""A disk that is full, really: a small one in memory."""
+"""A disk that is really full: a small one in memory."""
 
 import subprocess
 
@@ -11,7 +11,7 @@ from modeling_detr.training.trainer import Trainer
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of its own, which only root can have."""
+    """A folder on a small separate disk, which only root can mount."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1300k", "tmpfs", folder]
@@ -20,12 +20,12 @@ def small_disk(tmp_path):
     except OSError:
         mounted = False
     if not mounted:
-        pytest.skip("no disk can be mounted here")
+        pytest.skip("mounting a small disk needs root")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that of TensorBoard's writer
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
 def test_a_full_disk_is_a_clear_error_and_the_run_resumes_with_more_space(tiny_recipe, small_disk, tmp_path):
     options = {"checkpoint_every_steps": 1, "keep_checkpoints": 100, "ema_decay": 0.9, "log_every_steps": 1}
     whole = tiny_recipe(**options, output_dir=str(tmp_path / "whole"))

@@ -1,4 +1,4 @@
-"""A long run needs no more than a short one: memory, files, processes, threads."""
+"""A long run needs no more memory, files, processes or threads than a short one."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from launched_runs import ENVIRONMENT, ROOT
 
 @pytest.mark.slow
 def test_hundreds_of_steps_leak_no_memory_files_processes_or_threads(tiny_recipe, tmp_path):
-    """With a loader, an average, evaluations, pictures and checkpoints between the steps."""
+    """There are a loader, averaged weights, evaluations, pictures and checkpoints between the steps."""
     options = {"num_workers": 1, "ema_decay": 0.9, "eval_every_epochs": 10, "checkpoint_every_steps": 25}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny_recipe(**options, epochs=120).to_yaml())  # of 5 steps
@@ -23,7 +23,7 @@ def test_hundreds_of_steps_leak_no_memory_files_processes_or_threads(tiny_recipe
     measured = json.loads(run.stdout.splitlines()[-1])
     assert len(measured) == 6
     early, late = measured[1], measured[-1]
-    assert early["loaders"] == 2  # those of training and of evaluation
+    assert early["loaders"] == 2  # for training and for evaluation
     for what in ("files", "loaders", "threads"):
         assert late[what] <= early[what], measured
     assert late["MiB"] <= early["MiB"] + 8, measured

@@ -1,4 +1,4 @@
-"""Speed and memory of a run, and the warnings when it goes wrong although the loss is finite."""
+"""Speed and memory of a run, and warnings if it goes wrong with a finite loss."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def test_data_that_cannot_show_a_symptom_gives_no_warning():
 
 @pytest.fixture
 def stuck_recipe(tiny_recipe, monkeypatch):
-    """A recipe of a run whose model stays as a test has made it, and is judged after a few steps."""
+    """A recipe whose run does not change the model, and checks for symptoms after a few steps."""
     monkeypatch.setattr(monitoring, "MIN_STEPS", 0)
     options = {"learning_rate": 0.0, "backbone_learning_rate": 0.0, "epochs": 3, "trackers": []}
     return tiny_recipe(**options, data="shapes?size=64&train=20&val=8")

@@ -12,7 +12,7 @@ CLASSES = "shapes?size=64&train=8&val=4&classes="
 
 @pytest.fixture
 def model_of_swapped_classes(tiny_recipe, tmp_path):
-    """The folder of a run whose model knows the same two classes, in the other order."""
+    """The folder of a run whose model has the same two classes in reverse order."""
     first = tiny_recipe(data=f"{CLASSES}star,circle", output_dir=str(tmp_path / "first"), max_steps=1)
     Trainer(first).train()
     return str(first.run_dir)

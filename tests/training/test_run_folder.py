@@ -1,4 +1,4 @@
-"""What a run finds in its folder, also after a kill."""
+"""What a run finds in its folder, also after it was killed."""
 
 from modeling_detr.training.export import export_model
 from modeling_detr.training.run_folder import holds_run, tidy_after_kill

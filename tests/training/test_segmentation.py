@@ -1,4 +1,4 @@
-"""Training of masks: in one go, and the original's second stage."""
+"""Training with masks: in one stage, and the second stage of the original."""
 
 import json
 import re

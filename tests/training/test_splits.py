@@ -1,4 +1,4 @@
-"""A step means the same however it is split: over processes, accumulated batches, and parts of few pixels."""
+"""A step has the same gradient however it is split: over processes, accumulated batches, or parts of a batch."""
 
 import os
 import subprocess
@@ -20,21 +20,21 @@ whole_steps: dict[tuple[str, str], tuple[dict[str, torch.Tensor], StepResult]] =
 
 
 def whole(case, counts):
-    """One process, one batch of eight."""
+    """Return the step of one process with one batch of eight images."""
     if (case, counts) not in whole_steps:
         whole_steps[case, counts] = gradient_of_step(case, [batch_of(COUNTS[counts])], Accelerator(cpu=True))
     return whole_steps[case, counts]
 
 
-def assert_same_step(found, expected):
-    (gradient, result), (wanted, wanted_result) = found, expected
-    assert gradient.keys() == wanted.keys()
-    for name, value in wanted.items():
-        # the bias of keys, for one, has no gradient but rounding: a softmax does not see it
+def assert_same_step(got, expected):
+    (gradient, result), (expected_gradient, expected_result) = got, expected
+    assert gradient.keys() == expected_gradient.keys()
+    for name, value in expected_gradient.items():
+        # the gradient of the bias of keys, for example, is only rounding errors: it does not affect a softmax
         assert float((gradient[name] - value).norm()) <= 1e-10 * float(value.norm()) + 1e-14, name
-    assert result.num_images == wanted_result.num_images == 8
-    assert result.grad_norm == pytest.approx(wanted_result.grad_norm, rel=1e-5)
-    for name, value in wanted_result.losses.items():
+    assert result.num_images == expected_result.num_images == 8
+    assert result.grad_norm == pytest.approx(expected_result.grad_norm, rel=1e-5)
+    for name, value in expected_result.losses.items():
         if name.startswith("loss"):
             assert result.losses[name] == pytest.approx(value, rel=1e-5), name
 
@@ -49,12 +49,12 @@ def test_accumulated_batches_have_the_gradient_of_one_batch(case, counts):
 @pytest.mark.parametrize("case", CASES)
 def test_parts_of_a_batch_have_the_gradient_of_the_batch(case):
     batches = [batch_of(COUNTS["unequal"][:6]), batch_of(COUNTS["unequal"][6:], first_index=6)]
-    found = gradient_of_step(case, batches, Accelerator(cpu=True), max_pixels=2 * SIZE * SIZE)
-    assert_same_step(found, whole(case, "unequal"))
+    got = gradient_of_step(case, batches, Accelerator(cpu=True), max_pixels=2 * SIZE * SIZE)
+    assert_same_step(got, whole(case, "unequal"))
 
 
 def by_hand(case, batches):
-    """The original's: each batch's class loss over its own weights, boxes over their mean number a batch."""
+    """The original: a batch's class loss is divided by its weights, its box losses by the mean number of boxes."""
     model = model_of(case).train()
     num_boxes = max(1.0, sum(len(label["boxes"]) for batch in batches for label in batch["labels"]) / len(batches))
     for batch in batches:
@@ -63,9 +63,9 @@ def by_hand(case, batches):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def assert_same_gradient(gradient, wanted):
-    assert gradient.keys() == wanted.keys()
-    for name, value in wanted.items():
+def assert_same_gradient(gradient, expected):
+    assert gradient.keys() == expected.keys()
+    for name, value in expected.items():
         assert float((gradient[name] - value).norm()) <= 1e-10 * float(value.norm()) + 1e-14, name
 
 
@@ -82,8 +82,8 @@ def test_original_normalization_is_the_mean_over_batches(counts, max_pixels):
 @pytest.mark.parametrize("counts", COUNTS)
 def test_both_normalizations_agree_for_one_process_and_one_batch(counts):
     batch = batch_of(COUNTS[counts])
-    found = gradient_of_step("encoder", [batch], Accelerator(cpu=True), loss_normalization="original")
-    assert_same_step(found, whole("encoder", counts))
+    got = gradient_of_step("encoder", [batch], Accelerator(cpu=True), loss_normalization="original")
+    assert_same_step(got, whole("encoder", counts))
 
 
 @pytest.mark.slow
@@ -94,10 +94,10 @@ def test_two_processes_have_the_gradient_of_one_process(tmp_path):
     run = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     for case, name, normalization in SPLIT_OVER_PROCESSES:
-        found = torch.load(tmp_path / f"{case}, {name}, {normalization}.pt", weights_only=False)
+        got = torch.load(tmp_path / f"{case}, {name}, {normalization}.pt", weights_only=False)
         if normalization == "step":
-            assert_same_step(found, whole(case, name))
+            assert_same_step(got, whole(case, name))
         else:
             counts = COUNTS[name]
-            wanted = by_hand(case, [batch_of(counts[:4]), batch_of(counts[4:], first_index=4)])
-            assert_same_gradient(found[0], wanted)
+            expected = by_hand(case, [batch_of(counts[:4]), batch_of(counts[4:], first_index=4)])
+            assert_same_gradient(got[0], expected)

@@ -1,4 +1,4 @@
-"""What trackers are told: the recipe, the curves, the pictures, each under its step."""
+"""Trackers get the recipe, the curves and the pictures, each with its step."""
 
 import io
 import os
@@ -26,7 +26,7 @@ from modeling_detr.training.trainer import Trainer
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Has packages of trackers stand in for the real ones, and returns them."""
+    """Returns a function that installs stand-ins for packages of trackers and returns them."""
 
     def install(*names):
         available = [LoggerType.TENSORBOARD, *map(LoggerType, names)]
@@ -41,7 +41,7 @@ def installed(monkeypatch):
 
 @pytest.fixture
 def stop_after(monkeypatch):
-    """Sends this process a signal while it takes an optimizer step."""
+    """Returns a function that makes this process get a signal during an optimizer step."""
 
     def arrange(step):
         with_signal = iter([False] * (step - 1) + [True])

@@ -31,7 +31,7 @@ def weights(recipe: Recipe):
 
 
 def signal_at(monkeypatch, step, number=signal.SIGTERM):
-    """Sends this process a signal while it takes that optimizer step."""
+    """Send this process a signal during the given optimizer step."""
     original = MetricLogger.advance
 
     def advance(self, epoch, loss):
@@ -342,7 +342,7 @@ def test_objects_without_a_query_are_reported_before_the_first_step(tiny_recipe)
 
 
 def test_processes_that_see_different_checkpoints_stop_before_the_first_step(tiny_recipe, monkeypatch):
-    """Also where this process sees none and another machine's does: its own folder is not the one they share."""
+    """Also if this process sees none but that of another machine does: their folders differ."""
     monkeypatch.setattr(trainer_module, "gather_object", lambda own: [*own, (20, 4)])
     with pytest.raises(ValueError, match="must be a folder that all of them share"):
         Trainer(tiny_recipe(resume="auto"))
