@@ -1,8 +1,8 @@
-"""Matching and loss: what makes DETR a set predictor. No weights, no collectives, no state.
+"""Matching and loss, which make DETR a set predictor. They have no weights and use no collectives.
 
-Both work on all decoder layers at once: one cost tensor that holds only each image's own targets, one copy to the
-host for the assignment, one cross-entropy. Normalisers are arguments: who trains knows how the optimizer step is split
-over processes and micro-batches, the loss does not.
+Both handle all decoder layers at once: one cost tensor that holds only each image's own targets, one copy to the host
+for the assignment, one cross-entropy. Normalisers are arguments: the training loop knows how an optimizer step is
+split over processes and micro-batches, the loss does not.
 
 Shapes: L decoder layers · B images · Q queries · C classes (index C is "no object") · N targets of one image ·
 T targets of all images of the batch · M matched pairs of the batch, Σ min(N, Q).
@@ -22,9 +22,9 @@ from torch import Tensor
 from .structures_detr import Assignment, DetectionLabels
 
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
-# Costs are sums of a probability, an L1 distance and a GIoU times small weights; anything near this is not a cost.
+# Replaces costs that are not finite. Real costs, sums of a probability, an L1 distance and a GIoU, are far smaller.
 _UNUSABLE_COST = 1e6
 
 
@@ -42,10 +42,10 @@ def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
         others_xyxy: (…, 4) corners, broadcast against `boxes_xyxy`.
 
     Returns:
-        (…) one number a pair. Two boxes without any area give 0 for the IoU, not NaN.
+        (…) one value per pair. Two boxes without area have an IoU of 0, not NaN.
 
-    Paper: app. A.2. Original: util/box_ops.py. Differs from the original: pairs instead of all against all, and
-    nothing is asserted of the boxes, because a diverged model is the training loop's to stop, with a message.
+    Paper: app. A.2. Original: util/box_ops.py. Differs from the original: pairs instead of all against all, and no
+    assertions on the boxes, because the training loop stops when a model diverges, and explains why.
     """
     area = _area(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2])
     other_area = _area(others_xyxy[..., 2:] - others_xyxy[..., :2])
@@ -58,29 +58,29 @@ def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
         boxes_xyxy[..., :2], others_xyxy[..., :2]
     )
     hull_area = _area(hull.clamp(min=0))
-    smallest = 1e-12  # a box of a millionth of the image's side: only empty boxes are below
+    smallest = 1e-12  # a box with sides of a millionth of the image's: only empty boxes are smaller
     return intersection / union.clamp(min=smallest) - (hull_area - union) / hull_area.clamp(min=smallest)
 
 
 def _area(sides: Tensor) -> Tensor:
-    """(…, 2) → (…). The gradient of `prod` would wait for the device, to look for zeros."""
+    """(…, 2) → (…). Not `prod`, whose gradient synchronises with the device to look for zeros."""
     return sides[..., 0] * sides[..., 1]
 
 
 def box_distances(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """The two box losses of corresponding (…, 4) cxcywh boxes: L1 distance (…), summed over the four, and 1 - GIoU."""
+    """The two box losses of corresponding (…, 4) cxcywh boxes: (…) L1 distance over the four values, and 1 - GIoU."""
     l1 = (boxes_cxcywh - targets_cxcywh).abs().sum(-1)
     giou = generalized_iou(boxes_cxcywh_to_xyxy(boxes_cxcywh), boxes_cxcywh_to_xyxy(targets_cxcywh))
     return l1, 1 - giou
 
 
 class HungarianMatcher:
-    """Assigns to each target the query that fits it best, one to one, at the least total cost.
+    """Assigns queries to targets one to one, at the lowest total cost.
 
     cost = class_cost · (-p[target class]) + bbox_cost · L1 + giou_cost · (-GIoU)
 
-    Paper: sec. 3.1, eq. 1. Original: models/matcher.py. Differs from the original: only the costs of an image's own
-    targets are computed, for all decoder layers in one tensor, and they reach the host in one copy.
+    Paper: sec. 3.1, eq. 1. Original: models/matcher.py. Differs from the original: costs are computed only for an
+    image's own targets, for all decoder layers in one tensor, and copied to the host at once.
 
     Args:
         class_cost: Weight of the class probability.
@@ -102,7 +102,7 @@ class HungarianMatcher:
             labels: B dicts with `class_labels` (N,) int64 and `boxes` (N, 4) cxcywh in [0, 1].
 
         Returns:
-            An `Assignment` for each image, min(N, Q) pairs ordered by query, on the host.
+            An `Assignment` per image, min(N, Q) pairs ordered by query, on the host.
         """
         return self.match_layers(logits[None], pred_boxes[None], labels)[0]
 
@@ -110,11 +110,11 @@ class HungarianMatcher:
     def match_layers(
         self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]
     ) -> list[list[Assignment]]:
-        """Matches every decoder layer by itself: (L, B, Q, C + 1) logits and (L, B, Q, 4) boxes → L lists of B."""
+        """Matches each decoder layer separately: (L, B, Q, C + 1) logits and (L, B, Q, 4) boxes → L lists of B."""
         counts = [len(label["class_labels"]) for label in labels]
         costs = self._costs(logits, pred_boxes, labels, counts).to("cpu", torch.float64).numpy()  # (L, T, Q)
         if not np.isfinite(costs).all():
-            # scipy refuses NaN; the loss of such a step is not finite either, and the training loop stops there
+            # scipy rejects NaN; the loss of such a step is not finite either, so the training loop stops
             costs = np.nan_to_num(costs, nan=_UNUSABLE_COST, posinf=_UNUSABLE_COST, neginf=-_UNUSABLE_COST)
         ends = np.cumsum(counts)
         return [
@@ -124,21 +124,21 @@ class HungarianMatcher:
     def _costs(
         self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels], counts: list[int]
     ) -> Tensor:
-        """(L, T, Q) costs of every target against the queries of its own image."""
+        """(L, T, Q) costs of every target and each query of its image."""
         device = logits.device
         image_of_target = torch.repeat_interleave(
             torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64)
         ).to(device, non_blocking=True)  # (T,), its length known on the host
         classes = torch.cat([label["class_labels"] for label in labels]).to(device)  # (T,)
         boxes = torch.cat([label["boxes"] for label in labels]).to(device, pred_boxes.dtype)  # (T, 4)
-        # the two index tensors are apart, so the result is (T, L, Q): no (L, T, Q, C + 1) is ever made
+        # the two index tensors are not adjacent, so the result is (T, L, Q), and (L, T, Q, C + 1) is never allocated
         probability = logits.softmax(-1)[:, image_of_target, :, classes].transpose(0, 1)  # (L, T, Q)
         l1, giou_loss = box_distances(pred_boxes[:, image_of_target], boxes[:, None])  # (L, T, Q)
         return self.bbox_cost * l1 - self.class_cost * probability + self.giou_cost * (giou_loss - 1)
 
 
 def _assign(costs: NDArray[np.float64]) -> Assignment:
-    """(N, Q) costs of one image → its cheapest one-to-one assignment, ordered by query."""
+    """(N, Q) costs of one image → the one-to-one assignment of lowest cost, ordered by query."""
     targets, queries = linear_sum_assignment(costs)
     order = np.argsort(queries)
     return Assignment(torch.from_numpy(queries[order]), torch.from_numpy(targets[order]))
@@ -159,7 +159,8 @@ def sum_class_weights(
 
 
 class CriterionOutput(NamedTuple):
-    """The weighted sum of all terms, the unweighted terms under the original's names, and who was matched to whom."""
+    """The weighted sum of all terms, the unweighted terms under the original's names, and one `Assignment` per image
+    for each of the L decoder layers."""
 
     loss: Tensor
     loss_dict: dict[str, Tensor]
@@ -167,16 +168,16 @@ class CriterionOutput(NamedTuple):
 
 
 class SetCriterion:
-    """The loss of a set of predictions against the set of targets they were matched to.
+    """The loss between a set of predictions and the set of targets matched to them.
 
     Classification over all queries ("no object" weighted by `eos_coefficient`), L1 and generalised IoU over the
     matched ones. Computed in at least float32.
 
-    Paper: sec. 3.1, eq. 2. Original: models/detr.py, `SetCriterion`. Differs from the original: the normalisers are
-    arguments, because a loss that divides by its own process's counts changes with the number of processes.
+    Paper: sec. 3.1, eq. 2. Original: models/detr.py, `SetCriterion`. Differs from the original: normalisers are
+    arguments, because a loss divided by the counts of one process depends on the number of processes.
 
     Args:
-        matcher: Makes the assignments.
+        matcher: Assigns queries to targets.
         eos_coefficient: Class weight of "no object"; every class weighs 1.
         bbox_loss_coefficient: Weight of the L1 term in the sum.
         giou_loss_coefficient: Weight of the generalised IoU term in the sum.
@@ -203,16 +204,15 @@ class SetCriterion:
         num_boxes: float | Tensor | None = None,
         class_weight_sum: float | Tensor | None = None,
     ) -> CriterionOutput:
-        """The loss of every decoder layer, the last one named without a number.
+        """Computes the loss of every decoder layer; the names of the last layer's terms have no number.
 
         Args:
             logits: (L, B, Q, C + 1).
             pred_boxes: (L, B, Q, 4) cxcywh in [0, 1].
             labels: B dicts with `class_labels` (N,) and `boxes` (N, 4) cxcywh in [0, 1] of the unpadded image.
-            num_boxes: What box terms are divided by: the boxes of the whole optimizer step. None: this batch's, at
-                least 1.
-            class_weight_sum: What the class term is divided by: the class weights of all queries of the whole step,
-                see `sum_class_weights`. None: this batch's.
+            num_boxes: Divisor of the box terms: the boxes of the whole optimizer step. None: this batch's, at least 1.
+            class_weight_sum: Divisor of the class term: the class weights of all queries of the whole step, see
+                `sum_class_weights`. None: this batch's.
         """
         logits, pred_boxes = _at_least_float32(logits), _at_least_float32(pred_boxes)
         counts = [len(label["class_labels"]) for label in labels]
@@ -256,21 +256,21 @@ class SetCriterion:
         return float(sum_class_weights(len(counts), num_matched, num_queries, self.eos_coefficient))
 
     def _class_loss(self, logits: Tensor, queries: Tensor, matched_classes: Tensor) -> Tensor:
-        """(L, B, Q, C + 1) logits, (L, M) matched queries and their (L, M) classes → (L,) summed cross-entropy."""
+        """(L, B, Q, C + 1) logits, (L, M) matched queries and their (L, M) classes → (L,) sums of cross-entropy."""
         num_layers, no_object = logits.shape[0], logits.shape[-1] - 1
         target_classes = queries.new_full((num_layers, logits.shape[1] * logits.shape[2]), no_object)
         target_classes.scatter_(1, queries, matched_classes)  # (L, B·Q)
         class_weights = logits.new_ones(no_object + 1)
-        class_weights[no_object].fill_(self.eos_coefficient)  # assigning a number would wait for the device
+        class_weights[no_object].fill_(self.eos_coefficient)  # assigning a number would synchronise
         loss = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), class_weights, reduction="none")
         return loss.view(num_layers, -1).sum(1)
 
     def _report_surplus(self, counts: Sequence[int], num_queries: int) -> None:
         surplus = sum(max(count - num_queries, 0) for count in counts)
-        if surplus > self._reported_surplus:  # each larger number once, not every batch of every epoch
+        if surplus > self._reported_surplus:  # only when it grows, not in every batch of every epoch
             self._reported_surplus = surplus
-            logger.warning(
-                "%d objects of this batch are left out of the loss: an image holds up to %d objects, the model has %d "
+            _logger.warning(
+                "The loss ignores %d objects of this batch: an image has up to %d objects, but the model only %d "
                 "queries. Raise num_queries to learn from all of them.",
                 surplus,
                 max(counts),
@@ -285,16 +285,16 @@ def _at_least_float32(values: Tensor) -> Tensor:
 def _flat_indices(
     assignments: list[list[Assignment]], counts: Sequence[int], num_queries: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Positions of the matched pairs in the flattened batch: (L, M) of B·Q queries and (L, M) of T targets.
+    """Indices of the matched pairs in the flattened batch: (L, M) of B·Q queries and (L, M) of T targets.
 
-    Every layer matches min(N, Q) pairs an image, so the layers stack. One copy takes both to the device.
+    Every layer matches min(N, Q) pairs per image, so layers can be stacked. Both are copied to the device at once.
     """
     target_offsets = np.cumsum([0, *counts[:-1]])
     pairs = torch.stack(
         [
             torch.stack(
                 [
-                    torch.cat([match.queries + image * num_queries for image, match in enumerate(layer)]),
+                    torch.cat([match.queries + image_index * num_queries for image_index, match in enumerate(layer)]),
                     torch.cat(
                         [match.targets + int(start) for start, match in zip(target_offsets, layer, strict=True)]
                     ),
@@ -309,14 +309,14 @@ def _flat_indices(
 
 @torch.no_grad()
 def _cardinality_error(logits: Tensor, counts: Sequence[int]) -> Tensor:
-    """(L,) mean over images of |queries that predict an object - targets|. For the log; no gradient."""
+    """(L,) mean over images of |queries that predict an object - targets|. For the log only, without a gradient."""
     predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)  # (L, B)
-    wanted = torch.tensor(counts).to(logits.device, non_blocking=True)
-    return (predicted - wanted).abs().to(logits.dtype).mean(-1)
+    expected = torch.tensor(counts).to(logits.device, non_blocking=True)
+    return (predicted - expected).abs().to(logits.dtype).mean(-1)
 
 
 def _class_error(logits: Tensor, queries: Tensor, classes: Tensor) -> Tensor:
-    """Percentage of matched queries of one layer ((B, Q, C + 1), (M,), (M,)) that name another class; 100 if none."""
+    """Percentage of matched queries of one layer ((B, Q, C + 1), (M,), (M,)) with a wrong class; 100 if none."""
     if len(classes) == 0:
         return logits.new_tensor(100.0)
     predicted = logits.flatten(0, 1)[queries].argmax(-1)
@@ -348,15 +348,14 @@ class MaskCriterion:
         canvas_size: tuple[int, int],
         num_boxes: float | Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and the two terms unweighted.
+        """Computes the weighted sum of both terms, and the unweighted terms.
 
         Args:
             mask_logits: (M, h, w), the matched queries' masks in the order of `flat_queries`.
             labels: B dicts with `masks` (N, height, width) bool of the unpadded image.
-            assignments: Who was matched to whom, one an image.
+            assignments: One per image.
             canvas_size: Height and width of the padded batch.
-            num_boxes: What the terms are divided by: the boxes of the whole optimizer step. None: this batch's, at
-                least 1.
+            num_boxes: Divisor of the terms: the boxes of the whole optimizer step. None: this batch's, at least 1.
         """
         if num_boxes is None:
             num_boxes = max(sum(len(label["class_labels"]) for label in labels), 1)
@@ -374,17 +373,17 @@ class MaskCriterion:
 
 
 def flat_queries(assignments: Sequence[Assignment], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The matched queries of a batch, image by image: (M,) their images and (M,) their numbers, on `device`."""
-    images = [torch.full_like(match.queries, image) for image, match in enumerate(assignments)]
+    """The matched queries of a batch, image by image: (M,) image indices and (M,) query indices, on `device`."""
+    images = [torch.full_like(match.queries, image_index) for image_index, match in enumerate(assignments)]
     pairs = torch.stack([torch.cat(images), torch.cat([match.queries for match in assignments])])
-    image, query = pairs.to(device, non_blocking=True)
-    return image, query
+    image_index, query_index = pairs.to(device, non_blocking=True)
+    return image_index, query_index
 
 
 def _padded_masks(
     labels: Sequence[DetectionLabels], assignments: Sequence[Assignment], size: tuple[int, int], like: Tensor
 ) -> Tensor:
-    """The matched targets' masks (M, H, W) on the canvas, zero where padding is."""
+    """The matched targets' masks (M, H, W) on the padded canvas, zero in the padding."""
     masks = like.new_zeros((sum(len(match.targets) for match in assignments), *size))
     start = 0
     for label, match in zip(labels, assignments, strict=True):
@@ -395,18 +394,18 @@ def _padded_masks(
 
 
 def _focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Cross-entropy (…) of logits (…) and targets (…) in {0, 1}, in which what is easy weighs little.
+    """Binary cross-entropy (…) of logits (…) and targets (…) in {0, 1}, with a low weight for easy pixels.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", eq. 5.
     """
     probability = logits.sigmoid()
-    missed = (probability - targets).abs()  # 1 - the probability of what is true
+    missed = (probability - targets).abs()  # 1 - the probability of the target
     weight = 1 - alpha + (2 * alpha - 1) * targets
     return weight * missed**gamma * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 def _dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """(M, pixels) logits and targets → (M,) one less twice the overlap over the sum of both areas, each plus one."""
+    """(M, pixels) logits and targets → (M,) 1 - (2·overlap + 1) / (sum of both areas + 1)."""
     probability = logits.sigmoid()
     overlap = (probability * targets).sum(-1)
     return 1 - (2 * overlap + 1) / (probability.sum(-1) + targets.sum(-1) + 1)

@@ -336,10 +336,7 @@ class DetrPreTrainedModel(PreTrainedModel):
             ValueError: A key is unknown, labels contradict each other, or the source is another kind of model.
             OSError: The source does not exist.
         """
-        if head_init not in ("by_name", "fresh"):
-            raise ValueError(f"head_init: got '{head_init}', expected 'by_name' or 'fresh'.")
-        if label_mapping and head_init == "fresh":
-            raise ValueError("label_mapping and head_init='fresh' exclude each other; pass only one of them.")
+        _check_head_options(head_init, label_mapping)
         options = {"ignore_mismatched_sizes": ignore_mismatched_sizes, **kwargs}
         if pretrained_model_name_or_path is None:  # a state_dict and a config: there is no other head to compare with
             loaded = super().from_pretrained(None, *model_args, config=cast(Any, config), **options)
@@ -470,6 +467,13 @@ def _init_norm(norm: nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d) -> None:
 # Loading
 
 _HEAD_KEYS = ("id2label", "label2id", "num_queries")  # config keys that a change of the head changes
+
+
+def _check_head_options(head_init: str, label_mapping: Mapping[str, str] | None) -> None:
+    if head_init not in ("by_name", "fresh"):
+        raise ValueError(f"head_init: got '{head_init}', expected 'by_name' or 'fresh'.")
+    if label_mapping and head_init == "fresh":
+        raise ValueError("label_mapping and head_init='fresh' exclude each other; pass only one of them.")
 
 
 class _Configs(NamedTuple):

@@ -1,3 +1,8 @@
+"""`DetrConfig`: defaults, saving and loading, errors."""
+
+import json
+import logging
+
 import pytest
 
 from modeling_detr import DetrConfig
@@ -47,3 +52,26 @@ def test_errors_name_the_key_and_the_expected_value(arguments, message):
     with pytest.raises(Exception, match=message) as caught:
         DetrConfig(**arguments)
     assert isinstance(caught.value, (ValueError, TypeError)) or "Validation" in type(caught.value).__name__
+
+
+def test_unknown_keys_in_a_file_are_kept_with_a_warning(tmp_path, caplog):
+    """Transformers and its tools write keys of their own into config.json."""
+    DetrConfig(num_queries=7).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "use_cache": False, "transformers.js_config": {"a": 1}})
+    )
+    with caplog.at_level(logging.WARNING):
+        config = DetrConfig.from_pretrained(tmp_path, num_labels=3)
+    assert "unknown key 'use_cache'" in caplog.text
+    assert config.num_queries == 7
+    assert config.num_labels == config.num_classes == 3
+    assert config.to_dict()["transformers.js_config"] == {"a": 1}
+    config.save_pretrained(tmp_path / "again")
+    assert DetrConfig.from_pretrained(tmp_path / "again").use_cache is False
+
+
+def test_class_names_are_in_the_order_of_their_labels():
+    config = DetrConfig(id2label={1: "dog", 0: "cat"})
+    assert config.class_names == ("cat", "dog")
+    assert config.num_classes == 2

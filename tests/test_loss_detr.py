@@ -60,7 +60,7 @@ def test_with_more_boxes_than_queries_the_best_are_matched_and_the_rest_are_repo
     criterion = SetCriterion(HungarianMatcher())
     with caplog.at_level(logging.WARNING):
         output = criterion(logits, boxes, labels)
-    assert "5 objects of this batch are left out" in caplog.text
+    assert "The loss ignores 5 objects of this batch" in caplog.text
     caplog.clear()
     criterion(logits, boxes, labels)
     assert not caplog.text  # reported once, not in every batch
