@@ -17,6 +17,7 @@ from typing import cast, get_args
 
 from accelerate import Accelerator
 
+from modeling_detr.atomic_output import replace_text
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import eval_transform, open_dataset
 from modeling_detr.data.hf_datasets import BoxFormat
@@ -149,7 +150,7 @@ def _save_predictions(evaluators: Iterable[Evaluator], folder: Path, category_id
         if isinstance(evaluator, CocoEvaluator):
             results = [row for row in evaluator.to_coco_results() if row["category_id"] in category_ids]
             written.append(folder / ("predictions_masks.json" if evaluator.masks else "predictions.json"))
-            written[-1].write_text(json.dumps(results), encoding="utf-8")
+            replace_text(written[-1], json.dumps(results))
         elif isinstance(evaluator, PanopticEvaluator):
             written.append(evaluator.save_json())
     return written

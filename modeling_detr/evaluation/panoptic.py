@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from modeling_detr.atomic_output import replace_text
 from modeling_detr.errors_detr import DatasetError, PredictionError
 from modeling_detr.evaluation.checks import check_label_range, pair_with_images
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
@@ -340,9 +341,8 @@ class PanopticEvaluator:
         """
         if self.save_to is None:
             raise ValueError("Predictions are not saved; set their folder with PanopticEvaluator(index, save_to=…).")
-        self.save_to.mkdir(parents=True, exist_ok=True)
         file = self.save_to.with_name(f"{self.save_to.name}.json")
-        file.write_text(json.dumps(self.to_coco_panoptic()), encoding="utf-8")
+        replace_text(file, json.dumps(self.to_coco_panoptic()))
         return file
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modeling_detr.atomic_output import replace_text
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable
 
 
@@ -100,13 +101,15 @@ class EvaluationReport:
         return "\n\n".join(texts)
 
     def save(self, folder: Path) -> list[Path]:
-        """Writes `evaluation.json`, `.md` and `.html` into `folder` and returns their paths."""
-        folder.mkdir(parents=True, exist_ok=True)
-        written = []
-        for suffix, text in (("json", self.to_json()), ("md", self.to_markdown()), ("html", self.to_html())):
-            written.append(folder / f"evaluation.{suffix}")
-            written[-1].write_text(text, encoding="utf-8")
-        return written
+        """Writes `evaluation.json`, `.md` and `.html` into `folder` and returns their paths.
+
+        Raises:
+            OutputError: A file cannot be written.
+        """
+        texts = {"json": self.to_json(), "md": self.to_markdown(), "html": self.to_html()}
+        for suffix, text in texts.items():
+            replace_text(folder / f"evaluation.{suffix}", text)
+        return [folder / f"evaluation.{suffix}" for suffix in texts]
 
     def summary(self) -> str:
         """Number of images, speed and headline metrics in one line."""

@@ -66,8 +66,8 @@ def test_a_broken_image_is_reported_and_skipped(
         "good.png"
     ]
     errors = capsys.readouterr().err
-    assert "broken.jpg is left out: cannot identify image file" in errors
-    assert "cut.png is left out" in errors
+    assert "broken.jpg: skipped, cannot identify image file" in errors
+    assert "cut.png: skipped" in errors
     assert "2 of 3 images could not be read" in errors
 
 
@@ -84,19 +84,19 @@ def test_output_of_an_earlier_call_is_not_used_as_input(tmp_path: Path) -> None:
 
 
 def test_missing_and_empty_inputs_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"There is no image or folder .*nowhere"):
+    with pytest.raises(ValueError, match=r"nowhere: no such image or folder"):
         find_images([tmp_path / "nowhere"], tmp_path / "out")
-    with pytest.raises(ValueError, match="There are no images in"):
+    with pytest.raises(ValueError, match="no images in this folder"):
         find_images([tmp_path], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--threshold", "50"], "--threshold: got 50; wanted a score from 0 to 1"),
+        (["--threshold", "50"], "--threshold: got 50, expected a score from 0 to 1"),
         (["--threshold", "nan"], "--threshold: got nan"),
-        (["--device", "cuda:77"], "--device: 'cuda:77' cannot be used here"),
-        (["--device", "gpu"], "--device: 'gpu' cannot be used here"),
+        (["--device", "cuda:77"], "--device: cannot use 'cuda:77'"),
+        (["--device", "gpu"], "--device: cannot use 'gpu'"),
     ],
 )
 def test_invalid_options_are_reported_before_anything_is_loaded(arguments: list[str], message: str) -> None:
@@ -107,7 +107,7 @@ def test_invalid_options_are_reported_before_anything_is_loaded(arguments: list[
 
 def test_a_text_file_is_not_an_input_but_an_image_with_any_name_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"notes\.txt is no image"):
+    with pytest.raises(ValueError, match=r"notes\.txt: not an image"):
         find_images([tmp_path / "notes.txt"], tmp_path / "out")
     nameless = picture(tmp_path / "a.png").rename(tmp_path / "a")
     assert list(find_images([nameless], tmp_path / "out").values()) == [nameless]

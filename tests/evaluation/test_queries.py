@@ -40,19 +40,19 @@ def metrics(data, image_indices, labels, boxes):
     return evaluator.compute()
 
 
-def test_queries_that_cover_the_objects_differ_as_these_do():
+def test_queries_that_cover_the_objects_have_a_spread_of_one():
     found = metrics(index([0, 0, 0]), [0, 1], [[0, 1, 2, 2], [2, 2, 2, 2]], [BOXES_CXCYWH.repeat(2, 1)] * 2)
     assert found.objects == 1.0  # two on the first image, none on the second
     assert found.object_queries == 1.0
     assert found.spread == pytest.approx(1.0)
 
 
-def test_queries_that_all_predict_one_box_have_no_spread_and_none_may_find_an_object():
+def test_queries_that_predict_the_same_box_have_no_spread():
     found = metrics(index([0, 0, 0]), [0], [[2, 2, 2]], [BOXES_CXCYWH[:1].repeat(3, 1)])
     assert (found.object_queries, found.spread) == (0.0, 0.0)
 
 
-def test_an_image_with_one_object_says_nothing_of_the_spread():
+def test_images_with_one_object_do_not_count_for_the_spread():
     found = metrics(index([0, 1, 1]), [0, 1], [[0, 2], [1, 2]], [BOXES_CXCYWH[:1].repeat(2, 1)] * 2)
     assert found.spread is None
     assert found.object_queries == 1.0
