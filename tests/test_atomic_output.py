@@ -77,7 +77,7 @@ def in_child(run: Callable[[], None]) -> int:
 
 
 def killed_at(operation: int, write: Callable[[Path, str], None], target: Path) -> bool:
-    """Lets a child write, kills it before its n-th file operation; whether it got that far."""
+    """Kills a child that writes before its n-th file operation; returns whether it got that far."""
 
     def run() -> None:
         remaining = itertools.count(operation, -1)
@@ -120,7 +120,7 @@ def test_new_output_does_not_overwrite(write, tmp_path):
 
 
 @pytest.mark.parametrize("output", [new_folder, new_file])
-def test_a_target_that_another_process_creates_meanwhile_stays(output, tmp_path):
+def test_a_target_that_another_process_creates_in_the_meantime_stays(output, tmp_path):
     target = tmp_path / "target"
 
     def write() -> None:
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_created_is_an_output_error(write, tmp_path):
 
 
 @writers
-def test_a_kill_at_any_moment_leaves_old_or_new_output_but_no_half(write, tmp_path):
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_output(write, tmp_path):
     outcomes = []
     for operation in itertools.count():
         folder = tmp_path / str(operation)
@@ -215,7 +215,7 @@ def test_a_kill_at_any_moment_leaves_old_or_new_output_but_no_half(write, tmp_pa
 
 
 @replacing
-def test_after_a_kill_at_any_moment_the_next_write_succeeds_and_tidies_up(write, tmp_path):
+def test_after_a_kill_at_any_moment_the_next_write_succeeds_and_cleans_up(write, tmp_path):
     for operation in itertools.count():
         folder = tmp_path / str(operation)
         folder.mkdir()

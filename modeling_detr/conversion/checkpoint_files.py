@@ -12,10 +12,10 @@ import re
 import socket
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -36,7 +36,11 @@ RELEASED = {
 RELEASES_URL = "https://dl.fbaipublicfiles.com/detr"
 _SECONDS_TO_CONNECT = 10
 # Classes that a checkpoint may hold besides tensors, numbers and text: the original's options, and paths among them
-_ALLOWED: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+_ALLOWED: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+]
 # What `torch.load` raises for a file that is cut off or is not a checkpoint
 _LOADING_ERRORS = (
     RuntimeError,

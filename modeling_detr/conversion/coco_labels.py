@@ -1,7 +1,8 @@
-"""Names of COCO's classes under the category ids that the original's released models have as labels."""
+"""Names of COCO's classes, by the category ids that the original's released models use as labels."""
 
-_UNUSED = "N/A"  # ids without a category have a row in the class head, which never learnt anything
+_UNUSED = "N/A"  # ids without a category; their rows of the class head are untrained
 
+# Consecutive names, by the id of the first
 _THINGS = {
     1: "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant",
     13: "stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe",
@@ -49,7 +50,7 @@ LAST_THING = 90
 
 
 def coco_id2label(num_labels: int) -> dict[int, str] | None:
-    """The names of the original's 91 detection or 250 panoptic labels; None for another number of classes."""
+    """The names of the original's 91 detection or 250 panoptic labels; None for any other number of classes."""
     tables = {91: [_THINGS], 250: [_THINGS, _STUFF]}.get(num_labels)
     if tables is None:
         return None

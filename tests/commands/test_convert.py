@@ -1,4 +1,4 @@
-"""`detr convert` and `--model X.pth`, as a person uses them."""
+"""`detr convert` and `--model X.pth`, as a user runs them."""
 
 import os
 import subprocess
@@ -27,11 +27,11 @@ def checkpoint(tmp_path):
     return tmp_path / "mine.pth"
 
 
-def test_a_checkpoint_goes_to_ours_to_the_originals_and_to_stock(checkpoint, tmp_path, capsys):
+def test_a_checkpoint_converts_to_ours_to_the_originals_and_to_stock(checkpoint, tmp_path, capsys):
     assert detr(["convert", str(checkpoint), str(tmp_path / "ours"), *HEADS]) == 0
-    said = capsys.readouterr().out
-    assert "read DetrForObjectDetection, resnet18, 2 + 3 layers of width 32, 4 heads, 12 queries, 91 classes" in said
-    assert "assumed no dilation" in said
+    output = capsys.readouterr().out
+    assert "read DetrForObjectDetection, resnet18, 2 + 3 layers of width 32, 4 heads, 12 queries, 91 classes" in output
+    assert "assumed no dilation" in output
     assert detr(["convert", str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--to", "original"]) == 0
     assert detr(["convert", str(tmp_path / "ours"), str(tmp_path / "stock"), "--to", "transformers"]) == 0
 
@@ -45,21 +45,24 @@ def test_a_checkpoint_goes_to_ours_to_the_originals_and_to_stock(checkpoint, tmp
 
 
 def test_mistakes_are_one_line_and_leave_nothing_behind(checkpoint, tmp_path, capsys):
-    (tmp_path / "there").mkdir()
+    (tmp_path / "taken").mkdir()
     cases = [
-        ([str(checkpoint), str(tmp_path / "there")], "already exists"),
+        ([str(checkpoint), str(tmp_path / "taken")], "already exists"),
         (
             [str(checkpoint), str(tmp_path / "new"), "--to", "original"],
             "which converts to a model folder only; run 'detr convert",
         ),
-        ([str(tmp_path / "there"), str(tmp_path / "new"), "--num_labels", "3"], "is not a checkpoint of the original"),
+        (
+            [str(tmp_path / "taken"), str(tmp_path / "new"), "--num_labels", "3"],
+            "is not a checkpoint of the original",
+        ),
     ]
     for arguments, message in cases:
         assert detr(["convert", *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pth", "there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pth", "taken"]
 
 
 def test_plug_ins_add_kinds_of_sources_and_targets(ours, tmp_path, monkeypatch, capsys):
@@ -83,7 +86,7 @@ def test_plug_ins_add_kinds_of_sources_and_targets(ours, tmp_path, monkeypatch, 
     assert f"wrote {tmp_path / 'c'}, a text of mine" in capsys.readouterr().out
 
 
-def test_names_of_classes_are_one_a_line(tmp_path):
+def test_class_names_are_read_one_per_line(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("\ufeffrice\nmiso soup\n\n")
     assert original.read_labels(file) == ["rice", "miso soup"]
@@ -93,21 +96,21 @@ def test_names_of_classes_are_one_a_line(tmp_path):
             original.read_labels(file)
 
 
-def test_a_file_of_the_original_can_be_named_wherever_a_model_can(checkpoint, tmp_path, monkeypatch):
+def test_a_checkpoint_of_the_original_is_accepted_wherever_a_model_is(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(original, "HF_HOME", tmp_path / "cache")
     model, _ = load_model(str(checkpoint))
     assert model.config.num_labels == 91
     assert model.class_labels_classifier.out_features == 92
-    again, _ = load_model(str(checkpoint))  # kept, not converted anew
+    again, _ = load_model(str(checkpoint))  # from the cache
     assert torch.equal(again.class_labels_classifier.weight, model.class_labels_classifier.weight)
     assert len(list((tmp_path / "cache" / "modeling_detr").iterdir())) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("headless", [False, True])
-def test_training_starts_from_a_file_of_the_original(tmp_path, headless):
+def test_training_starts_from_a_checkpoint_of_the_original(tmp_path, headless):
     weights = load_case("tiny-r18").original_weights()
-    if headless:  # as people prepare it by hand today
+    if headless:  # as many prepare it by hand
         del weights["class_embed.weight"], weights["class_embed.bias"]
     torch.save({"model": weights}, tmp_path / "mine.pth")
     command = [sys.executable, REPOSITORY / "scripts" / "train.py", REPOSITORY / "configs" / "finetune.yaml"]
@@ -144,7 +147,7 @@ def convert(*arguments):
     return detr(["convert", *map(str, arguments)])
 
 
-def test_there_and_back_again(ours, tmp_path, capsys):
+def test_a_round_trip_through_stock_keeps_every_byte(ours, tmp_path, capsys):
     assert convert(tmp_path / "ours", tmp_path / "stock", "--to", "transformers") == 0
     assert "read DetrForObjectDetection with 5 classes" in capsys.readouterr().out
     stock = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path / "stock")
@@ -159,7 +162,7 @@ def test_there_and_back_again(ours, tmp_path, capsys):
     assert files[0] == files[1]
 
 
-def test_what_cannot_be_written_or_is_there_leaves_nothing_behind(ours, tiny_detector, tmp_path, capsys):
+def test_refused_conversions_leave_nothing_behind(ours, tiny_detector, tmp_path, capsys):
     assert convert(tmp_path / "ours", tmp_path / "ours") == 2
     assert "already exists; choose another target" in capsys.readouterr().err
     model = tiny_detector(pre_norm=True)

@@ -22,7 +22,7 @@ from modeling_detr.conversion.checkpoint_files import (
 
 
 class RunsCode:
-    """What a hostile checkpoint holds: reading it would run a command."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, witness):
         self.witness = witness
@@ -33,7 +33,7 @@ class RunsCode:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("where", ["model", "args", "further"])
-def test_a_checkpoint_that_wants_to_run_code_is_refused_and_does_not_run(tmp_path, zipped, where):
+def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path, zipped, where):
     witness = tmp_path / "it-ran"
     content = {"model": {"weight": torch.zeros(2)}, "args": argparse.Namespace(lr=1.0), "further": None}
     content[where] = RunsCode(witness) if where != "args" else argparse.Namespace(lr=RunsCode(witness))
@@ -46,7 +46,7 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused_and_does_not_run(tmp_pat
     assert not witness.exists()
 
 
-def test_a_pickle_that_is_no_checkpoint_is_refused_and_does_not_run(tmp_path):
+def test_a_plain_pickle_is_refused_and_nothing_runs(tmp_path):
     witness, path = tmp_path / "it-ran", tmp_path / "plain.pth"
     path.write_bytes(pickle.dumps(RunsCode(witness)))
     with pytest.raises(ValueError, match=r"plain\.pth: refused, because it contains '(posix|nt)\.system'"):
@@ -55,7 +55,7 @@ def test_a_pickle_that_is_no_checkpoint_is_refused_and_does_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [0, 3, 5])
-def test_the_protocol_of_the_pickle_makes_no_difference(tmp_path, protocol):
+def test_code_is_refused_in_every_pickle_protocol(tmp_path, protocol):
     witness, path = tmp_path / "it-ran", tmp_path / "hostile.pth"
     torch.save({"model": {"weight": torch.zeros(2)}, "args": RunsCode(witness)}, path, pickle_protocol=protocol)
     with pytest.raises(ValueError, match=r"hostile\.pth: refused, because it contains '(posix|nt)\.system'"):
@@ -63,14 +63,14 @@ def test_the_protocol_of_the_pickle_makes_no_difference(tmp_path, protocol):
     assert not witness.exists()
 
 
-def test_safetensors_under_the_name_of_a_checkpoint_are_told(tmp_path):
+def test_a_safetensors_file_named_pth_is_recognised(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"weights\.pth: a safetensors file; give the folder"):
         read_checkpoint(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "empty file"),
         (b"<!DOCTYPE html><html><body>Not found</body></html>", "a web page, not a checkpoint"),
@@ -79,16 +79,16 @@ def test_safetensors_under_the_name_of_a_checkpoint_are_told(tmp_path):
         (b"\x80\x02 these are no weights", "not a checkpoint of PyTorch"),
     ],
 )
-def test_what_is_no_checkpoint_is_called_by_its_name(tmp_path, content, said):
+def test_other_kinds_of_files_are_named_in_the_error(tmp_path, content, message):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_checkpoint(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_a_file_that_was_cut_off_is_told(tmp_path, zipped, share):
+def test_a_truncated_file_is_an_error(tmp_path, zipped, share):
     path = tmp_path / "weights.pth"
     torch.save({"model": {"weight": torch.zeros(1000)}}, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
@@ -96,7 +96,7 @@ def test_a_file_that_was_cut_off_is_told(tmp_path, zipped, share):
         read_checkpoint(path)
 
 
-def test_something_else_than_weights_is_told(tmp_path):
+def test_a_checkpoint_without_weights_is_an_error(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"epoch": 3, "loss": [1.0]}, path)
     with pytest.raises(ValueError, match=r"'epoch' is of type int, expected a tensor; the keys are epoch, loss"):
@@ -106,7 +106,7 @@ def test_something_else_than_weights_is_told(tmp_path):
         read_checkpoint(path)
 
 
-def test_options_paths_and_names_of_parallel_training_are_read(tmp_path):
+def test_options_paths_and_module_prefixes_are_read(tmp_path):
     path = tmp_path / "checkpoint.pth"
     args = argparse.Namespace(nheads=4, output_dir=Path("somewhere"))
     weights = {"module.a.weight": torch.ones(2), "module.a.num_batches_tracked": torch.tensor(3)}
@@ -128,13 +128,13 @@ def test_options_paths_and_names_of_parallel_training_are_read(tmp_path):
         ("mine.pth", None),
     ],
 )
-def test_released_models_are_known_by_their_names(name, released):
+def test_released_models_are_recognised_by_name(name, released):
     assert released_name_of(name) == released
 
 
 @pytest.fixture
 def releases(tmp_path, monkeypatch):
-    """A server that has a released file, and a place of its own for what is downloaded."""
+    """A server for released files, and an empty cache for downloads."""
     (tmp_path / "served").mkdir()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -169,7 +169,7 @@ def test_a_download_with_another_hash_is_refused(releases, monkeypatch):
     assert not [path for path in releases.parent.glob("hub/**/*") if path.is_file()]
 
 
-def test_without_a_network_it_says_so_at_once(releases, monkeypatch):
+def test_a_failed_download_is_an_error_that_names_the_url(releases, monkeypatch):
     monkeypatch.setattr(checkpoint_files, "RELEASES_URL", "http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"detr-r50: download failed \(.*\); download http://127.0.0.1:9/detr-r50-"):
         find_checkpoint("detr-r50")
@@ -178,7 +178,7 @@ def test_without_a_network_it_says_so_at_once(releases, monkeypatch):
         find_checkpoint("detr-r50")
 
 
-def test_a_name_that_is_neither_a_file_nor_released_is_told(tmp_path):
+def test_an_unknown_name_is_an_error_that_lists_the_released_ones(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no-such\.pth: no such file; .*detr-r101-dc5"):
         find_checkpoint("no-such.pth")
     with pytest.raises(ValueError, match="a folder, expected a checkpoint file"):

@@ -16,7 +16,7 @@ from modeling_detr.conversion.original_architecture import check_parameters, rea
 from modeling_detr.conversion.original_names import original_name_to_ours
 
 
-def test_the_three_projections_of_an_attention_are_cut_apart_in_their_order():
+def test_in_proj_is_split_into_query_key_and_value():
     weight = torch.arange(6).float()[:, None].expand(6, 2)
     ours = original_to_ours({"transformer.decoder.layers.3.multihead_attn.in_proj_weight": weight})
     prefix = "model.decoder.layers.3.encoder_attn"
@@ -42,7 +42,7 @@ def test_names_are_those_of_the_checkpoints_on_the_hub(original, ours):
 
 
 @pytest.mark.parametrize("name", ["detr-r50", "detr-r101-dc5", "tiny-r18-learned", "tiny-r18-prenorm"])
-def test_every_name_of_a_released_checkpoint_becomes_one_of_ours_and_no_two_the_same(name):
+def test_all_names_of_a_released_checkpoint_map_to_different_names_of_ours(name):
     names = json.loads((REFERENCE / "manifests" / f"{name}.json").read_text())
     ours = [new for old in names for new in original_name_to_ours(old)]
     assert len(ours) == len(set(ours))
@@ -96,21 +96,21 @@ def test_a_converted_checkpoint_computes_what_the_original_computes(name, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned"])
-def test_there_and_back_is_the_same_to_the_last_byte(name, tmp_path):
+def test_a_round_trip_keeps_every_byte(name, tmp_path):
     case = load_case(name)
     convert_original(save_case(case, tmp_path / "first.pth"), tmp_path / "ours", **HEADS)
     model = DetrForObjectDetection.from_pretrained(tmp_path / "ours")
-    said = export_original(model, tmp_path / "back.pth")
+    notes = export_original(model, tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
     weights = case.original_weights()
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[key], weights[key]) for key in weights)
-    assert "--backbone resnet18" in said[0]
-    assert "num_classes = 91" in said[1]
+    assert "--backbone resnet18" in notes[0]
+    assert "num_classes = 91" in notes[1]
 
 
 @pytest.mark.parametrize(
-    ("name", "released", "wanted"),
+    ("name", "released", "expected"),
     [
         ("detr-r50", "detr-r50-e632da11", {"backbone": "resnet50", "dilation": False}),
         ("detr-r50-dc5", "detr-r50-dc5-f0fb7ef5", {"backbone": "resnet50", "dilation": True}),
@@ -121,21 +121,21 @@ def test_there_and_back_is_the_same_to_the_last_byte(name, tmp_path):
         ("detr-r101-panoptic", "detr-r101-panoptic-40021d53", {"backbone": "resnet101"}),
     ],
 )
-def test_the_architecture_of_every_released_checkpoint_is_read_off_its_weights(name, released, wanted):
+def test_the_architecture_of_every_released_checkpoint_is_read_off_its_weights(name, released, expected):
     shapes = json.loads((REFERENCE / "manifests" / f"{name}.json").read_text())
     weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     checkpoint = Checkpoint(Path(f"{released}.pth"), weights, {}, "")
     architecture = read_architecture(checkpoint)
     assert architecture.has_masks == ("panoptic" in name)
     assert architecture.num_labels == (250 if architecture.has_masks else 91)
-    assert wanted.items() <= architecture.config.items()
+    assert expected.items() <= architecture.config.items()
     with torch.device("meta"):
         kind = DetrForSegmentation if architecture.has_masks else DetrForObjectDetection
         model = kind(DetrConfig(**architecture.config, num_labels=architecture.num_labels))
     check_parameters(checkpoint, model, without_head=False)
 
 
-def test_what_weights_do_not_tell_comes_from_the_options_and_else_is_said(tmp_path):
+def test_options_fill_in_what_weights_do_not_show_and_assumptions_are_reported(tmp_path):
     case = load_case("tiny-r18")
     trained = save_case(
         case,
@@ -144,31 +144,31 @@ def test_what_weights_do_not_tell_comes_from_the_options_and_else_is_said(tmp_pa
         epoch=3,
         optimizer={},
     )
-    said = convert_original(trained, tmp_path / "trained")
+    notes = convert_original(trained, tmp_path / "trained")
     config = DetrConfig.from_pretrained(tmp_path / "trained")
-    assert not any(sentence.startswith("assumed") for sentence in said)
+    assert not any(sentence.startswith("assumed") for sentence in notes)
     assert (config.dilation, config.encoder_attention_heads, config.eos_coefficient) == (True, 4, 0.2)
     assert config.dropout == config.attention_dropout == 0
 
     bare = tmp_path / "bare.pth"
     torch.save(case.original_weights(), bare)
-    said = convert_original(bare, tmp_path / "bare")
-    assert [sentence.partition(",")[0] for sentence in said if sentence.startswith("assumed")] == [
+    notes = convert_original(bare, tmp_path / "bare")
+    assert [sentence.partition(",")[0] for sentence in notes if sentence.startswith("assumed")] == [
         "assumed no dilation in the backbone (DC5)",
         "assumed 8 attention heads",
     ]
-    said = convert_original(bare, tmp_path / "told", **HEADS, dilation=True)
-    assert not any(sentence.startswith("assumed") for sentence in said)
-    assert DetrConfig.from_pretrained(tmp_path / "told").decoder_attention_heads == 4
+    notes = convert_original(bare, tmp_path / "given", **HEADS, dilation=True)
+    assert not any(sentence.startswith("assumed") for sentence in notes)
+    assert DetrConfig.from_pretrained(tmp_path / "given").decoder_attention_heads == 4
 
 
-def test_an_option_of_another_type_is_told(tmp_path):
+def test_an_option_of_the_wrong_type_is_an_error(tmp_path):
     path = save_case(load_case("tiny-r18"), tmp_path / "odd.pth", args=argparse.Namespace(nheads="4"))
     with pytest.raises(ValueError, match=r"odd\.pth: training option 'nheads' is '4', expected int"):
         convert_original(path, tmp_path / "ours")
 
 
-def test_weights_that_share_memory_are_written_apart(tmp_path):
+def test_weights_that_share_memory_are_saved_separately(tmp_path):
     weights = load_case("tiny-r18").original_weights()
     first, second = (f"transformer.encoder.layers.{layer}.norm1.bias" for layer in (0, 1))
     weights[second] = weights[first]
@@ -178,7 +178,7 @@ def test_weights_that_share_memory_are_written_apart(tmp_path):
     assert all(torch.equal(layer.self_attn_layer_norm.bias, weights[first]) for layer in layers)
 
 
-def test_a_copy_that_another_process_made_meanwhile_is_used(tmp_path, monkeypatch):
+def test_a_copy_that_another_process_made_in_the_meantime_is_used(tmp_path, monkeypatch):
     path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
     monkeypatch.setattr(original, "HF_HOME", tmp_path / "cache")
     convert = original.convert_original
@@ -200,20 +200,20 @@ def test_source_and_hash_are_recorded(tmp_path):
     assert record["sha256"] in (tmp_path / "ours" / "README.md").read_text()
 
 
-def test_a_deleted_class_head_is_made_anew_for_as_many_classes_as_asked_for(tmp_path):
+def test_a_deleted_class_head_is_created_anew(tmp_path):
     weights = load_case("tiny-r18").original_weights()
     del weights["class_embed.weight"], weights["class_embed.bias"]
     torch.save({"model": weights}, tmp_path / "headless.pth")
     with pytest.raises(ValueError, match=r"class head .* was deleted; set num_labels or labels"):
         convert_original(tmp_path / "headless.pth", tmp_path / "ours", **HEADS)
-    said = convert_original(tmp_path / "headless.pth", tmp_path / "ours", num_labels=107, **HEADS)
-    assert "created a new class head for 107 classes, since the file has none" in said
+    notes = convert_original(tmp_path / "headless.pth", tmp_path / "ours", num_labels=107, **HEADS)
+    assert "created a new class head for 107 classes, since the file has none" in notes
     model = DetrForObjectDetection.from_pretrained(tmp_path / "ours")
     assert model.class_labels_classifier.out_features == 108
     assert torch.equal(model.bbox_predictor.layers[0].weight, weights["bbox_embed.layers.0.weight"])
 
 
-def test_classes_are_named_by_a_list_or_as_cocos(tmp_path):
+def test_class_names_come_from_a_list_or_from_coco(tmp_path):
     path = save_case(load_case("tiny-r18"), tmp_path / "mine.pth")
     names = [f"class {number}" for number in range(91)]
     convert_original(path, tmp_path / "named", labels=names, **HEADS)
@@ -226,7 +226,7 @@ def test_classes_are_named_by_a_list_or_as_cocos(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             lambda w: w.pop("transformer.decoder.layers.1.norm3.bias"),
@@ -252,17 +252,17 @@ def test_classes_are_named_by_a_list_or_as_cocos(tmp_path):
         ),
     ],
 )
-def test_what_is_missing_surplus_or_misshapen_is_named(tmp_path, change, said):
+def test_missing_unexpected_and_misshapen_parameters_are_named(tmp_path, change, message):
     weights = load_case("tiny-r18").original_weights()
     change(weights)
     torch.save({"model": weights}, tmp_path / "broken.pth")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert_original(tmp_path / "broken.pth", tmp_path / "ours", **HEADS)
     assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"position_temperature": 20}, "position_temperature 20"),
         ({"activation_function": "gelu"}, "activation_function 'gelu'"),
@@ -270,9 +270,9 @@ def test_what_is_missing_surplus_or_misshapen_is_named(tmp_path, change, said):
         ({"backbone": "convnext_atto", "backbone_kwargs": None}, "backbone 'convnext_atto'"),
     ],
 )
-def test_what_the_original_lacks_is_not_written(tiny_config, tmp_path, changes, said):
+def test_models_that_the_original_does_not_support_are_refused(tiny_config, tmp_path, changes, message):
     model = DetrForObjectDetection(tiny_config(**{"backbone": "resnet18", "backbone_kwargs": None, **changes}))
-    with pytest.raises(ValueError, match=f"not supported by the original DETR: .*{said}"):
+    with pytest.raises(ValueError, match=f"not supported by the original DETR: .*{message}"):
         export_original(model, tmp_path / "out.pth")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Transformers' own DETR: its checkpoints load here, and what is written for it loads there."""
+"""Transformers' own DETR: its checkpoints load here, and ours load there once converted."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def inputs():
     return torch.randn(2, 3, 96, 128, generator=generator) * pixel_mask[:, None], pixel_mask
 
 
-def assert_predict_alike(one, other):
+def assert_same_predictions(one, other):
     with torch.no_grad():
         mine, theirs = one(*inputs()), other(*inputs())
     for name in ("logits", "pred_boxes", "pred_masks"):
@@ -102,36 +102,36 @@ def rename_weights(folder, *renames):
 
 
 @pytest.mark.parametrize("position_embedding_type", ["sine", "learned"])
-def test_what_transformers_saves_today_loads_and_predicts_alike(tmp_path, position_embedding_type):
+def test_a_stock_checkpoint_loads_and_predicts_the_same(tmp_path, position_embedding_type):
     stock = stock_model(position_embedding_type=position_embedding_type)
     stock.save_pretrained(tmp_path)
     ours, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
     assert ours.config.backbone == "test_resnet"
     assert ours.config.id2label == SMALL["id2label"]
-    assert_predict_alike(ours, stock)
+    assert_same_predictions(ours, stock)
 
 
-def test_names_as_they_are_in_memory_load_too(tmp_path):
+def test_parameter_names_as_in_memory_load_too(tmp_path):
     stock = stock_model(position_embedding_type="learned")
     stock.save_pretrained(tmp_path, save_original_format=False)
     assert any(".o_proj." in name for name in load_file(tmp_path / "model.safetensors"))
     ours, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] | info["unexpected_keys"]
-    assert_predict_alike(ours, stock)
+    assert_same_predictions(ours, stock)
     ours.save_pretrained(tmp_path / "again")  # under our own names
     assert "model.encoder.layers.0.self_attn.out_proj.weight" in load_file(tmp_path / "again" / "model.safetensors")
-    assert_predict_alike(DetrForObjectDetection.from_pretrained(tmp_path / "again"), stock)
+    assert_same_predictions(DetrForObjectDetection.from_pretrained(tmp_path / "again"), stock)
 
 
 def test_a_checkpoint_as_version_4_wrote_it_loads(tmp_path):
     stock = stock_model()
     stock.save_pretrained(tmp_path)
     edit_config(tmp_path, **OLD_KEYS)
-    assert_predict_alike(DetrForObjectDetection.from_pretrained(tmp_path), stock)
+    assert_same_predictions(DetrForObjectDetection.from_pretrained(tmp_path), stock)
     edit_config(tmp_path, backbone_config=TIMM, use_timm_backbone=False, backbone=None)
     rename_weights(tmp_path, ("conv_encoder.model.", "conv_encoder.model._backbone."))
-    assert_predict_alike(DetrForObjectDetection.from_pretrained(tmp_path), stock)
+    assert_same_predictions(DetrForObjectDetection.from_pretrained(tmp_path), stock)
 
 
 def test_dc5_is_read_from_either_layout(tmp_path):
@@ -139,13 +139,13 @@ def test_dc5_is_read_from_either_layout(tmp_path):
     stock.save_pretrained(tmp_path)
     ours = DetrForObjectDetection.from_pretrained(tmp_path)
     assert ours.config.dilation
-    assert_predict_alike(ours, stock)
+    assert_same_predictions(ours, stock)
     edit_config(tmp_path, **OLD_KEYS, dilation=True)
     assert DetrConfig.from_pretrained(tmp_path).dilation
 
 
 @pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
-def test_transformers_own_resnet_becomes_timms(tmp_path, layer_type):
+def test_the_resnet_of_transformers_becomes_that_of_timm(tmp_path, layer_type):
     resnet = ResNetConfig(
         hidden_sizes=[16, 16, 24, 32], depths=[1, 2, 1, 1], layer_type=layer_type, out_features=["stage4"]
     )
@@ -153,10 +153,10 @@ def test_transformers_own_resnet_becomes_timms(tmp_path, layer_type):
     stock.save_pretrained(tmp_path)
     ours, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] | info["unexpected_keys"]
-    assert_predict_alike(ours, stock)
+    assert_same_predictions(ours, stock)
 
 
-def test_training_settings_become_ours_and_what_changed_is_said(tmp_path, caplog):
+def test_training_settings_become_ours_and_changes_are_logged(tmp_path, caplog):
     stock_model(dropout=0.2).save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
         config = DetrForObjectDetection.from_pretrained(tmp_path).config
@@ -166,13 +166,15 @@ def test_training_settings_become_ours_and_what_changed_is_said(tmp_path, caplog
         0.1,
         0.1,
     )
-    said = "auxiliary_loss False → True, dropout 0.2 → 0.1, attention_dropout 0.0 → 0.1, activation_dropout 0.0 → 0.1"
-    assert caplog.text.count(said) == 1
+    changes = (
+        "auxiliary_loss False → True, dropout 0.2 → 0.1, attention_dropout 0.0 → 0.1, activation_dropout 0.0 → 0.1"
+    )
+    assert caplog.text.count(changes) == 1
     assert DetrForObjectDetection.from_pretrained(tmp_path, dropout=0.3).config.dropout == 0.3
     assert config.model_type == "modeling_detr"
 
 
-def test_a_key_that_nobody_knows_is_an_error(tmp_path):
+def test_an_unknown_key_is_an_error(tmp_path):
     stock_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="unknown key 'encoder_layer'; did you mean 'encoder_layers'"):
         DetrForObjectDetection.from_pretrained(tmp_path, encoder_layer=3)
@@ -191,20 +193,20 @@ def test_a_key_that_nobody_knows_is_an_error(tmp_path):
         ({"backbone_config": {"model_type": "resnet", "embedding_size": 8}}, "embedding_size=8"),
     ],
 )
-def test_what_cannot_be_computed_here_is_refused(tmp_path, changes, message):
+def test_unsupported_stock_configs_are_refused(tmp_path, changes, message):
     stock_model().save_pretrained(tmp_path)
     edit_config(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
         DetrForObjectDetection.from_pretrained(tmp_path)
 
 
-def test_a_backbone_that_stock_computes_in_another_way_is_refused(tmp_path):
+def test_a_backbone_that_stock_computes_differently_is_refused(tmp_path):
     stock_model(backbone_config={**TIMM, "backbone": "test_efficientnet"}).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="cannot be reproduced here: stock drops their activations"):
         DetrForObjectDetection.from_pretrained(tmp_path)
 
 
-def test_classes_of_a_stock_model_move_by_name(tmp_path):
+def test_class_weights_of_a_stock_model_are_reused_by_name(tmp_path):
     stock = stock_model()
     stock.save_pretrained(tmp_path)
     names = {0: "Hen", 1: "owl", 2: "cat", 3: "dog"}
@@ -213,7 +215,7 @@ def test_classes_of_a_stock_model_move_by_name(tmp_path):
     assert torch.equal(ours.class_labels_classifier.weight[[0, 2, 3, 4]], rows[[2, 0, 1, 3]])
 
 
-def test_the_body_alone_loads_from_a_detector(tmp_path):
+def test_the_base_model_loads_from_a_detector(tmp_path):
     stock = stock_model()
     stock.save_pretrained(tmp_path)
     with torch.no_grad():
@@ -229,7 +231,7 @@ def test_the_body_alone_loads_from_a_detector(tmp_path):
         {"size": {"shortest_edge": 800, "longest_edge": 1333}, "image_processor_type": "DetrImageProcessor"},
     ],
 )
-def test_processor_files_of_every_age_are_read(tmp_path, content):
+def test_old_and_new_processor_files_are_read(tmp_path, content):
     shared = {"do_resize": True, "do_normalize": True, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content | shared))
     processor = DetrTorchvisionImageProcessor.from_pretrained(tmp_path)
@@ -238,7 +240,7 @@ def test_processor_files_of_every_age_are_read(tmp_path, content):
     assert list(processor.image_mean) == [0.4] * 3
 
 
-def test_the_processor_that_transformers_saves_today_is_read(tmp_path):
+def test_a_stock_processor_is_read(tmp_path):
     transformers.DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 90}).save_pretrained(tmp_path)
     processor = DetrTorchvisionImageProcessor.from_pretrained(tmp_path)
     assert processor.size.shortest_edge == 64
@@ -253,17 +255,17 @@ PANOPTIC = {
 }  # widths that the mask head takes
 
 
-def test_a_panoptic_model_of_stock_predicts_alike(tmp_path):
+def test_a_stock_panoptic_model_predicts_the_same(tmp_path):
     stock = stock_model("DetrForSegmentation", **PANOPTIC)
     stock.save_pretrained(tmp_path)
     ours, info = DetrForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
-    assert_predict_alike(ours, stock)
+    assert_same_predictions(ours, stock)
     stock.save_pretrained(tmp_path, save_original_format=False)  # the names in memory
-    assert_predict_alike(DetrForSegmentation.from_pretrained(tmp_path), stock)
+    assert_same_predictions(DetrForSegmentation.from_pretrained(tmp_path), stock)
 
 
-def test_a_detector_gets_a_new_mask_head_and_a_panoptic_model_loses_its_own_and_both_say_so(tmp_path, caplog):
+def test_adding_or_dropping_a_mask_head_is_logged(tmp_path, caplog):
     detector = stock_model(**PANOPTIC)
     detector.save_pretrained(tmp_path / "detector")
     with caplog.at_level(logging.WARNING):
@@ -274,14 +276,14 @@ def test_a_detector_gets_a_new_mask_head_and_a_panoptic_model_loses_its_own_and_
     with caplog.at_level(logging.WARNING):
         back = DetrForObjectDetection.from_pretrained(tmp_path / "panoptic")
     assert "the source's mask head is dropped: DetrForObjectDetection has none" in caplog.text
-    assert_predict_alike(back, detector)
+    assert_same_predictions(back, detector)
     for name, tensor in back.state_dict().items():
         assert torch.equal(ours.detr.state_dict()[name], tensor), name
     body = DetrModel.from_pretrained(tmp_path / "panoptic")
     assert torch.equal(body.input_projection.weight, back.model.input_projection.weight)
 
 
-def test_classes_of_a_panoptic_model_move_by_name(tmp_path):
+def test_class_weights_of_a_panoptic_model_are_reused_by_name(tmp_path):
     stock = stock_model("DetrForSegmentation", **PANOPTIC)
     stock.save_pretrained(tmp_path)
     names = {0: "Hen", 1: "owl", 2: "cat", 3: "dog"}
@@ -295,13 +297,13 @@ def test_classes_of_a_panoptic_model_move_by_name(tmp_path):
     assert output.pred_masks.shape[:2] == (2, 9)
 
 
-def test_a_panoptic_model_is_written_for_stock(tmp_path):
+def test_a_panoptic_model_converts_to_stock(tmp_path):
     torch.manual_seed(0)
     ours = DetrForSegmentation(DetrConfig(**{**SMALL, **PANOPTIC, "backbone": "test_resnet"})).eval()
     save_for_transformers(ours, DetrTorchvisionImageProcessor(**PROCESSOR), tmp_path)
     stock, info = transformers.DetrForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
-    assert_predict_alike(ours, stock)
+    assert_same_predictions(ours, stock)
     gelu = DetrForSegmentation(
         DetrConfig(**{**SMALL, **PANOPTIC, "backbone": "test_resnet", "activation_function": "gelu"})
     )
@@ -331,12 +333,12 @@ def ours_for_stock(**changes):
         {"freeze_batch_norm": False, "activation_function": "gelu", "class_cost": 2.0, "giou_cost": 1.5},
     ],
 )
-def test_what_is_written_for_stock_predicts_there_what_it_does_here(tmp_path, changes):
+def test_a_model_converted_to_stock_predicts_the_same_there(tmp_path, changes):
     ours = ours_for_stock(**changes)
     save_for_transformers(ours, DetrTorchvisionImageProcessor(**PROCESSOR), tmp_path)
     stock, info = transformers.DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
-    assert_predict_alike(ours, stock)
+    assert_same_predictions(ours, stock)
     assert stock.config.auxiliary_loss is False
     assert stock.config.id2label == SMALL["id2label"]
     assert not any("num_batches_tracked" in name for name in load_file(tmp_path / "model.safetensors"))
@@ -347,7 +349,7 @@ def test_what_is_written_for_stock_predicts_there_what_it_does_here(tmp_path, ch
     }
 
 
-def test_there_and_back_again_the_weights_are_the_same_byte_for_byte(tmp_path):
+def test_a_round_trip_keeps_every_byte(tmp_path):
     ours = ours_for_stock()
     save_for_transformers(ours, None, tmp_path)
     back = DetrForObjectDetection.from_pretrained(tmp_path)
@@ -355,7 +357,7 @@ def test_there_and_back_again_the_weights_are_the_same_byte_for_byte(tmp_path):
         assert torch.equal(back.state_dict()[name], tensor), name
 
 
-def test_what_is_written_loads_and_runs_in_a_pipeline_where_this_package_is_absent(tmp_path):
+def test_a_converted_model_runs_in_a_pipeline_without_this_package(tmp_path):
     ours = ours_for_stock()
     processor = DetrTorchvisionImageProcessor(**PROCESSOR)
     save_for_transformers(ours, processor, tmp_path / "stock")
@@ -375,8 +377,8 @@ def test_what_is_written_loads_and_runs_in_a_pipeline_where_this_package_is_abse
         assert type(model).__module__ == "transformers.models.detr.modeling_detr", type(model)
         image = Image.open("image.png")
         logits = model(**processor(image, return_tensors="pt")).logits
-        wanted = torch.load("logits.pt", weights_only=True)
-        torch.testing.assert_close(logits, wanted, atol=2e-2, rtol=2e-2)  # resizing differs by a grey level
+        expected = torch.load("logits.pt", weights_only=True)
+        torch.testing.assert_close(logits, expected, atol=2e-2, rtol=2e-2)  # resizing differs by a grey level
         found = pipeline("object-detection", model="stock", device="cpu")(image, threshold=0.0)
         assert len(found) == 7 and set(found[0]) == {"score", "label", "box"}, found
     """
@@ -401,7 +403,7 @@ def test_what_is_written_loads_and_runs_in_a_pipeline_where_this_package_is_abse
         ({"pre_norm": True, "position_temperature": 20}, "pre_norm, position_temperature"),
     ],
 )
-def test_what_stock_lacks_is_refused_and_nothing_is_written(tmp_path, changes, message):
+def test_models_that_stock_does_not_support_are_refused_and_nothing_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         save_for_transformers(ours_for_stock(**changes), None, tmp_path / "stock")
     assert not (tmp_path / "stock").exists()
@@ -409,7 +411,7 @@ def test_what_stock_lacks_is_refused_and_nothing_is_written(tmp_path, changes, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr-r50", "detr-r50-dc5", "detr-r50-panoptic"])
-def test_the_originals_weights_give_the_originals_numbers_in_stock(tmp_path, name):
+def test_stock_computes_the_originals_numbers_from_its_weights(tmp_path, name):
     case = load_case(name)
     ours = case.model()
     save_for_transformers(ours, None, tmp_path)
