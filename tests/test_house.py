@@ -86,11 +86,12 @@ def test_constraints_pin_exact_versions_within_the_ranges_of_the_project():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
-        requirement = Requirement(text)
+    requirements = [*map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["dev"]])]
+    assert len({requirement.name for requirement in requirements}) == len(requirements)
+    for requirement in requirements:
         (pin,) = pins[canonicalize_name(requirement.name)].specifier
         assert pin.operator == "=="
-        assert requirement.specifier.contains(pin.version), text
+        assert requirement.specifier.contains(pin.version), requirement
 
 
 def test_every_command_has_a_module_and_a_script():
