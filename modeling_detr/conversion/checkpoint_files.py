@@ -160,6 +160,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except _LOADING_ERRORS as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # PyTorch's error for half a file
             raise
+        if isinstance(error, KeyError):  # an unknown instruction of pickle
+            raise _not_a_checkpoint(path) from error
         reason = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
         raise ModelError(
             path, f"incomplete checkpoint ({reason})", "the file is truncated; download it again"
@@ -193,12 +195,18 @@ def _refusal(path: Path, reason: str) -> ModelError:
     blocked = re.search(r"(?:GLOBAL|unrecognized function|unsupported class|Unsupported class)\s+(\S+)", reason)
     name = blocked[1] if blocked else _first_foreign_call(path) if "Unsupported operand" in reason else None
     if name is None:
-        return ModelError(path, "not a checkpoint of PyTorch, or an incomplete one", "download it again")
+        return _not_a_checkpoint(path)
     return ModelError(
         path,
         f"refused, because it contains '{name}', which would run code when loaded (nothing was run)",
         "if you trust its author, load it with the author's code and save only the state dict: "
         "torch.save({'model': checkpoint['model']}, …)",
+    )
+
+
+def _not_a_checkpoint(path: Path) -> ModelError:
+    return ModelError(
+        path, "not a checkpoint of PyTorch, or a damaged one", "give a checkpoint of the original or a model folder"
     )
 
 

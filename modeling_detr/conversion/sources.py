@@ -12,9 +12,9 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from modeling_detr.conversion.checkpoint_files import is_released
+from modeling_detr.conversion.checkpoint_files import RELEASED, is_released
 from modeling_detr.conversion.original import convert_original, converted_copy
-from modeling_detr.errors_detr import DetrError, ModelError, ModelNotFoundError
+from modeling_detr.errors_detr import DetrError, ModelError, ModelNotFoundError, nearest_name
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
@@ -131,7 +131,11 @@ def explain_missing_model(source: str) -> Iterator[None]:
         if isinstance(error, DetrError | FileNotFoundError) or Path(source).exists():
             raise
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ModelNotFoundError(source, f"no such folder, and not available from the Hub ({reason})") from error
+        nearest = nearest_name(source, RELEASED) if "/" not in source else None
+        remedy = f"did you mean '{nearest}'?" if nearest else ""
+        raise ModelNotFoundError(
+            source, f"no such folder, and not available from the Hub ({reason})", remedy
+        ) from error
 
 
 def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
