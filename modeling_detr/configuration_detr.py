@@ -211,7 +211,7 @@ class DetrConfig(PreTrainedConfig):
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config._check_values()  # the library sets what `kwargs` change without a check
         for key, value in unknown.items():
-            _logger.warning("config.json: unknown key '%s' is kept, but has no effect on the model.", key)
+            _warn_of_unknown_key(key)
             setattr(config, key, value)
         return loaded
 
@@ -280,6 +280,11 @@ class DetrConfig(PreTrainedConfig):
 def _saved_library_keys() -> frozenset[str]:
     """The keys that this version of Transformers writes into every config."""
     return frozenset(PreTrainedConfig().to_dict())
+
+
+@functools.cache  # one config is read several times on its way into a model
+def _warn_of_unknown_key(key: str) -> None:
+    _logger.warning("config.json: unknown key '%s' is kept, but has no effect on the model.", key)
 
 
 def _check_labels(id2label: Mapping[Any, str], num_labels: int | None) -> None:

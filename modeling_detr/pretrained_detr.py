@@ -431,8 +431,8 @@ class DetrPreTrainedModel(PreTrainedModel):
         timm has initialised the backbone's weights; they get here only if a checkpoint lacks them. Transformers calls
         this for modules with weights of their own, not for mere containers.
         """
-        if hasattr(module, "reset_weights"):
-            cast(Any, module).reset_weights()
+        if callable(reset := getattr(module, "reset_weights", None)):
+            reset()
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             init_bias(module)
@@ -440,8 +440,8 @@ class DetrPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight)
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)):
             _init_norm(module)
-        elif hasattr(module, "init_non_persistent_buffers"):  # timm's: not in any checkpoint, lost on the meta device
-            cast(Any, module).init_non_persistent_buffers()
+        elif callable(reset := getattr(module, "init_non_persistent_buffers", None)):
+            reset()  # timm's buffers: in no checkpoint, and lost on the meta device
 
 
 def init_bias(module: nn.Linear | nn.Conv2d, zero: bool = False) -> None:
@@ -498,7 +498,7 @@ class _Configs(NamedTuple):
 def _read_configs(
     source: str, config: PreTrainedConfig | str | os.PathLike[str] | None, options: dict[str, Any]
 ) -> _Configs:
-    """Reads the source's config, and makes the requested one of it, or of `config`.
+    """Reads the source's config, and builds the requested one from it or from `config`.
 
     Config keys are removed from `options`; what is left belongs to `PreTrainedModel.from_pretrained`.
     """
@@ -508,15 +508,18 @@ def _read_configs(
     values = config_under_our_keys(saved, source)
     stock = saved if saved.get("model_type") == STOCK_MODEL_TYPE else {}
     old: DetrConfig = DetrConfig.from_dict(values)
-    if isinstance(config, (str, os.PathLike)):
-        values, config = DetrConfig.get_config_dict(config, **location)[0], None
-    if config is None:
-        config, unused = DetrConfig.from_dict(values, return_unused_kwargs=True, **options)
+    new: DetrConfig
+    if isinstance(config, DetrConfig):
+        new = config
+    elif isinstance(config, PreTrainedConfig):
+        new = DetrConfig.from_dict(config_under_our_keys(config.to_dict(), "config"))
+    else:
+        if config is not None:
+            values, _ = DetrConfig.get_config_dict(config, **location)
+        new, unused = DetrConfig.from_dict(values, return_unused_kwargs=True, **options)
         for key in set(options) - set(unused):
             del options[key]
-    elif not isinstance(config, DetrConfig):
-        config = DetrConfig.from_dict(config_under_our_keys(config.to_dict(), "config"))
-    return _Configs(stock, old, cast(DetrConfig, config))
+    return _Configs(stock, old, new)
 
 
 def _unknown_key(error: TypeError) -> Exception:

@@ -13,7 +13,7 @@ import argparse
 import json
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 from accelerate import Accelerator
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.task is None and task_of(model) != task:
         task = task_of(model)
         dataset = _open_images(arguments, task)
-    index = adopt_model_labels(dataset, cast(dict[int, str], model.config.id2label), model.config.stuff_labels)
+    index = adopt_model_labels(dataset, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
 
     # Score everything that the model predicts.
     loader = build_eval_loader(

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = find_images(arguments.inputs, output_dir)
     model, processor = load_model(arguments.model)
     model.to(arguments.device)
-    names = cast(dict[int, str], model.config.id2label)
+    names = dict(enumerate(model.config.class_names))
     is_panoptic = task_of(model) == "panoptic"
     threshold: float = arguments.threshold
     if threshold is None:
