@@ -1,1 +1,7 @@
-"""Judging a detector: COCO average precision on any dataset, and the report of it."""
+"""Evaluation of a model on a dataset: the pass over the images, the evaluators that score predictions, and the report.
+
+    report = evaluate(model, batches, processor, index, evaluators=default_evaluators(index, "detection"))
+    print(report.metrics_table())
+
+`engine.py` has `evaluate`, `evaluators.py` the table of evaluators, and each evaluator is one file.
+"""

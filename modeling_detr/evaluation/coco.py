@@ -285,18 +285,18 @@ class CocoEvaluator:
         from pycocotools.cocoeval import COCOeval
 
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            judge = COCOeval(self._ground_truth(), self._detections(), iouType="segm" if self.masks else "bbox")
-            judge.params.maxDets = list(self.max_detections)
-            judge.params.catIds = self._scored_labels
+            coco_eval = COCOeval(self._ground_truth(), self._detections(), iouType="segm" if self.masks else "bbox")
+            coco_eval.params.maxDets = list(self.max_detections)
+            coco_eval.params.catIds = self._scored_labels
             if len(self.index):
-                judge.evaluate()
-                judge.accumulate()
+                coco_eval.evaluate()
+                coco_eval.accumulate()
         num_classes, num_sizes, num_limits = len(self.index.categories), len(_OBJECT_SIZES), len(self.max_detections)
         precision = np.full((_NUM_IOU_THRESHOLDS, _NUM_RECALL_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
         recall = np.full((_NUM_IOU_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
-        if judge.eval:  # empty for a dataset without images
-            precision[:, :, self._scored_labels] = judge.eval["precision"]
-            recall[:, self._scored_labels] = judge.eval["recall"]
+        if coco_eval.eval:  # empty for a dataset without images
+            precision[:, :, self._scored_labels] = coco_eval.eval["precision"]
+            recall[:, self._scored_labels] = coco_eval.eval["recall"]
         return self._metrics(precision, recall)
 
     def _metrics(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> CocoMetrics:

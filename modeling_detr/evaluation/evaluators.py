@@ -1,7 +1,10 @@
 """The evaluators that exist, in one table: how each is built, and which tasks it belongs to.
 
-To add a metric, write an `Evaluator` in a file of its own and add one line to `EVALUATORS`. What it computes then
-appears in `evaluation.json`, `.md` and `.html`, in the training log and on the model card.
+To add a metric, write an `Evaluator` in a file of its own and add one line to `EVALUATORS`; a plug-in does the same:
+
+    EVALUATORS["calibration"] = EvaluatorEntry(CalibrationEvaluator, ("detection",))
+
+Its metrics then appear in `evaluation.json`, `.md` and `.html`, in the training log and on the model card.
 """
 
 from collections.abc import Callable, Collection, Sequence
