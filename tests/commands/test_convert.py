@@ -127,7 +127,7 @@ def test_training_starts_from_a_checkpoint_of_the_original(tmp_path, headless):
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "4 made" in done.stdout
+    assert "4 new" in done.stdout
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 

@@ -93,9 +93,7 @@ def test_a_truncated_file_is_an_error(tmp_path, zipped, share):
     path = tmp_path / "weights.pth"
     torch.save({"model": {"weight": torch.zeros(1000)}}, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(
-        ValueError, match=r"weights\.pth: (incomplete checkpoint|not a checkpoint of PyTorch, or a damaged one)"
-    ):
+    with pytest.raises(ValueError, match=r"weights\.pth: (incomplete|not a) checkpoint"):
         read_checkpoint(path)
 
 

@@ -58,6 +58,8 @@ def test_a_model_that_the_hub_does_not_provide_is_one_sentence():
     message = r"^me/mine: no such folder, and not available from the Hub \(We couldn't connect\)\.$"
     with pytest.raises(FileNotFoundError, match=message), explain_missing_model("me/mine"):
         raise OSError("We couldn't connect.\nCheck your internet connection.")
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'detr-r50'\?$"), explain_missing_model("detr-r51"):
+        raise OSError("We couldn't connect.")
 
 
 def test_a_plug_in_adds_a_kind_of_checkpoint(model_folder, tmp_path, monkeypatch):
