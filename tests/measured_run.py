@@ -38,5 +38,5 @@ if __name__ == "__main__":
             measured.append(measure())
 
     MetricLogger.step = log_and_measure
-    Trainer(parse_recipe(sys.argv[1:])).train()
+    Trainer.from_recipe(parse_recipe(sys.argv[1:])).train()
     print(json.dumps(measured))

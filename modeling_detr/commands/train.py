@@ -35,45 +35,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What takes seconds to import comes after parsing: `--help` and errors in the recipe appear at once.
     from modeling_detr.training.export import push_model, push_notes
     from modeling_detr.training.metric_logger import read_log
+    from modeling_detr.training.plan import plan
     from modeling_detr.training.preflight import preflight
-    from modeling_detr.training.run_folder import LOG
+    from modeling_detr.training.run_folder import LOG, MODEL, PREDICTIONS
+    from modeling_detr.training.setup import prepare_run
     from modeling_detr.training.signals import TrainingInterrupted
     from modeling_detr.training.trainer import Trainer
     from modeling_detr.visualization import plot_curves
 
-    # Build everything, and print the plan.
-    trainer = Trainer(recipe)
-    trainer.notes += notes + push_notes(recipe)
-    on_main_process = trainer.accelerator.is_main_process
+    # Build everything, print the plan, and run the checks before the first step.
+    run = prepare_run(recipe, notes + push_notes(recipe))
+    on_main_process = run.accelerator.is_main_process
     if on_main_process:
-        print(trainer.plan(), flush=True)
+        print(plan(run), flush=True)
     if recipe.preflight:
-        for line in preflight(trainer):
+        for line in preflight(run):
             print(f"preflight {line}", flush=True)
 
     # Train; a signal ends the run between two steps, with a checkpoint.
     try:
-        report = trainer.train()
+        report = Trainer(run).train()
     except TrainingInterrupted as interruption:
         if on_main_process:
             print(interruption, flush=True)
-        trainer.accelerator.end_training()
+        run.accelerator.end_training()
         return 128 + interruption.signal_number
 
     # Report the results and where they are.
+    model_dir = recipe.run_dir / MODEL
     if on_main_process:
-        state, log = trainer.state, read_log(trainer.run_dir / LOG)
+        state, log = run.state, read_log(recipe.run_dir / LOG)
         print(f"\nThe last evaluation, after {state.step:,} steps:\n\n{report.metrics_table()}\n")
         metric = report.primary_metric.name
         print(f"{state.seconds / 60:.1f} minutes; best {metric} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
-        print(f"model     {trainer.run_dir / 'model'}, the best; its figures are in evaluation.md beside it")
-        print(f"pictures  {trainer.run_dir / 'predictions'}")
+        print(f"model     {model_dir}, the best; its figures are in evaluation.md beside it")
+        print(f"pictures  {recipe.run_dir / PREDICTIONS}")
         if any(entry["kind"] == "epoch" for entry in log):
-            print(f"curves    {plot_curves({recipe.run_dir.name: log}, trainer.run_dir / 'curves.png')}")
-    trainer.accelerator.end_training()
+            print(f"curves    {plot_curves({recipe.run_dir.name: log}, recipe.run_dir / 'curves.png')}")
+    run.accelerator.end_training()
     if on_main_process and recipe.push_to_hub is not None:
-        message = f"{report.primary_metric.name} {state.best_ap:.3f} after epoch {state.best_epoch}"
-        print(f"pushed to {push_model(trainer.run_dir / 'model', recipe.push_to_hub, recipe.hub_private, message)}")
+        message = f"{report.primary_metric.name} {run.state.best_ap:.3f} after epoch {run.state.best_epoch}"
+        print(f"pushed to {push_model(model_dir, recipe.push_to_hub, recipe.hub_private, message)}")
     return 0
 
 

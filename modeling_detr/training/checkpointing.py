@@ -42,6 +42,7 @@ from modeling_detr.training.run_folder import (
 
 
 STATE = "state.json"
+AVERAGE = "ema.safetensors"
 
 
 # Where a run is
@@ -243,7 +244,7 @@ def _keep_current_recipe(run: CheckpointedRun, text: str) -> None:
 # File name, or key in state.json → part. They are restored in this order.
 CHECKPOINT_PARTS: dict[str, CheckpointPart] = {
     "model.safetensors": CheckpointPart(_collect_weights, _restore_weights, SAFETENSORS, required=True),
-    "ema.safetensors": CheckpointPart(_collect_average, _restore_average, SAFETENSORS),
+    AVERAGE: CheckpointPart(_collect_average, _restore_average, SAFETENSORS),
     "optimizer.pt": CheckpointPart(_collect_moments, _restore_moments, TORCH, required=True),
     RECIPE: CheckpointPart(lambda run: run.recipe.to_yaml(), _keep_current_recipe, TEXT, required=True),
     "state": CheckpointPart(lambda run: dataclasses.asdict(run.state), _restore_state, required=True),
@@ -353,7 +354,7 @@ def load_checkpoint(folder: Path, run: CheckpointedRun, *, id2label: Mapping[int
 
 
 def holds_part(folder: Path, name: str) -> bool:
-    """Whether a checkpoint has the file of a part, such as "ema.safetensors"."""
+    """Whether a checkpoint has the file of a part, such as `AVERAGE`."""
     return (folder / name).is_file()
 
 

@@ -1,4 +1,4 @@
-"""A step that is not finite: which images it came from, and its error."""
+"""Steps whose loss or gradient is not finite: the error, and which images they came from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -15,9 +15,9 @@ from modeling_detr.structures_detr import DetectionBatch
 class StepShare(NamedTuple):
     """What one process contributes to an optimizer step.
 
-    parts: What passes through the model at once, batches or parts of them, each with what its class losses are
-        divided by.
-    num_boxes: What all other losses are divided by.
+    parts: batches, or parts of them, that pass through the model at once, each with what its class losses are divided
+        by.
+    num_boxes: what all other losses are divided by.
     """
 
     parts: Sequence[tuple[DetectionBatch, float | Tensor]]
@@ -28,10 +28,10 @@ class NonFiniteLossError(ArithmeticError):
     """A loss or the gradient became NaN or infinite; the optimizer has not moved.
 
     Attributes:
-        terms: The names of what is not finite.
-        image_indices: Positions in the dataset of the images it came from, of all processes.
-        finding: What running each image alone has shown.
-        share: What this process contributed to the step, if it may have come from there.
+        terms: Names of the losses that are not finite, or "gradient".
+        image_indices: Indices in the dataset of the images it came from, over all processes.
+        finding: What running each image by itself showed.
+        share: What this process contributed to the step; None if its losses are finite.
     """
 
     def __init__(
@@ -45,9 +45,10 @@ class NonFiniteLossError(ArithmeticError):
         images: str = "",
         remedy: str = "",
     ) -> None:
-        seen = images or f"images at {', '.join(map(str, image_indices)) or 'unknown positions'}"
+        images = images or ", ".join(map(str, image_indices)) or "unknown"
         super().__init__(
-            f"{where}: not finite: {', '.join(terms)}. The optimizer has not moved. {finding} Images: {seen}.{remedy}"
+            f"{where}: not finite: {', '.join(terms)}. The optimizer has not moved. {finding} Images: {images}."
+            f"{remedy}"
         )
         self.terms = tuple(terms)
         self.image_indices = tuple(image_indices)
@@ -63,21 +64,21 @@ def non_finite_loss(
     losses_of: Callable[[nn.Module, DetectionBatch, float | Tensor], dict[str, Tensor]],
     accelerator: Accelerator,
 ) -> NonFiniteLossError:
-    """Finds out which images a step that is not finite came from; all processes call it together.
+    """Returns the error for a step that is not finite, with the images it came from. All processes call it together.
 
     Args:
-        terms: What is not finite.
+        terms: Names of the losses that are not finite, or "gradient".
         share: What this process contributed.
-        suspects: Which parts of that it may have come from.
-        model: As prepared by `accelerator`.
-        losses_of: Computes the losses of a part, with what its class losses are divided by.
-        accelerator: The processes'.
+        suspects: Indices of the parts it may have come from.
+        model: The training model as prepared by `accelerator`.
+        losses_of: Computes the losses of a part, given what its class losses are divided by.
+        accelerator: Accelerate's side of the run.
     """
-    parts = [share.parts[number] for number in suspects]
+    parts = [share.parts[index] for index in suspects]
     images = [index for part, _ in parts for index in image_indices(part)]
-    number = sum(len(part["labels"]) for part, _ in share.parts)
+    num_images = sum(len(part["labels"]) for part, _ in share.parts)
     culprits: list[int] = []
-    tried = accelerator.distributed_type != DistributedType.FSDP  # there a forward pass takes all processes
+    tried = accelerator.distributed_type != DistributedType.FSDP  # where a forward pass needs all processes
     if tried:
         module = accelerator.unwrap_model(model)
         try:
@@ -89,27 +90,27 @@ def non_finite_loss(
                     if not is_finite(module, losses_of(module, image, class_weight_sum))
                     for index in image_indices(image)
                 ]
-        except RuntimeError:  # such as no memory left: that must not hide what has happened
+        except RuntimeError:  # such as running out of memory, which must not hide what happened
             tried = False
     if accelerator.num_processes > 1:
         images, culprits = gather_object(images), gather_object(culprits)
-        number, tried = sum(gather_object([number])), all(gather_object([tried]))
-    finding = _finding(len(culprits), number) if tried else "It came from a batch of the images named here."
+        num_images, tried = sum(gather_object([num_images])), all(gather_object([tried]))
+    finding = _finding(len(culprits), num_images) if tried else "It came from a batch of the images listed."
     return NonFiniteLossError(terms, culprits or images, finding, share if suspects else None)
 
 
-def _finding(culprits: int, images: int) -> str:
-    """What it means that so many of a step's images bring it about alone."""
-    slower = "lower the rates, clip the gradient more (max_grad_norm), or do without mixed precision"
-    if culprits == 0:
-        return f"No image does it alone, so it is the weights that have become too large: {slower}."
-    if culprits == images > 1:
-        return f"Every image does it alone, so it is the weights that have diverged: {slower}."
-    return "Each of the images named here does it alone: look at the files and at their boxes."
+def _finding(num_culprits: int, num_images: int) -> str:
+    """What it means that so many of a step's images reproduce the failure by themselves."""
+    remedy = "try lower learning rates, a lower max_grad_norm, or full precision"
+    if num_culprits == 0:
+        return f"No single image reproduces this, so the weights have probably diverged: {remedy}."
+    if num_culprits == num_images > 1:
+        return f"Every image reproduces this by itself, so the weights have diverged: {remedy}."
+    return "Each image listed reproduces the failure by itself: check the file and its boxes."
 
 
 def is_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> bool:
-    """Whether losses and their gradient are; that of the parameters stays as it is."""
+    """Whether losses and their gradient are finite. The gradients stored in the parameters are unchanged."""
     if not all(bool(loss.isfinite().all()) for loss in losses.values()):
         return False
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -118,5 +119,5 @@ def is_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> bool:
 
 
 def image_indices(part: DetectionBatch) -> list[int]:
-    """Positions in the dataset of a part's images, where they are known."""
+    """Returns the indices in the dataset of a part's images, as far as its labels have them."""
     return [int(label["image_index"]) for label in part["labels"] if "image_index" in label]

@@ -1,8 +1,8 @@
-"""What is tried before the first step, so that a run does not fail, or learn nothing, hours later.
+"""Checks before the first step, so that a run does not fail, or learn nothing, hours later.
 
-The ground truth goes through transform, collator, processor and evaluator as if it were predicted, training samples
-through theirs, and the largest batch through the model. Weights, gradients, buffers and random states stay as they
-are. The main process does it while the others wait; all of them stop if it finds an error.
+The ground truth goes through transform, collator, processor and evaluator as if it were predicted, training samples go
+through theirs, and the largest batch through the model. Weights, gradients, buffers and random states are unchanged
+afterwards. The main process does this while the others wait; an error stops all of them.
 """
 
 import os
@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import DistributedType, gather_object
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
@@ -25,29 +26,26 @@ from modeling_detr.data import DetectionDataset, SampleKey
 from modeling_detr.data.sampler import planned_sizes
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.image_processing_detr import batch_to_device
-from modeling_detr.structures_detr import DetectionBatch, DetectionLabels, DetectionResult
+from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionLabels, DetectionResult
+from modeling_detr.training.setup import PreparedRun
 
 
-if TYPE_CHECKING:
-    from modeling_detr.training.trainer import Trainer
-
-
-MOST_IMAGES = 500
-MOST_SECONDS = 30.0
-_LEAST_AP = 0.999
-_SAME_BOX = 0.95  # IoU at which a box finds itself
-_NAMED = 10  # boxes that are named one by one
+MAX_IMAGES = 500
+MAX_SECONDS = 30.0
+_MIN_AP = 0.999
+_MIN_IOU = 0.95  # at which a box is recovered
+_MAX_LISTED = 10  # boxes that are listed one by one
 
 
 @dataclass(frozen=True)
 class TruthCheck:
-    """The ground truth judged as if it were predicted.
+    """The ground truth scored as if it were predicted.
 
     Attributes:
-        ap: Its AP; nan if there is no box.
-        num_images: Images looked at.
-        num_boxes: Boxes looked at.
-        lost: A sentence for each box that does not find itself.
+        ap: Its AP; nan if there are no boxes.
+        num_images: Number of images checked.
+        num_boxes: Number of boxes checked.
+        lost: A sentence for each box that is not recovered.
     """
 
     ap: float
@@ -56,25 +54,38 @@ class TruthCheck:
     lost: tuple[str, ...]
 
 
-def preflight(trainer: "Trainer") -> list[str]:
-    """Tries everything; every process must call it.
+@dataclass(frozen=True)
+class LoadingCheck:
+    """Training images that went through the transforms.
+
+    Attributes:
+        num_images: Number of images.
+        images_per_second: Speed of a single loader process.
+    """
+
+    num_images: int
+    images_per_second: float
+
+
+def preflight(run: PreparedRun) -> list[str]:
+    """Runs all checks. All processes call it together.
 
     Args:
-        trainer: A run that is about to begin.
+        run: A run that is about to start.
 
     Returns:
-        A few lines for the plan, in the main process; none in the others.
+        Lines to print, in the main process; an empty list in the others.
 
     Raises:
-        ValueError: Training would fail: an image or label is wrong, or the largest batch does not fit. In all
-            processes.
+        ValueError: Training would fail: an image or a label is wrong, or the largest batch does not fit into memory.
+            Raised in all processes.
     """
     lines: list[str] = []
     error: str | None = None
-    if trainer.accelerator.is_main_process:
-        with _states_untouched(trainer.model):
+    if run.accelerator.is_main_process:
+        with _unchanged_states(run.model):
             try:
-                lines = _try_everything(trainer)
+                lines = _check_everything(run)
             except (ValueError, OSError) as problem:
                 error = f"preflight: {problem} (--preflight false skips this check.)"
     errors = [message for message in gather_object([error]) if message is not None]
@@ -83,165 +94,204 @@ def preflight(trainer: "Trainer") -> list[str]:
     return lines
 
 
-def _try_everything(trainer: "Trainer") -> list[str]:
-    deadline = time.monotonic() + MOST_SECONDS
-    loaders, recipe = trainer.loaders, trainer.recipe
-    lines = []
-    truth = check_truth(trainer, deadline - 2 * MOST_SECONDS / 3)
-    lines.append(
-        f"the ground truth of {truth.num_images} evaluation images, {truth.num_boxes} boxes, scores AP {truth.ap:.4f}"
-        if truth.num_boxes
-        else f"{trainer.eval_index.name}: no box in the {truth.num_images} evaluation images that were looked at"
-    )
-    if truth.num_boxes and not truth.ap >= _LEAST_AP:
-        lines.append(f"WARNING: that is less than {_LEAST_AP}; figures of this run will be too low")
-    lines += [f"WARNING: {sentence}" for sentence in truth.lost[:_NAMED]]
-    if len(truth.lost) > _NAMED:
-        lines.append(f"WARNING: and {len(truth.lost) - _NAMED} more boxes do not find themselves")
-
-    # Labels and boxes in range: the collator says which image has one that is not.
-    seconds, number, most_objects = 0.0, 0, 0
-    for position in _spread(len(loaders.train_sampler.dataset), MOST_IMAGES):
-        started = time.monotonic()
-        if started > deadline - MOST_SECONDS / 3 and number:
-            break
-        _collate(loaders.train, [loaders.train_sampler.dataset[SampleKey(position)]])
-        seconds, number = seconds + time.monotonic() - started, number + 1
-    table = trainer.train_index.annotations
-    if len(table):
-        most_objects = int(np.bincount(table.image_index[~table.is_crowd], minlength=1).max())
-    queries = int(trainer.detector.config.num_queries)
-    fits = "" if most_objects <= queries else "; those beyond take no part: raise model_config.num_queries"
-    lines.append(f"{number} training images after the transforms: labels and boxes are in range")
-    lines.append(f"at most {most_objects} objects an image, {queries} queries{fits}")
-
-    batch = largest_batch(trainer)
-    step_seconds, memory = _try_batch(trainer, batch)
-    lines.append(memory)
-    rate = number / max(seconds, 1e-9) * max(1, recipe.num_workers)
-    speed = f"loading gives about {rate:.0f} images a second"
-    if step_seconds is not None:
-        wanted = len(batch["labels"]) / step_seconds
-        slow = "" if rate >= wanted else ": the loader is slower, raise num_workers"
-        speed += f", a step takes {wanted:.0f}{slow}"
-    lines.append(speed)
-    return lines
+def _check_everything(run: PreparedRun) -> list[str]:
+    started = time.monotonic()
+    truth = check_truth(run, deadline=started + MAX_SECONDS / 3)
+    loading = _check_training_images(run, deadline=started + 2 * MAX_SECONDS / 3)
+    batch = largest_batch(run)
+    step_seconds, memory = _check_largest_batch(run, batch)
+    return [
+        *_truth_lines(run, truth),
+        f"{loading.num_images} training images after the transforms: labels and boxes are in range",
+        _queries_line(run),
+        memory,
+        _speed_line(loading, run.recipe.num_workers, len(batch["labels"]), step_seconds),
+    ]
 
 
-def check_truth(trainer: "Trainer", deadline: float) -> TruthCheck:
-    """Judges the ground truth of evaluation images, through transform, collator, post-processing and evaluator.
+# The ground truth
+
+
+def check_truth(run: PreparedRun, deadline: float) -> TruthCheck:
+    """Scores the ground truth of evaluation images, through transform, collator, post-processing and evaluator.
 
     Args:
-        trainer: The run.
-        deadline: Of `time.monotonic`, when no further image is begun.
+        run: The run.
+        deadline: Time of `time.monotonic` after which no further image is started.
     """
-    index, loader = trainer.eval_index, trainer.loaders.eval
-    positions: list[int] = []
+    index, loader = run.eval_index, run.loaders.eval
+    image_indices: list[int] = []
     results: list[DetectionResult] = []
-    num_labels = len(index.categories)
-    for position in _spread(len(index), MOST_IMAGES):
-        if positions and time.monotonic() > deadline:
+    for image_index in _spread(len(index), MAX_IMAGES):
+        if image_indices and time.monotonic() > deadline:
             break
-        (labels,) = _collate(loader, [loader.dataset[SampleKey(position)]])["labels"]
-        positions.append(position)
-        results.append(_as_predicted(trainer, position, labels, num_labels))
-    part = index.select(positions)
-    table = part.annotations
-    with_area = np.logical_and.reduce(table.boxes_xyxy[:, 2:] > table.boxes_xyxy[:, :2], axis=-1)
-    part = replace(part, annotations=table.take(with_area))
+        (labels,) = _collate(loader, [loader.dataset[SampleKey(image_index)]])["labels"]
+        image_indices.append(image_index)
+        results.append(_as_predicted(run, image_index, labels))
+    part = _without_empty_boxes(index.select(image_indices))
     truth = part.annotations
-    real = truth.take(~truth.is_crowd)
+    boxes = truth.take(~truth.is_crowd)
     lost: list[str] = []
-    for number, result in enumerate(results):
-        rows = np.flatnonzero(real.image_index == number)
-        lost += _lost_boxes(part.images[number].path, part.id2label, real.boxes_xyxy[rows], real.label[rows], result)
+    for image_index, result in enumerate(results):
+        rows = np.flatnonzero(boxes.image_index == image_index)
+        path = part.images[image_index].path
+        lost += _lost_boxes(path, part.id2label, boxes.boxes_xyxy[rows], boxes.label[rows], result)
     most = int(np.bincount(truth.image_index, minlength=1).max()) if len(truth) else 0
     evaluator = CocoEvaluator(part, (1, 10, max(100, most)))
     evaluator.update(range(len(results)), results)
-    return TruthCheck(float(evaluator.compute().ap), len(results), len(real), tuple(lost))
+    return TruthCheck(float(evaluator.compute().ap), len(results), len(boxes), tuple(lost))
 
 
-def _as_predicted(trainer: "Trainer", position: int, labels: DetectionLabels, num_labels: int) -> DetectionResult:
-    """The labels of an image as the processor gives them back, from logits that are sure of them."""
+def _as_predicted(run: PreparedRun, image_index: int, labels: DetectionLabels) -> DetectionResult:
+    """Converts the labels of an image to a prediction: through confident logits and the processor."""
     boxes, classes = labels["boxes"], labels["class_labels"]
-    sized = (boxes[:, 2:] > 0).all(-1)
-    boxes, classes = boxes[sized], classes[sized]
-    logits = torch.full((1, len(boxes), num_labels + 1), -20.0)
-    logits[0, torch.arange(len(boxes)), classes] = 20.0
-    record = trainer.eval_index.images[position]
-    outputs: Any = SimpleNamespace(logits=logits, pred_boxes=boxes[None].float())
+    has_area = (boxes[:, 2:] > 0).all(-1)
+    boxes, classes = boxes[has_area], classes[has_area]
     if not len(boxes):
         return {"scores": torch.zeros(0), "labels": classes, "boxes": torch.zeros((0, 4))}
-    return trainer.processor.post_process_object_detection(outputs, 0.0, [(record.height, record.width)])[0]
+    logits = torch.full((1, len(boxes), len(run.eval_index.categories) + 1), -20.0)
+    logits[0, torch.arange(len(boxes)), classes] = 20.0
+    record = run.eval_index.images[image_index]
+    outputs: Any = SimpleNamespace(logits=logits, pred_boxes=boxes[None].float())
+    return run.processor.post_process_object_detection(outputs, 0.0, [(record.height, record.width)])[0]
+
+
+def _without_empty_boxes(index: DetectionIndex) -> DetectionIndex:
+    table = index.annotations
+    has_area = np.logical_and.reduce(table.boxes_xyxy[:, 2:] > table.boxes_xyxy[:, :2], axis=-1)
+    return replace(index, annotations=table.take(has_area))
 
 
 def _lost_boxes(
-    path: str, names: dict[int, str], boxes: np.ndarray, labels: np.ndarray, result: DetectionResult
+    path: str, names: dict[int, str], boxes: NDArray[Any], labels: NDArray[Any], result: DetectionResult
 ) -> Iterator[str]:
+    """Yields a sentence for each true box that is not among the predictions."""
     if not len(boxes):
         return
     truth = torch.from_numpy(boxes).float()
-    same = torch.from_numpy(labels)[:, None] == result["labels"][None]
-    overlap = torch.where(same, box_iou(truth, result["boxes"].float()), torch.zeros(()))
+    same_class = torch.from_numpy(labels)[:, None] == result["labels"][None]
+    overlap = torch.where(same_class, box_iou(truth, result["boxes"].float()), torch.zeros(()))
     best = overlap.max(1).values if overlap.shape[1] else torch.zeros(len(truth))
-    for row in torch.nonzero(best < _SAME_BOX).flatten().tolist():
+    for row in torch.nonzero(best < _MIN_IOU).flatten().tolist():
         corners = [round(number, 2) for number in boxes[row].tolist()]
         yield (
-            f"{path}: the {names[int(labels[row])]} at {corners} does not find itself (IoU {float(best[row]):.3f}): "
-            f"too small for float32, or out of place"
+            f"{path}: the {names[int(labels[row])]} at {corners} is not recovered when scored as its own prediction "
+            f"(IoU {float(best[row]):.3f}): it is too small for float32, or misplaced"
         )
 
 
-def largest_batch(trainer: "Trainer") -> DetectionBatch:
-    """The images that the first epoch makes largest, as one batch; of random batches, padded to any image's sides."""
-    dataset: DetectionDataset = trainer.loaders.train_sampler.dataset
-    positions = np.array(_spread(len(dataset), 10 * MOST_IMAGES), dtype=np.int64)
-    sizes = planned_sizes(dataset, positions, epoch=0)
-    order = np.argsort(-sizes.prod(1), kind="stable")[: trainer.recipe.batch_size]
-    batch = _collate(trainer.loaders.train, [dataset[SampleKey(int(positions[row]))] for row in order])
+def _truth_lines(run: PreparedRun, truth: TruthCheck) -> list[str]:
+    if not truth.num_boxes:
+        return [f"{run.eval_index.name}: no boxes in the {truth.num_images} evaluation images that were checked"]
+    lines = [
+        f"the ground truth of {truth.num_images} evaluation images, {truth.num_boxes} boxes, scores AP {truth.ap:.4f}"
+    ]
+    if not truth.ap >= _MIN_AP:
+        lines.append(f"WARNING: that is below {_MIN_AP}; the metrics of this run will be too low")
+    lines += [f"WARNING: {sentence}" for sentence in truth.lost[:_MAX_LISTED]]
+    if len(truth.lost) > _MAX_LISTED:
+        lines.append(f"WARNING: and {len(truth.lost) - _MAX_LISTED} more boxes are not recovered")
+    return lines
+
+
+# Training images
+
+
+def _check_training_images(run: PreparedRun, deadline: float) -> LoadingCheck:
+    """Loads training images.
+
+    Raises:
+        ValueError: A label or box is out of range; the collator says in which image.
+        OSError: An image cannot be read.
+    """
+    dataset = run.loaders.train_sampler.dataset
+    seconds, num_images = 0.0, 0
+    for image_index in _spread(len(dataset), MAX_IMAGES):
+        started = time.monotonic()
+        if started > deadline and num_images:
+            break
+        _collate(run.loaders.train, [dataset[SampleKey(image_index)]])
+        seconds, num_images = seconds + time.monotonic() - started, num_images + 1
+    return LoadingCheck(num_images, num_images / max(seconds, 1e-9))
+
+
+def _queries_line(run: PreparedRun) -> str:
+    table = run.train_index.annotations
+    most = int(np.bincount(table.image_index[~table.is_crowd], minlength=1).max()) if len(table) else 0
+    num_queries = int(run.weights.detector.config.num_queries)
+    surplus = "" if most <= num_queries else "; surplus objects are not trained on: raise model_config.num_queries"
+    return f"at most {most} objects per image, {num_queries} queries{surplus}"
+
+
+def _speed_line(loading: LoadingCheck, num_workers: int, batch_size: int, step_seconds: float | None) -> str:
+    rate = loading.images_per_second * max(1, num_workers)
+    if step_seconds is None:
+        return f"loading provides about {rate:.0f} images per second"
+    needed = batch_size / step_seconds
+    slow = "" if rate >= needed else "; loading is the bottleneck: raise num_workers"
+    return f"loading provides about {rate:.0f} images per second, training needs {needed:.0f}{slow}"
+
+
+# The largest batch
+
+
+def largest_batch(run: PreparedRun) -> DetectionBatch:
+    """Returns the largest images of the first epoch as one batch; random batches are padded to the largest sides."""
+    dataset: DetectionDataset = run.loaders.train_sampler.dataset
+    image_indices = np.array(_spread(len(dataset), 10 * MAX_IMAGES), dtype=np.int64)
+    sizes = planned_sizes(dataset, image_indices, epoch=0)
+    order = np.argsort(-sizes.prod(1), kind="stable")[: run.recipe.batch_size]
+    batch = _collate(run.loaders.train, [dataset[SampleKey(int(image_indices[row]))] for row in order])
     height, width = batch["pixel_values"].shape[-2:]
-    if trainer.recipe.batching == "random":
+    if run.recipe.batching == "random":
         pad = (0, max(0, int(sizes[:, 1].max()) - width), 0, max(0, int(sizes[:, 0].max()) - height))
         batch["pixel_values"] = nn.functional.pad(batch["pixel_values"], pad)
         batch["pixel_mask"] = nn.functional.pad(batch["pixel_mask"], pad)
     return batch
 
 
-def _try_batch(trainer: "Trainer", batch: DetectionBatch) -> tuple[float | None, str]:
-    images, _, height, width = batch["pixel_values"].shape
-    what = f"the largest batch, {images} images of {height}x{width} (height x width)"
-    if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        return None, f"{what}: not tried, since here all processes would have to take part"
-    if trainer.accelerator.device.type == "cpu":
-        needed, free = estimated_bytes(trainer, batch), _free_bytes()
-        text = f"{what}, takes about {needed / 2**30:.1f} GiB of memory (estimated)"
+def _check_largest_batch(run: PreparedRun, batch: DetectionBatch) -> tuple[float | None, str]:
+    """Trains on the largest batch on an accelerator, or estimates its memory on a CPU.
+
+    Returns:
+        Seconds of a step, None if none was taken, and the line to print.
+
+    Raises:
+        ValueError: It does not fit into memory.
+    """
+    num_images, _, height, width = batch["pixel_values"].shape
+    name = f"the largest batch, {num_images} images of {height}x{width} (height x width)"
+    if run.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return None, f"{name}: not tried, since it would need all processes"
+    if run.accelerator.device.type == "cpu":
+        needed, free = estimated_bytes(run, batch), _free_bytes()
+        text = f"{name}, needs about {needed / 2**30:.1f} GiB of memory (estimated)"
         if free is None:
             return None, text
-        short = "WARNING: " if needed > free else ""
-        return None, f"{short}{text}; {free / 2**30:.1f} GiB are free"
+        return None, f"{'WARNING: ' if needed > free else ''}{text}; {free / 2**30:.1f} GiB are free"
     try:
-        real_step(trainer, batch)  # the first one chooses kernels
-        seconds = real_step(trainer, batch)
+        real_step(run, batch)  # the first one selects kernels
+        seconds = real_step(run, batch)
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"{what} does not fit into the memory of {trainer.accelerator.device}: "
-            f"{str(error).partition('. ')[0]}; lower batch_size (and raise gradient_accumulation_steps), the sizes, "
-            f"or set gradient_checkpointing."
+            f"{name}, does not fit into the memory of {run.accelerator.device}: {str(error).partition('. ')[0]}; "
+            f"lower batch_size (and raise gradient_accumulation_steps) or the image sizes, or set "
+            f"gradient_checkpointing."
         ) from error
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
-    return seconds, f"{what}, fits: {peak:.1f} GiB at most, in {seconds:.2f} s"
+    return seconds, f"{name}, fits: at most {peak:.1f} GiB, in {seconds:.2f} s"
 
 
-def real_step(trainer: "Trainer", batch: DetectionBatch) -> float:
-    """Forward and backward pass of a batch, with room for the optimizer's states; returns the seconds it took."""
-    device = trainer.accelerator.device
-    model = trainer.accelerator.unwrap_model(trainer.model)
+def real_step(run: PreparedRun, batch: DetectionBatch) -> float:
+    """Runs forward and backward pass of a batch, with memory for the optimizer's state; returns the seconds."""
+    device = run.accelerator.device
+    model = run.accelerator.unwrap_model(run.model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     states = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
     model.train()
     started = time.monotonic()
-    inputs = batch_to_device(batch, device, trainer.processor.image_mean, trainer.processor.image_std)
-    with trainer.accelerator.autocast():
+    inputs = batch_to_device(batch, device, run.processor.image_mean, run.processor.image_std)
+    with run.accelerator.autocast():
         loss = model(**inputs).loss
     loss.backward()
     if device.type == "cuda":
@@ -254,10 +304,10 @@ def real_step(trainer: "Trainer", batch: DetectionBatch) -> float:
 
 
 @torch.enable_grad()
-def estimated_bytes(trainer: "Trainer", batch: DetectionBatch) -> float:
-    """What a step of `batch` takes: what one small image's forward pass keeps for the backward pass, scaled up by
-    pixels, and weights, gradients and the optimizer's two states."""
-    images, _, height, width = batch["pixel_values"].shape
+def estimated_bytes(run: PreparedRun, batch: DetectionBatch) -> float:
+    """Estimates the memory of a step: what one small image keeps for the backward pass, scaled up by pixels, plus
+    weights, gradients and the optimizer's state."""
+    num_images, _, height, width = batch["pixel_values"].shape
     shrink = max(1.0, ((height * width) / 256**2) ** 0.5)
     small = [max(64, round(side / shrink)) for side in (height, width)]
     kept: dict[int, int] = {}
@@ -266,7 +316,7 @@ def estimated_bytes(trainer: "Trainer", batch: DetectionBatch) -> float:
         kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    detector = trainer.detector
+    detector = run.weights.detector
     detector.eval()  # no running statistics, no random numbers
     device = next(detector.parameters()).device
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -274,7 +324,7 @@ def estimated_bytes(trainer: "Trainer", batch: DetectionBatch) -> float:
     del outputs
     weights = {parameter.data_ptr() for parameter in detector.parameters()}
     activations = sum(size for pointer, size in kept.items() if pointer not in weights)
-    scale = images * height * width / (small[0] * small[1])
+    scale = num_images * height * width / (small[0] * small[1])
     fixed = sum(parameter.numel() * parameter.element_size() for parameter in detector.parameters())
     return float(activations * scale + 4.0 * fixed)
 
@@ -291,10 +341,13 @@ def _free_bytes() -> float | None:
         return None
 
 
+# Shared pieces
+
+
 @contextmanager
-def _states_untouched(model: nn.Module) -> Iterator[None]:
-    """Random states, modes, buffers and gradients are afterwards what they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (whoever draws from it)
+def _unchanged_states(model: nn.Module) -> Iterator[None]:
+    """Restores random states, modes, buffers and gradients after the block."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what others draw from)
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -317,9 +370,9 @@ def _states_untouched(model: nn.Module) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def _spread(number: int, most: int) -> list[int]:
-    """At most `most` of `number` positions, evenly spread."""
-    return sorted({*np.linspace(0, number - 1, min(number, most)).astype(np.int64).tolist()}) if number else []
+def _spread(count: int, most: int) -> list[int]:
+    """Returns at most `most` of `count` indices, evenly spread."""
+    return sorted({*np.linspace(0, count - 1, min(count, most)).astype(np.int64).tolist()}) if count else []
 
 
 def _collate(loader: Any, samples: Sequence[Any]) -> DetectionBatch:

@@ -1,9 +1,9 @@
-"""A step that was not finite, on file, and run again: `detr train --replay FILE`.
+"""Steps whose loss or gradient was not finite: saved to a file, and run again with `detr train --replay FILE`.
 
     runs/NAME/nonfinite/step_00000012_process_0.safetensors
 
-holds, without pickle, all that a process computed with: the weights, its batches and what their losses are divided by;
-and as JSON in the file's metadata the recipe, the model's configuration, and where in the run it was.
+holds, without pickle, everything a process computed with: the weights, its batches and what their losses are divided
+by; and as JSON in the file's metadata the recipe, the model's config, and epoch and step.
 """
 
 import contextlib
@@ -16,22 +16,26 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from modeling_detr.atomic_output import new_file
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.data.collate import split_batch
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.aids import TrainingModel, active_aids, build_training_model
-from modeling_detr.training.divergence import StepShare, image_indices, is_finite
+from modeling_detr.training.distributed import gather_full
+from modeling_detr.training.divergence import NonFiniteLossError, StepShare, image_indices, is_finite
 from modeling_detr.training.engine import StepLosses, step_seed
 from modeling_detr.training.recipe import Recipe, recipe_class
+from modeling_detr.training.run_folder import NONFINITE, checkpoint_folders
+from modeling_detr.training.setup import PreparedRun
 
 
-FOLDER = "nonfinite"
 _WEIGHT, _PART = "model.", "part."
 
 
@@ -40,18 +44,18 @@ class FailedStep:
     """A process's share of a step that was not finite.
 
     Attributes:
-        share: What it contributed.
-        weights: Of the training model, as `state_dict` has them.
+        share: What the process contributed.
+        weights: State dict of the training model.
         frozen: Names of the parameters that do not train.
-        recipe: The run's.
-        config: The model's.
+        recipe: The recipe of the run.
+        config: The config of the model.
         image_mean: Mean of each channel, in units of [0, 1].
-        image_std: Standard deviation of each channel.
-        images: Position in the dataset → the file, of the images of the share.
-        terms: What was not finite.
-        epoch: From 1.
-        step: From 1.
-        process: From 0.
+        image_std: Standard deviation of each channel, in units of [0, 1].
+        images: Index in the dataset → file, for the images of the share.
+        terms: Losses that were not finite, or "gradient".
+        epoch: Epoch, from 1.
+        step: Optimizer step, from 1.
+        process: Index of the process, from 0.
     """
 
     share: StepShare
@@ -68,18 +72,18 @@ class FailedStep:
     process: int
 
     def save(self, run_dir: Path) -> Path:
-        """Writes the step below the run's folder, as a whole or not at all, and returns the file.
+        """Writes the step to the run's folder, and returns the file.
 
         Raises:
-            OSError: It cannot be written.
+            OutputError: It cannot be written.
         """
         tensors = {f"{_WEIGHT}{name}": tensor for name, tensor in self.weights.items()}
-        for number, (part, _) in enumerate(self.share.parts):
-            tensors[f"{_PART}{number}.pixel_values"] = part["pixel_values"]
-            tensors[f"{_PART}{number}.pixel_mask"] = part["pixel_mask"]
+        for index, (part, _) in enumerate(self.share.parts):
+            tensors[f"{_PART}{index}.pixel_values"] = part["pixel_values"]
+            tensors[f"{_PART}{index}.pixel_mask"] = part["pixel_mask"]
             for image, label in enumerate(part["labels"]):
                 values = cast(Mapping[str, Tensor], label)
-                tensors |= {f"{_PART}{number}.labels.{image}.{name}": value for name, value in values.items()}
+                tensors |= {f"{_PART}{index}.labels.{image}.{name}": value for name, value in values.items()}
         facts = {
             "class_weight_sums": [float(class_weight_sum) for _, class_weight_sum in self.share.parts],
             "num_boxes": float(self.share.num_boxes),
@@ -87,29 +91,23 @@ class FailedStep:
             "config": self.config.to_dict(),
             **{name: getattr(self, name) for name in _PLAIN},
         }
-        path = run_dir / FOLDER / f"step_{self.step:08d}_process_{self.process}.safetensors"
-        temporary = path.with_name(f".{path.name}.writing")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-            save_file(copies, temporary, metadata={"failed_step": json.dumps(facts)})
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise OSError(f"{path} cannot be written ({error})") from error
+        path = run_dir / NONFINITE / f"step_{self.step:08d}_process_{self.process}.safetensors"
+        copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        path.unlink(missing_ok=True)  # of an earlier start of the run
+        with new_file(path) as partial:
+            save_file(copies, partial, metadata={"failed_step": json.dumps(facts)})
         return path
 
     @classmethod
     def load(cls, path: Path) -> "FailedStep":
-        """Reads what `save` wrote.
+        """Reads a step that `save` wrote.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is not such a file.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file does not hold a step, or that of another version.
         """
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; wanted one from the folder {FOLDER} of a run.")
+            raise FileNotFoundError(f"{path}: no such file, expected one from the folder {NONFINITE} of a run.")
         try:
             with safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["failed_step"])
@@ -125,8 +123,8 @@ class FailedStep:
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}: holds no step of a run of this version ({error}); wanted a file from the folder {FOLDER} of "
-                f"a run."
+                f"{path}: not a step that this version has saved ({error}), expected a file from the folder "
+                f"{NONFINITE} of a run."
             ) from error
 
 
@@ -148,17 +146,17 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> DetectionBatch:
 
 
 class Replay:
-    """Runs a step again that was not finite, on this machine.
+    """Runs a step that was not finite again, on this machine.
 
     Args:
         failed: The step.
-        mixed_precision: As in a recipe; None: as in the run.
+        mixed_precision: Precision, as in a recipe; None: that of the run.
 
     Raises:
-        ValueError: This machine cannot compute so.
+        ValueError: This machine does not support the precision.
 
     Attributes:
-        is_finite: Whether all losses and the gradient have been finite this time.
+        is_finite: Whether all losses and the gradient were finite this time.
     """
 
     def __init__(self, failed: FailedStep, mixed_precision: str | None = None) -> None:
@@ -168,9 +166,9 @@ class Replay:
         try:
             self.accelerator = Accelerator(mixed_precision=mixed_precision or recipe.mixed_precision)
         except ValueError as error:  # such as fp16 on a CPU
-            raise ValueError(f"{error} Choose another precision: --mixed_precision no.") from error
+            raise ValueError(f"mixed_precision: {error} Try --mixed_precision no.") from error
         self.model = _training_model(failed).to(self.accelerator.device).train()
-        self.model.to(memory_format=torch.channels_last)  # as the run
+        self.model.to(memory_format=torch.channels_last)  # as in the run
         self._losses_of = StepLosses(
             accelerator=self.accelerator,
             num_boxes=failed.share.num_boxes,
@@ -181,19 +179,19 @@ class Replay:
         )
 
     def lines(self) -> Iterator[str]:
-        """Runs it, and tells what is seen on the way: batches, then the gradient, then each image alone."""
-        failed, number = self.failed, len(self.failed.share.parts)
+        """Runs the step, and yields a line for each batch, for the gradient, and for each image by itself."""
+        failed, num_parts = self.failed, len(self.failed.share.parts)
         yield (
             f"epoch {failed.epoch}, step {failed.step}, process {failed.process}, on {self.accelerator.device} with "
-            f"mixed precision {self.accelerator.mixed_precision}; in the run was not finite: {', '.join(failed.terms)}"
+            f"mixed precision {self.accelerator.mixed_precision}; not finite in the run: {', '.join(failed.terms)}"
         )
         parameters = dict(self.model.named_parameters())
         bad = [name for name, parameter in parameters.items() if not _all_finite(parameter)]
         if bad:
             yield f"weights: {len(bad)} of {len(parameters)} not finite, first {bad[0]}"
         torch.manual_seed(step_seed(failed.recipe.seed, failed.step - 1, failed.process))
-        for position, (part, class_weight_sum) in enumerate(failed.share.parts, start=1):
-            yield f"batch {position} of {number}: {self._run(part, class_weight_sum)}"
+        for index, (part, class_weight_sum) in enumerate(failed.share.parts, start=1):
+            yield f"batch {index} of {num_parts}: {self._run(part, class_weight_sum)}"
         gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
         bad = [name for name, gradient in gradients.items() if not _all_finite(gradient)]
         self.is_finite = self.is_finite and not bad
@@ -201,24 +199,25 @@ class Replay:
         for part, class_weight_sum in failed.share.parts:
             for image in split_batch(part, max_pixels=1):
                 fine = is_finite(self.model, self._losses_of(self.model, image, class_weight_sum))
-                yield f"{self._describe(image)}: alone {'finite' if fine else 'NOT FINITE'}"
+                yield f"{self._describe(image)}: {'finite' if fine else 'NOT FINITE'} by itself"
 
     def _run(self, part: DetectionBatch, class_weight_sum: float | Tensor) -> str:
-        """Forward and backward pass; what to say of it."""
-        with _first_not_finite(self.model) as found:
+        """Runs forward and backward pass of a part; returns the result in words."""
+        with _first_not_finite(self.model) as first:
             losses = self._losses_of(self.model, part, class_weight_sum)
         losses["loss"].backward()
         bad = [name for name, loss in losses.items() if not _all_finite(loss)]
         self.is_finite = self.is_finite and not bad
-        where = f"; first in {found[0]}" if found else ""
-        return f"not finite: {', '.join(bad)}{where}" if bad else f"finite, loss {losses['loss'].item():.4g}"
+        if not bad:
+            return f"finite, loss {losses['loss'].item():.4g}"
+        return f"not finite: {', '.join(bad)}{f'; first in {first[0]}' if first else ''}"
 
     def _describe(self, image: DetectionBatch) -> str:
-        """Name, size, boxes and pixels of a batch of one image."""
+        """File, size, boxes and pixel values of a batch of one image."""
         pixels, (label,) = image["pixel_values"], image["labels"]
         names = [self.failed.images.get(index, f"image {index}") for index in image_indices(image)]
-        odd = int((~pixels.isfinite()).sum()) if pixels.is_floating_point() else 0
-        values = f"{odd} numbers not finite" if odd else f"pixels {pixels.min():.4g} to {pixels.max():.4g}"
+        num_bad = int((~pixels.isfinite()).sum()) if pixels.is_floating_point() else 0
+        values = f"{num_bad} values not finite" if num_bad else f"pixels {pixels.min():.4g} to {pixels.max():.4g}"
         height, width = pixels.shape[-2:]
         return f"{' '.join(names)}  {width}x{height}, {len(label['class_labels'])} boxes, {values}"
 
@@ -229,17 +228,16 @@ def _all_finite(values: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
-    """Fills the list with the name of the first module within the block whose output is not finite."""
-    found: list[str] = []
+    """Yields a list that receives the name of the first module in the block whose output is not finite."""
+    first: list[str] = []
 
-    def watch(name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
-        values = output if isinstance(output, Tensor) else None
-        if not found and values is not None and values.is_floating_point() and not _all_finite(values):
-            found.append(f"the output of {name} ({type(module).__name__})")
+    def check(name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not first and isinstance(output, Tensor) and output.is_floating_point() and not _all_finite(output):
+            first.append(f"the output of {name} ({type(module).__name__})")
 
-    handles = [module.register_forward_hook(partial(watch, name)) for name, module in model.named_modules()]
+    handles = [module.register_forward_hook(partial(check, name)) for name, module in model.named_modules()]
     try:
-        yield found
+        yield first
     finally:
         for handle in handles:
             handle.remove()
@@ -253,3 +251,48 @@ def _training_model(failed: FailedStep) -> TrainingModel:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in failed.frozen)
     return model
+
+
+def describe_failure(error: NonFiniteLossError, run: PreparedRun) -> NonFiniteLossError:
+    """Saves a step that was not finite; returns the error with its epoch, step and files, and what to do.
+
+    All processes call it together.
+    """
+    epoch, step, run_dir = run.state.epoch + 1, run.state.step + 1, run.recipe.run_dir
+    names = [image.path for image in run.train_index.images]
+    model = run.accelerator.unwrap_model(run.model)
+    weights = gather_full(model.state_dict())  # in all processes, since each may hold only shards
+    remedies: list[str] = []
+    if error.share is not None:
+        images = {index for part, _ in error.share.parts for index in image_indices(part)}
+        failed = FailedStep(
+            share=error.share,
+            weights=weights,
+            frozen=[name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+            recipe=dataclasses.replace(run.recipe, mixed_precision=run.accelerator.mixed_precision),
+            config=run.weights.detector.config,
+            image_mean=run.processor.image_mean,
+            image_std=run.processor.image_std,
+            images={index: names[index] for index in sorted(images)},
+            terms=error.terms,
+            epoch=epoch,
+            step=step,
+            process=run.accelerator.process_index,
+        )
+        try:
+            remedies = [f"Run the step again: detr train --replay {failed.save(run_dir)}"]
+        except OSError as problem:  # a full disk must not hide what happened
+            remedies = [str(problem).rstrip(".")]
+    if run.accelerator.num_processes > 1:
+        remedies = gather_object(remedies)
+    if checkpoint_folders(run_dir):
+        remedies.append("Resume from the last checkpoint with the same command and --resume auto")
+    return NonFiniteLossError(
+        error.terms,
+        error.image_indices,
+        error.finding,
+        error.share,
+        where=f"epoch {epoch}, step {step}",
+        images=", ".join(names[index] for index in error.image_indices),
+        remedy="".join(f" {sentence}." for sentence in remedies),
+    )

@@ -1,23 +1,23 @@
-"""What a recipe names, built: the data of a run, its processor, its model, its loaders."""
+"""Everything a run needs, built from its recipe: data, model, loaders, optimizer, schedule, and where it starts."""
 
-import contextlib
-import logging
-import re
+import copy
+import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import timm
 import torch
 from accelerate import Accelerator
-from huggingface_hub.errors import StrictDataclassError
+from accelerate.utils import DistributedType
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from modeling_detr.configuration_detr import DetrConfig
-from modeling_detr.conversion.sources import explain_missing_model, find_model
 from modeling_detr.data import (
     DetectionDataset,
     TrainBatchSampler,
@@ -29,26 +29,317 @@ from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
 from modeling_detr.data.loaders import build_eval_loader, build_loader
 from modeling_detr.data.splits import training_splits
 from modeling_detr.data.transforms import SCALES, SampleTransform
-from modeling_detr.errors_detr import RecipeError, did_you_mean
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.modeling_detr import DetrForObjectDetection
-from modeling_detr.pretrained_detr import HeadChange
-from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
-from modeling_detr.stock_detr import translate_stock_config
+from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
-from modeling_detr.training.aids import initialize_new_model
+from modeling_detr.training.aids import TrainingModel, active_aids, build_training_model
+from modeling_detr.training.checkpointing import AVERAGE, CheckpointedRun, TrainingState, holds_part
+from modeling_detr.training.distributed import build_accelerator, check_same, copy_weights, leave_cores_to_loaders
+from modeling_detr.training.engine import Engine, StepOptions
+from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
 from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.resume import checkpoint_to_resume, resume
 from modeling_detr.training.signals import leave_stopping_to_parent
+from modeling_detr.training.starting_model import (
+    build_model,
+    build_processor,
+    compile_parts,
+    head_note,
+    load_config,
+    new_config,
+)
+from modeling_detr.training.trackers import check_trackers
 
 
-_MASK_PARTS = ("bbox_attention.", "mask_head.")
+class Loaders(NamedTuple):
+    """The loaders of a run. Pixels in their batches are uint8; they are normalised on the device."""
+
+    train: DataLoader[Any]
+    train_sampler: TrainBatchSampler
+    eval: DataLoader[Any]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The models of a run.
+
+    Attributes:
+        detector: The plain DETR.
+        trained: The detector that the training model contains: `detector`, or with FSDP a copy in shards.
+        average: The averaged weights, in a detector of their own; None if the run does not keep them.
+    """
+
+    detector: Detector
+    trained: Detector
+    average: ModelEmaV3 | None
+
+    @property
+    def result(self) -> Detector:
+        """The detector that is evaluated and exported: the averaged one, if the run keeps it."""
+        return self.detector if self.average is None else cast(Detector, self.average.module)
+
+    def gather(self) -> None:
+        """Copies the trained weights into `detector`. All processes call it together."""
+        if self.trained is not self.detector:
+            copy_weights(self.trained, self.detector)
+
+    def update_average(self, step: int) -> None:
+        """Adds the weights after a step to the average. All processes call it together."""
+        if self.average is not None:
+            self.gather()
+            self.average.update(self.detector, step)
+
+    def start_average(self) -> None:
+        """Starts the average at the current weights. All processes call it together."""
+        if self.average is not None:
+            self.gather()
+            self.average.set(self.detector)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The optimizer steps of a run.
+
+    Attributes:
+        steps_per_epoch: Steps of an epoch.
+        total_steps: Steps of the run, those before a resume included.
+        warmup_steps: Steps over which the learning rates rise.
+        drop_at: Steps at which they drop, with the schedule "step".
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    drop_at: Sequence[int]
+
+    @classmethod
+    def of(cls, recipe: Recipe, steps_per_epoch: int, state: TrainingState) -> "Schedule":
+        """Counts the steps of a run that continues at `state`; its earlier epochs may have had other steps."""
+        steps_left = steps_per_epoch * (recipe.epochs - state.epoch) - state.step_in_epoch
+        total_steps = min(state.step + max(0, steps_left), recipe.max_steps or sys.maxsize)
+        if recipe.lr_drop_steps is not None:
+            drop_at = [*range(recipe.lr_drop_steps, total_steps, recipe.lr_drop_steps)]
+        else:
+            epoch_start = state.step - state.step_in_epoch
+            drop_at = [
+                epoch_start + max(0, epoch - state.epoch) * steps_per_epoch
+                for epoch in range(recipe.lr_drop_epochs, recipe.epochs, recipe.lr_drop_epochs)
+            ]
+        warmup_steps = recipe.warmup_steps or round(recipe.warmup_epochs * steps_per_epoch)
+        return cls(steps_per_epoch, total_steps, warmup_steps, drop_at)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready to train; see `prepare_run`.
+
+    Attributes:
+        recipe: The resolved recipe.
+        accelerator: Accelerate's side of the run.
+        train_index: The training images.
+        eval_index: The evaluation images.
+        loaders: The loaders of this process.
+        processor: The image processor that is exported with the model.
+        weights: The models.
+        checkpointed: What a checkpoint saves: training model, raw optimizer, state, …
+        optimizer: The optimizer as prepared by `accelerator`.
+        scheduler: The learning rate schedule.
+        schedule: The steps of the run.
+        checkpoint: The checkpoint that the run resumes from; None for a new run.
+        notes: What the plan should mention.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    train_index: DetectionIndex
+    eval_index: DetectionIndex
+    loaders: Loaders
+    processor: DetrTorchvisionImageProcessor
+    weights: Weights
+    checkpointed: CheckpointedRun
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    schedule: Schedule
+    checkpoint: Path | None
+    notes: Sequence[str]
+
+    @property
+    def model(self) -> nn.Module:
+        """The training model as prepared by `accelerator`."""
+        return self.checkpointed.model
+
+    @property
+    def raw_optimizer(self) -> Optimizer:
+        """The optimizer as built."""
+        return self.checkpointed.optimizer
+
+    @property
+    def state(self) -> TrainingState:
+        """Where the run is; changes while it trains."""
+        return self.checkpointed.state
+
+    def engine(self) -> Engine:
+        """Returns what takes the optimizer steps."""
+        recipe = self.recipe
+        options = StepOptions(
+            batches_per_step=recipe.gradient_accumulation_steps,
+            loss_normalization=recipe.loss_normalization,
+            max_pixels=recipe.max_pixels_per_batch,
+            max_grad_norm=recipe.max_grad_norm,
+            image_mean=self.processor.image_mean,
+            image_std=self.processor.image_std,
+            seed=recipe.seed,
+        )
+        config = self.weights.detector.config
+        return Engine(self.model, config, self.optimizer, self.scheduler, self.accelerator, options)
+
+
+def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
+    """Builds everything a run needs, and restores it from a checkpoint if the recipe resumes one.
+
+    Nothing is written. All processes call it together.
+
+    Args:
+        recipe: The recipe.
+        notes: More for the plan to mention.
+
+    Raises:
+        ValueError: The recipe does not fit the data, the model or the checkpoint; or the folder already holds a run
+            that the recipe does not resume.
+        OSError: Something the recipe names does not exist or cannot be read.
+    """
+    check_trackers(recipe.trackers)
+    checkpoint = checkpoint_to_resume(recipe)
+    accelerator = build_accelerator(recipe)
+    leave_cores_to_loaders(accelerator, recipe.num_workers)
+    accelerator.wait_for_everyone()  # no process writes into the folder before all have looked at it
+    with accelerator.main_process_first():  # what it creates or downloads is then available to the others
+        train_index, eval_index = open_splits(recipe)
+        detector, processor = _build_model_and_processor(recipe, train_index)
+    loaders = build_loaders(recipe, train_index, eval_index, processor, accelerator)
+    weights, training_model = _build_training_model(recipe, detector, accelerator)
+    run, optimizer = _build_optimizer(recipe, training_model, weights, accelerator, loaders, train_index)
+    head = head_note(recipe, train_index.id2label)
+    resumed = [] if checkpoint is None else _resume(checkpoint, run, weights)
+    # every process must check, also one that sees no checkpoint: otherwise the others would wait for it forever
+    problem = "the processes see different checkpoints; output_dir must be a folder that all machines share"
+    check_same((run.state.step, run.state.epoch), f"{recipe.run_dir}: {problem}.")
+    schedule = Schedule.of(recipe, loaders.train_sampler.steps_per_epoch, run.state)
+    return PreparedRun(
+        recipe=recipe,
+        accelerator=accelerator,
+        train_index=train_index,
+        eval_index=eval_index,
+        loaders=loaders,
+        processor=processor,
+        weights=weights,
+        checkpointed=run,
+        optimizer=optimizer,
+        scheduler=build_lr_scheduler(
+            run.optimizer,
+            recipe.lr_schedule,
+            total_steps=schedule.total_steps,
+            warmup_steps=schedule.warmup_steps,
+            drop_at=schedule.drop_at,
+            first_step=run.state.step,
+        ),
+        schedule=schedule,
+        checkpoint=checkpoint,
+        notes=(*([] if head is None else [head]), *resumed, *notes),
+    )
+
+
+def _build_model_and_processor(
+    recipe: Recipe, train_index: DetectionIndex
+) -> tuple[Detector, DetrTorchvisionImageProcessor]:
+    stuff_labels = [label for label, category in enumerate(train_index.categories) if not category.is_thing]
+    if recipe.model is None:  # so that errors in the transform or the processor precede a download of weights
+        config = new_config(recipe, train_index.id2label, stuff_labels)
+        _augmentation(recipe, *_edges(build_processor(recipe, config)))
+    detector = build_model(recipe, train_index.id2label, stuff_labels)
+    return detector, build_processor(recipe, detector.config)
+
+
+def _build_optimizer(
+    recipe: Recipe,
+    training_model: TrainingModel,
+    weights: Weights,
+    accelerator: Accelerator,
+    loaders: Loaders,
+    train_index: DetectionIndex,
+) -> tuple[CheckpointedRun, Optimizer]:
+    """Builds what a checkpoint saves, at the start of a new run, and the optimizer as prepared by `accelerator`."""
+    step_size = loaders.train_sampler.step_size
+    learning_rate, backbone_learning_rate = scaled_rates(recipe, step_size)
+    raw_optimizer = build_optimizer(
+        training_model,
+        learning_rate=learning_rate,
+        backbone_learning_rate=backbone_learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
+    model, optimizer = accelerator.prepare(training_model, raw_optimizer)
+    state = TrainingState(
+        num_processes=accelerator.num_processes,
+        step_size=step_size,
+        num_images=len(train_index),
+        id2label=dict(train_index.id2label),
+    )
+    average = None if weights.average is None else weights.average.module
+    return CheckpointedRun(model, raw_optimizer, accelerator, recipe, state, average), optimizer
+
+
+def scaled_rates(recipe: Recipe, step_size: int) -> tuple[float, float]:
+    """Returns the learning rates of transformer and heads, and of the backbone, for steps of so many images."""
+    factor = rate_factor(recipe, step_size)
+    return factor * recipe.learning_rate, factor * recipe.backbone_learning_rate
+
+
+def rate_factor(recipe: Recipe, step_size: int) -> float:
+    """Returns the factor by which the recipe's learning rates are scaled for steps of so many images."""
+    ratio = step_size / recipe.scale_lr_from
+    return {None: 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[recipe.scale_lr]
+
+
+def _build_training_model(
+    recipe: Recipe, detector: Detector, accelerator: Accelerator
+) -> tuple[Weights, TrainingModel]:
+    """Builds the module that trains, on its device, and the average of the weights."""
+    detector.to(accelerator.device)
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    # with FSDP a copy trains in shards, and the detector receives the gathered weights
+    trained = copy.deepcopy(detector) if is_sharded else detector
+    training_model = build_training_model(trained, **active_aids(recipe))
+    training_model.to(accelerator.device)
+    if not is_sharded:  # FSDP needs the usual memory format
+        # convolutions are a third faster with channels last (measured on a CPU; tensor cores of a GPU prefer it too)
+        training_model.to(memory_format=torch.channels_last)
+    average = ModelEmaV3(detector, recipe.ema_decay, use_warmup=True) if recipe.ema_decay > 0 else None
+    if recipe.compile:
+        compile_parts(detector)
+    return Weights(detector, trained, average), training_model
+
+
+def _resume(checkpoint: Path, run: CheckpointedRun, weights: Weights) -> list[str]:
+    """Restores a run from a checkpoint; returns what the plan should mention."""
+    notes = resume(checkpoint, run)
+    if weights.average is not None and not holds_part(checkpoint, AVERAGE):
+        weights.start_average()
+        notes.insert(0, f"{checkpoint} has no averaged weights: the average starts at its weights")
+    rates = scaled_rates(run.recipe, run.state.step_size)
+    for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
+        group["lr"], group["weight_decay"] = rate, run.recipe.weight_decay  # of the recipe, not of the checkpoint
+    return notes
+
+
+# Data
 
 
 def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
-    """The images to train on and those to evaluate on.
+    """Opens the dataset; returns the images to train on and those to evaluate on.
 
     Raises:
         ValueError: There are no such splits, one is empty, or nothing is annotated to train on.
+        OSError: The dataset does not exist or cannot be read.
     """
     dataset = open_dataset(
         recipe.data_source,
@@ -63,245 +354,24 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
 
 
 def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
-    """The dataset with the labels that the model shall have: those that the model to start from has where it knows
-    every class by name, the dataset's own ids if they are wanted, else 0…C-1.
+    """Numbers the classes as the recipe says: like the model to start from if it has every class by name, by the
+    dataset's category ids, or from 0 without gaps.
 
     Raises:
-        ValueError: The ids cannot be labels.
+        ValueError: The category ids cannot be labels.
         OSError: The model to start from cannot be found or read.
     """
     if recipe.label_ids == "raw":
         return with_raw_labels(dataset)
     if recipe.model is None or recipe.label_mapping or recipe.head_init == "fresh":
         return dataset
-    with explain_missing_model(recipe.model), _said_in_plan():
-        known = DetrConfig.from_pretrained(find_model(recipe.model)).id2label or {}
-    if {category.name for category in dataset.categories} <= {*known.values()}:
-        return adopt_model_labels(dataset, {int(label): name for label, name in known.items()})
+    model_names = load_config(recipe.model).id2label or {}
+    if {category.name for category in dataset.categories} <= {*model_names.values()}:
+        return adopt_model_labels(dataset, {int(label): name for label, name in model_names.items()})
     return dataset
 
 
-def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()) -> Detector:
-    """A new model for the recipe's task, or the one that it starts from, with a class head for `id2label`.
-
-    For a task with masks a detector will do to start from: its mask head begins anew.
-
-    Args:
-        recipe: The run.
-        id2label: Names of the classes.
-        stuff_labels: Those of them that are stuff.
-
-    Raises:
-        ValueError: `model_config` does not fit; or a new backbone would stay random because it is frozen; or, for a
-            new model, `processor_config` or the transform does not fit.
-        OSError: The model to start from cannot be found or read.
-    """
-    labels: dict[str, Any] = {
-        "id2label": dict(id2label),
-        "label2id": {name: label for label, name in id2label.items()},
-    }
-    if recipe.task != "detection":
-        labels["stuff_labels"] = list(stuff_labels)
-    for key in ("num_labels", "id2label", "label2id", "stuff_labels"):
-        if key in recipe.model_config:
-            raise ValueError(f"model_config: {key} comes from the dataset; leave it out.")
-    torch.manual_seed(recipe.seed)
-    if recipe.model is not None:
-        model: Detector = _from_pretrained(recipe, recipe.model, {**labels, **recipe.model_config})
-    else:
-        config = _new_config(recipe, labels)
-        # A key of these that is misspelt is told before anything is downloaded.
-        _augmentation(recipe, *_edges(build_processor(recipe, config)))
-        model = _model_class(recipe)(config)
-        detector = model.detr if isinstance(model, DetrForSegmentation) else model
-        if recipe.backbone_weights is not None:
-            detector.model.load_backbone_weights(recipe.backbone_weights)
-        else:
-            _refuse_frozen_random_backbone(detector)
-        initialize_new_model(detector, recipe)
-    if recipe.freeze_detector and isinstance(model, DetrForSegmentation):
-        model.detr.requires_grad_(False)
-    _freeze(model, recipe.freeze)
-    if recipe.backbone_learning_rate == 0:
-        for name, parameter in model.named_parameters():
-            if "backbone" in name:
-                parameter.requires_grad_(False)
-    if recipe.gradient_checkpointing:
-        # Newer versions of Transformers have renamed it, and warn of the old name.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    return model
-
-
-def compile_parts(model: Detector) -> None:
-    """Has torch.compile replace, from its first step on, what takes nearly all of a step's time.
-
-    Matching and loss stay as they are: their shapes change with the objects of a batch. Sizes that change are compiled
-    once for all of them, so that images of many sizes do not compile for ever.
-    """
-    parts = (model.detr if isinstance(model, DetrForSegmentation) else model).model
-    for part in (parts.backbone, parts.encoder, parts.decoder):
-        part.compile()
-    # each part is compiled with and without padding, with and without denoising queries, in training and evaluation
-    torch._dynamo.config.recompile_limit = 64
-
-
-def _model_class(recipe: Recipe) -> type[Detector]:
-    return DetrForObjectDetection if recipe.task == "detection" else DetrForSegmentation
-
-
-def _from_pretrained(recipe: Recipe, source: str, changes: Mapping[str, Any]) -> Detector:
-    """The model at `source` with a class head for the dataset, and everything else as it was."""
-    model: Detector
-    with explain_missing_model(source), _said_in_plan():
-        model, info = _model_class(recipe).from_pretrained(
-            find_model(source),
-            **changes,
-            ignore_mismatched_sizes=True,
-            head_init=recipe.head_init,
-            label_mapping=recipe.label_mapping,
-            output_loading_info=True,
-        )
-    mismatched = {name for name, *_ in info["mismatched_keys"]} | {*info["missing_keys"]}
-    mask_parts = {name for name, _ in model.named_parameters() if name.startswith(_MASK_PARTS)}
-    if mask_parts <= info["missing_keys"]:  # a detector, which has no masks yet
-        mismatched -= mask_parts
-    lost = sorted(name for name in mismatched if "class_labels_classifier." not in name)
-    if lost:
-        raise ValueError(
-            f"{source}: with this model_config {len(lost)} of its weights have another shape or are not there, first "
-            f"'{lost[0]}'; they would start anew. Leave out the keys that change shapes, or begin a new model."
-        )
-    unused = sorted(info["unexpected_keys"])
-    if unused and all(name.startswith(_MASK_PARTS) for name in unused):
-        raise ValueError(
-            f"{source} segments, and with the task 'detection' its mask head would be lost; say --task panoptic or "
-            f"--task instance, or save it as a DetrForObjectDetection first."
-        )
-    if unused:
-        raise ValueError(
-            f"{source}: with this model_config {len(unused)} of its weights have no place, first '{unused[0]}'; they "
-            f"would be lost. Leave out the keys that take parts away, or begin a new model."
-        )
-    return model
-
-
-def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
-    """What becomes of the class head of the model that the recipe starts from; None for a new model."""
-    if recipe.model is None:
-        return None
-    with explain_missing_model(recipe.model), _said_in_plan():
-        there = DetrConfig.from_pretrained(find_model(recipe.model))
-    num_queries = recipe.model_config.get("num_queries", there.num_queries)
-    wanted = DetrConfig(id2label=dict(id2label), num_queries=num_queries)
-    change = HeadChange.between(there, wanted, recipe.label_mapping)
-    if recipe.head_init == "fresh" and len(change.old_names) != len(change.new_names):
-        return (
-            f"the class head starts anew: {recipe.model} has {len(change.old_names)} classes, the dataset "
-            f"{len(change.new_names)}; everything else is kept"
-        )
-    if recipe.head_init == "fresh" and change.classes_change:
-        return (
-            f"the class head of {recipe.model} is kept, but its {len(change.old_names)} classes have other names than "
-            f"those of the dataset or another order: it has to learn them anew"
-        )
-    return f"{recipe.model}: " + (
-        "; ".join(change.sentences()) or "the class head is kept, its classes are the dataset's"
-    )
-
-
-@contextlib.contextmanager
-def _said_in_plan() -> Iterator[None]:
-    """Keeps what loading logs from the screen: the plan says it."""
-    loggers = [logging.getLogger(name) for name in (HeadChange.__module__, translate_stock_config.__module__)]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageProcessor:
-    """The processor of the model that the recipe starts from, or a new one with the mean and std of the backbone.
-
-    Raises:
-        ValueError: `processor_config` has an unknown key or a value that makes no sense.
-        OSError: The processor of the model to start from cannot be found or read.
-    """
-    if recipe.model is not None:
-        with explain_missing_model(recipe.model):
-            return DetrTorchvisionImageProcessor.from_pretrained(find_model(recipe.model), **recipe.processor_config)
-    pretrained = timm.get_pretrained_cfg(_timm_name(recipe, config), allow_unregistered=True)
-    normalisation = {"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}
-    try:
-        return DetrTorchvisionImageProcessor(**{**normalisation, **recipe.processor_config})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"processor_config: {error}") from error
-
-
-def _timm_name(recipe: Recipe, config: DetrConfig) -> str:
-    """The backbone's name, with the tag of its weights if those are named by one: tags differ in mean and std."""
-    source = recipe.backbone_weights or ""
-    return source if source.split(".")[0] == config.backbone.split(".")[0] else config.backbone
-
-
-def _new_config(recipe: Recipe, labels: Mapping[str, Any]) -> DetrConfig:
-    try:
-        return DetrConfig(**recipe.model_config, **labels)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise ValueError(f"model_config: {' '.join(str(error).split())}") from error
-
-
-def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    r"""Stops the parameters that a pattern names: a glob of the whole name or its first parts, as `model.backbone` or
-    `*.self_attn`; or, where that names none, a regular expression of some of its parts, as `layers\.[01]`.
-
-    Raises:
-        ValueError: A pattern names no parameter.
-    """
-    parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        named = [name for name in parameters if any(fnmatchcase(name, glob) for glob in (pattern, f"{pattern}.*"))]
-        if not named:
-            with contextlib.suppress(re.error):
-                expression = re.compile(rf"(?:^|\.)(?:{pattern})(?:\.|$)")
-                named = [name for name in parameters if expression.search(name)]
-        if not named:
-            raise RecipeError(
-                "freeze",
-                f"no parameter matches '{pattern}', expected a glob or a regular expression of parameter names",
-                did_you_mean(pattern, _parts(parameters)),
-            )
-        for name in named:
-            parameters[name].requires_grad_(False)
-
-
-def _parts(names: Iterable[str]) -> list[str]:
-    """The first two and three parts of dotted names, each once."""
-    return list(dict.fromkeys(".".join(name.split(".")[:depth]) for depth in (2, 3) for name in names))
-
-
-def _refuse_frozen_random_backbone(model: DetrForObjectDetection) -> None:
-    """Random weights under frozen batch norm, or frozen random weights, learn nothing, without a sign of it."""
-    config = model.config
-    frozen = [key for key in ("freeze_batch_norm", "freeze_backbone_stem") if getattr(config, key)]
-    if frozen:
-        raise ValueError(
-            f"model_config: the backbone '{config.backbone}' begins with random weights, and {' and '.join(frozen)} "
-            f"would keep them so. Give backbone_weights (a timm name such as {config.backbone}, or a file), or set "
-            f"{' and '.join(f'model_config.{key}: false' for key in frozen)}."
-        )
-
-
-class Loaders(NamedTuple):
-    """What a run reads `DetectionBatch`es from; pixels are still uint8 and are normalised on the device."""
-
-    train: DataLoader[Any]
-    train_sampler: TrainBatchSampler
-    eval: DataLoader[Any]
+# Loaders
 
 
 def build_loaders(
@@ -357,17 +427,17 @@ def build_loaders(
     )
 
 
-def prepare_worker(_number: int) -> None:
-    """A loader process computes with one thread, and stays until the process that it loads for has ended the run."""
+def prepare_worker(_index: int) -> None:
+    """Limits a loader process to one thread, and lets it run until the process that it loads for ends it."""
     torch.set_num_threads(1)
     leave_stopping_to_parent()
-    sys.excepthook = _say_nothing_of_broken_connections
+    sys.excepthook = _ignore_broken_connections
 
 
-def _say_nothing_of_broken_connections(
+def _ignore_broken_connections(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """A run that stops while it takes a batch breaks the connection over which its loader hands that out."""
+    """An exception hook of loaders: a run that stops while it receives a batch breaks the loader's connection."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, traceback)
 

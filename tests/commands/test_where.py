@@ -110,7 +110,7 @@ def test_two_processes_resume_at_the_step_where_one_stopped(config, tmp_path, mo
     run = launch(*two, "--max_steps", "11", processes=2)
     out, _ = run.communicate(timeout=120)
     assert run.returncode == 0, out
-    assert "1 processes trained, now 2: its steps have the same images all the same, so it goes on where it was" in out
+    assert "trained with 1 processes so far, now with 2: each step sees the same images, so the run continues" in out
     whole, continued = (entries(tmp_path / name, "step") for name in ("whole", "continued"))
     assert [entry["step"] for entry in continued] == [*range(1, 12)]
     for expected, got in zip(whole[6:], continued[6:], strict=True):

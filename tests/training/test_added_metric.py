@@ -8,6 +8,7 @@ import pytest
 
 from modeling_detr.evaluation.evaluators import EVALUATORS, EvaluatorEntry, default_evaluators
 from modeling_detr.evaluation.metrics import Metric, Metrics
+from modeling_detr.training.setup import prepare_run
 from modeling_detr.training.trainer import Trainer
 
 
@@ -55,7 +56,7 @@ def added(monkeypatch):
 
 def test_it_appears_in_report_log_and_model_card(added, tiny_recipe, capsys):
     recipe = tiny_recipe(epochs=1, trackers=[])
-    report = Trainer(recipe).train()
+    report = Trainer.from_recipe(recipe).train()
     value = report.results["confidence"].mean
     assert 0 < value < 1
     assert report.primary_metric.name == "AP"
@@ -74,14 +75,14 @@ def test_it_appears_in_report_log_and_model_card(added, tiny_recipe, capsys):
 
 def test_it_may_decide_which_model_is_best(added, tiny_recipe, monkeypatch):
     monkeypatch.setattr(ConfidenceEvaluator, "metrics", DecisiveMetrics)
-    trainer = Trainer(tiny_recipe(epochs=1, trackers=[]))
+    trainer = Trainer.from_recipe(tiny_recipe(epochs=1, trackers=[]))
     report = trainer.train()
     assert report.primary_metric.name == "mean confidence"
     assert trainer.state.best_ap == pytest.approx(report.primary_metric.value)
 
 
 def test_a_task_builds_its_evaluators_in_the_order_of_the_table(added, tiny_recipe):
-    index = Trainer(tiny_recipe()).eval_index
+    index = prepare_run(tiny_recipe()).eval_index
     assert [type(one).__name__ for one in default_evaluators(index, "detection", skip=["queries"])] == [
         "CocoEvaluator",
         "ConfidenceEvaluator",
@@ -93,4 +94,4 @@ def test_a_task_builds_its_evaluators_in_the_order_of_the_table(added, tiny_reci
 def test_two_evaluators_cannot_share_a_key(added, tiny_recipe, monkeypatch):
     monkeypatch.setattr(ConfidenceMetrics, "key", "metrics")
     with pytest.raises(ValueError, match="ConfidenceMetrics: another evaluator has the key 'metrics' too"):
-        Trainer(tiny_recipe()).evaluate()
+        Trainer.from_recipe(tiny_recipe()).evaluate()

@@ -10,6 +10,7 @@ from modeling_detr.training.aids.denoising import Denoising
 from modeling_detr.training.aids.encoder_supervision import EncoderSupervision, token_centres
 from modeling_detr.training.aids.local_start import start_local
 from modeling_detr.training.aids.training_model import join_queries
+from modeling_detr.training.plan import plan
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.recipe_keys import key
 from modeling_detr.training.trainer import Trainer
@@ -226,8 +227,8 @@ def test_an_aid_added_to_the_table_trains_beside_the_others(tiny_detector):
 @pytest.mark.usefixtures("counting")
 def test_a_run_trains_with_an_aid_added_to_the_table(tiny_recipe):
     recipe = CountingRecipe(**{**vars(tiny_recipe(max_steps=2)), "count_weight": 0.1})
-    trainer = Trainer(recipe)
-    assert " aids " in trainer.plan()
+    trainer = Trainer.from_recipe(recipe)
+    assert " aids " in plan(trainer.run)
     trainer.train()
     (entry,) = [entry for entry in logged(recipe.run_dir) if entry["kind"] == "epoch"]
     assert entry["loss_count"] > 0

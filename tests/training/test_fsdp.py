@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from modeling_detr.training.plan import plan
 from modeling_detr.training.trainer import Trainer
 
 
@@ -45,7 +46,7 @@ def test_fsdp_trains_the_same_and_its_checkpoint_resumes_in_one_process(tiny_rec
     options = {"batch_size": 2, "max_steps": 2, "freeze": ["model.backbone"], "ema_decay": 0.5, "preflight": False}
     options |= {"denoising_groups": 1, "encoder_supervision": True, "gradient_accumulation_steps": 2}
     sharded = tiny_recipe(**options, output_dir=str(tmp_path / "sharded"))
-    assert "each with a part of the model (FSDP)" in train(sharded, tmp_path, fsdp=True)
+    assert "each with a shard of the model (FSDP)" in train(sharded, tmp_path, fsdp=True)
     copies = tiny_recipe(**options, output_dir=str(tmp_path / "copies"))
     train(copies, tmp_path, fsdp=False)
 
@@ -57,7 +58,7 @@ def test_fsdp_trains_the_same_and_its_checkpoint_resumes_in_one_process(tiny_rec
     exported, average = load_file(sharded.run_dir / "model" / "model.safetensors"), load_file(one / "ema.safetensors")
     assert all(torch.equal(value, average[name]) for name, value in exported.items())
 
-    alone = Trainer(dataclasses.replace(sharded, resume="auto", batch_size=4, max_steps=3))
-    assert "its steps have the same images all the same, so it goes on where it was" in alone.plan()
+    alone = Trainer.from_recipe(dataclasses.replace(sharded, resume="auto", batch_size=4, max_steps=3))
+    assert "each step sees the same images, so the run continues where it stopped" in plan(alone.run)
     alone.train()
     assert alone.state.step == 3

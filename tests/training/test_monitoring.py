@@ -75,11 +75,11 @@ def collapse(detector):
 
 
 def test_a_collapsed_model_is_reported_once_in_print_and_log_also_across_a_resume(stuck_recipe, capsys):
-    trainer = Trainer(dataclasses.replace(stuck_recipe, max_steps=5))
-    collapse(trainer.detector)
+    trainer = Trainer.from_recipe(dataclasses.replace(stuck_recipe, max_steps=5))
+    collapse(trainer.run.weights.detector)
     trainer.train()
     assert entries(stuck_recipe, "warning") == []
-    Trainer(dataclasses.replace(stuck_recipe, resume="auto")).train()
+    Trainer.from_recipe(dataclasses.replace(stuck_recipe, resume="auto")).train()
     nothing_found, collapsed = entries(stuck_recipe, "warning")
     assert nothing_found["step"] == collapsed["step"] == 10
     assert "the model predicts almost only 'no object'" in nothing_found["text"]
@@ -91,10 +91,10 @@ def test_a_collapsed_model_is_reported_once_in_print_and_log_also_across_a_resum
 
 
 def test_a_model_with_diverse_queries_gives_no_warning(stuck_recipe):
-    trainer = Trainer(stuck_recipe)
+    trainer = Trainer.from_recipe(stuck_recipe)
     with torch.no_grad():
-        trainer.detector.bbox_predictor.layers[-1].weight *= 30
-        trainer.detector.class_labels_classifier.bias[-1] = -20.0
+        trainer.run.weights.detector.bbox_predictor.layers[-1].weight *= 30
+        trainer.run.weights.detector.class_labels_classifier.bias[-1] = -20.0
     trainer.train()
     assert entries(stuck_recipe, "warning") == []
     assert entries(stuck_recipe, "epoch")[-1]["object_queries"] == 6

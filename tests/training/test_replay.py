@@ -25,20 +25,22 @@ def nan_in_image_7(monkeypatch):
 def test_a_nan_in_one_image_stops_the_run_and_the_step_can_be_replayed(tiny_recipe, nan_in_image_7, capsys):
     recipe = tiny_recipe(checkpoint_every_steps=1, denoising_groups=1, encoder_supervision=True)
     with pytest.raises(NonFiniteLossError) as error:
-        Trainer(recipe).train()
+        Trainer.from_recipe(recipe).train()
     message = str(error.value)
     assert re.search(
         r"epoch 1, step \d: not finite: loss, .*loss_ce.* Images: shapes\S*/train/000007\.png\. ", message
     )
     (file,) = (recipe.run_dir / "nonfinite").iterdir()
-    assert f"Run it again: detr train --replay {file}. Go on from the last checkpoint" in message
+    assert f"Run the step again: detr train --replay {file}. Resume from the last checkpoint" in message
     assert find_damage(newest_checkpoint(recipe.run_dir)) is None
 
     assert train.main(["--replay", str(file)]) == 1
     said = capsys.readouterr().out
     assert "first in the output of detector.model.backbone" in said
-    assert re.findall(r"/(\d+)\.png  64x64, \d+ boxes, (.*): alone NOT", said) == [("000007", "1 numbers not finite")]
-    assert said.count("alone finite") == 3
+    assert re.findall(r"/(\d+)\.png  64x64, \d+ boxes, (.*): NOT FINITE by", said) == [
+        ("000007", "1 values not finite")
+    ]
+    assert said.count(": finite by itself") == 3
     assert said.endswith("non-finite again\n")
 
 
@@ -54,13 +56,13 @@ def test_a_replay_equals_the_run_bit_for_bit(tiny_recipe, monkeypatch, capsys):
 
     monkeypatch.setattr(StepLosses, "__call__", recorded)
     options = {"denoising_groups": 1, "encoder_supervision": True, "gradient_accumulation_steps": 2, "batch_size": 2}
-    trainer = Trainer(tiny_recipe(**options))
-    trainer.detector.model.query_position_embeddings.weight.register_hook(
+    trainer = Trainer.from_recipe(tiny_recipe(**options))
+    trainer.run.weights.detector.model.query_position_embeddings.weight.register_hook(
         lambda gradient: gradient * (torch.nan if len(computed) >= 6 else 1.0)
     )
     with pytest.raises(NonFiniteLossError, match=r"step 3: not finite: gradient"):
         trainer.train()
-    (file,) = (trainer.run_dir / "nonfinite").iterdir()
+    (file,) = (trainer.run.recipe.run_dir / "nonfinite").iterdir()
     in_run = computed[4:6]
     computed.clear()
     assert train.main(["--replay", str(file)]) == 0
@@ -74,15 +76,15 @@ def test_a_full_disk_does_not_hide_the_original_error(tiny_recipe, nan_in_image_
 
     monkeypatch.setattr(replay, "save_file", full)
     recipe = tiny_recipe()
-    with pytest.raises(NonFiniteLossError, match=r"000007\.png\. .*safetensors cannot be written \(.*No space left"):
-        Trainer(recipe).train()
+    with pytest.raises(NonFiniteLossError, match=r"000007\.png\. .*safetensors: cannot be written \(No space left"):
+        Trainer.from_recipe(recipe).train()
     assert not [*(recipe.run_dir / "nonfinite").iterdir()]
 
 
 def test_only_a_saved_step_can_be_replayed(tiny_recipe, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file; wanted one from the folder nonfinite of a run"):
+    with pytest.raises(FileNotFoundError, match="no such file, expected one from the folder nonfinite of a run"):
         train.main(["--replay", str(tmp_path / "nowhere")])
     recipe = tiny_recipe(max_steps=1)
-    Trainer(recipe).train()
-    with pytest.raises(ValueError, match="holds no step of a run of this version"):
+    Trainer.from_recipe(recipe).train()
+    with pytest.raises(ValueError, match="not a step that this version has saved"):
         train.main(["--replay", str(recipe.run_dir / "model" / "model.safetensors")])

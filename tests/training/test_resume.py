@@ -14,7 +14,7 @@ CLASSES = "shapes?size=64&train=8&val=4&classes="
 def model_of_swapped_classes(tiny_recipe, tmp_path):
     """The folder of a run whose model has the same two classes in reverse order."""
     first = tiny_recipe(data=f"{CLASSES}star,circle", output_dir=str(tmp_path / "first"), max_steps=1)
-    Trainer(first).train()
+    Trainer.from_recipe(first).train()
     return str(first.run_dir)
 
 
@@ -22,32 +22,32 @@ def model_of_swapped_classes(tiny_recipe, tmp_path):
 def test_a_resume_with_reordered_classes_is_refused(tiny_recipe, model_of_swapped_classes, change):
     start = {"head_init": "by_name"} if "label_mapping" in change else {"head_init": "fresh"}
     keys = {"data": f"{CLASSES}circle,star", "model": model_of_swapped_classes, "model_config": {}, "max_steps": 1}
-    Trainer(tiny_recipe(**keys, **start)).train()
-    Trainer(tiny_recipe(**keys, **start, resume="auto"))
+    Trainer.from_recipe(tiny_recipe(**keys, **start)).train()
+    Trainer.from_recipe(tiny_recipe(**keys, **start, resume="auto"))
     with pytest.raises(ValueError, match=r"label 0 was .* and is now|does not fit this recipe: "):
-        Trainer(tiny_recipe(**keys, **start | change, resume="auto"))
+        Trainer.from_recipe(tiny_recipe(**keys, **start | change, resume="auto"))
 
 
 def test_classes_that_changed_order_on_disk_are_refused_although_every_key_is_the_same(
     tiny_recipe, tmp_path, coco_folder
 ):
     keys = {"data": str(coco_folder), "max_steps": 1, "batch_size": 1, "eval_fraction": 0.5}
-    Trainer(tiny_recipe(**keys)).train()
-    Trainer(tiny_recipe(**keys, resume="auto"))
+    Trainer.from_recipe(tiny_recipe(**keys)).train()
+    Trainer.from_recipe(tiny_recipe(**keys, resume="auto"))
     rename_classes(coco_folder, {"cat": "dog", "dog": "cat"})
     with pytest.raises(ValueError, match=r"step_00000001: the classes have changed since it was written: label 0 was"):
-        Trainer(tiny_recipe(**keys, resume="auto"))
+        Trainer.from_recipe(tiny_recipe(**keys, resume="auto"))
 
 
 def test_a_checkpoint_of_an_older_version_without_its_classes_is_resumed(tiny_recipe):
-    Trainer(tiny_recipe(max_steps=1)).train()
+    Trainer.from_recipe(tiny_recipe(max_steps=1)).train()
     (state,) = tiny_recipe().run_dir.glob("checkpoints/*/state.json")
     content = json.loads(state.read_text())
     assert content["state"].pop("id2label")
     state.write_text(json.dumps(content))
-    trainer = Trainer(tiny_recipe(max_steps=2, resume="auto"))
+    trainer = Trainer.from_recipe(tiny_recipe(max_steps=2, resume="auto"))
     assert trainer.state.step == 1
-    assert trainer.state.id2label == trainer.train_index.id2label
+    assert trainer.state.id2label == trainer.run.train_index.id2label
 
 
 def rename_classes(folder, names):

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 from modeling_detr import DetrForObjectDetection, DetrForSegmentation
 from modeling_detr.evaluation.metrics import Metric
-from modeling_detr.training.setup import build_model
+from modeling_detr.training.plan import plan
+from modeling_detr.training.setup import prepare_run
+from modeling_detr.training.starting_model import build_model
 from modeling_detr.training.trainer import Trainer
 
 
@@ -35,7 +37,7 @@ def short(tiny_recipe, **changes):
 
 def test_a_panoptic_run_keeps_the_model_with_the_best_pq_and_its_stuff_classes(tiny_recipe):
     recipe = short(tiny_recipe, task="panoptic", encoder_supervision=True, denoising_groups=1)
-    trainer = Trainer(recipe)
+    trainer = Trainer.from_recipe(recipe)
     report = trainer.train()
     assert report.primary_metric == Metric("pq", "PQ", report.results["panoptic"].pq)
     assert "mask_metrics" not in report.results  # it would need the masks of all queries
@@ -49,7 +51,7 @@ def test_a_panoptic_run_keeps_the_model_with_the_best_pq_and_its_stuff_classes(t
 
 
 def test_an_instance_run_is_ranked_by_mask_ap(tiny_recipe):
-    report = Trainer(short(tiny_recipe, task="instance")).train()
+    report = Trainer.from_recipe(short(tiny_recipe, task="instance")).train()
     assert report.primary_metric == Metric("mask_ap", "mask AP", report.results["mask_metrics"].ap, hub_type="mAP")
     assert "panoptic" not in report.results
 
@@ -60,7 +62,7 @@ def test_the_second_stage_trains_the_mask_head_on_a_frozen_detector(tiny_recipe,
     detector = build_model(first, dict(enumerate("abcde")), [4]).detr
     detector.config.id2label = {0: "circle", 1: "square", 2: "triangle", 3: "star", 4: "ground"}
     detector.save_pretrained(tmp_path / "detector")
-    Trainer(first).processor.save_pretrained(tmp_path / "detector")
+    prepare_run(first).processor.save_pretrained(tmp_path / "detector")
     second = short(
         tiny_recipe,
         task="panoptic",
@@ -69,24 +71,24 @@ def test_the_second_stage_trains_the_mask_head_on_a_frozen_detector(tiny_recipe,
         freeze_detector=True,
         output_dir=str(tmp_path / "second"),
     )
-    trainer = Trainer(second)
-    assert re.search(r"decoder +[\d,]+ +0 +- +frozen: detr\n", trainer.plan())
-    assert re.search(r"mask head +([\d,]+) +\1 +0.001\n", trainer.plan())
-    masks_before = {name: value.clone() for name, value in trainer.detector.mask_head.state_dict().items()}
+    trainer = Trainer.from_recipe(second)
+    assert re.search(r"decoder +[\d,]+ +0 +- +frozen: detr\n", plan(trainer.run))
+    assert re.search(r"mask head +([\d,]+) +\1 +0.001\n", plan(trainer.run))
+    masks_before = {name: value.clone() for name, value in trainer.run.weights.detector.mask_head.state_dict().items()}
     trainer.train()
     after = DetrForObjectDetection.from_pretrained(second.run_dir / "model").state_dict()
     for name, value in load_file(tmp_path / "detector/model.safetensors").items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=0)
-    masks_after = trainer.detector.mask_head.state_dict()
+    masks_after = trainer.run.weights.detector.mask_head.state_dict()
     assert any(not torch.equal(masks_after[name], value) for name, value in masks_before.items())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "detection", "model": "x"}, "nothing to learn"),
-        ({"task": "panoptic"}, "a detector that has learnt"),
-        ({"task": "panoptic", "model": "x", "denoising_groups": 2}, "freeze_detector stops it"),
+        ({"task": "detection", "model": "x"}, "nothing to train"),
+        ({"task": "panoptic"}, "needs a trained detector"),
+        ({"task": "panoptic", "model": "x", "denoising_groups": 2}, "train the detector, which is frozen"),
     ],
 )
 def test_freezing_the_detector_without_a_mask_head_is_refused(tiny_recipe, changes, message):
@@ -97,5 +99,5 @@ def test_freezing_the_detector_without_a_mask_head_is_refused(tiny_recipe, chang
 def test_a_segmentation_model_is_not_silently_used_as_a_detector(tiny_recipe, tmp_path):
     names = {0: "circle", 1: "square", 2: "triangle", 3: "star"}
     build_model(short(tiny_recipe, task="instance"), names).save_pretrained(tmp_path / "masks")
-    with pytest.raises(ValueError, match="say --task panoptic"):
+    with pytest.raises(ValueError, match="Use --task panoptic"):
         build_model(short(tiny_recipe, model=str(tmp_path / "masks"), model_config={}), names)

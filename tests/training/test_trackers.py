@@ -63,7 +63,7 @@ def test_a_tracker_that_is_not_installed_is_reported_before_anything_is_written(
     with pytest.raises(
         ValueError, match=r"'comet_ml' is not installed; run: pip install comet-ml .installed: tensorboard, aim"
     ):
-        Trainer(recipe)
+        Trainer.from_recipe(recipe)
     assert not recipe.run_dir.exists()
 
 
@@ -73,8 +73,8 @@ def test_a_tracker_that_fails_to_start_leaves_no_run_behind(tiny_recipe, install
     with pytest.raises(
         ValueError, match=r"one of wandb does not start: RuntimeError: No API key configured\. Fix this"
     ):
-        Trainer(recipe).train()
-    Trainer(tiny_recipe())  # would refuse a folder that holds a run
+        Trainer.from_recipe(recipe).train()
+    Trainer.from_recipe(tiny_recipe())  # would refuse a folder that holds a run
 
 
 def test_trackers_get_the_recipe_the_curves_and_the_pictures_also_of_a_resumed_run(tiny_recipe, installed, stop_after):
@@ -85,8 +85,8 @@ def test_trackers_get_the_recipe_the_curves_and_the_pictures_also_of_a_resumed_r
     recipe = tiny_recipe(trackers=["wandb", "tensorboard", "mlflow"], num_images_to_log=2, log_every_steps=1)
     stop_after(7)
     with pytest.raises(TrainingInterrupted):
-        Trainer(recipe).train()
-    Trainer(tiny_recipe(**{**vars(recipe), "resume": "auto"})).train()
+        Trainer.from_recipe(recipe).train()
+    Trainer.from_recipe(tiny_recipe(**{**vars(recipe), "resume": "auto"})).train()
 
     folder = recipe.run_dir
     start = {"project": folder.parent.name, "name": folder.name, "dir": str(folder / "trackers")}
@@ -124,14 +124,14 @@ def test_tensorboard_shows_each_step_once_after_a_file_was_truncated(tiny_recipe
     recipe = tiny_recipe(**keys, num_images_to_log=2)
     stop_after(7)
     with pytest.raises(TrainingInterrupted):
-        Trainer(recipe).train()
+        Trainer.from_recipe(recipe).train()
     (torn,) = recipe.run_dir.rglob("events.out.tfevents.*")
     with torn.open("ab") as file:  # as if a kill had come later, in the middle of writing the ninth step
         for step in (8, 9):
             value = Summary.Value(tag="train/loss", simple_value=99.0)
             RecordWriter(file).write(Event(step=step, summary=Summary(value=[value])).SerializeToString())
     os.truncate(torn, torn.stat().st_size - 9)
-    Trainer(tiny_recipe(**{**vars(recipe), "resume": "auto"})).train()
+    Trainer.from_recipe(tiny_recipe(**{**vars(recipe), "resume": "auto"})).train()
 
     files = sorted(recipe.run_dir.rglob("events.out.tfevents.*"), key=lambda path: int(path.suffix[1:]))
     assert len(files) == 2

@@ -1,0 +1,81 @@
+"""Resuming a run: which checkpoint it continues from, and what has changed since that was written."""
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from modeling_detr.errors_detr import CheckpointError
+from modeling_detr.training.checkpointing import CheckpointedRun, TrainingState, load_checkpoint, newest_checkpoint
+from modeling_detr.training.recipe import Recipe, compare_for_resume
+from modeling_detr.training.run_folder import RECIPE, holds_run
+
+
+def checkpoint_to_resume(recipe: Recipe) -> Path | None:
+    """Returns the checkpoint that a run continues from; None for a new run, whose folder must not hold another.
+
+    Raises:
+        ValueError: The folder holds a run that the recipe does not resume.
+        FileNotFoundError: The checkpoint to resume does not exist.
+    """
+    run_dir = recipe.run_dir
+    if recipe.resume is None:
+        if holds_run(run_dir):
+            raise ValueError(f"{run_dir} already holds a run; use --resume auto, or choose another --output_dir.")
+        return None
+    if recipe.resume == "auto":
+        return newest_checkpoint(run_dir)
+    folder = Path(recipe.resume)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no such checkpoint, expected a folder checkpoints/step_…; use --resume auto for the newest."
+        )
+    if folder.resolve().parents[1] != run_dir.resolve() and holds_run(run_dir):
+        raise ValueError(
+            f"{run_dir} already holds a run, and {folder} is a checkpoint of another; choose another --output_dir."
+        )
+    return folder
+
+
+def resume(folder: Path, run: CheckpointedRun) -> list[str]:
+    """Restores a run from a checkpoint. With an unchanged recipe it continues exactly.
+
+    Args:
+        folder: The folder of the checkpoint.
+        run: What is restored. Its state describes the new start: processes, images per step, training images, classes.
+
+    Returns:
+        What the plan should mention.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or does not fit the recipe, the model or the classes.
+    """
+    changes = compare_for_resume(run.recipe, yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+    if changes.model:
+        remedy = "undo that, or start a new run with another output_dir"
+        raise CheckpointError(folder, f"does not fit this recipe: {changes.model[0]}", remedy)
+    current, state = dataclasses.replace(run.state), run.state
+    load_checkpoint(folder, run, id2label=current.id2label)
+    reordered = [*(change.name for change in changes.order), *_changed_images(state, current)]
+    notes = changes.sentences()
+    if state.num_processes != current.num_processes:
+        note = f"trained with {state.num_processes} processes so far, now with {current.num_processes}"
+        same = "" if reordered else ": each step sees the same images, so the run continues where it stopped"
+        notes.append(note + same)
+    if reordered and state.step_in_epoch > 0:
+        notes.append(f"continues with the next epoch, since {', '.join(reordered)} changed within this one")
+        state.epoch, state.step_in_epoch = state.epoch + 1, 0
+        state.epoch_averages.take()
+    state.num_processes, state.step_size = current.num_processes, current.step_size
+    state.num_images, state.id2label = current.num_images, current.id2label  # older checkpoints have no id2label
+    return notes
+
+
+def _changed_images(previous: TrainingState, current: TrainingState) -> list[str]:
+    """What differs in the images of an epoch or a step, apart from the recipe."""
+    changes = []
+    if previous.step_size != current.step_size:
+        changes.append(f"the number of images per step (from {previous.step_size} to {current.step_size})")
+    if previous.num_images != current.num_images:
+        changes.append(f"the number of training images (from {previous.num_images:,} to {current.num_images:,})")
+    return changes
