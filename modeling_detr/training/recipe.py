@@ -289,13 +289,11 @@ class Recipe:
         for name in ("backbone_weights", "local_start"):
             if self.model is not None and getattr(self, name):
                 raise RecipeError(name, "initialises a new model, but 'model' is given", "drop one of the two")
-        if self.label_mapping and (self.model is None or self.head_init == "fresh"):
-            raise RecipeError(
-                "label_mapping",
-                "needs a model whose class head is reused by name",
-                "give a model, and leave head_init at 'by_name'",
-                {"model": "FOLDER"},
-            )
+        if self.label_mapping and self.model is None:
+            raise RecipeError("label_mapping", "needs a model to start from", "give one", {"model": "FOLDER"})
+        if self.label_mapping and self.head_init == "fresh":
+            problem = "has no effect on a class head that is initialised at random"
+            raise RecipeError("label_mapping", problem, "reuse its weights by name", {"head_init": "by_name"})
         for old, new in self.label_mapping.items():
             if not isinstance(new, str):
                 raise RecipeError("label_mapping", f"'{old}' is mapped to {new!r}, expected the name of a class")

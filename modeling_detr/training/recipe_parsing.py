@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
-from modeling_detr.errors_detr import RecipeError, RecipeNotFoundError, did_you_mean
+from modeling_detr.errors_detr import RecipeError, RecipeNotFoundError, did_you_mean, nearest_name
 from modeling_detr.training.recipe import Recipe, recipe_class
 from modeling_detr.training.recipe_keys import Key, keys_of, union_members
 
@@ -141,7 +141,9 @@ def _unknown_key(where: str, name: str, keys: Mapping[str, Key]) -> RecipeError:
         mappings = ", ".join(declared.name for declared in keys.values() if declared.is_mapping)
         problem = f"'{mapping}' is a single value, so '{name}' cannot be set"
         return RecipeError(where, problem, f"keys with keys of their own: {mappings}")
-    return RecipeError(where, f"unknown key '{name}'", did_you_mean(name.replace("-", "_"), keys))
+    nearest = nearest_name(name.replace("-", "_"), keys)
+    remedy = f"did you mean '{nearest}'?" if nearest else "detr train --help lists all keys"
+    return RecipeError(where, f"unknown key '{name}'", remedy)
 
 
 def _merged(mapping: object, dotted: str, value: object) -> dict[str, Any]:

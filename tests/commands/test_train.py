@@ -1,4 +1,4 @@
-"""`detr train` as a user runs it: in a process of its own, from its recipe to its model."""
+"""`detr train` as users run it, from the recipe to the model, some of it in separate processes."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from modeling_detr.data import read_image
 from modeling_detr.structures_detr import ImageRecord
 
 
-def test_the_command_shows_its_plan_trains_and_says_where_things_lie(config, tmp_path, capsys):
+def test_the_command_prints_the_plan_trains_and_prints_where_the_results_are(config, tmp_path, capsys):
     assert train.main([str(config), "--batch_size", "4"]) == 0
     out = capsys.readouterr().out
     assert "train     shapes" in out
@@ -24,7 +24,7 @@ def test_the_command_shows_its_plan_trains_and_says_where_things_lie(config, tmp
         assert (tmp_path / "run" / name).exists()
 
 
-def test_a_random_backbone_that_is_frozen_is_refused(tmp_path):
+def test_a_frozen_random_backbone_is_an_error(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(f"{RECIPE}output_dir: {tmp_path / 'run'}\n")
     with pytest.raises(ValueError, match=r"resnet10t.*random weights.*backbone_weights") as error:
@@ -48,7 +48,7 @@ def test_a_random_backbone_that_is_frozen_is_refused(tmp_path):
         (["--trackers", "tensorbord"], "did you mean 'tensorboard'?"),
     ],
 )
-def test_mistakes_are_one_line_without_a_traceback(config, arguments, message, capsys):
+def test_errors_are_one_line_without_a_traceback(config, arguments, message, capsys):
     assert commands.main(["train", str(config), *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err
@@ -56,10 +56,7 @@ def test_mistakes_are_one_line_without_a_traceback(config, arguments, message, c
     assert len(err.strip().splitlines()) == 1
 
 
-def test_an_error_that_is_not_the_users_keeps_its_traceback(config, monkeypatch):
-    def broken(*_):
-        return int("not our words")
-
+def test_an_error_of_the_program_keeps_its_traceback(config, monkeypatch):
     monkeypatch.setattr(train, "parse_recipe", lambda *_, **__: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         commands.main(["train", str(config)])
@@ -76,7 +73,7 @@ def _broken_worker(*_, **__):
     next(iter(torch.utils.data.DataLoader(Images(), num_workers=1)))
 
 
-def test_a_bad_image_that_a_loader_process_met_is_one_line(config, monkeypatch, capsys):
+def test_an_unreadable_image_in_a_loader_process_is_one_line(config, monkeypatch, capsys):
     monkeypatch.setattr(train, "parse_recipe", _broken_worker)
     assert commands.main(["train", str(config)]) == 2
     err = capsys.readouterr().err
@@ -89,7 +86,7 @@ def test_a_bad_image_that_a_loader_process_met_is_one_line(config, monkeypatch, 
         commands.main(["train", str(config)])
 
 
-def test_a_file_for_a_new_model_serves_to_train_a_given_one(config, tmp_path, capsys):
+def test_a_recipe_for_a_new_model_can_train_an_existing_one(config, tmp_path, capsys):
     assert train.main([str(config), "--max_steps", "1", "--batch_size", "4"]) == 0
     capsys.readouterr()
     arguments = ["--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "more"), "--max_steps", "1"]
@@ -98,7 +95,7 @@ def test_a_file_for_a_new_model_serves_to_train_a_given_one(config, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one_with_the_whole_batch(config, tmp_path):
+def test_two_processes_train_like_one_with_the_same_batch(config, tmp_path):
     for processes, batch_size in ((1, 8), (2, 4)):
         run = launch(
             *(config, "--batch_size", batch_size, "--output_dir", tmp_path / str(processes)), processes=processes
@@ -118,7 +115,7 @@ def test_two_processes_train_like_one_with_the_whole_batch(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_checkpoint_and_the_run_can_be_resumed(config, tmp_path):
+def test_ctrl_c_saves_a_checkpoint_and_the_run_can_be_resumed(config, tmp_path):
     run_dir = tmp_path / "run"
     arguments = (config, "--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--lr_schedule", "constant")
     run = launch(*arguments, start_new_session=True)

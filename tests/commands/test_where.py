@@ -1,4 +1,4 @@
-"""Where `detr train` runs: launchers, several processes, machines, and the signals that reach them."""
+"""`detr train` under launchers, in several processes, on several machines, and when signals arrive."""
 
 import re
 import signal
@@ -14,7 +14,7 @@ from modeling_detr.training.checkpointing import find_damage
 
 @pytest.mark.slow
 def test_accelerate_launch_starts_all_requested_processes_and_fewer_is_an_error(config, tmp_path):
-    """Where there is no accelerator it starts a single process, whatever it was asked for."""
+    """Without an accelerator it starts a single process, whatever was requested."""
     accelerate, folder = ["accelerate.commands.launch"], ROOT / "configs/accelerate"
     environment = {"CUDA_VISIBLE_DEVICES": ""}
     runs = [
@@ -54,7 +54,7 @@ def test_sigterm_to_every_process_saves_a_checkpoint(config, tmp_path, processes
     out, _ = run.communicate(timeout=60)
     assert "Stopped by SIGTERM" in out
     assert "DataLoader worker" not in out
-    assert run.returncode == (143 if processes == 1 else 1), out  # torchrun has an exit code of its own
+    assert run.returncode == (143 if processes == 1 else 1), out  # torchrun has its own exit code
     (checkpoint,) = (run_dir / "checkpoints").iterdir()
     assert find_damage(checkpoint) is None
     assert entries(run_dir, "step")[-1]["step"] == int(checkpoint.name.removeprefix("step_"))
@@ -62,7 +62,7 @@ def test_sigterm_to_every_process_saves_a_checkpoint(config, tmp_path, processes
 
 
 def launch_on_two_machines(*arguments, output_dirs):
-    """Two starts of torchrun with a process each, which find each other as those of two machines do."""
+    """Starts torchrun twice with one process each, which rendezvous like those of two machines."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,7 +84,7 @@ def test_two_machines_train_one_run_in_a_shared_folder_and_separate_folders_are_
     first, second = launch_on_two_machines(*options, output_dirs=[shared, shared])
     assert (first[1], second[1]) == (0, 0), first[0] + second[0]
     assert "2 process(es)" in first[0]
-    assert "2 process(es)" not in second[0]  # one of them speaks
+    assert "2 process(es)" not in second[0]  # only one of them prints
     assert [entry["step"] for entry in entries(shared, "step")] == [1, 2]
     assert len(entries(shared, "epoch")) == 1
     assert len([*shared.glob("trackers/**/events.out.tfevents.*")]) == 1
@@ -100,7 +100,7 @@ def test_two_machines_train_one_run_in_a_shared_folder_and_separate_folders_are_
 
 @pytest.mark.slow
 def test_two_processes_resume_at_the_step_where_one_stopped(config, tmp_path, monkeypatch):
-    """Its steps have as many images: in the middle of an epoch they then have the same."""
+    """With as many images per step, each step of the epoch sees the same images."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     options = ["--lr_schedule", "constant", "--learning_rate", "1e-3", "--epochs", "3", "--preflight", "false"]
     one = [str(config), *options, "--batch_size", "4"]
@@ -125,8 +125,8 @@ def test_two_processes_stop_together_and_the_one_with_the_bad_image_saves_it(con
         processes=2,
         script="tests/poisoned_train.py",
     )
-    said, _ = run.communicate(timeout=120)
+    out, _ = run.communicate(timeout=120)
     assert run.returncode != 0
     (file,) = (tmp_path / "nonfinite").iterdir()
-    assert len(re.findall(rf"Images: \S*/000007\.png\. Run it again: detr train --replay {file}\.", said)) == 2, said
+    assert len(re.findall(rf"Images: \S*/000007\.png\. Run it again: detr train --replay {file}\.", out)) == 2, out
     assert train.main(["--replay", str(file)]) == 1

@@ -35,7 +35,7 @@ def test_globs_on_the_command_line_are_not_parsed_as_yaml():
     assert parse_recipe(["--trackers", "[]"]).trackers == []
 
 
-def test_numbers_booleans_and_lists_get_their_types(tmp_path):
+def test_values_get_the_types_of_their_keys(tmp_path):
     config = write(
         tmp_path / "a.yaml",
         "weight_decay: 1e-4\ngradient_checkpointing: true\nmixed_precision: no\ntrackers: [tensorboard, wandb]\n"
@@ -85,7 +85,7 @@ def test_a_written_recipe_parses_to_the_same_recipe(tmp_path):
         ),
     ],
 )
-def test_mistakes_on_the_command_line(arguments, message):
+def test_errors_on_the_command_line(arguments, message):
     with pytest.raises(ValueError, match=r".") as error:
         parse_recipe(arguments)
     assert message in str(error.value)
@@ -104,7 +104,7 @@ def test_mistakes_on_the_command_line(arguments, message):
         ("a: [\n", "invalid YAML"),
     ],
 )
-def test_mistakes_in_the_file_name_it(tmp_path, text, message):
+def test_errors_in_a_file_name_it(tmp_path, text, message):
     config = write(tmp_path / "bad.yaml", text)
     with pytest.raises(ValueError, match=r".") as error:
         parse_recipe([config])
