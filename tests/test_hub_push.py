@@ -127,8 +127,8 @@ def test_a_run_pushes_its_best_model_with_a_card_and_survives_a_failed_push(hub,
     failed = train(hub, tmp_path, [*recipe, "--push_to_hub", "me/run", "--hub_private"], token="hf_wrong")
     assert failed.returncode != 0
     assert "the best model is pushed to me/run at the end" in failed.stdout
-    assert "the push to me/run failed" in failed.stderr
-    assert "Push it later with: hf upload me/run run/model" in failed.stderr
+    assert "me/run: the push failed" in failed.stderr
+    assert "Push it later: hf upload me/run run/model" in failed.stderr
     assert "me/run" not in hub.repositories
     exported = {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
     done = train(hub, tmp_path, [*recipe, "--push_to_hub", "me/run", "--hub_private", "--resume", "auto"])
