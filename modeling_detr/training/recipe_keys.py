@@ -43,6 +43,7 @@ class Key:
         at_least: The smallest value allowed.
         below: The smallest value that is too large.
         choices: The values allowed; None: any. A table that plug-ins add to may be given.
+        examples: Values that `--help` lists although others are allowed too; such a table as well.
         resume: What another value means for a resume, or a function of the current and the previous value.
         describes_new_model: Whether a file's value is dropped when the command line gives an existing model.
     """
@@ -54,6 +55,7 @@ class Key:
     at_least: float | None
     below: float | None
     choices: Collection[str] | None
+    examples: Collection[str]
     resume: Resume | Callable[[Any, Any], Resume]
     describes_new_model: bool
 
@@ -97,6 +99,7 @@ def key(
     at_least: float | None = None,
     below: float | None = None,
     choices: Collection[str] | None = None,
+    examples: Collection[str] = (),
     resume: Resume | Callable[[Any, Any], Resume] = Resume.FREE,
     describes_new_model: bool = False,
 ) -> _Value:
@@ -106,6 +109,7 @@ def key(
         "at_least": at_least,
         "below": below,
         "choices": choices,
+        "examples": examples,
         "resume": resume,
         "describes_new_model": describes_new_model,
     }

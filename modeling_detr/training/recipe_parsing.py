@@ -9,7 +9,7 @@ import argparse
 import re
 import types
 import typing
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -294,15 +294,17 @@ def _add_key(parser: argparse.ArgumentParser, key: Key) -> None:
     elif key.type is bool:
         parser.add_argument(f"--{key.name}", nargs="?", const="true", metavar="BOOL", help=explanation)
     else:
-        parser.add_argument(f"--{key.name}", metavar=_metavar(key.type, key.choices), help=explanation)
+        parser.add_argument(f"--{key.name}", metavar=_metavar(key), help=explanation)
 
 
-def _metavar(expected: Any, choices: Collection[str] | None) -> str:
-    if choices is not None:
-        return "{" + ",".join(choices) + "}"
-    if typing.get_origin(expected) is list:
+def _metavar(key: Key) -> str:
+    if key.choices is not None:
+        return "{" + ",".join(key.choices) + "}"
+    if key.examples:
+        return "{" + ",".join([*key.examples, "…"]) + "}"
+    if typing.get_origin(key.type) is list:
         return "A,B"
-    return {int: "N", float: "X", str: "TEXT"}[union_members(expected)[0]]
+    return {int: "N", float: "X", str: "TEXT"}[union_members(key.type)[0]]
 
 
 def _shown_default(default: object) -> str:
