@@ -18,7 +18,7 @@ from .segmentation_detr import DetrForSegmentation
 
 __version__ = "0.1.0"
 
-# exist_ok: Transformers has classes of these names; ours are told apart by model_type "modeling_detr"
+# exist_ok: Transformers has classes of the same names; the model_type "modeling_detr" distinguishes ours
 AutoConfig.register(DetrConfig.model_type, DetrConfig, exist_ok=True)
 AutoModel.register(DetrConfig, DetrModel, exist_ok=True)
 AutoModelForObjectDetection.register(DetrConfig, DetrForObjectDetection, exist_ok=True)
@@ -26,7 +26,7 @@ for _auto in (AutoModelForUniversalSegmentation, AutoModelForImageSegmentation, 
     _auto.register(DetrConfig, DetrForSegmentation, exist_ok=True)
 AutoImageProcessor.register(DetrConfig, fast_image_processor_class=DetrTorchvisionImageProcessor, exist_ok=True)
 
-# What is saved names the hub files it needs, so that trust_remote_code can load it where this package is not installed
+# A saved model names the hub files that it needs, so trust_remote_code can load it without this package
 DetrConfig.register_for_auto_class()
 DetrModel.register_for_auto_class("AutoModel")
 DetrForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")

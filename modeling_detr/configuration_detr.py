@@ -167,7 +167,7 @@ class DetrConfig(PreTrainedConfig):
         """Checks keys and values; see the class for the errors."""
         for key in kwargs:
             if key not in self._known_keys():
-                raise ValueError(f"DetrConfig: unknown key '{key}'; {did_you_mean(key, self._known_keys())}")
+                raise ValueError(f"DetrConfig: unknown key '{key}'; {did_you_mean(key, self.own_keys())}")
         self._check_values()
         if self.id2label is not None:
             _check_labels(self.id2label, kwargs.get("num_labels"))
@@ -224,6 +224,11 @@ class DetrConfig(PreTrainedConfig):
     def num_classes(self) -> int:
         """Number of classes without "no object"; `num_labels`, but never None."""
         return len(self.id2label or {})
+
+    @classmethod
+    def own_keys(cls) -> list[str]:
+        """The keys of a DETR, without those that every model of Transformers has."""
+        return [*cls.__annotations__, *cls.attribute_map, "num_labels", "id2label", "label2id"]
 
     @classmethod
     def _known_keys(cls) -> set[str]:

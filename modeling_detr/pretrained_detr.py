@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
@@ -527,7 +527,7 @@ def _unknown_key(error: TypeError) -> Exception:
     match = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if match is None:
         return error
-    known = [*(field.name for field in fields(DetrConfig)), "num_labels", "ignore_mismatched_sizes", "label_mapping"]
+    known = [*DetrConfig.own_keys(), "ignore_mismatched_sizes", "head_init", "label_mapping"]
     return ValueError(f"from_pretrained: unknown key '{match[1]}'; {did_you_mean(match[1], known)}")
 
 
