@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
@@ -61,21 +61,20 @@ def evaluate(
     Raises:
         ModelError: An evaluator needs masks, but the model predicts none.
         PredictionError: A batch lacks `image_index`, or predictions are invalid (see `CocoEvaluator`).
-        ValueError: Two evaluators compute metrics with the same key.
+        ValueError: An evaluator needs an unknown kind of predictions, or two compute metrics with the same key.
     """
     started = time.perf_counter()
     # Without DistributedDataParallel: its forward pass is collective, but processes have different batches.
     module: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
     if evaluators is None:
         evaluators = default_evaluators(index, _scorable_task(module, index))
-    predict = _Predictor(module, processor, {evaluator.needs for evaluator in evaluators})
     device = accelerator.device if accelerator is not None else next(model.parameters()).device
+    predict = _Predictor(module, processor, index, device, {evaluator.needs for evaluator in evaluators})
     losses = LossAverages()
     with _evaluation_mode(model), torch.inference_mode(), _ProgressBar(index, accelerator, progress) as bar:
         for batch in batches:
             image_indices = _image_indices(batch["labels"])
-            sizes = [(index.images[i].height, index.images[i].width) for i in image_indices]
-            predictions = predict(batch_to_device(batch, device, processor.image_mean, processor.image_std), sizes)
+            predictions = predict(batch, image_indices)
             for evaluator in evaluators:
                 evaluator.update(image_indices, predictions[evaluator.needs])
             losses.update(predictions["outputs"], len(image_indices))
@@ -85,44 +84,52 @@ def evaluate(
         for evaluator in evaluators:
             evaluator.gather(accelerator)
     model_seconds = time.perf_counter() - started
-    results = _results(evaluators)
     return EvaluationReport(
         dataset=index.name,
         num_images=losses.num_images,
-        results=results,
+        results=_compute(evaluators),
         losses=losses.compute(),
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started,  # evaluated last
         images_per_second=losses.num_images / model_seconds,
     )
 
 
 class _Predictor:
-    """Runs the model on a batch and makes the kinds of predictions that are needed, but no others.
+    """Runs the model on batches and makes the kinds of predictions that are needed, but no others.
 
     Raises:
         ModelError: The model predicts no masks, but masks or segments are needed.
+        ValueError: A kind of predictions is unknown.
     """
 
-    def __init__(self, model: nn.Module, processor: DetrTorchvisionImageProcessor, needs: set[PredictionKind]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: DetrTorchvisionImageProcessor,
+        index: DetectionIndex,
+        device: torch.device,
+        needs: set[PredictionKind],
+    ) -> None:
         self.model: Any = model
         self.processor = processor
+        self.index = index
+        self.device = device
         self.needs = needs
         self.has_masks = hasattr(model, "predict_masks")
+        for kind in needs - set(get_args(PredictionKind)):
+            raise ValueError(f"needs: got '{kind}', expected one of {', '.join(get_args(PredictionKind))}.")
         if needs & {"masks", "segments"} and not self.has_masks:
             raise ModelError(type(model).__name__, "predicts no masks to score, expected a DetrForSegmentation")
 
-    def __call__(self, inputs: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> Mapping[PredictionKind, Any]:
-        """The predictions of a batch by kind, always with `outputs`.
-
-        Args:
-            inputs: See `batch_to_device`.
-            sizes: `(height, width)` of each original image.
-        """
+    def __call__(self, batch: DetectionBatch, image_indices: Sequence[int]) -> Mapping[PredictionKind, Any]:
+        """The predictions of a batch by kind, always with `outputs`."""
+        inputs = batch_to_device(batch, self.device, self.processor.image_mean, self.processor.image_std)
         every_mask = "masks" in self.needs  # panoptic segments need those of a few queries only
         if self.has_masks:
             inputs["output_masks"] = every_mask
             if any("masks" not in label for label in inputs.get("labels", ())):
                 del inputs["labels"]  # without masks there is no segmentation loss
+        sizes = [(self.index.images[i].height, self.index.images[i].width) for i in image_indices]
         outputs = self.model(**inputs)
         predictions: dict[PredictionKind, Any] = {"outputs": outputs}
         if "boxes" in self.needs:
@@ -171,7 +178,7 @@ def _scorable_task(model: nn.Module, index: DetectionIndex) -> Task:
     return "instance" if all(category.is_thing for category in index.categories) else "panoptic"
 
 
-def _results(evaluators: Iterable[Evaluator]) -> dict[str, Metrics]:
+def _compute(evaluators: Iterable[Evaluator]) -> dict[str, Metrics]:
     results: dict[str, Metrics] = {}
     for evaluator in evaluators:
         metrics = evaluator.compute()

@@ -95,3 +95,9 @@ def test_two_evaluators_cannot_share_a_key(added, tiny_recipe, monkeypatch):
     monkeypatch.setattr(ConfidenceMetrics, "key", "metrics")
     with pytest.raises(ValueError, match="ConfidenceMetrics: another evaluator has the key 'metrics' too"):
         Trainer.from_recipe(tiny_recipe()).evaluate()
+
+
+def test_an_evaluator_needs_a_known_kind_of_predictions(added, tiny_recipe, monkeypatch):
+    monkeypatch.setattr(ConfidenceEvaluator, "needs", "box")
+    with pytest.raises(ValueError, match="needs: got 'box', expected one of boxes, masks, segments, outputs"):
+        Trainer.from_recipe(tiny_recipe()).evaluate()
