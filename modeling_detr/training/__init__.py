@@ -1,1 +1,1 @@
-"""Training: the recipe, the optimizer, the loop, training-only supervision, checkpoints, logs."""
+"""Training: recipe, setup, plan, run loop, optimizer steps, training aids, checkpoints, logs."""

@@ -118,7 +118,7 @@ class TrainingState:
     def from_dict(cls, values: dict[str, Any]) -> "TrainingState":
         """Rebuilds a state from the plain values of `dataclasses.asdict`."""
         averages = {name: Averages(**values[name]) for name in ("step_averages", "epoch_averages")}
-        symptoms = {name: Symptom(**history) for name, history in values.get("symptoms", {}).items()}
+        symptoms = {name: Symptom.from_dict(history) for name, history in values.get("symptoms", {}).items()}
         id2label = {int(label): name for label, name in values.get("id2label", {}).items()}
         return cls(**{**values, **averages, "symptoms": symptoms, "id2label": id2label})
 

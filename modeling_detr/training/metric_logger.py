@@ -1,9 +1,12 @@
-"""What a run tells while it runs: a progress bar or a line an epoch, `log.jsonl`, and the trackers of Accelerate.
+"""The log of a run: a progress bar or one line per epoch, `log.jsonl`, and Accelerate's trackers.
 
-`log.jsonl` has one JSON object a line. `"kind": "step"` holds the rates, and the means of all loss terms and of the
-gradient norm since the entry before; `"kind": "epoch"` the means over the epoch and, if it was evaluated, the metrics.
-Both say how it goes: `images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`, see `Pace`.
-`"kind": "warning"` has a `text`: an evaluation has shown that training goes wrong.
+`log.jsonl` has one JSON object per line, of the `kind`
+
+- `"step"`: learning rates, and the means of all loss terms and of the gradient norm since the entry before;
+- `"epoch"`: the means over the epoch and, if it was evaluated, the metrics;
+- `"warning"`: a `text`; an evaluation indicates that training goes wrong.
+
+The first two also have `images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`, see `Pace`.
 """
 
 import contextlib
@@ -31,20 +34,20 @@ from modeling_detr.training.run_folder import LOG, TRACKERS
 from modeling_detr.training.trackers import log_images
 
 
-# The most wanted first: a narrow terminal cuts the end off
+# The most important first: a narrow terminal cuts off the end
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
-_LONG_WAIT = 0.2  # of the time; the loader then holds training up
+_LONG_WAIT = 0.2  # share of the time; the loader then slows down training
 
 
 class MetricLogger:
-    """Writes a run's log on the main process; on the others every method does nothing.
+    """Writes the log of a run on the main process; on the others every method does nothing.
 
     Args:
-        run_dir: The run's folder.
-        accelerator: Its trackers, if it has any, must have been started.
+        run_dir: The folder of the run.
+        accelerator: Its trackers, if any, must have been started.
         total_steps: Optimizer steps of the whole run.
         epochs: Epochs of the whole run.
-        first_step: Steps that earlier starts of the run have taken.
+        first_step: Optimizer steps taken before this start.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class MetricLogger:
             self.bar.update()
 
     def step(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Logs an entry of kind `"step"`: means since the one before, rates, and the figures of a `Pace`."""
+        """Logs an entry of kind `"step"`: means since the previous one, learning rates and the figures of a `Pace`."""
         if self.accelerator.is_main_process:
             self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values})
             self._pace = _pace_in_words(values)
@@ -89,14 +92,14 @@ class MetricLogger:
         metrics: Mapping[str, Any],
         headline: Sequence[Metric] = (),
     ) -> None:
-        """Logs an entry of kind `"epoch"`, and prints its line unless a terminal shows the bar and nothing else.
+        """Logs an entry of kind `"epoch"`, and prints its line unless the bar is the only output on a terminal.
 
         Args:
             epoch: From 0.
             step: Optimizer steps taken in all.
             averages: Means over the epoch, and the figures of a `Pace`.
-            metrics: What the evaluation measured; empty if the epoch was not evaluated.
-            headline: The metrics that the line of the epoch shows; the bar shows the first one.
+            metrics: Results of the evaluation; empty if the epoch was not evaluated.
+            headline: Metrics shown in the line of the epoch; the bar shows the first one.
         """
         if not self.accelerator.is_main_process:
             return
@@ -114,7 +117,7 @@ class MetricLogger:
             self.message(" · ".join(parts))
 
     def images(self, name: str, pictures: Sequence[NDArray[np.uint8]], step: int) -> None:
-        """Hands pictures, (H, W, 3) each, to every tracker that takes pictures."""
+        """Sends pictures, (H, W, 3) each, to every tracker that supports images."""
         if not self.accelerator.is_main_process or not pictures:
             return
         log_images(self.accelerator, {f"{name}/{index}": picture for index, picture in enumerate(pictures)}, step)
@@ -132,13 +135,13 @@ class MetricLogger:
             sys.stdout.flush()
 
     def flush(self) -> None:
-        """Has TensorBoard write what it holds back, so that a kill costs nothing that a checkpoint has seen."""
+        """Writes TensorBoard's buffer to disk, so that a kill loses nothing from before a checkpoint."""
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.flush()
 
     def close(self) -> None:
-        """Ends bar and trackers."""
+        """Closes the bar and the trackers."""
         if self.bar is not None:
             self.bar.close()
         for tracker in self.accelerator.trackers:
@@ -155,14 +158,14 @@ class MetricLogger:
 
 
 def _shows_a_bar() -> bool:
-    """Whether stderr is a terminal that a bar can be drawn on: tqdm draws none where it has no size."""
-    with contextlib.suppress(OSError):  # what only behaves like one is not asked
+    """Whether stderr is a terminal with a size; tqdm draws no bar without one."""
+    with contextlib.suppress(OSError):  # such as a stream that only behaves like a terminal
         return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).lines > 0
     return True
 
 
 def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list[str]:
-    """The figures of a `Pace` as a person wants them: of the wait for the loaders only what holds training up."""
+    """Returns the figures of a `Pace` for display; the loader wait only if it slows down training."""
     words = [f"{pace['images_per_second']:.1f} images/s", f"{pace['memory_gib']:.1f} GiB"]
     if pace["loader_wait"] > _LONG_WAIT:
         words.append(f"loader wait {pace['loader_wait']:.0%}" + (": raise num_workers" if with_remedy else ""))
@@ -170,7 +173,7 @@ def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a `log.jsonl`; what a kill or a power cut has left at its end is left out."""
+    """Reads the entries of a `log.jsonl`, up to a line that a kill or a power cut left incomplete."""
     entries = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -181,22 +184,22 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def read_original_log(path: Path) -> list[dict[str, Any]]:
-    """The epochs of the original's `log.txt`, as entries of ours: terms before their weights, AP and PQ of its test.
+    """Reads the original's `log.txt` as entries of kind `"epoch"`: unweighted loss terms, AP and PQ.
 
     Raises:
-        ValueError: The file is not such a log.
+        ValueError: The file is not a log of the original.
     """
     entries = []
     for line in read_log(path):
         if "epoch" not in line or "train_loss" not in line:
-            raise ValueError(f"{path}: got no log of the original; wanted a JSON object with train_loss on each line.")
+            raise ValueError(f"{path}: not a log of the original, expected a JSON object with train_loss per line.")
         terms = {name.removeprefix("train_"): value for name, value in line.items() if name.startswith("train_")}
         unweighted = {name: terms.get(f"{name}_unscaled", value) for name, value in terms.items()}
         losses = {name: value for name, value in unweighted.items() if not name.endswith("_unscaled")}
         metrics = {
-            f"{kind}ap{threshold}": line[name][number]
-            for name, kind in (("test_coco_eval_bbox", ""), ("test_coco_eval_masks", "mask_"))
-            for number, threshold in enumerate(("", "50"))
+            f"{prefix}ap{threshold}": line[name][index]
+            for name, prefix in (("test_coco_eval_bbox", ""), ("test_coco_eval_masks", "mask_"))
+            for index, threshold in enumerate(("", "50"))
             if line.get(name)
         }
         for name, ours in (("test_PQ_all", "pq"), ("test_PQ_th", "pq_things")):
@@ -207,42 +210,42 @@ def read_original_log(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_later_entries(run_dir: Path, step: int, closed_step: int) -> None:
-    """Removes what earlier starts of a run have logged past the point that it goes on from, since it will come again.
+    """Removes log entries from after the point at which a run resumes, since they will be logged again.
 
     Args:
-        run_dir: The run's folder, with `log.jsonl` and what TensorBoard has.
+        run_dir: The folder of the run, with `log.jsonl` and TensorBoard's files.
         step: Optimizer steps taken at that point.
-        closed_step: If it is `step`, the evaluation after that step has been logged already and stays.
+        closed_step: If equal to `step`, the evaluation after that step has been logged and its entries are kept.
     """
 
-    def stays(entry_step: int, of_a_step: bool) -> bool:
-        return entry_step < step or (entry_step == step and (of_a_step or closed_step == step))
+    def is_kept(entry_step: int, is_step_entry: bool) -> bool:
+        return entry_step < step or (entry_step == step and (is_step_entry or closed_step == step))
 
     log = run_dir / LOG
     if log.exists():
-        kept = [entry for entry in read_log(log) if stays(entry["step"], entry["kind"] == "step")]
+        kept = [entry for entry in read_log(log) if is_kept(entry["step"], entry["kind"] == "step")]
         replace_text(log, "".join(json.dumps(entry) + "\n" for entry in kept))
     for path in sorted((run_dir / TRACKERS).rglob("events.out.tfevents.*")):
-        _rewrite_events(path, stays)
+        _rewrite_events(path, is_kept)
 
 
-def _rewrite_events(path: Path, stays: Callable[[int, bool], bool]) -> None:
-    """Leaves of a TensorBoard file the events that stay, byte for byte, up to where it is damaged.
+def _rewrite_events(path: Path, is_kept: Callable[[int, bool], bool]) -> None:
+    """Reduces a TensorBoard file to the events to keep, byte for byte, up to where it is damaged.
 
-    Each is an eight-byte length, its checksum of four bytes, an `Event`, and the event's checksum of four bytes.
+    A record is an eight-byte length, its checksum of four bytes, an `Event`, and its checksum of four bytes.
     """
     data, kept, position = path.read_bytes(), [], 0
     while position + 12 <= len(data):
         length, checksum = struct.unpack_from("<QI", data, position)
         end = position + 16 + length
         if end > len(data) or checksum != masked_crc32c(data[position : position + 8]):
-            break  # cut off by a kill, or the file system's zeros after a power cut
+            break  # cut off by a kill, or zeros of the file system after a power cut
         try:
             event = Event.FromString(data[position + 12 : end - 4])
         except DecodeError:
             break
-        of_a_step = all(value.tag.startswith("train/") for value in event.summary.value)
-        if stays(event.step, of_a_step):
+        is_step_entry = all(value.tag.startswith("train/") for value in event.summary.value)
+        if is_kept(event.step, is_step_entry):
             kept.append(data[position:end])
         position = end
     with replaced_file(path) as partial:
@@ -250,7 +253,7 @@ def _rewrite_events(path: Path, stays: Callable[[int, bool], bool]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers rounded to what they are worth, NaN and infinity as null, so that every line is JSON."""
+    """Rounds numbers to 7 digits and replaces NaN and infinity by None, so that every line is valid JSON."""
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -6,7 +6,9 @@ two evaluations, and only if the model had learned something before or has had i
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -103,12 +105,17 @@ class Symptom:
     Attributes:
         in_a_row: How many of the latest evaluations showed it.
         was_well: Whether an earlier evaluation, of a model that had learned something, did not show it.
-        told: Whether it has been reported since it appeared.
+        reported: Whether it has been reported since it appeared.
     """
 
     in_a_row: int = 0
     was_well: bool = False
-    told: bool = False
+    reported: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Symptom":
+        """Rebuilds a history from plain values; in checkpoints of older versions `reported` is called `told`."""
+        return cls(**{"reported" if name == "told" else name: value for name, value in values.items()})
 
 
 def is_due(step: int, total_steps: int, warmup_steps: int) -> bool:
@@ -148,8 +155,8 @@ def find_symptoms(report: EvaluationReport, history: dict[str, Symptom], due: bo
             history[name] = Symptom(was_well=symptom.was_well or has_learned)
             continue
         symptom.in_a_row += 1
-        if symptom.in_a_row >= _MIN_EVALUATIONS and (symptom.was_well or due) and not symptom.told:
-            symptom.told = True
+        if symptom.in_a_row >= _MIN_EVALUATIONS and (symptom.was_well or due) and not symptom.reported:
+            symptom.reported = True
             warnings.append(f"{present[name]}. {_remedy(symptom)}")
     return warnings
 

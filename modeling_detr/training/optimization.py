@@ -1,7 +1,7 @@
-"""AdamW with the backbone's own rate, and how the rates go over a run.
+"""AdamW with a separate learning rate for the backbone, and the learning rate schedules.
 
-Paper: sec. A.4. Original: main.py. The schedule is a function of the optimizer step alone, so that a resumed run has
-the rates of one that was never interrupted.
+Paper: sec. A.4. Original: main.py. A schedule depends only on the optimizer step, so a resumed run has the learning
+rates of an uninterrupted one.
 """
 
 import bisect
@@ -23,24 +23,24 @@ _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 def build_optimizer(
     model: nn.Module, *, learning_rate: float, backbone_learning_rate: float, weight_decay: float
 ) -> AdamW:
-    """AdamW over what trains, in two groups: transformer and heads, and the backbone.
+    """Builds AdamW over the trainable parameters in two groups: transformer and heads, and the backbone.
 
-    The backbone's group is every trainable parameter with `backbone` in its name, a learned position embedding
-    included, as in the original; all parameters decay, biases and norms too. The fused implementation is used where
-    the device has it (on a CPU it is four times faster for 41 M parameters).
+    The group of the backbone has every parameter with `backbone` in its name, including a learned position embedding,
+    as in the original. All parameters decay, also biases and norms. The fused implementation is used where the device
+    supports it (on a CPU it is four times faster for 41 M parameters).
 
     Args:
-        model: The model (or its training-only wrapper); parameters without `requires_grad` are left out.
-        learning_rate: Rate of the transformer and the heads.
-        backbone_learning_rate: Rate of the backbone.
+        model: The model or a wrapper of it; parameters without `requires_grad` are left out.
+        learning_rate: Learning rate of the transformer and the heads.
+        backbone_learning_rate: Learning rate of the backbone.
         weight_decay: Decoupled weight decay.
 
     Raises:
-        ValueError: Nothing in the model trains.
+        ValueError: The model has no trainable parameters.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
-        raise ValueError(f"No parameter of {type(model).__name__} trains; set requires_grad on those that shall.")
+        raise ValueError(f"{type(model).__name__} has no trainable parameters; set requires_grad on some of them.")
     groups = [
         {
             "name": "transformer and heads",
@@ -66,19 +66,19 @@ def build_lr_scheduler(
     drop_at: Sequence[int] = (),
     first_step: int = 0,
 ) -> LambdaLR:
-    """The learning rate schedule, to be stepped once after every optimizer step.
+    """Builds the learning rate schedule, to be stepped once after every optimizer step.
 
-    Build it on the raw optimizer and do not let Accelerate prepare it: a prepared scheduler moves on by the number of
-    processes at every step.
+    Build it on the raw optimizer and do not let Accelerate prepare it: a prepared scheduler advances by the number of
+    processes in every step.
 
     Args:
-        optimizer: The raw optimizer; each group's rate is the one that the schedule scales.
-        schedule: `"step"` (rates fall to a tenth at each of `drop_at`), `"cosine"` (to zero at `total_steps`) or
+        optimizer: The raw optimizer; the schedule scales the learning rate of each group.
+        schedule: `"step"` (drop to a tenth at each of `drop_at`), `"cosine"` (to zero at `total_steps`) or
             `"constant"`.
         total_steps: Optimizer steps of the whole run.
-        warmup_steps: Steps at the beginning over which the rates rise linearly.
-        drop_at: For `"step"`: ascending numbers of steps taken.
-        first_step: Optimizer steps that have been taken before, for a run that goes on.
+        warmup_steps: Steps at the start over which the learning rates rise linearly.
+        drop_at: For `"step"`: step counts, in ascending order.
+        first_step: Optimizer steps taken before, for a resumed run.
     """
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -89,7 +89,7 @@ def build_lr_scheduler(
 def _rate_factor(
     schedule: LearningRateSchedule, total_steps: int, warmup_steps: int, drop_at: Sequence[int]
 ) -> Callable[[int], float]:
-    """A function from the number of steps taken to what the rates are multiplied with."""
+    """Returns a function from the number of steps taken to the factor of the learning rates."""
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (warmup_steps + 1))
@@ -104,5 +104,5 @@ def _rate_factor(
 
 
 def num_parameters(parameters: Iterable[Tensor]) -> int:
-    """How many numbers `parameters` hold together."""
+    """Returns the total number of elements of `parameters`."""
     return sum(parameter.numel() for parameter in parameters)

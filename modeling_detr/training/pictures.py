@@ -1,4 +1,4 @@
-"""Pictures of what a model finds, beside the truth."""
+"""Pictures of predictions next to the ground truth."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,37 +24,40 @@ def draw_predictions(
     task: Task,
     num_images: int,
 ) -> dict[str, NDArray[np.uint8]]:
-    """The first images of a dataset with what is predicted and the truth side by side: name → (H, W, 3).
+    """Draws the first images of a dataset with predictions and ground truth side by side.
 
     Args:
-        detector: It is left in evaluation mode.
-        processor: The detector's.
+        detector: The model; it is left in evaluation mode.
+        processor: The image processor of the model.
         index: The dataset.
-        task: What is drawn: boxes, masks too, or panoptic segments.
-        num_images: How many images at most.
+        task: Whether boxes, boxes and masks, or panoptic segments are drawn.
+        num_images: Maximum number of images.
+
+    Returns:
+        Name → picture, (H, W, 3).
     """
     detector.eval()
     pictures = {}
-    for position in range(min(num_images, len(index))):
-        record = index.images[position]
+    for image_index in range(min(num_images, len(index))):
+        record = index.images[image_index]
         image = read_image(record)
         predicted: DetectionResult | PanopticResult
         truth: Mapping[str, object]
         if task == "panoptic" and isinstance(detector, DetrForSegmentation):
             predicted = predict_segments(detector, processor, image)
-            truth = index.read_panoptic(position)
+            truth = index.read_panoptic(image_index)
         else:
             predicted = predict_objects(detector, processor, image)
-            truth = _true_objects(index, position, with_masks="masks" in predicted)
+            truth = _true_objects(index, image_index, with_masks="masks" in predicted)
         drawn = draw_comparison(image, predicted, truth, index.id2label, shortest_side=320)
-        pictures[f"{position:03d}_{Path(record.path).stem}"] = np.asarray(drawn)
+        pictures[f"{image_index:03d}_{Path(record.path).stem}"] = np.asarray(drawn)
     return pictures
 
 
-def _true_objects(index: DetectionIndex, position: int, with_masks: bool) -> dict[str, Tensor]:
+def _true_objects(index: DetectionIndex, image_index: int, with_masks: bool) -> dict[str, Tensor]:
     """The annotated objects of an image, as `draw_comparison` expects them."""
-    truth = index.annotations.take(index.annotation_rows(position))
+    truth = index.annotations.take(index.annotation_rows(image_index))
     objects = {"boxes": torch.from_numpy(truth.boxes_xyxy), "labels": torch.from_numpy(truth.label)}
     if with_masks:
-        objects["masks"] = torch.from_numpy(index.read_masks(position))
+        objects["masks"] = torch.from_numpy(index.read_masks(image_index))
     return objects

@@ -1,4 +1,4 @@
-"""Signals that end a run between two steps, with a checkpoint: Ctrl-C, the end of the time, Slurm's warning of it."""
+"""Signals that end a run between two steps, with a checkpoint: Ctrl-C, SIGTERM, and Slurm's time limit warning."""
 
 import multiprocessing
 import os
@@ -12,19 +12,19 @@ from typing import Any
 from modeling_detr.structures_detr import DetectionBatch
 
 
-# The last is not everywhere.
+# SIGUSR1 does not exist on every platform.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class StopRequested(BaseException):
-    """A signal came while nothing was under way that a run could lose; see `StopSignals`."""
+    """A signal arrived while the run was waiting and had nothing to lose; see `StopSignals`."""
 
 
 class TrainingInterrupted(Exception):
     """A signal ended the run between two steps; a checkpoint has been written.
 
     Attributes:
-        signal_number: The signal; a shell expects 128 + this as exit code.
+        signal_number: The signal; the exit code should be 128 plus this number.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -33,16 +33,16 @@ class TrainingInterrupted(Exception):
 
 
 class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGUSR1 while it lasts, so that a run can end between two steps.
+    """A context manager that records SIGINT, SIGTERM and SIGUSR1, so that a run can end between two steps.
 
-    Further signals change nothing, since torchrun and Slurm send several; but a second Ctrl-C ends the run at once.
+    Further signals are ignored, since torchrun and Slurm send several; but a second Ctrl-C ends the run immediately.
 
     Attributes:
-        received: The signal that came; None as long as none has.
+        received: The first signal that arrived; None if none has.
 
     Args:
-        alone: Whether this is the only process. It then need not wait for a batch to stop; of several processes each
-            would stop at another step.
+        alone: Whether this is the only process. It can then stop while it waits for a batch; several processes would
+            stop at different steps.
     """
 
     def __init__(self, alone: bool = True) -> None:
@@ -53,7 +53,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
             for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
         return self
@@ -66,10 +66,10 @@ class StopSignals:
         self._previous = {}
 
     def interruptible(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
-        """The batches; a signal that comes while one is awaited ends the wait.
+        """Yields the batches. A signal that arrives while waiting for one ends the wait.
 
         Raises:
-            StopRequested: It came, and this process is alone.
+            StopRequested: A signal arrived, and this is the only process.
         """
         iterator = iter(batches)
         while True:
@@ -85,7 +85,7 @@ class StopSignals:
             yield batch
 
     def until_stopped(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
-        """The batches of a pass that can be done again: none comes after a signal. See `interruptible`."""
+        """Yields the batches of a pass that can be repeated, until a signal arrives; see `interruptible`."""
         for batch in self.interruptible(batches):
             if self.received is not None:
                 return
@@ -96,18 +96,18 @@ class StopSignals:
             self.received, self._received_at = number, time.monotonic()
             if self._may_raise:
                 raise StopRequested
-        elif number == signal.SIGINT and time.monotonic() - self._received_at > 1:  # torchrun passes the first one on
+        elif number == signal.SIGINT and time.monotonic() - self._received_at > 1:  # torchrun forwards the first one
             raise KeyboardInterrupt
 
 
 def leave_stopping_to_parent() -> None:
-    """In a loader process: what stops a run passes it by, so that the run can end as `StopSignals` says.
+    """Makes a loader process ignore the signals that stop a run, so that the run can end as in `StopSignals`.
 
-    Ctrl-C in a terminal goes to a whole group of processes; a group of its own spares the loader. Slurm sends its
-    warning, and SIGTERM at the end of the time, to every process that it finds; a loader that dies of it makes PyTorch
-    raise an error wherever the run happens to be, be it in the middle of a checkpoint. But SIGTERM from the process
-    that it loads for ends it: so PyTorch ends loaders when a run is through, and sends it only once. A loader notices
-    by itself when that process is gone.
+    Ctrl-C in a terminal goes to a whole process group, so the loader gets a group of its own. Slurm sends its warning,
+    and SIGTERM at the time limit, to every process; if a loader dies from it, PyTorch raises an error wherever the run
+    is, possibly in the middle of a checkpoint. Only SIGTERM from the process that it loads for ends a loader: that is
+    how PyTorch ends loaders after a run, and it sends the signal only once. A loader notices by itself if that process
+    no longer exists.
     """
     for number in STOP_SIGNALS:
         if number != signal.SIGTERM:
@@ -115,13 +115,13 @@ def leave_stopping_to_parent() -> None:
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     parent = multiprocessing.parent_process()
-    if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS does not report the sender of a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_when_told_by, args=[parent.pid], daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_from, args=[parent.pid], daemon=True).start()
 
 
-def _end_when_told_by(process: int | None) -> None:
-    """Waits for a SIGTERM of that process, then ends this one as PyTorch's own handler would."""
+def _exit_on_sigterm_from(process: int | None) -> None:
+    """Waits for a SIGTERM from `process`, then exits as PyTorch's own handler would."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process:
         pass
     os._exit(0)

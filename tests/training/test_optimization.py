@@ -42,7 +42,7 @@ def test_groups_have_their_learning_rates_and_exclude_frozen_parameters():
 
 
 def test_nothing_to_train_is_an_error():
-    with pytest.raises(ValueError, match="No parameter of Toy trains"):
+    with pytest.raises(ValueError, match="Toy has no trainable parameters"):
         build_optimizer(Toy().requires_grad_(False), learning_rate=1e-4, backbone_learning_rate=1e-5, weight_decay=0.0)
 
 
