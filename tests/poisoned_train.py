@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from modeling_detr.commands import run_command
-from modeling_detr.data.collate import DetrCollator
+from modeling_detr.data.batch import DetrCollator
 from modeling_detr.structures_detr import DetectionBatch, DetectionSample
 
 

@@ -83,7 +83,7 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
 
     def spell(setting: str, value: object) -> str:
         names: Mapping[str, str] = getattr(importlib.import_module(module), "OPTION_NAMES", {})
-        return _as_option(names.get(setting, setting), value)
+        return as_option(names.get(setting, setting), value)
 
     return _report_errors(f"detr {name}", run, spell)
 
@@ -123,7 +123,7 @@ def _report_errors(
         return 2
 
 
-def _as_option(name: str, value: object) -> str:
+def as_option(name: str, value: object) -> str:
     """A setting as the command line takes it: `--data_format coco`."""
     if value is True:
         return f"--{name}"

@@ -1,29 +1,35 @@
-"""Looks at a dataset before it is trained on.
+"""Check, convert or show a dataset before training on it.
 
     detr data check my_dataset                         counts, and everything that is wrong with it
-    detr data check my_dataset --fix clean             writes a copy without what is wrong
-    detr data convert my_dataset coco_copy --to coco   in another format, split by split
-    detr data show my_dataset --output_dir gallery     annotated images, and what training makes of them
+    detr data check my_dataset --fix clean             write a copy without what is wrong
+    detr data convert my_dataset coco_copy --to coco   write it in another format, split by split
+    detr data show my_dataset --output_dir gallery     annotated images, before and after augmentation
 
-`check` decodes every image and names file, line or id of each finding and what will be done about it: an error stops
-training or spoils it silently, a warning is handled. The exit code is 1 if there is an error.
+`check` decodes every image. Each finding names the file and the line or id, and what is done about it: an error stops
+training or silently spoils it, a warning is handled. The exit code is 1 if there are errors.
 """
 
 import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from modeling_detr.data.check import check_dataset
+from modeling_detr.commands import as_option
+from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
+from modeling_detr.data.augmentation import POLICIES
+from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.convert import Conversion, convert_dataset
-from modeling_detr.data.hf_datasets import BoxFormat
-from modeling_detr.data.open import FORMATS, open_dataset
+from modeling_detr.data.findings import counted
+from modeling_detr.data.formats import writable_formats
+from modeling_detr.data.open import open_dataset
+from modeling_detr.errors_detr import DatasetError, OutputExistsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,66 +46,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=FORMATS, help="format of the dataset (default: found out)")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images, if outside the dataset's")
-    parser.add_argument("--drop_difficult", action="store_true", help="without what Pascal VOC marks as difficult")
-    parser.add_argument(
-        "--box_format", choices=get_args(BoxFormat), help="convention of boxes in the format hf (default: found out)"
-    )
-
-
-def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("images", "drop_difficult", "box_format")}
-
-
 # Check
 
 
 def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("check", help="counts and findings; exit code 1 if there are errors")
+    parser = commands.add_parser("check", help="print counts and findings; exit code 1 if there are errors")
     parser.add_argument("path", help="folder or file of the dataset")
-    _add_reading(parser)
+    add_dataset_options(parser, "format")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--all", action="store_true", help="show every finding, not the first ten of a kind")
-    parser.add_argument("--fix", type=Path, metavar="OUT", help="write a clean copy there, in the same format")
+    parser.add_argument("--all", action="store_true", help="list every finding, not only the first ten of a kind")
+    parser.add_argument("--fix", type=Path, metavar="OUT", help="write a clean copy, in the same format")
     parser.add_argument("--no_images", action="store_true", help="do not decode the images")
     parser.set_defaults(run=_check)
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    if arguments.fix is not None and arguments.fix.exists():
-        raise FileExistsError(f"{arguments.fix} exists; give a folder that does not, or remove it.")
+    if arguments.fix is not None:
+        _refuse_existing(arguments.fix)
+        if arguments.no_images:
+            raise ValueError("--fix: needs to know which images can be read; drop --no_images.")
+
+    # Read and decode everything.
     with tqdm(desc="check", unit=" images", disable=None, leave=False) as bar:
         report = check_dataset(
             arguments.path,
             arguments.format,
             images=not arguments.no_images,
-            progress=lambda count: _tick(bar, count),
-            reading=_reading(arguments),
+            progress=lambda count: _advance(bar, count),
+            reading=dataset_options(arguments),
         )
+
+    # Print the report.
     if arguments.json:
-        print(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+        print(json.dumps(report.as_dict(as_option), indent=1, ensure_ascii=False))
     else:
-        print(report.to_text(sys.maxsize if arguments.all else 10))
+        print(report.to_text(sys.maxsize if arguments.all else 10, as_option))
+        kinds = [(finding.severity, finding.kind) for finding in report.findings]
+        if not arguments.all and any(kinds.count(kind) > 10 for kind in set(kinds)):
+            print("--all lists every finding")
+
+    # Write a clean copy.
     if arguments.fix is not None:
-        if arguments.no_images:
-            raise ValueError("--fix wants to know which images can be read; leave --no_images out.")
-        clean = report.clean_index()
-        if not len(clean):
-            raise ValueError(f"{arguments.path}: nothing of it can be read, so there is nothing to write.")
-        to = report.format if report.format in ("coco", "yolo", "voc") else "coco"
-        with _terminating():
-            written = convert_dataset(clean, arguments.fix, to, link=True)  # type: ignore[arg-type]
-        once = len(report.index.select(report.good_images).annotations) - len(clean.annotations)
-        if once:
-            print(f"note      {once} exact duplicates of boxes are written once.", file=sys.stderr)
-        print(_summary(written, arguments.fix, to), file=sys.stderr if arguments.json else sys.stdout)
+        print(_fix(report, arguments), file=sys.stderr if arguments.json else sys.stdout)
     return int(report.errors > 0)
 
 
-def _tick(bar: "tqdm[NoReturn]", count: int) -> None:
+def _advance(bar: "tqdm[NoReturn]", count: int) -> None:
     bar.update(count)
+
+
+def _fix(report: CheckReport, arguments: argparse.Namespace) -> str:
+    clean = report.clean_index()
+    if not len(clean):
+        raise DatasetError(arguments.path, "no image can be used, so there is nothing to write")
+    to = report.format if report.format in writable_formats() else "coco"
+    with _terminating():
+        written = convert_dataset(clean, arguments.fix, to, link=True)
+    duplicates = len(report.index.select(report.good_images).annotations) - len(clean.annotations)
+    if duplicates:
+        print(f"note      {counted(duplicates, 'exact duplicate')} of other boxes removed.", file=sys.stderr)
+    return _summary(written, arguments.fix, to)
 
 
 # Convert
@@ -109,19 +115,20 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser("convert", help="write a dataset in another format")
     parser.add_argument("source", help="folder or file of the dataset")
     parser.add_argument("target", type=Path, help="the new folder, which must not exist")
-    parser.add_argument("--to", required=True, choices=["coco", "yolo", "voc"], help="the format to write")
-    _add_reading(parser)
-    parser.add_argument("--link", action="store_true", help="hard links to the images instead of copies")
+    parser.add_argument("--to", required=True, choices=writable_formats(), help="the format to write")
+    add_dataset_options(parser, "format")
+    parser.add_argument("--link", action="store_true", help="make hard links to the images instead of copies")
     parser.set_defaults(run=_convert)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    if arguments.target.exists():
-        raise FileExistsError(f"{arguments.target} exists; give a folder that does not, or remove it.")
+    _refuse_existing(arguments.target)
     try:
-        index = open_dataset(arguments.source, format=arguments.format, **_reading(arguments))
-    except ValueError as error:
-        raise ValueError(f"{error} (`detr data check` lists everything, `--fix` writes what is sound.)") from error
+        index = open_dataset(arguments.source, format=arguments.format, **dataset_options(arguments))
+    except DatasetError as error:
+        hint = "`detr data check` lists every finding, and --fix writes a clean copy"
+        error.remedy = "; ".join(part for part in (error.remedy, hint) if part)
+        raise
     for note in index.notes:
         print(f"note      {note}")
     with _terminating():
@@ -130,44 +137,54 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise OutputExistsError(target, "already exists", "choose a new folder, or remove it")
+
+
 def _summary(written: Conversion, target: Path, to: str) -> str:
     lines = [f"note      {note}" for note in written.notes]
     return "\n".join(
         [
             *lines,
-            f"{target} ({to}): {written.images:,} images, {written.boxes:,} boxes; read back, they differ by at most "
-            f"{written.largest_difference:.2g} pixels.",
+            f"{target} ({to}): {counted(written.images, 'image')}, {counted(written.boxes, 'box', 'boxes')}; "
+            f"when read back, boxes differ by at most {written.largest_difference:.2g} pixels.",
         ]
     )
 
 
-class _terminating:
-    """While it lasts, SIGTERM ends the process as an exception does, so that nothing half-written stays."""
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Let SIGTERM end the process as an exception does, so that nothing half-written remains."""
 
-    def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGTERM, self._stop)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _stop(self, number: int, _frame: FrameType | None) -> NoReturn:
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # Show
 
 
 def _add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("show", help="a gallery: images with their boxes, and after the training transforms")
+    parser = commands.add_parser("show", help="write a gallery of images with boxes, before and after augmentation")
     parser.add_argument("path", help="folder or file of the dataset")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where gallery.html and gallery.png go")
-    _add_reading(parser)
-    parser.add_argument("--split", help="images of this split only")
-    parser.add_argument("--num_images", type=int, default=12, help="drawn at random (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=3, help="of the transform, each image (default: %(default)s)")
-    parser.add_argument("--transform", default="original", help="original, light, none, or a dotted name")
-    parser.add_argument("--shortest_edge", type=int, default=480, help="largest after it (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of images and draws (default: %(default)s)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for gallery.html and gallery.png")
+    add_dataset_options(parser, "format")
+    parser.add_argument("--split", help="show images of this split only")
+    parser.add_argument("--num_images", type=int, default=12, help="number of random images (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=3, help="augmentations of each image (default: %(default)s)")
+    parser.add_argument(
+        "--transform", default="original", help=f"{', '.join(POLICIES)}, or a dotted name (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shortest_edge", type=int, default=480, help="shortest edge after augmentation (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of images and augmentations (default: %(default)s)")
     parser.set_defaults(run=_show)
 
 
@@ -178,20 +195,23 @@ def _show(arguments: argparse.Namespace) -> int:
     from modeling_detr.data import DetectionDataset, SampleKey, train_transform
     from modeling_detr.visualization import draw_prediction, gallery_html, tile
 
-    if arguments.num_images < 1 or arguments.draws < 0:
-        raise ValueError("--num_images wants at least 1, and --draws at least 0.")
-    index = open_dataset(arguments.path, arguments.split, arguments.format, **_reading(arguments))
+    for name, least in (("num_images", 1), ("draws", 0)):
+        if getattr(arguments, name) < least:
+            raise ValueError(f"--{name}: got {getattr(arguments, name)}, expected at least {least}.")
+
+    # Choose random images, and augment each several times.
+    index = open_dataset(arguments.path, arguments.split, arguments.format, **dataset_options(arguments))
     if not len(index):
-        raise ValueError(f"{index.name} has no images to show.")
-    options = {} if "." in arguments.transform else {"scales": arguments.shortest_edge}
+        raise DatasetError(index.name, "has no images to show")
+    options: dict[str, Any] = {"scales": arguments.shortest_edge} if arguments.transform in POLICIES else {}
     plain = DetectionDataset(index)
     augmented = DetectionDataset(index, train_transform(arguments.transform, **options), arguments.seed)
-    order = np.random.default_rng(arguments.seed).permutation(len(index))[: arguments.num_images]
+    chosen = np.random.default_rng(arguments.seed).permutation(len(index))[: arguments.num_images]
     pictures, titles = [], []
-    for position in np.sort(order).tolist():
-        name = Path(index.images[position].path).name
-        samples = [("as annotated", plain[position])]
-        samples += [(f"draw {draw + 1}", augmented[SampleKey(position, draw)]) for draw in range(arguments.draws)]
+    for image in np.sort(chosen).tolist():
+        name = Path(index.images[image].path).name
+        samples = [("as annotated", plain[image])]
+        samples += [(f"draw {draw + 1}", augmented[SampleKey(image, draw)]) for draw in range(arguments.draws)]
         for title, sample in samples:
             target = sample["target"]
             boxes = target["boxes"].as_subclass(Tensor)
@@ -199,12 +219,15 @@ def _show(arguments: argparse.Namespace) -> int:
             picture = draw_prediction(sample["image"], truth, index.id2label, shortest_side=240)
             picture.thumbnail((480, 480))
             pictures.append(picture)
-            titles.append(f"{name}, {title}: {len(boxes)} boxes")
+            titles.append(f"{name}, {title}: {counted(len(boxes), 'box', 'boxes')}")
+
+    # Write them as a page and as one picture.
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     page = arguments.output_dir / "gallery.html"
-    heading = f"{index.name}: {len(index):,} images, {len(index.annotations):,} boxes"
+    heading = f"{index.name}: {counted(len(index), 'image')}, {counted(len(index.annotations), 'box', 'boxes')}"
     page.write_text(gallery_html(heading, pictures, titles, columns=1 + arguments.draws), encoding="utf-8")
     sheet = arguments.output_dir / "gallery.png"
     tile(pictures, 1 + arguments.draws, titles).save(sheet)
-    print(f"{page} and {sheet}: {len(order)} images, each with {arguments.draws} draws of '{arguments.transform}'.")
+    draws = counted(arguments.draws, "augmentation")
+    print(f"{page} and {sheet}: {counted(len(chosen), 'image')}, each with {draws} by '{arguments.transform}'.")
     return 0

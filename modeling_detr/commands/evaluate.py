@@ -18,14 +18,13 @@ from typing import get_args
 from accelerate import Accelerator
 
 from modeling_detr.atomic_output import replace_text
+from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import eval_transform, open_dataset
-from modeling_detr.data.hf_datasets import BoxFormat
+from modeling_detr.data.augmentation.policy import SampleTransform
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loaders import build_eval_loader
-from modeling_detr.data.open import FORMATS
 from modeling_detr.data.splits import evaluation_images
-from modeling_detr.data.transforms import SampleTransform
 from modeling_detr.errors_detr import ModelError
 from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import evaluate
@@ -59,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     loader = build_eval_loader(
         index,
         resize_transform(processor),
-        processor,
         accelerator,
         batch_size=arguments.batch_size,
         masks=task != "detection",
@@ -88,12 +86,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
     parser.add_argument("dataset", help="a dataset's folder or file, a Hugging Face dataset, or shapes")
-    parser.add_argument("--data_format", choices=FORMATS, help="format of the dataset (default: detected)")
-    parser.add_argument("--images", type=Path, help="folder of the images, if they are not beside the annotations")
-    parser.add_argument("--drop_difficult", action="store_true", help="ignore objects that VOC marks as difficult")
-    parser.add_argument(
-        "--box_format", choices=get_args(BoxFormat), help="box format of a dataset of format hf (default: detected)"
-    )
+    add_dataset_options(parser, "data_format")
     parser.add_argument(
         "--task",
         choices=get_args(Task),
@@ -119,9 +112,7 @@ def _open_images(arguments: argparse.Namespace, task: Task) -> DetectionIndex:
         arguments.dataset,
         format=arguments.data_format,
         task=task,
-        images=arguments.images,
-        drop_difficult=arguments.drop_difficult,
-        box_format=arguments.box_format,
+        **dataset_options(arguments),
     )
     return evaluation_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
 

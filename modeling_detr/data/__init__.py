@@ -1,17 +1,24 @@
 """Datasets in any of the usual formats, and the way from a file on disk to a batch."""
 
-from modeling_detr.data.coco import read_coco
-from modeling_detr.data.collate import DetrCollator
+from modeling_detr.data.augmentation import POLICIES
+from modeling_detr.data.augmentation.policy import GeometryPolicy
+from modeling_detr.data.augmentation.transforms import eval_transform, train_transform
+from modeling_detr.data.batch import DetrCollator
 from modeling_detr.data.dataset import DetectionDataset, SampleKey
-from modeling_detr.data.images import read_image
+from modeling_detr.data.dataset_format import DatasetFormat
+from modeling_detr.data.formats import FORMATS
+from modeling_detr.data.formats.coco import read_coco
+from modeling_detr.data.formats.coco_panoptic import read_panoptic, read_panoptic_predictions
+from modeling_detr.data.image_decoding import read_image
 from modeling_detr.data.open import open_dataset
-from modeling_detr.data.panoptic import read_panoptic, read_panoptic_predictions
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
 from modeling_detr.data.splits import find_split
-from modeling_detr.data.transforms import GeometryPolicy, eval_transform, train_transform
 
 
 __all__ = [
+    "FORMATS",
+    "POLICIES",
+    "DatasetFormat",
     "DetectionDataset",
     "DetrCollator",
     "EvalBatchSampler",

@@ -1,4 +1,4 @@
-"""What every reader does with the boxes it found: clip them, leave out those without area, and say so.
+"""What every reader does with its boxes: clip them, leave out those without area, and report both.
 
 A annotations · N images. Boxes are corners in pixels (xyxy); sizes are `(height, width)`.
 """
@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.findings import Findings
+from modeling_detr.data.findings import Findings, counted
 from modeling_detr.structures_detr import AnnotationTable, MaskColumn
 
 
-# Boxes written with a few decimals end a hair beyond the edge; only more than this is worth a note.
-EDGE_TOLERANCE = 0.01  # pixels
+EDGE_TOLERANCE = 0.01  # pixels; boxes written with a few decimals may end slightly beyond the edge
 
 
 @dataclass
@@ -22,10 +21,10 @@ class AnnotationRows:
     """Annotations as a reader of many small files collects them, one row at a time.
 
     Attributes:
-        image_index: Position of the image of each row.
-        label: Dense label, or whatever the reader turns into one later.
-        box: Four numbers a row.
-        place: Where in its file the row stood (a line number, the number of the object), for messages.
+        image_index: Index of the image of each row.
+        label: Dense label of each row.
+        box: Four numbers for each row.
+        place: Line or object number of each row in its file, for messages.
     """
 
     image_index: list[int] = field(default_factory=list)
@@ -34,7 +33,7 @@ class AnnotationRows:
     place: list[int] = field(default_factory=list)
 
     def append(self, image_index: int, label: int, box: tuple[float, float, float, float], place: int) -> None:
-        """Adds one object."""
+        """Add one object."""
         self.image_index.append(image_index)
         self.label.append(label)
         self.box.append(box)
@@ -47,10 +46,10 @@ class AnnotationRows:
 
 
 def to_number(text: str) -> float:
-    """The number that a text writes, also with a decimal comma.
+    """Parse a number, also one with a decimal comma.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a number.
     """
     try:
         return float(text)
@@ -58,6 +57,46 @@ def to_number(text: str) -> float:
         if text.count(",") != 1 or text.endswith(",") or "." in text:
             raise
         return float(text.replace(",", "."))
+
+
+@dataclass(frozen=True)
+class _Reporter:
+    """Reports rows of a file; see the arguments of `clean_annotations`."""
+
+    boxes: NDArray[np.float64]
+    describe: Callable[[int], str]
+    findings: Findings
+
+    def warn(
+        self,
+        rows: NDArray[np.bool_],
+        kind: str,
+        note: str,
+        action: str,
+        message: Callable[[int], str],
+        first_detail: Callable[[int], str] = lambda _: "",
+    ) -> None:
+        """Warn of the marked rows, if any; the note names the first."""
+        if not rows.any():
+            return
+        first = int(np.argmax(rows))
+        numbers: list[int] = np.flatnonzero(rows).tolist()
+        self.findings.warn(
+            kind,
+            f"{note}; the first: {self.describe(first)}, {self.box(first)}{first_detail(first)}.",
+            action,
+            ((self.describe(row), message(row)) for row in numbers),
+        )
+
+    def leave_out(self, rows: NDArray[np.bool_], kind: str, what: str) -> None:
+        """Warn that boxes of one kind are left out."""
+        verb = "is" if rows.sum() == 1 else "are"
+        note = f"{counted(int(rows.sum()), 'box', 'boxes')} {what} {verb} left out"
+        self.warn(rows, kind, note, "the box is left out", lambda row: f"{self.box(row)} is {what}")
+
+    def box(self, row: int) -> str:
+        """The box of a row as text."""
+        return f"box (x0, y0, x1, y1) = ({', '.join(f'{number:.6g}' for number in self.boxes[row])})"
 
 
 def clean_annotations(
@@ -72,98 +111,38 @@ def clean_annotations(
     is_crowd: NDArray[np.bool_] | None = None,
     masks: MaskColumn | None = None,
 ) -> AnnotationTable:
-    """Turns what a file says into an `AnnotationTable`, and tells what was left out or changed.
+    """Turn the content of a file into an `AnnotationTable`, and report what was left out or changed.
 
     Args:
-        image_index: (A,) position of each annotation's image, in any order.
+        image_index: (A,) index of each annotation's image, in any order.
         label: (A,) dense labels.
         boxes_xyxy: (A, 4) corners in pixels as written; may be inverted, non-finite or past the edge.
         image_sizes: (N, 2) height and width of every image.
-        describe: Names the row of that number in a message ("labels/a.txt: line 3").
+        describe: Names a row in a message ("labels/a.txt, line 3").
         findings: Takes what was left out or changed.
-        area: (A,) the file's own areas; not a number where it gives none. None: the boxes' areas.
+        area: (A,) the file's areas, NaN where it has none. None: the boxes' areas.
         is_crowd: (A,) which rows are crowd regions. None: no row is.
         masks: (A,) the masks of the rows. None: there are none.
 
     Returns:
-        The table, ordered by image (the file's order within an image).
+        The table, ordered by image, and within an image as in the file.
     """
     heights, widths = image_sizes.reshape(-1, 2)[image_index].T.astype(np.float64)
     limits = np.stack([widths, heights, widths, heights], axis=-1).reshape(-1, 4)
-
-    def leave_out(rows: NDArray[np.bool_], kind: str, what: str) -> None:
-        if rows.any():
-            first = int(np.argmax(rows))
-            findings.warn(
-                kind,
-                f"{_count(rows, what)} left out; the first: {describe(first)}, {_box(boxes_xyxy[first])}.",
-                "the box is left out",
-                ((describe(row), f"{_box(boxes_xyxy[row])} is {what}") for row in _numbers(rows)),
-            )
-
-    finite = _every(np.isfinite(boxes_xyxy))
-    leave_out(~finite, "no box", "with numbers that are not finite or without a box at all")
-    with np.errstate(invalid="ignore"):
-        has_area = _every(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2])
-    leave_out(finite & ~has_area, "zero area", "of zero area or with corners the wrong way round")
-    boxes = np.clip(np.where(np.isfinite(boxes_xyxy), boxes_xyxy, 0.0), 0.0, limits)
-    inside = _every(boxes[:, 2:] > boxes[:, :2])
-    leave_out(finite & has_area & ~inside, "outside", "wholly outside the image")
-
-    keep = finite & has_area & inside
-    excess = np.where(keep, np.abs(np.where(keep[:, None], boxes_xyxy, boxes) - boxes).max(-1, initial=0.0), 0.0)
-    clipped = excess > EDGE_TOLERANCE
-    if clipped.any():
-        first = int(np.argmax(clipped))
-        findings.warn(
-            "past the edge",
-            f"{_count(clipped, f'past the edge of the image, by up to {excess.max():.4g} pixels,')} clipped to it; "
-            f"the first: {describe(first)}, {_box(boxes_xyxy[first])}, image of {int(widths[first])}x"
-            f"{int(heights[first])} (width x height).",
-            "the box is clipped to the image",
-            (
-                (
-                    describe(row),
-                    f"{_box(boxes_xyxy[row])} ends {excess[row]:.4g} pixels past the edge of the image of "
-                    f"{int(widths[row])}x{int(heights[row])} (width x height)",
-                )
-                for row in _numbers(clipped)
-            ),
-        )
-
-    twice = keep & _repeated(image_index, label, boxes_xyxy)
-    if twice.any():
-        first = int(np.argmax(twice))
-        findings.warn(
-            "duplicate",
-            f"{int(twice.sum())} boxes stand in their image once more, with class and all; they are kept; the first: "
-            f"{describe(first)}, {_box(boxes_xyxy[first])}.",
-            "it is kept",
-            (
-                (describe(row), f"{_box(boxes_xyxy[row])} stands there before, with the same class")
-                for row in _numbers(twice)
-            ),
-        )
-
-    own_area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    if area is None:
-        area = own_area
-    else:
-        absent, wrong = np.isnan(area), keep & ~np.isnan(area) & ~((area >= 0) & np.isfinite(area))
-        if wrong.any():
-            first = int(np.argmax(wrong))
-            are = "has" if wrong.sum() == 1 else "have"
-            written = area
-            findings.warn(
-                "area",
-                f"{int(wrong.sum())} of the annotations {are} an area that is negative or not finite, the box's is "
-                f"taken; the first: {describe(first)}, area {area[first]}.",
-                "the area of the box is taken",
-                ((describe(row), f"has the area {written[row]}") for row in _numbers(wrong)),
-            )
-        area = np.where(absent | wrong, own_area, area)
+    report = _Reporter(boxes_xyxy, describe, findings)
     if is_crowd is None:
         is_crowd = np.zeros(len(label), np.bool_)
+
+    boxes, keep = _clip_boxes(boxes_xyxy, limits, report)
+    repeated = repeated_boxes(image_index, label, is_crowd, boxes, keep)
+    report.warn(
+        repeated,
+        "duplicate",
+        f"{counted(int(repeated.sum()), 'exact duplicate')} of another box, with the same class; kept",
+        "it is kept",
+        lambda row: f"{report.box(row)} is an exact duplicate of an earlier box with the same class",
+    )
+    area = _complete_areas(area, boxes, keep, report)
 
     table = AnnotationTable(image_index, label, boxes, area, is_crowd, masks).take(keep)
     if (np.diff(table.image_index) < 0).any():
@@ -171,35 +150,93 @@ def clean_annotations(
     return table
 
 
-def _repeated(
-    image_index: NDArray[np.int64], label: NDArray[np.int64], boxes: NDArray[np.float64]
+def _clip_boxes(
+    written: NDArray[np.float64], limits: NDArray[np.float64], report: _Reporter
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The boxes (A, 4) clipped to their images, and which (A,) of them have an area left.
+
+    Args:
+        written: (A, 4) corners as written.
+        limits: (A, 4) width, height, width, height of each row's image.
+        report: Takes what is left out or clipped.
+    """
+    finite = _every(np.isfinite(written))
+    report.leave_out(~finite, "no box", "with numbers that are not finite or without a box at all")
+    with np.errstate(invalid="ignore"):
+        has_area = _every(written[:, 2:] > written[:, :2])
+    report.leave_out(finite & ~has_area, "zero area", "of zero area or with inverted corners")
+    boxes = np.clip(np.where(np.isfinite(written), written, 0.0), 0.0, limits)
+    inside = _every(boxes[:, 2:] > boxes[:, :2])
+    report.leave_out(finite & has_area & ~inside, "outside", "entirely outside the image")
+
+    keep = finite & has_area & inside
+    excess = np.where(keep, np.abs(np.where(keep[:, None], written, boxes) - boxes).max(-1, initial=0.0), 0.0)
+    clipped = excess > EDGE_TOLERANCE
+    verb = "is" if clipped.sum() == 1 else "are"
+
+    def image_size(row: int) -> str:
+        return f"{int(limits[row, 0])}x{int(limits[row, 1])} (width x height)"
+
+    report.warn(
+        clipped,
+        "past the edge",
+        f"{counted(int(clipped.sum()), 'box', 'boxes')} past the edge of the image, by up to "
+        f"{excess.max(initial=0.0):.4g} pixels, {verb} clipped to it",
+        "the box is clipped to the image",
+        lambda row: f"{report.box(row)} ends {excess[row]:.4g} pixels past the edge of the {image_size(row)} image",
+        lambda row: f", image of {image_size(row)}",
+    )
+    return boxes, keep
+
+
+def _complete_areas(
+    area: NDArray[np.float64] | None, boxes: NDArray[np.float64], keep: NDArray[np.bool_], report: _Reporter
+) -> NDArray[np.float64]:
+    """The file's areas (A,), and the boxes' areas where it has none or invalid ones."""
+    box_area: NDArray[np.float64] = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    if area is None:
+        return box_area
+    written, missing = area, np.isnan(area)
+    wrong = keep & ~missing & ~((area >= 0) & np.isfinite(area))
+    have = "has" if wrong.sum() == 1 else "have"
+    report.warn(
+        wrong,
+        "area",
+        f"{counted(int(wrong.sum()), 'annotation')} {have} a negative or non-finite area, replaced by the box's area",
+        "the area of the box is used",
+        lambda row: f"area {written[row]} is negative or not finite",
+        lambda row: f", area {written[row]}",
+    )
+    return np.where(missing | wrong, box_area, area)
+
+
+def repeated_boxes(
+    image_index: NDArray[np.int64],
+    label: NDArray[np.int64],
+    is_crowd: NDArray[np.bool_],
+    boxes: NDArray[np.float64],
+    among: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
-    """Which rows are exactly like one before them."""
-    columns = [image_index.view(np.uint64), label.view(np.uint64), *(boxes + 0.0).T.copy().view(np.uint64)]
+    """Which rows (A,) are exact duplicates of an earlier one: same image, class, crowd flag and box (A, 4).
+
+    Only the rows of `among` (A,) count; None: all do.
+    """
+    if among is not None and not among.all():
+        repeated = np.zeros(len(label), np.bool_)
+        repeated[among] = repeated_boxes(image_index[among], label[among], is_crowd[among], boxes[among])
+        return repeated
+    kind = 2 * label + is_crowd
+    columns = [image_index.view(np.uint64), kind.view(np.uint64), *(boxes + 0.0).T.copy().view(np.uint64)]
     mixed = np.zeros(len(label), np.uint64)
-    for column in columns:  # sorting one number a row takes a tenth of sorting six columns
+    for column in columns:  # sorting one number for each row takes a tenth of sorting six columns
         mixed = (mixed ^ (mixed >> np.uint64(29)) ^ column) * np.uint64(0x9E3779B97F4A7C15)
     order = np.argsort(mixed, kind="stable")
     rows = np.stack(columns, axis=-1)[order]
-    same = np.zeros(len(order), np.bool_)
-    same[order[1:]] = (rows[1:] == rows[:-1]).all(axis=-1)
-    return same
+    repeated = np.zeros(len(order), np.bool_)
+    repeated[order[1:]] = (rows[1:] == rows[:-1]).all(axis=-1)
+    return repeated
 
 
 def _every(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
     result: NDArray[np.bool_] = np.logical_and.reduce(rows, axis=-1)
     return result
-
-
-def _count(rows: NDArray[np.bool_], what: str) -> str:
-    number = int(rows.sum())
-    return f"{number} box {what} is" if number == 1 else f"{number} boxes {what} are"
-
-
-def _box(box: NDArray[np.float64]) -> str:
-    return f"box (x0, y0, x1, y1) = ({', '.join(f'{number:.6g}' for number in box)})"
-
-
-def _numbers(rows: NDArray[np.bool_]) -> list[int]:
-    found: list[int] = np.flatnonzero(rows).tolist()
-    return found

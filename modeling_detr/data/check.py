@@ -1,8 +1,8 @@
-"""What `detr data check` says of a dataset: its counts, and everything that is wrong with it.
+"""The report of `detr data check` on a dataset: its counts, and everything that is wrong with it.
 
-Every image is decoded once, by threads (Pillow lets others work meanwhile): JPEG at an eighth of its size, which reads
-the whole file and so finds one that is cut off, but takes less time than all pixels. What is kept of an image is
-272 bytes, for finding it again in another split.
+Threads decode every image once (Pillow releases the GIL): a JPEG at an eighth of its size, which reads the whole file
+and so detects one that is cut off, but takes less time than all pixels. Of each image 272 bytes are kept, to recognise
+it in another split.
 """
 
 import dataclasses
@@ -18,17 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from modeling_detr.data.findings import Finding, Findings
-from modeling_detr.data.image_files import EXIF_ORIENTATION
-from modeling_detr.data.images import read_image
+from modeling_detr.data.annotations import repeated_boxes
+from modeling_detr.data.findings import Finding, Findings, counted
+from modeling_detr.data.image_decoding import read_image
+from modeling_detr.data.image_headers import EXIF_ORIENTATION
 from modeling_detr.data.open import open_dataset
+from modeling_detr.errors_detr import DatasetError, DatasetReadError, DetrError, python_argument
 from modeling_detr.structures_detr import AnnotationTable, DetectionIndex, ImageRecord
 
 
-_CHUNK = 512  # images that are under way at a time
-_ALIKE_BITS = 12  # of 256: most that near-duplicates differ in
+_CHUNK = 512  # images decoded at a time
+_ALIKE_BITS = 12  # of 256: the most in which near-duplicates differ
 _LEAST_STRUCTURE = 4.0  # standard deviation in grey levels, below which images are not compared
-_ALIKE_LEVELS = 6.0  # grey levels of 255: most that their thumbnails differ by on average
+_ALIKE_LEVELS = 6.0  # grey levels of 255: the largest average difference of their thumbnails
+_NUM_QUERIES = 100  # of the original model
+_NO_ACTION = "nothing is done about it"
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,10 @@ class CheckReport:
     """A dataset and what is wrong with it.
 
     Attributes:
-        index: What could be read.
-        findings: Errors first; within a severity in the order they were found.
-        format: As found; None for the built-in shapes, or if it cannot be told.
-        bad_images: Positions of images that cannot be used.
+        index: The part that could be read.
+        findings: Errors first; within a severity in the order in which they were found.
+        format: Name of its format; None if it could not be detected.
+        bad_images: Indices of the images that cannot be used.
     """
 
     index: DetectionIndex
@@ -49,16 +53,16 @@ class CheckReport:
 
     @property
     def errors(self) -> int:
-        """How many findings stop or spoil training."""
+        """The number of errors: findings that stop or spoil training."""
         return sum(finding.severity == "error" for finding in self.findings)
 
     @property
     def good_images(self) -> NDArray[np.int64]:
-        """Positions of the images that can be used."""
+        """Indices of the images that can be used."""
         return np.setdiff1d(np.arange(len(self.index)), np.array(self.bad_images, dtype=np.int64))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
+    def as_dict(self, spell: Callable[[str, object], str] = python_argument) -> dict[str, Any]:
+        """Everything as plain values for JSON; `spell` writes a setting the way the user can give it."""
         index = self.index
         return {
             "name": index.name,
@@ -70,50 +74,61 @@ class CheckReport:
             "objects_an_image": _quantiles(_objects(index).astype(np.float64)),
             "errors": self.errors,
             "warnings": len(self.findings) - self.errors,
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "findings": [finding.as_dict(spell) for finding in self.findings],
         }
 
-    def to_text(self, shown: int = 10) -> str:
-        """The report as lines; of each kind of finding the first `shown`."""
+    def to_text(self, shown: int = 10, spell: Callable[[str, object], str] = python_argument) -> str:
+        """The report as lines.
+
+        Args:
+            shown: Number of findings of each kind that are listed.
+            spell: Writes a setting the way the user can give it.
+        """
         content = self.as_dict()
         lines = [
-            f"{content['name']} ({self.format or 'no format'}): {content['images']:,} images, {content['boxes']:,} "
-            f"boxes, {len(content['classes'])} classes"
+            f"{content['name']} ({self.format or 'unknown format'}): {counted(content['images'], 'image')}, "
+            f"{counted(content['boxes'], 'box', 'boxes')}, {counted(len(content['classes']), 'class', 'classes')}"
         ]
         for name, split in content["splits"].items():
             lines.append(
-                f"  split {name}: {split['images']:,} images ({split['images_without_boxes']:,} without boxes), "
-                f"{split['boxes']:,} boxes" + (f", {split['crowds']:,} of crowds" if split["crowds"] else "")
+                f"  split {name}: {counted(split['images'], 'image')} ({split['images_without_boxes']:,} without "
+                f"boxes), {counted(split['boxes'], 'box', 'boxes')}"
+                + (f", {split['crowds']:,} of crowds" if split["crowds"] else "")
             )
         for entry in content["classes"]:
             lines.append(
-                f"  class {entry['id']} {entry['name']}: {entry['boxes']:,} boxes ({entry['share']:.1%}) in "
-                f"{entry['images']:,} images"
+                f"  class {entry['id']} {entry['name']}: {counted(entry['boxes'], 'box', 'boxes')} "
+                f"({entry['share']:.1%}) in {counted(entry['images'], 'image')}"
             )
         for title, key, unit in (
             ("box size (square root of its area)", "box_sizes", " px"),
-            ("objects an image", "objects_an_image", ""),
+            ("objects per image", "objects_an_image", ""),
         ):
             if content[key]:
                 figures = ", ".join(f"{name} {value:.4g}{unit}" for name, value in content[key].items())
                 lines.append(f"  {title}: {figures}")
+        lines += self._finding_lines(shown, spell)
+        lines.append(f"{counted(self.errors, 'error')}, {counted(len(self.findings) - self.errors, 'warning')}")
+        return "\n".join(lines)
+
+    def _finding_lines(self, shown: int, spell: Callable[[str, object], str]) -> list[str]:
         kinds: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             kinds.setdefault((finding.severity, finding.kind), []).append(finding)
-        for (severity, kind), found in kinds.items():
-            lines.append(f"{severity}: {kind} ({len(found):,})")
-            lines += [f"  {finding}" for finding in found[:shown]]
-            if len(found) > shown:
-                lines.append(f"  and {len(found) - shown:,} more (--all shows them)")
-        lines.append(f"{self.errors:,} errors, {len(self.findings) - self.errors:,} warnings")
-        return "\n".join(lines)
+        lines = []
+        for (severity, kind), findings in kinds.items():
+            lines.append(f"{severity}: {kind} ({len(findings):,})")
+            lines += [f"  {finding.text(spell)}" for finding in findings[:shown]]
+            if len(findings) > shown:
+                lines.append(f"  and {len(findings) - shown:,} more")
+        return lines
 
     def clean_index(self) -> DetectionIndex:
-        """The dataset without images that cannot be used, and with exact duplicates of boxes once."""
+        """The dataset without unusable images and without exact duplicates of boxes."""
         index = self.index.select(self.good_images)
-        repeated = np.zeros(len(index.annotations), np.bool_)
-        repeated[_duplicates(index.annotations)] = True
-        return dataclasses.replace(index, annotations=index.annotations.take(~repeated))
+        table = index.annotations
+        repeated = repeated_boxes(table.image_index, table.label, table.is_crowd, table.boxes_xyxy)
+        return dataclasses.replace(index, annotations=table.take(~repeated))
 
 
 def check_dataset(
@@ -125,35 +140,35 @@ def check_dataset(
     progress: Callable[[int], None] = lambda _: None,
     reading: Mapping[str, Any] | None = None,
 ) -> CheckReport:
-    """Reads a dataset past all errors, decodes its images, and says what was found.
+    """Read a dataset past all errors, decode its images, and report what is wrong.
 
     Args:
         path: See `open_dataset`.
-        format: See there.
-        images: Whether the images are decoded.
-        threads: That decode; None: as many as there are cores.
-        progress: Called with a number of images that have been looked at.
-        reading: Further arguments of `open_dataset`: images, drop_difficult, box_format.
+        format: See `open_dataset`.
+        images: Whether to decode the images.
+        threads: Number of threads that decode; None: one for each core.
+        progress: Called with the number of images checked since the last call.
+        reading: Options of the format, see `open_dataset`.
 
     Raises:
-        FileNotFoundError: There is nothing at `path`.
+        DatasetNotFoundError: There is nothing at `path`.
     """
     findings = Findings(collects=True)
     try:
-        index = open_dataset(path, format=format, findings=findings, **(reading or {}))
+        index = open_dataset(path, format=format, findings=findings, **dict(reading or {}))
     except (ValueError, OSError) as error:
         if not Path(path).expanduser().exists():
             raise
-        message, _, remedy = str(error).rstrip(".").removeprefix(f"{path}: ").removeprefix(f"{path} ").partition("; ")
-        findings.error("unreadable dataset", f"{path}:", message, remedy or "mend it")
+        known = error if isinstance(error, DetrError) else DatasetError(path, str(error).rstrip("."), "correct it")
+        findings.add("unreadable dataset", known)
         index = DetectionIndex(Path(path).name, (), (), AnnotationTable.concatenate([]))
     _check_annotations(index, findings)
-    prints: NDArray[np.uint8] | None = None
+    thumbnails: NDArray[np.uint8] | None = None
     if images:
-        prints = _check_images(index, findings, threads or os.cpu_count() or 1, progress)
+        thumbnails = _check_images(index, findings, threads or os.cpu_count() or 1, progress)
     _check_splits(index, findings)
-    if prints is not None:
-        _check_leaks(index, prints, findings)
+    if thumbnails is not None:
+        _check_leaks(index, thumbnails, findings)
     bad = [number for number, record in enumerate(index.images) if record.path in findings.broken_images]
     ordered = sorted(findings.items, key=lambda finding: finding.severity != "error")
     return CheckReport(index, tuple(ordered), findings.format, tuple(bad))
@@ -214,56 +229,46 @@ def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _check_annotations(index: DetectionIndex, findings: Findings) -> None:
-    table = index.annotations
-    if len(index) and not len(table):
-        findings.error("no boxes", f"{index.name}:", "no image has a box", "annotate it, or point at its labels")
+    if len(index) and not len(index.annotations):
+        findings.error("no boxes", index.name, "no image has a box", "annotate it, or point at its labels")
     counts = _objects(index)
-    most = 100  # queries of the original
-    if (counts > most).any():
+    if (counts > _NUM_QUERIES).any():
         findings.warn(
             "many objects",
-            "images hold more objects than 100.",
-            f"those beyond the model's queries take no part; raise model_config.num_queries above {counts.max()}",
+            f"images with more than {_NUM_QUERIES} objects.",
+            f"objects beyond the model's number of queries are not learnt; raise model_config.num_queries above "
+            f"{counts.max()}",
             (
-                (f"{index.images[position].path}:", f"holds {counts[position]} objects")
-                for position in np.flatnonzero(counts > most).tolist()
+                (index.images[image].path, f"has {counts[image]} objects")
+                for image in np.flatnonzero(counts > _NUM_QUERIES).tolist()
             ),
         )
-
-
-def _duplicates(table: AnnotationTable) -> NDArray[np.int64]:
-    """Rows that repeat image, class, box and crowd of an earlier one exactly."""
-    if not len(table):
-        return np.zeros(0, np.int64)
-    rows = np.column_stack([table.image_index, table.label, table.is_crowd, table.boxes_xyxy])
-    _, first = np.unique(rows, axis=0, return_index=True)
-    return np.setdiff1d(np.arange(len(table)), first)
 
 
 def _check_splits(index: DetectionIndex, findings: Findings) -> None:
     splits = _separate_splits(index)
     if len(splits) > 1:
         table = index.annotations
-        found: list[tuple[object, str]] = []
+        only: list[tuple[object, str]] = []
         for label, category in enumerate(index.categories):
             images = np.unique(table.image_index[table.label == label])
             inside = [name for name, members in splits.items() if len(np.intersect1d(images, members))]
             if len(inside) == 1:
-                found.append((f"class '{category.name}'", f"has boxes in the split '{inside[0]}' only"))
-        if found:
-            findings.warn("class in one split", "classes are in one split only.", "nothing is done about it", found)
+                only.append((f"class '{category.name}'", f"has boxes only in the split '{inside[0]}'"))
+        if only:
+            findings.warn("class in one split", "classes with boxes in one split only.", _NO_ACTION, only)
     for name, members in index.splits.items():
         if not np.isin(index.annotations.image_index, members).any() and len(index.annotations):
             findings.warn(
                 "split without boxes",
-                f"{name} has no boxes.",
-                "it cannot be trained on or evaluated",
+                f"split '{name}' has no boxes.",
+                "it cannot be used for training or evaluation",
                 [(f"split '{name}'", "has no boxes")],
             )
 
 
 def _separate_splits(index: DetectionIndex) -> dict[str, NDArray[np.int64]]:
-    """The splits but those that hold another one whole (trainval)."""
+    """The splits, without those that contain another one entirely (trainval)."""
     sets = {name: {*members.tolist()} for name, members in index.splits.items() if len(members)}
     return {
         name: index.splits[name]
@@ -278,12 +283,12 @@ def _separate_splits(index: DetectionIndex) -> dict[str, NDArray[np.int64]]:
 def _check_images(
     index: DetectionIndex, findings: Findings, threads: int, progress: Callable[[int], None]
 ) -> NDArray[np.uint8]:
-    """Decodes every image; returns a thumbnail (N, 16, 17) uint8 of each, zeros of those that cannot be read."""
+    """Decode every image; returns a thumbnail (N, 16, 17) uint8 of each, zeros for those that cannot be read."""
     thumbnails = np.zeros((len(index), 16, 17), np.uint8)
 
-    def look(position: int) -> Exception | None:
+    def check(image: int) -> Exception | None:
         try:
-            thumbnails[position] = _thumbnail(index.images[position])
+            thumbnails[image] = _thumbnail(index.images[image])
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
             return error
         return None
@@ -291,33 +296,24 @@ def _check_images(
     with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, and of large images
         for start in range(0, len(index), _CHUNK):
-            chunk = [
-                position
-                for position in range(start, min(start + _CHUNK, len(index)))
-                if index.images[position].path not in findings.broken_images
-            ]
-            for position, error in zip(chunk, pool.map(look, chunk), strict=True):
+            stop = min(start + _CHUNK, len(index))
+            chunk = [image for image in range(start, stop) if index.images[image].path not in findings.broken_images]
+            for image, error in zip(chunk, pool.map(check, chunk), strict=True):
                 if error is not None:
-                    _add_image_error(index.images[position].path, error, findings)
-            progress(min(start + _CHUNK, len(index)) - start)
+                    _add_image_error(index.images[image].path, error, findings)
+            progress(stop - start)
     return thumbnails
 
 
 def _add_image_error(path: str, error: Exception, findings: Findings) -> None:
-    message, separator, remedy = str(error).removeprefix(f"{path}: ").rstrip(".").rpartition("; ")
-    if not separator:
-        message, remedy = remedy, "replace it, or remove it and its annotations"
-    kind = "image size" if isinstance(error, ValueError) else "unreadable image"
-    findings.error(kind, f"{path}:", message, remedy, image=path)
+    if not isinstance(error, DetrError):
+        error = DatasetReadError(path, str(error), "replace it, or remove it and its annotations")
+    kind = "image size" if isinstance(error, DatasetError) else "unreadable image"
+    findings.add(kind, error, image=path)
 
 
 def _thumbnail(record: ImageRecord) -> NDArray[np.uint8]:
-    """The image in 16 x 17 grey pixels, after everything in it has been read.
-
-    Raises:
-        OSError: It is not there or cannot be decoded.
-        ValueError: It has not the size that its annotations say.
-    """
+    """The image in 16 x 17 grey pixels, after the whole file has been read; raises what `read_image` raises."""
     if Path(record.path).is_file():
         try:
             with Image.open(record.path) as image:
@@ -327,7 +323,7 @@ def _thumbnail(record: ImageRecord) -> NDArray[np.uint8]:
                     image.draft("L", (image.width // 8, image.height // 8))
                     return _shrink(image)
         except (OSError, SyntaxError):
-            pass  # the reader below says what it is
+            pass  # `read_image` explains what is wrong
     return _shrink(Image.fromarray(read_image(record).permute(1, 2, 0).numpy()))
 
 
@@ -336,7 +332,7 @@ def _shrink(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings: Findings) -> None:
-    """Images of one split that are in another too, as the same file or as one that looks the same."""
+    """Report images of one split that are also in another, as the same file or as one that looks the same."""
     splits = _separate_splits(index)
     if len(splits) < 2:
         return
@@ -345,27 +341,29 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
         membership[members, column] = True
     names = list(splits)
 
-    def of(position: int) -> str:
-        return " and ".join(name for name, inside in zip(names, membership[position], strict=True) if inside)
+    def splits_of(image: int) -> str:
+        return " and ".join(name for name, inside in zip(names, membership[image], strict=True) if inside)
 
     several = np.flatnonzero(membership.sum(1) > 1).tolist()
+    action = f"{_NO_ACTION}; the metrics on such a split are too optimistic"
     if several:
         findings.warn(
             "image in several splits",
-            f"{len(several)} images are in several splits.",
-            "nothing is done about it; figures of such a split flatter",
-            ((f"{index.images[position].path}:", f"is in the splits {of(position)}") for position in several),
+            f"{counted(len(several), 'image')} in several splits.",
+            action,
+            ((index.images[image].path, f"is in the splits {splits_of(image)}") for image in several),
         )
     pairs = _alike(thumbnails, membership)
     if pairs:
         findings.warn(
             "near-duplicate images",
-            f"{len(pairs)} images look the same as one of another split.",
-            "nothing is done about it; figures of such a split flatter",
+            f"{counted(len(pairs), 'image')} nearly identical to one of another split.",
+            action,
             (
                 (
-                    f"{index.images[first].path}:",
-                    f"(split {of(first)}) looks the same as {index.images[second].path} (split {of(second)})",
+                    index.images[first].path,
+                    f"looks the same as {index.images[second].path} (splits {splits_of(first)} and "
+                    f"{splits_of(second)})",
                 )
                 for first, second in pairs
             ),
@@ -373,16 +371,16 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
 
 
 def _alike(thumbnails: NDArray[np.uint8], membership: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Images that look the same as one of another split, each with one such: the slopes of grey agree, and the levels.
+    """Pairs of images from different splits that look the same: the slopes of grey agree, and so do the levels.
 
-    Candidates share one of 16 bands of their 256 slopes, as those that differ in fewer than 16 always do. Images
-    without structure are left out, and of many alike in a band each is compared with its neighbours only.
+    Candidates share one of 16 bands of their 256 slopes, as those that differ in fewer than 16 slopes always do.
+    Images without structure are left out, and where many agree in a band, each is compared only with its neighbours.
     """
     slopes = thumbnails[:, :, 1:] > thumbnails[:, :, :-1]
     bits = np.packbits(slopes.reshape(len(thumbnails), 256), axis=1)  # (N, 32)
     structured = np.array([thumbnail.std() > _LEAST_STRUCTURE for thumbnail in thumbnails], dtype=np.bool_)
     structured &= membership.any(1)
-    found: dict[int, int] = {}
+    pair_of: dict[int, int] = {}
     for band in range(16):
         part = bits[:, 2 * band].astype(np.int64) << 8 | bits[:, 2 * band + 1]
         order = np.argsort(part, kind="stable")
@@ -401,6 +399,6 @@ def _alike(thumbnails: NDArray[np.uint8], membership: NDArray[np.bool_]) -> list
                 for first, second in zip(one[near].tolist(), two[near].tolist(), strict=True):
                     first, second = min(first, second), max(first, second)
                     levels = np.abs(thumbnails[first].astype(np.int16) - thumbnails[second]).mean()
-                    if second not in found and levels <= _ALIKE_LEVELS:
-                        found[second] = first
-    return sorted((first, second) for second, first in found.items())
+                    if second not in pair_of and levels <= _ALIKE_LEVELS:
+                        pair_of[second] = first
+    return sorted((first, second) for second, first in pair_of.items())

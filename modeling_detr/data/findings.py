@@ -1,13 +1,15 @@
-"""What is wrong with a dataset, as readers find it.
+"""What readers find wrong with a dataset.
 
-A reader is given `Findings`. Strict ones raise the first error and keep a sentence for each kind of warning, which is
-what training wants; collecting ones keep every finding with its place, and the reader goes on without the entry that
-is wrong, which is what `detr data check` wants.
+Readers report to a `Findings`. A strict one, as training uses, raises the first error and keeps one sentence for each
+kind of warning. A collecting one, as `detr data check` uses, keeps every finding with its place, and the reader skips
+the faulty entry.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+from modeling_detr.errors_detr import DatasetError, DetrError, python_argument
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +17,12 @@ class Finding:
     """One thing that is wrong.
 
     Attributes:
-        severity: `error`: it stops training or spoils it silently; `warning`: it is handled.
-        kind: What findings of one sort share ("zero area").
-        where: File, and line, id or number of the object.
-        message: What is there.
-        action: What is done about it; of an error, what to do.
+        severity: `error`: it stops training or silently spoils it; `warning`: it is handled.
+        kind: Short name of the problem ("zero area"), by which findings are grouped.
+        where: The file, and the line, id or number of the entry in it.
+        message: What is wrong.
+        action: For a warning, what is done about it; for an error, what to do.
+        settings: Arguments of `open_dataset` that fix it.
     """
 
     severity: Literal["error", "warning"]
@@ -27,20 +30,38 @@ class Finding:
     where: str
     message: str
     action: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def text(self, spell: Callable[[str, object], str] = python_argument) -> str:
+        """The finding as one sentence; `spell` writes a setting the way the user can give it."""
+        return self._error().message(spell)
+
+    def as_dict(self, spell: Callable[[str, object], str] = python_argument) -> dict[str, str]:
+        """The finding as plain values for JSON; see `text`."""
+        return {
+            "severity": self.severity,
+            "kind": self.kind,
+            "where": self.where,
+            "message": self.message,
+            "action": self._error().remedy_with_settings(spell),
+        }
+
+    def _error(self) -> DatasetError:
+        return DatasetError(self.where, self.message, self.action, self.settings)
 
     def __str__(self) -> str:
-        return f"{self.where} {self.message}; {self.action}."
+        return self.text()
 
 
 class Findings:
-    """Takes what readers find.
+    """Collects or raises what readers find.
 
     Attributes:
-        collects: Whether errors are kept too, instead of raised.
+        collects: Whether errors are kept instead of raised.
         items: Every finding, if they are collected.
-        notes: A sentence for each kind of warning, as `DetectionIndex.notes` has them.
-        broken_images: Paths of images that an error has been kept about.
-        format: Format of the dataset, once a reader has been chosen.
+        notes: One sentence for each kind of warning, for `DetectionIndex.notes`.
+        broken_images: Paths of the images that have an error.
+        format: Name of the dataset's format, once it is known.
     """
 
     def __init__(self, collects: bool = False) -> None:
@@ -56,45 +77,55 @@ class Findings:
         where: object,
         message: str,
         remedy: str,
+        settings: Mapping[str, object] | None = None,
         *,
-        raises: type[Exception] = ValueError,
+        raises: type[DetrError] = DatasetError,
         cause: Exception | None = None,
         image: str | None = None,
     ) -> None:
-        """Raises `raises("{where} {message}; {remedy}.")`, or keeps it; the caller then leaves out what is wrong.
+        """Raise an error, or keep it; the caller then skips what is wrong.
 
         Args:
             kind: See `Finding`.
             where: See `Finding`.
             message: See `Finding`.
             remedy: What to do about it.
-            raises: What is raised.
+            settings: See `Finding`.
+            raises: Class of the error.
             cause: What it is raised from.
             image: Path of the image that cannot be used because of it.
         """
-        finding = Finding("error", kind, str(where), message, remedy)
+        self.add(kind, raises(where, message, remedy, settings), cause=cause, image=image)
+
+    def add(self, kind: str, error: DetrError, *, cause: Exception | None = None, image: str | None = None) -> None:
+        """Raise `error`, or keep it as a finding; see `error`."""
         if not self.collects:
-            raise raises(str(finding)) from cause
-        self.items.append(finding)
+            raise error from cause
+        self.items.append(Finding("error", kind, error.where, error.problem, error.remedy, error.settings))
         if image is not None:
             self.broken_images.add(image)
 
-    def unreadable_image(self, path: str, error: OSError) -> None:
-        """Raises `error`, or keeps it: the image at `path` cannot be used."""
-        if not self.collects:
-            raise error
-        message, _, remedy = str(error).removeprefix(f"{path}: ").rstrip(".").rpartition("; ")
-        self.error("unreadable image", f"{path}:", message, remedy, image=path)
-
     def warn(self, kind: str, note: str, action: str, each: Iterable[tuple[object, str]]) -> None:
-        """Keeps a warning.
+        """Keep a warning.
 
         Args:
             kind: See `Finding`.
-            note: The sentence that sums it up.
+            note: One sentence that sums it up.
             action: What is done about it.
-            each: Place and message of each case; gone through only if findings are collected.
+            each: Place and message of each case; only iterated if findings are collected.
         """
         self.notes.append(note)
         if self.collects:
             self.items += [Finding("warning", kind, str(where), message, action) for where, message in each]
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 box`, `2 boxes`: a number with the form of the noun that fits it (by default with an s)."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def first_items(items: Iterable[object], limit: int = 20) -> str:
+    """At most `limit` items, joined by commas, and how many more there are."""
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more

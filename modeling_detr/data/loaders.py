@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from modeling_detr.data.collate import DetrCollator
+from modeling_detr.data.augmentation.policy import SampleTransform
+from modeling_detr.data.batch import DetrCollator
 from modeling_detr.data.dataset import DetectionDataset
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
-from modeling_detr.data.transforms import SampleTransform
-from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.structures_detr import DetectionIndex
 
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 def build_loader(
     dataset: DetectionDataset,
     sampler: TrainBatchSampler | EvalBatchSampler,
-    processor: DetrTorchvisionImageProcessor,
     *,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -34,7 +32,6 @@ def build_loader(
     Args:
         dataset: The samples.
         sampler: The batches of this process.
-        processor: The image processor of the model.
         num_workers: Number of loader processes; 0: load in this process.
         pin_memory: Put batches into pinned memory, for faster copies to a GPU.
         worker_init_fn: Called in each loader process with its number.
@@ -44,9 +41,7 @@ def build_loader(
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=DetrCollator(
-            processor.image_mean, processor.image_std, len(index.categories), names, normalize=False
-        ),
+        collate_fn=DetrCollator(len(index.categories), names),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
@@ -57,7 +52,6 @@ def build_loader(
 def build_eval_loader(
     index: DetectionIndex,
     transform: SampleTransform | None,
-    processor: DetrTorchvisionImageProcessor,
     accelerator: "Accelerator",
     *,
     batch_size: int,
@@ -71,7 +65,6 @@ def build_eval_loader(
     Args:
         index: The dataset; its labels are the model's.
         transform: What resizes the images; None: nothing does.
-        processor: The image processor of the model.
         accelerator: Has the number and the rank of this process, and its device.
         batch_size: Images per batch.
         masks: Load masks too.
@@ -90,7 +83,6 @@ def build_eval_loader(
     return build_loader(
         dataset,
         sampler,
-        processor,
         num_workers=num_workers,
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=worker_init_fn,

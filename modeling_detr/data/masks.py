@@ -1,6 +1,6 @@
-"""Masks as files have them, kept small, and decoded one image at a time: polygons, run lengths, segments of a PNG.
+"""Masks as they are in files, kept small and decoded one image at a time: polygons, run lengths, segments of a PNG.
 
-A annotations of a dataset · n rows asked for, all of one image · H, W pixels.
+A annotations of a dataset · n rows to read, all of one image · H, W pixels.
 """
 
 from array import array
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modeling_detr.data.findings import Findings
+from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError
 from modeling_detr.structures_detr import MaskColumn
 
 
-ReadMasks = tuple[MaskColumn, list[int]]  # the masks of the rows that have one, and the rows that have none
+ReadMasks = tuple[MaskColumn, list[int]]  # the masks of the rows that have one, and the rows without one
 
 
 # COCO's segmentations
@@ -24,14 +25,14 @@ ReadMasks = tuple[MaskColumn, list[int]]  # the masks of the rows that have one,
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CocoMasks:
-    """Polygons and run lengths of a COCO file, end to end: two buffers in place of a million lists.
+    """Polygons and run lengths of a COCO file, concatenated: two buffers instead of a million lists.
 
     Attributes:
         sizes: (A, 2) int64, height and width of each row's image.
-        is_rle: (A,) bool; whether a row has run lengths, the others have polygons.
+        is_rle: (A,) bool; True: run lengths, False: polygons.
         spans: (A, 2) int64, where a row begins and ends in `runs` or `polygons`.
-        runs: Compressed run lengths of COCO, as bytes.
-        polygons: For each polygon the number of its coordinates, then x and y in turn; float64.
+        runs: COCO's compressed run lengths, as bytes.
+        polygons: float64; for each polygon the number of its coordinates, then alternately x and y.
     """
 
     sizes: NDArray[np.int64]
@@ -68,7 +69,7 @@ def read_segmentations(
     describe: Callable[[int], str],
     findings: Findings,
 ) -> ReadMasks:
-    """The masks of COCO annotations, from their `segmentation`: polygons, compressed or plain run lengths.
+    """Read the masks of COCO annotations from their `segmentation`: polygons, compressed or plain run lengths.
 
     Args:
         entries: The annotations.
@@ -77,7 +78,7 @@ def read_segmentations(
         findings: Takes the rows without a mask.
 
     Returns:
-        The masks of the others, and the rows without one.
+        The masks, and the rows without one.
     """
     runs, polygons = bytearray(), array("d")
     spans, is_rle, absent = [], [], []
@@ -85,61 +86,74 @@ def read_segmentations(
         segmentation = entry.get("segmentation")
         height, width = sizes[row].tolist()
         start = len(runs), len(polygons)
+        rle = isinstance(segmentation, Mapping)
         try:
-            rle = isinstance(segmentation, Mapping)
             if isinstance(segmentation, Mapping):
                 runs += _compressed(segmentation, height, width)
             else:
                 for polygon in segmentation or ():
-                    if len(polygon) >= 6:  # with fewer numbers it has no inside
+                    if len(polygon) >= 6:  # fewer than three points have no inside
                         polygons.append(len(polygon) // 2 * 2)
                         polygons.extend(polygon[: len(polygon) // 2 * 2])
         except (TypeError, ValueError, KeyError) as error:
             del runs[start[0] :], polygons[start[1] :]
-            wanted = "wanted polygons [[x, y, x, y, …], …] or run lengths {size: [height, width], counts: …}"
-            findings.error("segmentation", describe(row), f"has a segmentation that cannot be read ({error})", wanted)
+            message = (
+                f"unreadable segmentation ({error}), expected polygons [[x, y, x, y, …], …] or run lengths "
+                f"{{size: [height, width], counts: …}}"
+            )
+            findings.error("segmentation", describe(row), message, "correct it, or remove the annotation")
         stop = len(runs), len(polygons)
         if stop == start:
             absent.append(row)
             continue
         is_rle.append(rle)
         spans.append((start[not rle], stop[not rle]))
-    if entries and len(absent) == len(entries):
-        findings.error(
-            "segmentation",
-            f"{describe(0)}:",
-            "no annotation of the file has a segmentation",
-            "for masks write them there; for boxes alone take the task 'detection'",
-        )
-    elif absent:
-        findings.warn(
-            "no segmentation",
-            f"{len(absent)} annotations have no segmentation and are left out; the first: {describe(absent[0])}.",
-            "the annotation is left out",
-            ((describe(row), "has no segmentation") for row in absent),
-        )
-    there = np.delete(np.arange(len(entries)), absent)
+    _report_absent(absent, len(entries), describe, findings)
+    present = np.delete(np.arange(len(entries)), absent)
     source = CocoMasks(
-        sizes[there],
+        sizes[present],
         np.array(is_rle, dtype=np.bool_),
         np.array(spans, dtype=np.int64).reshape(-1, 2),
         bytes(runs),
         np.frombuffer(polygons, dtype=np.float64) if polygons else np.zeros(0),
     )
-    return MaskColumn.of(source, len(there)), absent
+    return MaskColumn.of(source, len(present)), absent
+
+
+def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], str], findings: Findings) -> None:
+    """Report the annotations without a segmentation, of `count` in the file."""
+    if not absent:
+        return
+    first = describe(absent[0])
+    if len(absent) == count:
+        findings.error(
+            "segmentation",
+            first,
+            "no segmentation, and neither has any other annotation of the file",
+            "add segmentations, or train boxes only",
+            {"task": "detection"},
+        )
+        return
+    have = "annotation has no segmentation and is" if len(absent) == 1 else "annotations have no segmentation and are"
+    findings.warn(
+        "no segmentation",
+        f"{len(absent)} {have} left out; the first: {first}.",
+        "the annotation is left out",
+        ((describe(row), "no segmentation") for row in absent),
+    )
 
 
 def _compressed(segmentation: Mapping[str, Any], height: int, width: int) -> bytes:
-    """Run lengths as COCO compresses them.
+    """Run lengths in COCO's compressed form.
 
     Raises:
         KeyError: A part is missing.
-        TypeError: A part is not what it should be.
-        ValueError: They are of another size than the image.
+        TypeError: A part has the wrong type.
+        ValueError: They do not have the size of the image.
     """
     size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
     if size != [height, width]:
-        raise ValueError(f"of {size[0]}x{size[1]}, but the image is {height}x{width} (height x width)")
+        raise ValueError(f"size {size[0]}x{size[1]}, but the image is {height}x{width} (height x width)")
     if isinstance(counts, str):
         return counts.encode("ascii")
     if isinstance(counts, bytes):
@@ -161,8 +175,8 @@ class PanopticMasks:
 
     Attributes:
         files: The PNG files.
-        file: (A,) int64, position in `files`.
-        segment: (A,) int64, the id of each row's segment there.
+        file: (A,) int64, index into `files`.
+        segment: (A,) int64, the id of each row's segment in its file.
     """
 
     files: tuple[str, ...]
@@ -179,10 +193,11 @@ class PanopticMasks:
 
 
 def read_segment_ids(path: str) -> NDArray[np.int32]:
-    """The segment id of every pixel (H, W) of a panoptic PNG: red + 256 green + 256² blue, or of a grey one its grey.
+    """The segment id of every pixel (H, W) of a panoptic PNG: red + 256 green + 256² blue, or the grey value.
 
     Raises:
-        OSError: The file is missing or no image; the message names it.
+        DatasetNotFoundError: The file does not exist.
+        DatasetReadError: It is not a readable image.
     """
     try:
         with Image.open(path) as image:
@@ -190,8 +205,8 @@ def read_segment_ids(path: str) -> NDArray[np.int32]:
                 return np.asarray(image).astype(np.int32)
             colours = np.asarray(image.convert("RGB"), dtype=np.int32)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: there is no such panoptic image; put it there.") from error
+        raise DatasetNotFoundError(path, "no such panoptic image", "restore it") from error
     except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError on broken chunks
-        raise OSError(f"{path}: the panoptic image cannot be decoded ({error}); replace it.") from error
-    identifiers: NDArray[np.int32] = colours[..., 0] + 256 * colours[..., 1] + 256 * 256 * colours[..., 2]
-    return identifiers
+        raise DatasetReadError(path, f"the panoptic image cannot be decoded ({error})", "replace it") from error
+    segment_ids: NDArray[np.int32] = colours[..., 0] + 256 * colours[..., 1] + 256 * 256 * colours[..., 2]
+    return segment_ids

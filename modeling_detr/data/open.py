@@ -1,35 +1,19 @@
 """Opens a dataset, whatever its format."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from modeling_detr.data.coco import find_coco_files, read_coco
-from modeling_detr.data.findings import Findings
-from modeling_detr.data.hf_datasets import find_hf_files, is_hub_id, read_hf_dataset
+from modeling_detr.data.dataset_format import DatasetFormat
+from modeling_detr.data.findings import Findings, first_items
+from modeling_detr.data.formats import FORMATS, reading_options
 from modeling_detr.data.labels import only_things
-from modeling_detr.data.panoptic import find_panoptic_files, read_panoptic
-from modeling_detr.data.shapes import is_shapes, read_shapes
-from modeling_detr.data.voc import is_voc, read_voc
-from modeling_detr.data.yolo import find_yolo_file, read_yolo
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, did_you_mean
 from modeling_detr.structures_detr import DetectionIndex, Task
 
 
-# Format → what finds such a dataset at a path (something true), and what reads it.
-_READERS: dict[str, tuple[Callable[[Path], object], Callable[..., DetectionIndex]]] = {
-    "coco": (find_coco_files, read_coco),
-    "yolo": (find_yolo_file, read_yolo),
-    "voc": (is_voc, read_voc),
-    "coco_panoptic": (find_panoptic_files, read_panoptic),
-    "hf": (find_hf_files, read_hf_dataset),
-}
-FORMATS = tuple(_READERS)
-_FORMATS_OF = {  # the formats that an option of reading means something to
-    "images": ("coco", "yolo", "voc"),
-    "drop_difficult": ("voc",),
-    "box_format": ("hf",),
-}
+_NEEDED = {"detection": "boxes", "instance": "masks", "panoptic": "panoptic segments"}  # task → what it needs
 
 
 def open_dataset(
@@ -38,115 +22,113 @@ def open_dataset(
     format: str | None = None,  # noqa: A002 (the word that users know)
     findings: Findings | None = None,
     task: Task = "detection",
-    *,
-    images: str | Path | None = None,
-    drop_difficult: bool = False,
-    box_format: str | None = None,
+    **options: object,
 ) -> DetectionIndex:
-    """Opens a dataset: COCO, COCO panoptic, YOLO, Pascal VOC, of Hugging Face's `datasets`, or the built-in shapes.
+    """Open a dataset in any format of `FORMATS`: COCO, COCO panoptic, YOLO, Pascal VOC, `datasets`, built-in shapes.
 
     Args:
         path: The dataset's folder; a COCO annotation file (.json); a YOLO description (.yaml); a parquet file; the
             name of a dataset on the Hub (owner/name); or `shapes`, with options as in
-            `shapes?size=128&train=8000&val=400&seed=0&panoptic=true`. Where a folder holds nothing but one other
-            folder, that one is looked into.
-        split: Name of a split, several joined by `+` (`train+val`), or None for every image. The classes and their
-            labels are those of the whole dataset, whichever split is chosen.
-        format: `coco`, `coco_panoptic`, `yolo`, `voc` or `hf` (of `datasets`); None: found out. Of a folder with both
-            of COCO's, the task `panoptic` takes the panoptic files, the others take the instances.
-        findings: Takes what is wrong, each with its place (`detr data check`); None: the first error is raised.
-        task: What it is opened for: `detection` (boxes), `instance` (things with their masks) or `panoptic` (every
-            pixel belongs to a thing or to stuff).
-        images: A folder that images lie in, which may be outside the dataset's; without it such images are refused.
-        drop_difficult: Leave out objects that Pascal VOC marks as difficult.
-        box_format: Convention of the boxes in a dataset of `datasets`, see `hf_datasets.BoxFormat`; None: found out.
+            `shapes?size=128&train=8000&val=400&seed=0&panoptic=true`. A folder that contains nothing but one other
+            folder stands for that one.
+        split: Name of a split, several joined by `+` (`train+val`), or None for every image. Classes and labels are
+            those of the whole dataset, whichever split is chosen.
+        format: A key of `FORMATS`; None: detected. In a folder with both of COCO's formats, the task `panoptic` reads
+            the panoptic files, the other tasks the instances.
+        findings: Collects what is wrong, with its place (`detr data check`); None: the first error is raised.
+        task: What the dataset is opened for: `detection` (boxes), `instance` (things with their masks) or `panoptic`
+            (every pixel belongs to a thing or to stuff).
+        **options: Options of the format; None and False mean "not given". `images` (COCO, YOLO, VOC): a folder of
+            images, which may be outside the dataset's; otherwise images outside are refused. `drop_difficult` (VOC):
+            leave out objects marked as difficult. `box_format` (hf): convention of the boxes, see `hf.BoxFormat`;
+            otherwise detected.
 
     Returns:
-        The index of its images and annotations; `notes` say what was left out or changed.
+        The index of its images and annotations; its `notes` list what was left out or changed.
 
     Raises:
-        FileNotFoundError: Nothing is there, or images or labels are missing.
-        ValueError: The format cannot be told or has not what the task needs, there is no such split, or a file is not
-            what it should be.
+        DatasetNotFoundError: There is nothing at `path`, or images or labels are missing.
+        DatasetError: The format cannot be detected or lacks what the task needs, the split does not exist, or a file
+            has unexpected content.
+        TypeError: No format has such an option.
     """
     if task not in get_args(Task):
-        raise ValueError(f"There is no task '{task}'; wanted one of {', '.join(get_args(Task))}.")
-    if is_shapes(path):
-        index = read_shapes(str(path), panoptic=task == "panoptic")
-    else:
-        given: dict[str, Any] = {"images": images, "drop_difficult": drop_difficult or None, "box_format": box_format}
-        options = {name: value for name, value in given.items() if value is not None}
-        if images is not None and not Path(images).is_dir():
-            raise FileNotFoundError(f"--images {images}: there is no such folder; wanted the one that images lie in.")
-        index = _open_files(Path(path).expanduser(), format, findings, task, options)
+        raise DatasetError("task", f"got '{task}'", did_you_mean(task, get_args(Task)))
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    chosen, place = _choose_format(path, format, task)
+    _check_options(chosen, place, given)
+    if task not in chosen.tasks:
+        able = [name for name, entry in FORMATS.items() if task in entry.tasks]
+        raise DatasetError(
+            place,
+            f"format '{chosen.name}' has no {_NEEDED[task]}, which task '{task}' needs",
+            f"choose another task, or a dataset in the format {' or '.join(able)}",
+        )
+    findings = Findings() if findings is None else findings
+    findings.format = chosen.name
+    index = chosen.read(place, findings=findings, task=task, **given)
     if task == "instance" and not all(category.is_thing for category in index.categories):
         index = only_things(index)
     return index if split is None else index.split(split)
 
 
-def _open_files(
-    path: Path, chosen: str | None, findings: Findings | None, task: Task, options: Mapping[str, Any]
-) -> DetectionIndex:
-    if chosen is not None and chosen not in _READERS:
-        raise ValueError(f"There is no dataset format '{chosen}'; wanted one of {', '.join(_READERS)}.")
-    on_hub = chosen in (None, "hf") and is_hub_id(path)
-    if not path.exists() and not on_hub and not (chosen == "hf" and len(path.parts) == 1):
-        raise FileNotFoundError(
-            f"There is no dataset at {path} ({path.resolve()}); wanted a folder in COCO, YOLO or Pascal VOC format, a "
-            f"COCO .json, a YOLO .yaml, a folder or .parquet of `datasets`, a name on the Hub (owner/name), or the "
-            f"built-in 'shapes'."
+def _choose_format(
+    path: str | Path,
+    format: str | None,  # noqa: A002
+    task: Task,
+) -> tuple[DatasetFormat, str | Path]:
+    """The format of the dataset at `path`, and the name or the file or folder to read it from."""
+    if format is not None and format not in FORMATS:
+        raise DatasetError("format", f"got '{format}'", did_you_mean(format, FORMATS))
+    candidates = list(FORMATS.values()) if format is None else [FORMATS[format]]
+    text = str(path)
+    for candidate in candidates:
+        if candidate.is_name(text, candidate.name == format):
+            return candidate, text
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise DatasetNotFoundError(
+            place, f"no such file or folder ({place.resolve()})", f"expected one of these: {_looked_for()}"
         )
-    if chosen is not None or on_hub:
-        return _read(chosen or "hf", path, findings, task, options)
+    return (FORMATS[format], place) if format is not None else _detect_format(place, task)
+
+
+def _detect_format(path: Path, task: Task) -> tuple[DatasetFormat, Path]:
+    """The format of the dataset at `path`, or in the only folder inside it."""
     place: Path | None = path
     while place is not None:
-        fitting = [name for name, (finds, _) in _READERS.items() if finds(place)]
-        if len(fitting) > 1 and "yolo" in fitting and not _has_yaml(place):
-            fitting.remove("yolo")  # a classes.txt alone says little beside the annotations of another format
-        if {"coco", "coco_panoptic"} <= {*fitting}:  # two views of the same images
-            fitting.remove("coco" if task == "panoptic" else "coco_panoptic")
+        fitting = [entry for entry in FORMATS.values() if entry.find(place)]
+        fitting = fitting or [entry for entry in FORMATS.values() if entry.find_hints(place)]
         if len(fitting) > 1:
-            raise ValueError(
-                f"{place} could be read as {' or as '.join(fitting)}; say which with "
-                f"--data_format {fitting[0]} (format= in Python), or give the path of the annotation file (.json) or "
-                f"description (.yaml) itself."
+            fitting = [entry for entry in fitting if task in entry.tasks] or fitting
+            names = {entry.name for entry in fitting}
+            fitting = [entry for entry in fitting if names.isdisjoint(entry.defers_to)]
+        if len(fitting) > 1:
+            raise DatasetError(
+                place,
+                f"could be read as {' or as '.join(entry.name for entry in fitting)}",
+                "give the path of the annotation file (.json) or description (.yaml), or choose the format",
+                {"format": fitting[0].name},
             )
         if fitting:
-            return _read(fitting[0], place, findings, task, options)
+            return fitting[0], place
         place = _only_folder(place)
-    raise ValueError(_what_was_looked_for(path))
+    if path.is_file():
+        raise DatasetError(path, "not a dataset file", f"expected one of these: {_looked_for()}")
+    entries = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
+    raise DatasetError(
+        path,
+        f"no dataset in a known format, found only {first_items(entries, 12) or 'an empty folder'}",
+        f"expected one of these: {_looked_for()}",
+    )
 
 
-def _read(name: str, path: Path, findings: Findings | None, task: Task, options: Mapping[str, Any]) -> DetectionIndex:
-    for option in options:
-        if name not in _FORMATS_OF[option]:
-            raise ValueError(
-                f"{path} was taken for the format '{name}', to which {option} means nothing; leave it out, or say "
-                f"--data_format {_FORMATS_OF[option][0]} (format= in Python)."
-            )
-    if findings is not None:
-        findings.format = name
-    fitting = {
-        "instance": "COCO with segmentations, COCO panoptic, or the built-in shapes",
-        "panoptic": "COCO panoptic (annotations/panoptic_*.json with folders of PNG), or the built-in shapes",
-    }
-    if task != "detection" and name != "coco_panoptic" and (name, task) != ("coco", "instance"):
-        raise ValueError(
-            f"{path} was taken for the format '{name}', which has not what the task '{task}' needs; wanted "
-            f"{fitting[task]}, or another task."
-        )
-    if (name, task) == ("coco", "instance"):
-        return read_coco(path, findings=findings, masks=True, **options)
-    return _READERS[name][1](path, findings=findings, **options)
-
-
-def _has_yaml(path: Path) -> bool:
-    file = find_yolo_file(path)
-    return file is not None and file.suffix.lower() in (".yaml", ".yml")
+def _looked_for() -> str:
+    return "; ".join(f"{name}: {entry.looked_for}" for name, entry in FORMATS.items())
 
 
 def _only_folder(path: Path) -> Path | None:
-    """The one folder in `path`, where archives are often unpacked to; None if there are none or several."""
+    """The only folder in `path`, as archives often unpack to; None if there are none or several."""
     if not path.is_dir():
         return None
     with os.scandir(path) as entries:
@@ -154,15 +136,17 @@ def _only_folder(path: Path) -> Path | None:
     return Path(folders[0].path) if len(folders) == 1 else None
 
 
-def _what_was_looked_for(path: Path) -> str:
-    if path.is_file():
-        return f"{path} is no dataset; wanted a folder, a COCO annotation file (.json) or a YOLO description (.yaml)."
-    entries = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
-    shown = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "")
-    return (
-        f"{path} is in no format that is known. Looked for COCO: annotations/instances_*.json or "
-        f"panoptic_*.json, or JSON files with 'images', 'annotations' and 'categories' in it or its sub-folders; "
-        f"YOLO: a .yaml file with 'names', or classes.txt; Pascal VOC: .xml files that begin with <annotation>; "
-        f"datasets: dataset_dict.json or state.json of save_to_disk, or .parquet files. "
-        f"It holds: {shown or 'nothing'}."
-    )
+def _check_options(chosen: DatasetFormat, place: str | Path, given: Mapping[str, object]) -> None:
+    """Raise an error if an option is unknown, belongs to another format, or is a folder that does not exist."""
+    known = reading_options()
+    taken = {option.name for option in chosen.options}
+    for name, value in given.items():
+        if name not in known:
+            raise TypeError(f"open_dataset() has no option '{name}'; {did_you_mean(name, known)}")
+        if name not in taken:
+            able = [entry.name for entry in FORMATS.values() if known[name] in entry.options]
+            raise DatasetError(
+                place, f"format '{chosen.name}' has no option '{name}'", "leave it out, or choose", {"format": able[0]}
+            )
+        if known[name].kind is Path and not Path(str(value)).is_dir():
+            raise DatasetNotFoundError(value, f"no such folder, expected the {known[name].help}")

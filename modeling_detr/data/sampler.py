@@ -1,7 +1,7 @@
-"""Which images make a batch: of like size, so that little is padding, and the same however work is split up.
+"""Which images share a batch: images of similar size, so that there is little padding, however work is split up.
 
-Random sizes are planned before anything is read, by the numbers that the dataset will draw again. Only which images
-share a batch follows from the sizes; each image has the size that it would have anyway.
+Random sizes are planned before anything is read, from the random numbers that the dataset will draw again. The sizes
+only decide which images share a batch; each image has the size that it would have anyway.
 """
 
 import math
@@ -16,18 +16,18 @@ from modeling_detr.data.dataset import DetectionDataset, SampleKey
 
 
 Batching = Literal["size", "random"]
-POOL_IMAGES = 4096  # images that are sorted together: enough for little padding, planned in a fraction of a second
+POOL_IMAGES = 4096  # images sorted together: enough for little padding, planned in a fraction of a second
 
 
 class TrainBatchSampler(Sampler[list[SampleKey]]):
     """Batches for training, for one process.
 
-    An epoch is cut into global steps of `num_processes * accumulation * batch_size` images, and only then a step into
-    batches: so 1 x 8, 2 x 4 and 1 x 4 with 2 accumulated batches see the same images in the same step. No image comes
-    twice in an epoch; what is left over when the images are divided by a step is another rest each epoch. A dataset
-    smaller than one step is one smaller step, dealt out evenly.
+    An epoch is divided into global steps of `num_processes * accumulation * batch_size` images, and only then a step
+    into batches: 1 x 8, 2 x 4 and 1 x 4 with 2 accumulated batches see the same images in the same step. No image
+    occurs twice in an epoch; images that do not fill a last step are left out, other ones in each epoch. A dataset
+    smaller than one step is one smaller step, divided evenly.
 
-    Batch number `i` that a process gets belongs to step `first_step + i // accumulation`.
+    Batch `i` of a process belongs to step `first_step + i // accumulation`.
     """
 
     def __init__(
@@ -41,29 +41,29 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         batching: Batching = "size",
         seed: int | None = None,
     ) -> None:
-        """Says what is sampled, and how steps are cut up.
+        """Set what is sampled, and how steps are divided.
 
         Args:
-            dataset: What is sampled from; its transform plans the sizes (one that makes no plans: the images' sizes).
-            batch_size: Images of a batch, which one process takes in one forward pass.
-            num_processes: Processes that train together.
-            process_index: Which of them this is.
-            accumulation: Batches of a process whose gradients are added up before the optimizer steps.
-            batching: `size` batches images of like size, `random` any images, as the original does.
-            seed: Of the order of the images; None: the dataset's.
+            dataset: The dataset; its transform plans the sizes (without a plan: the images' own sizes).
+            batch_size: Images in a batch, which one process takes in one forward pass.
+            num_processes: Number of processes that train together.
+            process_index: Index of this process.
+            accumulation: Batches of a process whose gradients are accumulated before the optimizer steps.
+            batching: `size` puts images of similar size into a batch, `random` any images, as the original does.
+            seed: Seed of the order of the images; None: the dataset's.
 
         Raises:
-            ValueError: A number makes no sense, or there are fewer images than batches in a step.
+            ValueError: A number is out of range, or there are fewer images than batches in a step.
         """
         _check_split(batch_size, num_processes, process_index)
         if accumulation < 1:
-            raise ValueError(f"accumulation is {accumulation}; wanted at least 1.")
+            raise ValueError(f"accumulation: got {accumulation}, expected at least 1.")
         if batching not in get_args(Batching):
-            raise ValueError(f"batching is '{batching}'; wanted {' or '.join(get_args(Batching))}.")
+            raise ValueError(f"batching: got '{batching}', expected {' or '.join(get_args(Batching))}.")
         if len(dataset) < num_processes * accumulation:
             raise ValueError(
-                f"{dataset.index.name} has {len(dataset)} images to train on, fewer than the {num_processes} "
-                f"processes x {accumulation} accumulated batches of one step, each of which needs one; use fewer."
+                f"{dataset.index.name}: got {len(dataset)} images to train on, expected at least one for each of the "
+                f"{num_processes} processes x {accumulation} accumulated batches of a step; use fewer."
             )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -77,59 +77,59 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     @property
     def step_size(self) -> int:
-        """Images of one optimizer step, over all processes and accumulated batches."""
+        """Images in one optimizer step, over all processes and accumulated batches."""
         return min(len(self.dataset), self.num_processes * self.accumulation * self.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of a whole epoch."""
+        """Optimizer steps in a whole epoch."""
         return len(self.dataset) // self.step_size
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Chooses the epoch that the next iteration walks through, and the step at which it begins (to resume)."""
+        """Set the epoch of the next iteration, and the step at which it starts (to resume)."""
         if not 0 <= first_step <= self.steps_per_epoch:
-            raise ValueError(f"first_step is {first_step}; an epoch has the steps 0 to {self.steps_per_epoch - 1}.")
+            raise ValueError(f"first_step: got {first_step}, expected 0 to {self.steps_per_epoch}.")
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
-        """Batches of this process from `first_step` to the end of the epoch."""
+        """Number of batches of this process from `first_step` to the end of the epoch."""
         return (self.steps_per_epoch - self.first_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for step in self._steps():
             batches = np.array_split(step, self.accumulation * self.num_processes)
             for batch in batches[self.process_index :: self.num_processes]:
-                yield [SampleKey(int(position), self.epoch) for position in batch]
+                yield [SampleKey(int(image), self.epoch) for image in batch]
 
     def _steps(self) -> Iterator[NDArray[np.int64]]:
-        """The images of each global step, from the first step on. Pools before it are not even planned."""
+        """The images of each global step, from `first_step` on. Earlier pools are not even planned."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset))
         steps = order[: self.steps_per_epoch * self.step_size].reshape(-1, self.step_size)
         pools = np.array_split(steps, math.ceil(len(steps) / max(1, POOL_IMAGES // self.step_size)))
         begin = 0
-        for number, pool in enumerate(pools):
+        for pool_index, pool in enumerate(pools):
             skipped = max(0, self.first_step - begin)
             begin += len(pool)
             if skipped >= len(pool):
                 continue
-            yield from (self._group(pool, number) if self.batching == "size" else pool)[skipped:]
+            yield from (self._group(pool, pool_index) if self.batching == "size" else pool)[skipped:]
 
-    def _group(self, pool: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-        """The images of a pool (steps, step size) rearranged so that those of a step are of like size, and within a
-        step those of a batch. Which images share a step does not depend on the size of a batch."""
+    def _group(self, pool: NDArray[np.int64], pool_index: int) -> NDArray[np.int64]:
+        """Rearrange the images of a pool (steps, step size) so that those of a step have similar sizes, and within a
+        step those of a batch. Which images share a step does not depend on the batch size."""
         images = pool.ravel()
         sizes = planned_sizes(self.dataset, images, self.epoch)
         steps = pack_by_size(sizes, self.step_size).reshape(pool.shape)
         if self.batch_size < self.step_size:
             steps = np.stack([step[pack_by_size(sizes[step], self.batch_size)] for step in steps])
-        return images[steps[np.random.default_rng([self.seed, self.epoch, number]).permutation(len(steps))]]
+        return images[steps[np.random.default_rng([self.seed, self.epoch, pool_index]).permutation(len(steps))]]
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):
-    """Batches for evaluation, for one process: images of like size, every image once.
+    """Batches for evaluation, for one process: images of similar size, every image once.
 
-    The batches are the same however many processes there are; process `k` gets every batch whose number is `k` modulo
-    `num_processes`, so some get one batch less. The largest come first: if memory is short, it shows at once.
+    The batches do not depend on the number of processes; process `k` gets every batch whose index is `k` modulo
+    `num_processes`, so some get one batch less. The largest come first, so that a lack of memory shows at once.
     """
 
     def __init__(
@@ -141,18 +141,18 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
         process_index: int = 0,
         max_pixels: int | None = None,
     ) -> None:
-        """Plans the batches of all processes.
+        """Plan the batches of all processes.
 
         Args:
-            dataset: What is sampled from.
-            batch_size: Images of a batch; one batch may have fewer.
-            num_processes: Processes that evaluate together.
-            process_index: Which of them this is.
-            max_pixels: Most pixels of a batch, padding included, which then has fewer images; an image that alone has
-                more is a batch by itself. None: any number.
+            dataset: The dataset.
+            batch_size: Images in a batch; one batch may have fewer.
+            num_processes: Number of processes that evaluate together.
+            process_index: Index of this process.
+            max_pixels: Largest number of pixels in a batch, padding included; a batch that has more is divided. A
+                larger image is a batch by itself. None: no limit.
 
         Raises:
-            ValueError: A number makes no sense.
+            ValueError: A number is out of range.
         """
         _check_split(batch_size, num_processes, process_index)
         sizes = planned_sizes(dataset, np.arange(len(dataset)), epoch=0)
@@ -168,28 +168,28 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for batch in self._batches:
-            yield [SampleKey(int(position)) for position in batch]
+            yield [SampleKey(int(image)) for image in batch]
 
 
-def planned_sizes(dataset: DetectionDataset, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
-    """The size (N, 2), height and width, that each image will have in that epoch."""
-    plans = (dataset.plan(SampleKey(int(position), epoch)) for position in positions)
+def planned_sizes(dataset: DetectionDataset, images: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+    """The size (N, 2), height and width, of each of `images` (N,) indices in an epoch."""
+    plans = (dataset.plan(SampleKey(int(image), epoch)) for image in images)
     return np.array([(plan.height, plan.width) for plan in plans], dtype=np.int64).reshape(-1, 2)
 
 
 def pack_by_size(sizes: NDArray[np.int64], group: int) -> NDArray[np.int64]:
-    """An order of images in which each `group` of consecutive ones are of like height and width.
+    """Order images so that each `group` of consecutive ones has similar heights and widths.
 
-    The images are halved again and again, at a multiple of `group`, along the side in which they differ more. Equal
-    sizes keep the order in which they came. On COCO's sizes, padding is 0.3, 2 and 3 % of the pixels for groups of
-    2, 8 and 16, against 20, 45 and 52 % of groups at random.
+    The images are halved repeatedly, at a multiple of `group`, along the side in which they differ more. Images of
+    equal size keep their order. On COCO's sizes, padding is 0.3, 2 and 3 % of the pixels for groups of 2, 8 and 16,
+    against 20, 45 and 52 % for random groups.
 
     Args:
         sizes: (N, 2) height and width of each image.
-        group: Images of a group; the last one may have fewer.
+        group: Images in a group; the last one may have fewer.
 
     Returns:
-        (N,) positions in `sizes`.
+        (N,) indices into `sizes`.
     """
     logarithms = np.log(sizes)
 
@@ -206,7 +206,7 @@ def pack_by_size(sizes: NDArray[np.int64], group: int) -> NDArray[np.int64]:
 
 
 def _within(batch: NDArray[np.int64], sizes: NDArray[np.int64], max_pixels: int) -> list[NDArray[np.int64]]:
-    """The batch in halves, again and again, until each has at most `max_pixels` pixels or one image."""
+    """Halve the batch repeatedly, until each part has at most `max_pixels` pixels or one image."""
     if len(batch) <= 1 or int(sizes[batch].max(0).prod()) * len(batch) <= max_pixels:
         return [batch]
     middle = len(batch) // 2
@@ -215,6 +215,8 @@ def _within(batch: NDArray[np.int64], sizes: NDArray[np.int64], max_pixels: int)
 
 def _check_split(batch_size: int, num_processes: int, process_index: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; wanted at least 1.")
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1.")
     if num_processes < 1 or not 0 <= process_index < num_processes:
-        raise ValueError(f"process_index is {process_index} of {num_processes} processes; wanted 0…num_processes-1.")
+        raise ValueError(
+            f"process_index: got {process_index} with {num_processes} processes, expected 0 to num_processes - 1."
+        )

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
-from modeling_detr.data.collate import split_batch
+from modeling_detr.data.batch import split_batch
 from modeling_detr.structures_detr import DetectionBatch
 
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from modeling_detr.configuration_detr import DetrConfig
-from modeling_detr.data.collate import split_batch
+from modeling_detr.data.batch import split_batch
 from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.loss_detr import sum_class_weights
 from modeling_detr.structures_detr import DetectionBatch

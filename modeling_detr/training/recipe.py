@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from modeling_detr.data.hf_datasets import BoxFormat
+from modeling_detr.data.formats.hf_boxes import BoxFormat
 from modeling_detr.errors_detr import RecipeError
 from modeling_detr.structures_detr import Task
 from modeling_detr.training.optimization import LearningRateSchedule

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from modeling_detr.atomic_output import new_file
 from modeling_detr.configuration_detr import DetrConfig
-from modeling_detr.data.collate import split_batch
+from modeling_detr.data.batch import split_batch
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionBatch

@@ -25,10 +25,10 @@ from modeling_detr.data import (
     open_dataset,
     train_transform,
 )
+from modeling_detr.data.augmentation.policy import SampleTransform
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
 from modeling_detr.data.loaders import build_eval_loader, build_loader
 from modeling_detr.data.splits import training_splits
-from modeling_detr.data.transforms import SCALES, SampleTransform
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
@@ -407,7 +407,6 @@ def build_loaders(
         train=build_loader(
             train_set,
             train_sampler,
-            processor,
             num_workers=recipe.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             worker_init_fn=prepare_worker,
@@ -416,7 +415,6 @@ def build_loaders(
         eval=build_eval_loader(
             eval_index,
             eval_transform(shortest_edge, longest_edge),
-            processor,
             accelerator,
             batch_size=recipe.eval_batch_size or recipe.batch_size,
             masks=masks,
@@ -453,10 +451,5 @@ def _edges(processor: DetrTorchvisionImageProcessor) -> tuple[int, int | None]:
 
 
 def _augmentation(recipe: Recipe, shortest_edge: int, longest_edge: int | None) -> SampleTransform:
-    """The training transform; the sizes of the built-in policies follow the processor's unless they are given."""
-    options = dict(recipe.transform_options)
-    if recipe.transform in ("original", "light", "none"):
-        proportions = SCALES if recipe.transform == "original" else (max(SCALES),)
-        options.setdefault("scales", [round(scale * shortest_edge / max(SCALES)) for scale in proportions])
-        options.setdefault("longest_edge", longest_edge)
-    return train_transform(recipe.transform, **options)
+    """The training transform; a policy chooses the sizes that are not given from the processor's."""
+    return train_transform(recipe.transform, size=(shortest_edge, longest_edge), **recipe.transform_options)

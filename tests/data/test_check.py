@@ -44,7 +44,7 @@ def test_unknown_classes_and_broken_files_are_errors_with_their_location(yolo_fo
     label_file.write_text(label_file.read_text() + "9 .5 .5 .1 .1\n")
     report = check_dataset(yolo_folder)
     assert kinds(report, "error") == ["unknown class"]
-    assert report.findings[0].where.endswith("a.txt: line 3")
+    assert report.findings[0].where.endswith("a.txt, line 3")
     (coco_folder / "annotations" / "instances_val.json").write_text("{")
     assert main(["check", str(coco_folder)]) == 1
 

@@ -51,10 +51,10 @@ def test_an_existing_target_is_an_error_and_an_interruption_leaves_nothing_behin
     with pytest.raises(FileExistsError, match="exists"):
         convert_dataset(index, coco_folder, "voc")
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "_read_back", interrupted)
+    monkeypatch.setattr(convert, "open_dataset", interrupted)
     (tmp_path / "place").mkdir()
     with pytest.raises(KeyboardInterrupt):
         convert_dataset(index, tmp_path / "place" / "new", "voc")
@@ -75,7 +75,7 @@ def test_crowds_are_dropped_if_the_format_has_none(coco_folder, tmp_path):
 def test_boxes_of_stuff_classes_are_reported(to, tmp_path):
     index = open_dataset("shapes?size=32&train=2&val=0&panoptic=true")
     notes = convert_dataset(index, tmp_path / to, to).notes
-    assert "2 boxes are of stuff (ground), which is written like things." in notes
+    assert "2 boxes of stuff (ground) written as things." in notes
 
 
 def test_show_writes_a_page_and_a_picture(voc_folder, tmp_path):

@@ -97,16 +97,16 @@ def test_planned_sizes_are_the_actual_sizes(index):
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        (lambda sample: sample["image"], "returned a Image that lacks"),
-        (lambda sample: {"image": sample["image"]}, "lacks 'target'"),
-        (lambda sample: {**sample, "image": sample["image"].float()}, "torch.float32 of shape .*wanted a uint8"),
+        (lambda sample: sample["image"], "returned a Image without"),
+        (lambda sample: {"image": sample["image"]}, "without 'target'"),
+        (lambda sample: {**sample, "image": sample["image"].float()}, "torch.float32 of shape .*expected a uint8"),
         (
             lambda sample: {**sample, "target": {**sample["target"], "area": torch.zeros(99)}},
-            r"99 areas; .*SanitizeBoundingBoxes\(labels_getter=",
+            r"99 areas, .*SanitizeBoundingBoxes\(labels_getter=",
         ),
         (
             lambda sample: v2.ConvertBoundingBoxFormat("CXCYWH")(sample),
-            "returned boxes as CXCYWH; wanted XYXY",
+            "returned boxes as CXCYWH, expected XYXY",
         ),
     ],
 )
@@ -117,7 +117,7 @@ def test_errors_in_a_transformed_sample_are_named(index, transform, message):
 
 
 def test_an_index_out_of_range_is_an_index_error(index):
-    with pytest.raises(IndexError, match="has 12 images; there is none at 12"):
+    with pytest.raises(IndexError, match="got image 12, expected 0 to 11"):
         DetectionDataset(index)[12]
 
 
@@ -142,5 +142,5 @@ def test_images_with_a_no_flip_class_are_never_flipped(coco_folder: Path) -> Non
     assert [dataset.plan(SampleKey(position)).flip for position in (0, 1)] == [False, True]
     with pytest.raises(ValueError, match="has no class 'catt'; did you mean 'cat'"):
         DetectionDataset(index, always, no_flip_classes=["catt"])
-    with pytest.raises(ValueError, match="flips by itself"):
+    with pytest.raises(ValueError, match="decides itself what it flips"):
         DetectionDataset(index, lambda sample: sample, no_flip_classes=["cat"])

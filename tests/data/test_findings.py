@@ -6,6 +6,7 @@ import pytest
 
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.open import open_dataset
+from modeling_detr.errors_detr import DatasetReadError
 
 
 def collect(path):
@@ -14,12 +15,17 @@ def collect(path):
 
 
 def places(findings, kind):
-    return [f"{found.where} {found.message}" for found in findings.items if found.kind == kind]
+    return [f"{found.where}: {found.message}" for found in findings.items if found.kind == kind]
 
 
 def test_strict_findings_raise_the_first_error():
-    with pytest.raises(OSError, match=r"^a\.txt: line 3 is odd; mend it\.$"):
-        Findings().error("line", "a.txt: line 3", "is odd", "mend it", raises=OSError)
+    with pytest.raises(DatasetReadError, match=r"^a\.txt, line 3: is odd; correct it \(format='voc'\)\.$"):
+        Findings().error("line", "a.txt, line 3", "is odd", "correct it", {"format": "voc"}, raises=DatasetReadError)
+    findings = Findings(collects=True)
+    findings.error("line", "a.txt, line 3", "is odd", "correct it", {"format": "voc"})
+    (finding,) = findings.items
+    assert str(finding) == "a.txt, line 3: is odd; correct it (format='voc')."
+    assert finding.text(lambda name, value: f"--{name} {value}") == "a.txt, line 3: is odd; correct it (--format voc)."
 
 
 def test_all_errors_of_a_coco_file_are_collected(coco_folder):
@@ -35,11 +41,11 @@ def test_all_errors_of_a_coco_file_are_collected(coco_folder):
     file.write_text(json.dumps(content))
     index, findings = collect(coco_folder)
     assert len(index.annotations) == 2  # the third of train, one of val
-    assert [place.partition(".json: ")[2][:35] for place in places(findings, "unknown class")] == [
-        "annotation 0 of image 1 has categor",
-        "annotation 9 of image 2 has categor",
+    assert [place.partition(".json, ")[2][:38] for place in places(findings, "unknown class")] == [
+        "annotation 0 of image 1: category_id 7",
+        "annotation 9 of image 2: category_id [",
     ]
-    assert "annotation 1 of image 1 has the bbox [1, 'x', 3, 4]" in places(findings, "box")[0]
+    assert "annotation 1 of image 1: got bbox [1, 'x', 3, 4]" in places(findings, "box")[0]
     assert "2 images have the id 2" in places(findings, "duplicate id")[0]
     assert "'gone.jpg' is missing" in places(findings, "missing image")[0]
     assert {found.severity for found in findings.items} == {"error"}
@@ -53,10 +59,10 @@ def test_all_errors_of_yolo_labels_and_images_are_collected(yolo_folder):
     assert (len(index), len(index.annotations)) == (3, 4)
     assert {name: members.tolist() for name, members in index.splits.items()} == {"train": [0, 1], "val": [2]}
     assert [found.where.rpartition("/")[2] for found in findings.items if found.kind != "no label file"] == [
-        "a.txt: line 3",
-        "a.txt: line 4",
-        "a.txt: line 5",
-        "c.jpg:",
+        "a.txt, line 3",
+        "a.txt, line 4",
+        "a.txt, line 5",
+        "c.jpg",
     ]
 
 
@@ -78,8 +84,8 @@ def test_every_case_of_a_warning_has_a_location_and_they_share_one_note(yolo_fol
     label_file.write_text(label_file.read_text() + "0 .5 .5 0 .1\n0 .5 .5 .1 0\n1 .9 .9 .4 .1\n")
     index, findings = collect(yolo_folder)
     assert [found.where.rpartition("/")[2] for found in findings.items if found.kind == "zero area"] == [
-        "a.txt: line 3",
-        "a.txt: line 4",
+        "a.txt, line 3",
+        "a.txt, line 4",
     ]
     assert [note for note in index.notes if note.startswith("2 boxes of zero area")]
     assert [found.action for found in findings.items if found.kind == "past the edge"] == [

@@ -10,8 +10,8 @@ from pycocotools import mask as coco_mask
 from torchvision.ops import masks_to_boxes
 
 from modeling_detr.data import DetectionDataset, DetrCollator, open_dataset, read_coco, read_panoptic
+from modeling_detr.data.augmentation.geometry import crop, horizontal_flip, resize
 from modeling_detr.data.masks import read_segment_ids
-from modeling_detr.data.transforms import crop, horizontal_flip, resize
 
 
 SIZE = (20, 30)
@@ -112,12 +112,12 @@ def test_annotations_without_segmentation_are_dropped_from_masks(tmp_path):
 
 def test_an_rle_with_a_wrong_size_is_an_error_that_names_the_annotation(tmp_path):
     wrong = {"size": [10, 10], "counts": [100]}
-    with pytest.raises(ValueError, match=r"annotation 0 of image 5 has a segmentation that cannot be read \(of 10x10"):
+    with pytest.raises(ValueError, match=r"annotation 0 of image 5: unreadable segmentation \(size 10x10"):
         read_coco(instances(tmp_path, [wrong]), masks=True)
 
 
 def test_a_file_without_any_segmentation_has_no_masks(tmp_path):
-    with pytest.raises(ValueError, match="no annotation of the file has a segmentation"):
+    with pytest.raises(ValueError, match="no segmentation, and neither has any other annotation"):
         read_coco(instances(tmp_path, [None, None]), masks=True)
 
 
@@ -210,9 +210,9 @@ def test_instances_of_a_panoptic_dataset_are_its_thing_classes(tmp_path):
 
 
 def test_a_format_without_masks_is_refused_for_a_task_that_needs_them(yolo_folder, coco_folder):
-    with pytest.raises(ValueError, match="format 'yolo', which has not what the task 'instance' needs"):
+    with pytest.raises(ValueError, match="format 'yolo' has no masks, which task 'instance' needs"):
         open_dataset(yolo_folder, task="instance")
-    with pytest.raises(ValueError, match="'coco', which has not what the task 'panoptic' needs"):
+    with pytest.raises(ValueError, match="'coco' has no panoptic segments, which task 'panoptic' needs"):
         open_dataset(coco_folder, task="panoptic")
 
 
@@ -271,7 +271,7 @@ def test_masks_of_a_batch_are_not_padded():
     index = open_dataset("shapes?size=32&train=2&val=0", task="panoptic")
     dataset = DetectionDataset(index, masks=True)
     samples = [dataset[0], resize(dataset[1], 40, 48)]
-    batch = DetrCollator([0.5] * 3, [0.5] * 3, num_labels=5)(samples)
+    batch = DetrCollator(num_labels=5)(samples)
 
     assert batch["pixel_values"].shape[-2:] == (40, 48)
     for sample, labels in zip(samples, batch["labels"], strict=True):

@@ -39,8 +39,8 @@ def test_exact_duplicates_are_kept_and_reported(coco_folder: Path) -> None:
     index = open_dataset(coco_folder, "train")
 
     assert len(index.annotations) == 6
-    (note,) = (note for note in index.notes if "once more" in note)
-    assert note.startswith("2 boxes")
+    (note,) = (note for note in index.notes if "exact duplicates" in note)
+    assert note.startswith("2 exact duplicates of another box")
     assert "annotation 90 of image 1" in note
 
 
@@ -51,11 +51,11 @@ def test_difficult_objects_are_kept_unless_drop_difficult_is_set(voc_folder: Pat
     index = open_dataset(voc_folder, "train", drop_difficult=True)
 
     assert len(index.annotations) == 1
-    assert any("3 objects marked difficult are left out" in note for note in index.notes)
+    assert any("3 objects marked as difficult left out" in note for note in index.notes)
 
 
 def test_an_option_of_another_format_is_refused(coco_folder: Path) -> None:
-    with pytest.raises(ValueError, match="'coco', to which drop_difficult means nothing"):
+    with pytest.raises(ValueError, match=r"format 'coco' has no option 'drop_difficult'; .*\(format='voc'\)"):
         open_dataset(coco_folder, drop_difficult=True)
 
 
@@ -70,7 +70,7 @@ def test_an_image_outside_the_root_is_an_error_unless_its_folder_is_allowed(
     shutil.move(inside, outside)
     inside.symlink_to(outside)
 
-    with pytest.raises(ValueError, match=r"a\.jpg: lies outside the dataset's folder .*--images .*elsewhere"):
+    with pytest.raises(ValueError, match=r"a\.jpg: lies outside the dataset's folder .*\(images='.*elsewhere'\)"):
         open_dataset(root)
     findings = Findings(collects=True)
     open_dataset(root, findings=findings)
@@ -86,7 +86,7 @@ def test_images_can_be_in_any_folder_that_is_given(tmp_path: Path, coco_folder: 
     index = open_dataset(file, images=coco_folder / "train")
 
     assert [Path(image.path).parent for image in index.images] == [coco_folder / "train"] * 2
-    with pytest.raises(FileNotFoundError, match="--images nowhere: there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         open_dataset(file, images="nowhere")
 
 
@@ -100,10 +100,10 @@ def test_a_yaml_that_points_outside_its_folder_is_an_error(yolo_folder: Path, tm
 
 def test_a_huge_image_is_refused_before_it_is_decoded(yolo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = yolo_folder / "images" / "train" / "a.jpg"
-    monkeypatch.setattr("modeling_detr.data.image_files.MAX_PIXELS", 60 * 80 - 1)
-    with pytest.raises(OSError, match=r"a\.jpg: the image is 80x60 \(width x height\), more than"):
+    monkeypatch.setattr("modeling_detr.data.image_headers.MAX_PIXELS", 60 * 80 - 1)
+    with pytest.raises(OSError, match=r"a\.jpg: 80x60 pixels \(width x height\), more than the limit"):
         open_dataset(yolo_folder)
-    with pytest.raises(OSError, match="and is not decoded"):
+    with pytest.raises(OSError, match="more than the limit"):
         read_image(ImageRecord("a", str(path), 60, 80))
 
 

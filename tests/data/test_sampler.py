@@ -59,7 +59,7 @@ def test_an_epoch_repeats_no_image_and_drops_a_different_remainder_each_time(bat
         sampler.set_epoch(epoch)
         batches = list(sampler)
         assert len(batches) == len(sampler) == 12
-        positions = [key.position for batch in batches for key in batch]
+        positions = [key.image_index for batch in batches for key in batch]
         assert len(set(positions)) == len(positions) == 96
         assert {key.epoch for batch in batches for key in batch} == {epoch}
         rests.append(frozenset(range(101)) - set(positions))
@@ -88,7 +88,7 @@ def test_a_step_has_the_same_images_however_it_is_split(batching):
         joined = []
         for step in range(37):
             span = slice(step * accumulation, (step + 1) * accumulation)
-            images = [key.position for part in parts for batch in part[span] for key in batch]
+            images = [key.image_index for part in parts for batch in part[span] for key in batch]
             assert len(set(images)) == 8
             joined.append(frozenset(images))
         return joined
@@ -104,7 +104,7 @@ def test_resuming_within_an_epoch_continues_it():
         sampler.set_epoch(3, first_step=step)
         assert len(sampler) == len(whole) - 2 * step
         assert list(sampler) == whole[2 * step :]
-    with pytest.raises(ValueError, match="first_step is 1126; an epoch has the steps 0 to 1124"):
+    with pytest.raises(ValueError, match="first_step: got 1126, expected 0 to 1125"):
         sampler.set_epoch(3, first_step=1126)
 
 
@@ -136,18 +136,18 @@ def test_images_of_one_size_are_batched_at_random():
     images = tuple(ImageRecord(k, f"{k}.jpg", 128, 128) for k in range(200))
     index = DetectionIndex("equal", images, (), AnnotationTable.concatenate([]))
     sampler = TrainBatchSampler(DetectionDataset(index, eval_transform(128)), 10)
-    first = [frozenset(key.position for key in batch) for batch in sampler]
+    first = [frozenset(key.image_index for key in batch) for batch in sampler]
     sampler.set_epoch(1)
-    assert not set(first) & {frozenset(key.position for key in batch) for batch in sampler}
+    assert not set(first) & {frozenset(key.image_index for key in batch) for batch in sampler}
 
 
 def test_fewer_images_than_a_step_make_one_smaller_step():
     dataset = coco_like(5)
     assert [len(batch) for batch in TrainBatchSampler(dataset, 16)] == [5]
     parts = [list(TrainBatchSampler(dataset, 16, num_processes=2, process_index=k, accumulation=2)) for k in (0, 1)]
-    assert sorted(key.position for part in parts for batch in part for key in batch) == [0, 1, 2, 3, 4]
+    assert sorted(key.image_index for part in parts for batch in part for key in batch) == [0, 1, 2, 3, 4]
     assert [len(batch) for part in parts for batch in part] == [2, 1, 1, 1]
-    with pytest.raises(ValueError, match="has 5 images to train on, fewer than the 3 processes x 2 accumulated"):
+    with pytest.raises(ValueError, match=r"got 5 images .* at least one for each of the 3 processes x 2 accumulated"):
         TrainBatchSampler(dataset, 1, num_processes=3, accumulation=2)
 
 
@@ -155,7 +155,7 @@ def test_fewer_images_than_a_step_make_one_smaller_step():
 def test_evaluation_uses_every_image_once_in_fixed_batches(number, batch_size):
     dataset = coco_like(number, eval_transform())
     alone = list(EvalBatchSampler(dataset, batch_size))
-    assert sorted(key.position for batch in alone for key in batch) == list(range(number))
+    assert sorted(key.image_index for batch in alone for key in batch) == list(range(number))
     assert all(len(batch) <= batch_size for batch in alone)
     for processes in (2, 3):
         parts = [
@@ -183,10 +183,10 @@ def test_packing_keeps_every_image():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 2, "process_index": 2, "num_processes": 2}, "process_index is 2 of 2 processes"),
-        ({"batch_size": 2, "accumulation": 0}, "accumulation is 0"),
-        ({"batch_size": 2, "batching": "aspect"}, "batching is 'aspect'; wanted size or random"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"batch_size": 2, "process_index": 2, "num_processes": 2}, "process_index: got 2 with 2 processes"),
+        ({"batch_size": 2, "accumulation": 0}, "accumulation: got 0"),
+        ({"batch_size": 2, "batching": "aspect"}, "batching: got 'aspect', expected size or random"),
     ],
 )
 def test_invalid_numbers_are_named(options, message):
@@ -196,7 +196,7 @@ def test_invalid_numbers_are_named(options, message):
 
 def test_evaluation_batches_have_limited_pixels_and_each_image_once(coco_folder: Path) -> None:
     dataset = DetectionDataset(open_dataset(coco_folder), eval_transform(64))
-    batches = [[key.position for key in batch] for batch in EvalBatchSampler(dataset, 4, max_pixels=12_000)]
+    batches = [[key.image_index for key in batch] for batch in EvalBatchSampler(dataset, 4, max_pixels=12_000)]
     assert sorted(position for batch in batches for position in batch) == [0, 1, 2, 3]
     assert len(batches) > 1
     for batch in batches:

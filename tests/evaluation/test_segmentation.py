@@ -25,7 +25,7 @@ def batches_of(index: DetectionIndex, batch_size: int, masks: bool = True) -> li
     """The dataset in batches, every other image resized to another size, so that there is padding."""
     plain = DetectionDataset(index, eval_transform(64, 64), masks=masks)
     larger = DetectionDataset(index, eval_transform(128, 128), masks=masks)
-    collate = DetrCollator(PROCESSOR.image_mean, PROCESSOR.image_std, len(index.categories), normalize=False)
+    collate = DetrCollator(len(index.categories))
     samples = [(plain, larger)[number % 2][number] for number in range(len(index))]
     return [collate(samples[start : start + batch_size]) for start in range(0, len(samples), batch_size)]
 

@@ -8,7 +8,7 @@ import torch
 from poisoned_train import poison
 
 from modeling_detr.commands import train
-from modeling_detr.data.collate import DetrCollator
+from modeling_detr.data.batch import DetrCollator
 from modeling_detr.training import replay
 from modeling_detr.training.checkpointing import find_damage, newest_checkpoint
 from modeling_detr.training.divergence import NonFiniteLossError

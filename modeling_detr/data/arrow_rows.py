@@ -1,7 +1,7 @@
-"""Images that lie as bytes in the rows of an Arrow file, as `datasets` stores them: named, opened, not extracted.
+"""Images stored as bytes in the rows of an Arrow file, as `datasets` does: named, opened, never extracted.
 
-Such an image is named by a virtual path, `/folder/data-00000-of-00002.arrow?column=image&row=17`. Files are mapped
-into memory once a process, so a row costs no more than reading a small file, and workers share the pages.
+Such an image has a virtual path, `/folder/data-00000-of-00002.arrow?column=image&row=17`. Each process maps a file
+into memory once, so a row costs no more than reading a small file, and workers share the pages.
 """
 
 import functools
@@ -12,12 +12,14 @@ from typing import Any
 import pyarrow
 import pyarrow.ipc
 
+from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError
+
 
 _VIRTUAL_PATH = re.compile(r"(?P<file>.+\.arrow)\?column=(?P<column>.+)&row=(?P<row>\d+)")
 
 
 def row_path(file: str, column: str, row: int) -> str:
-    """The virtual path of the image in that row."""
+    """The virtual path of the image in this row."""
     return f"{file}?column={column}&row={row}"
 
 
@@ -29,11 +31,11 @@ def read_row(path: str) -> io.BytesIO:
     """
     named = _VIRTUAL_PATH.fullmatch(path)
     if named is None:
-        raise FileNotFoundError(f"{path}: not the path of a row; wanted …arrow?column=NAME&row=NUMBER.")
+        raise DatasetNotFoundError(path, "not the path of a row, expected …arrow?column=NAME&row=NUMBER")
     cell = _column(named["file"], named["column"])[int(named["row"])]
     content = cell["bytes"] if pyarrow.types.is_struct(cell.type) else cell
     if not content.is_valid:
-        raise FileNotFoundError(f"{path}: the row holds no image.")
+        raise DatasetNotFoundError(path, "the row has no image")
     return io.BytesIO(content.as_buffer())
 
 
@@ -42,7 +44,7 @@ def read_table(file: str) -> Any:
     """The table in an Arrow file, mapped into memory.
 
     Raises:
-        OSError: There is no such file, or it is cut off.
+        OSError: The file does not exist, or is cut off.
     """
     try:
         source = pyarrow.memory_map(file)
@@ -52,7 +54,7 @@ def read_table(file: str) -> Any:
             source.seek(0)
             return pyarrow.ipc.open_file(source).read_all()
     except pyarrow.ArrowInvalid as error:
-        raise OSError(f"{file}: cannot be read as an Arrow file ({error}); save the dataset anew.") from error
+        raise DatasetReadError(file, f"not a readable Arrow file ({error})", "save the dataset again") from error
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from modeling_detr.data import read_image
-from modeling_detr.data.image_files import header_size
+from modeling_detr.data.image_headers import header_size
 from modeling_detr.structures_detr import ImageRecord
 
 
@@ -77,7 +77,7 @@ def test_the_exif_orientation_is_applied_if_the_record_agrees(tmp_path, suffix, 
 def test_a_size_that_differs_from_the_annotations_is_an_error(tmp_path):
     path = tmp_path / "other.png"
     _picture().save(path)
-    with pytest.raises(ValueError, match=r"other.png: the image is 24x36 \(height x width\), but .* made for 24x37"):
+    with pytest.raises(ValueError, match=r"other.png: the image is 24x36 \(height x width\), but .* are for 24x37"):
         read_image(ImageRecord(1, str(path), 24, 37))
 
 
@@ -94,5 +94,5 @@ def test_broken_images_are_named(tmp_path, suffix, share):
 
 
 def test_a_missing_image_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone.jpg: there is no such image; put it there"):
+    with pytest.raises(FileNotFoundError, match=r"gone.jpg: no such image; restore it"):
         read_image(ImageRecord(1, str(Path(tmp_path) / "gone.jpg"), 4, 4))

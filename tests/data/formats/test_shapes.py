@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_detr.data import open_dataset, read_image
-from modeling_detr.data.shapes import KINDS, MOST_COVER, coverage, draw_scene, render
+from modeling_detr.data.shape_scenes import KINDS, MOST_COVER, coverage, draw_scene, render
 
 
 def test_the_same_options_give_the_same_dataset():
@@ -93,12 +93,12 @@ def test_only_the_chosen_classes_are_drawn_in_the_chosen_order():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("shapes?classes=circle,stra", "no shape 'stra'; did you mean 'star'"),
-        ("shapes?classes=circle,circle", "wanted each shape once"),
+        ("shapes?classes=circle,stra", "unknown shape 'stra'; did you mean 'star'"),
+        ("shapes?classes=circle,circle", "expected each shape once"),
         ("shapes?sise=64", "unknown option 'sise'; did you mean 'size'"),
-        ("shapes?size=big", "size is 'big'; wanted a whole number of at least 16"),
-        ("shapes?size=8", "size is '8'"),
-        ("shapes?train=-1", "train is '-1'"),
+        ("shapes?size=big", "size: got 'big', expected an integer of at least 16"),
+        ("shapes?size=8", "size: got '8'"),
+        ("shapes?train=-1", "train: got '-1'"),
     ],
 )
 def test_wrong_options_are_named(path, message):
@@ -107,5 +107,5 @@ def test_wrong_options_are_named(path, message):
 
 
 def test_a_path_that_only_resembles_shapes_is_an_error():
-    with pytest.raises(ValueError, match="is no image of the built-in shapes"):
+    with pytest.raises(ValueError, match="not an image of the built-in shapes"):
         render("shapes?size=128/middle/000001.png")

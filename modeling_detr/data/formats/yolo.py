@@ -1,13 +1,13 @@
-"""Reads datasets in the format of YOLO: one text file an image, a line `class cx cy width height` an object.
+"""The YOLO format: one text file for each image, with a line `class cx cy width height` for each object.
 
     data.yaml               names (list or mapping), train, val, test: folders, or lists of images (.txt)
     images/train/a.jpg      labels/train/a.txt
     train/images/a.jpg      train/labels/a.txt
     train/a.jpg             train/a.txt           labels beside the images
 
-Without a YAML file, the class names may stand in classes.txt, obj.names or _darknet.labels. A line with more numbers
-is a polygon and becomes its box. Images without a label file are backgrounds; where others beside them have one, the
-notes say so, as they name label files that belong to no image.
+Without a YAML file, the class names may be in classes.txt, obj.names or _darknet.labels. A line with more numbers is a
+polygon and becomes its box. Images without a label file are backgrounds; if others in their folder have one, a note
+says so, and so do label files without an image. The first layout is written.
 """
 
 import os
@@ -22,25 +22,31 @@ import yaml
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to_number
-from modeling_detr.data.findings import Findings
-from modeling_detr.data.image_files import FolderListings, header_size, is_image_name, is_split_name, refuse_outside
-from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord
+from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, WrittenDataset
+from modeling_detr.data.findings import Findings, counted, first_items
+from modeling_detr.data.format_limits import warn_of_stuff, without_crowds
+from modeling_detr.data.image_copies import UNLISTED, ImageCopies
+from modeling_detr.data.image_headers import header_size
+from modeling_detr.data.image_paths import FolderListings, is_image_name, is_split_name, refuse_outside
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
+from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord, Task
 
 
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "classes.names")
+_LOOKED_FOR = f"a .yaml file with 'names', or one of {', '.join(_NAME_FILES)}"
 
 
 @dataclass(frozen=True)
 class _Description:
-    """What is known before any image is looked at.
+    """The description of a dataset: its YAML file, or its list of class names.
 
     Attributes:
-        source: The file it comes from, for messages.
+        source: The file.
         root: The folder that split paths are relative to.
         names: Class id in the label files → name.
         splits: Split → its folders or image lists.
-        has_keypoints: Whether label lines go on with keypoints behind the box.
+        has_keypoints: Whether label lines continue with keypoints after the box.
     """
 
     source: Path
@@ -51,7 +57,11 @@ class _Description:
 
 
 def find_yolo_file(path: Path) -> Path | None:
-    """The file that describes the YOLO dataset at `path`: its YAML or list of class names; None if there is none."""
+    """The description of the YOLO dataset at `path`: its YAML file or list of class names; None if there is none."""
+    return _find_yaml(path) or _find_class_names(path)
+
+
+def _find_yaml(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix.lower() in (".yaml", ".yml") else None
     files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
@@ -59,53 +69,57 @@ def find_yolo_file(path: Path) -> Path | None:
         content = _load_yaml(file, strict=False)
         if isinstance(content, dict) and ("names" in content or "nc" in content):
             return file
+    return None
+
+
+def _find_class_names(path: Path) -> Path | None:
+    if path.is_file():
+        return None
     folders = [path, path / "labels", *(child for child in sorted(path.glob("*")) if is_split_name(child.name))]
     return next((folder / name for folder in folders for name in _NAME_FILES if (folder / name).is_file()), None)
 
 
 def read_yolo(path: str | Path, findings: Findings | None = None, images: str | Path | None = None) -> DetectionIndex:
-    """Reads a YOLO dataset; sizes in pixels come from the headers of the images, after their EXIF orientation.
+    """Read a YOLO dataset. Sizes in pixels come from the headers of the images, after their EXIF orientation.
 
     Args:
         path: The dataset's folder, or its YAML file.
-        findings: Takes what is wrong; None: the first error is raised.
-        images: A folder outside the dataset's that images and labels may lie in as well.
+        findings: Collects what is wrong; None: the first error is raised.
+        images: A folder outside the dataset's that may contain images and labels as well.
 
     Raises:
-        FileNotFoundError: There is no description, no folder of a split, or no label file at all.
-        ValueError: The description or a line of a label file cannot be understood; the message names file and line.
+        DatasetNotFoundError: There is no description, no folder of a split, or no label file at all.
+        DatasetError: The description or a line of a label file is invalid; the message names file and line.
     """
     file = find_yolo_file(Path(path))
     if file is None:
-        raise FileNotFoundError(
-            f"{path} holds no YOLO dataset: no YAML file with 'names' in it, nor one of {', '.join(_NAME_FILES)}."
-        )
+        raise DatasetNotFoundError(path, "no YOLO dataset", f"expected {_LOOKED_FOR}")
     findings = Findings() if findings is None else findings
     description = _describe(file, Path(path), findings)
     listings = FolderListings()
     image_paths, splits = _list_images(description, listings, findings)
     refuse_outside(image_paths, [description.root, images], findings)
     label_files = _find_label_files(description, image_paths, listings, findings)
-
     refuse_outside([file for file in label_files if file], [description.root, images], findings)
+
     categories = tuple(Category(class_id, description.names[class_id]) for class_id in sorted(description.names))
     label_of = {category.id: label for label, category in enumerate(categories)}
     records: list[ImageRecord] = []
     rows, readable = AnnotationRows(), np.zeros(len(image_paths), np.bool_)
-    for position, (image, label_file) in enumerate(zip(image_paths, label_files, strict=True)):
+    for index, (image, label_file) in enumerate(zip(image_paths, label_files, strict=True)):
         try:
             height, width = header_size(image)
-        except OSError as error:
-            findings.unreadable_image(image, error)
+        except DatasetReadError as error:
+            findings.add("unreadable image", error, image=image)
             continue
         if label_file is not None:
             _read_labels(label_file, len(records), label_of, description, rows, findings)
         records.append(ImageRecord(_relative(image, description.root), image, height, width))
-        readable[position] = True
+        readable[index] = True
     if not readable.all():
         label_files = [file for file, kept in zip(label_files, readable, strict=True) if kept]
-        new_position = np.cumsum(readable) - 1
-        splits = {name: new_position[members[readable[members]]] for name, members in splits.items()}
+        new_index = np.cumsum(readable) - 1
+        splits = {name: new_index[members[readable[members]]] for name, members in splits.items()}
 
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
     image_index = np.array(rows.image_index, dtype=np.int64)
@@ -114,7 +128,7 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
         label=np.array(rows.label, dtype=np.int64),
         boxes_xyxy=rows.boxes * sizes[image_index][:, [1, 0, 1, 0]],
         image_sizes=sizes,
-        describe=lambda row: f"{label_files[rows.image_index[row]]}: line {rows.place[row]}",
+        describe=lambda row: f"{label_files[rows.image_index[row]]}, line {rows.place[row]}",
         findings=findings,
     )
     return DetectionIndex(
@@ -125,6 +139,10 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
         splits=splits,
         notes=tuple(findings.notes),
     )
+
+
+def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:  # noqa: ARG001
+    return read_yolo(path, findings, images)
 
 
 def _relative(path: str, root: Path) -> str:
@@ -139,7 +157,7 @@ def _load_yaml(file: Path, strict: bool = True) -> Any:
         return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         if strict:
-            raise ValueError(f"{file}: not valid YAML ({error}).") from error
+            raise DatasetError(file, f"not valid YAML ({' '.join(str(error).split())})", "correct it") from error
         return None
 
 
@@ -151,7 +169,7 @@ def _describe(file: Path, path: Path, findings: Findings) -> _Description:
 
     content = _load_yaml(file)
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: holds a {type(content).__name__}; wanted a mapping with 'names' and 'train'.")
+        raise DatasetError(file, f"got a {type(content).__name__}, expected a mapping with 'names' and 'train'")
     root = _root(file, content.get("path"), findings)
     splits = {}
     for key in _SPLIT_KEYS:
@@ -166,22 +184,22 @@ def _describe(file: Path, path: Path, findings: Findings) -> _Description:
 
 
 def _names(file: Path, content: Mapping[str, Any], findings: Findings) -> dict[int, str]:
-    names, number = content.get("names"), content.get("nc")
+    names, count = content.get("names"), content.get("nc")
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if names is None and isinstance(number, int):
-        return {class_id: f"class_{class_id}" for class_id in range(number)}
+    if names is None and isinstance(count, int):
+        return {class_id: f"class_{class_id}" for class_id in range(count)}
     try:
         result = {int(class_id): str(name) for class_id, name in names.items()} if names else {}
     except (AttributeError, TypeError, ValueError):
-        raise ValueError(
-            f"{file}: 'names' is {names!r}; wanted a list of class names, or a mapping from class id to name."
+        raise DatasetError(
+            file, f"'names': got {names!r}, expected a list of class names, or a mapping from class id to name"
         ) from None
     if not result:
-        raise ValueError(f"{file}: 'names' is empty; wanted the name of every class.")
-    if number is not None and number != len(result):
-        message = f"nc is {number}, but 'names' has {len(result)} classes"
-        findings.error("category", f"{file}:", message, "make them agree")
+        raise DatasetError(file, "no 'names'", "list the classes under 'names:'")
+    if count is not None and count != len(result):
+        message = f"nc is {count}, but 'names' lists {counted(len(result), 'class', 'classes')}"
+        findings.error("category", file, message, "make them agree")
     return result
 
 
@@ -194,13 +212,13 @@ def _root(file: Path, path: Any, findings: Findings) -> Path:
             return candidate
     if str(path) not in ("", "."):
         message = f"its path '{path}' does not exist here"
-        taken = f"{file.parent} is taken for it"
-        findings.warn("path", f"{file}: {message}; {taken}.", taken, [(f"{file}:", message)])
+        used = f"{file.parent} is used instead"
+        findings.warn("path", f"{file}: {message}; {used}.", used, [(file, message)])
     return file.parent
 
 
 def _split_place(file: Path, key: str, value: str, root: Path, findings: Findings) -> Path | None:
-    """Where a split of the YAML lies: as written if that is in the root, else by its tail in the root, else as
+    """Where a split of the YAML file is: as written if that is in the root, else its tail in the root, else as
     written."""
     written = Path(value.replace("\\", "/"))
     straight = root / written
@@ -212,19 +230,19 @@ def _split_place(file: Path, key: str, value: str, root: Path, findings: Finding
         if candidate.exists():
             return candidate
     if straight.exists():
-        return straight  # outside: the images there are refused, unless they are allowed
+        return straight  # outside the root: its images are refused unless they are allowed
     findings.error(
         "missing file",
-        f"{file}:",
+        file,
         f"{key} is '{value}', but neither {straight} nor any tail of it inside {root} exists",
-        f"set 'path' to the dataset's folder, and {key} to the folder of its images or to a list of them",
-        raises=FileNotFoundError,
+        f"set 'path' to the dataset's folder, and '{key}' to the folder of its images or to a list of them",
+        raises=DatasetNotFoundError,
     )
     return None
 
 
 def _splits_by_folder(root: Path) -> dict[str, list[Path]]:
-    """Splits without a YAML: the sub-folders that have a split's name, else image lists, else everything."""
+    """Splits without a YAML file: sub-folders named like splits, else image lists, else everything."""
     splits: dict[str, list[Path]] = {}
     for parent in (root / "images", root):
         for child in sorted(parent.glob("*")):
@@ -241,7 +259,7 @@ def _splits_by_folder(root: Path) -> dict[str, list[Path]]:
 def _list_images(
     description: _Description, listings: FolderListings, findings: Findings
 ) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
-    position_of: dict[str, int] = {}  # an image of two splits is one image
+    index_of: dict[str, int] = {}  # an image in two splits is one image
     splits = {}
     for split, places in description.splits.items():
         members = []
@@ -250,14 +268,18 @@ def _list_images(
             paths = _from_list(place, description.root, findings) if is_list else _from_folder(place, listings)
             if not paths:
                 message = f"split '{split}' has no images in {place}"
-                where = f"{description.source}:"
-                findings.warn("empty split", f"{where} {message}.", "it stays empty", [(where, message)])
-            members += [position_of.setdefault(path, len(position_of)) for path in paths]
+                findings.warn(
+                    "empty split",
+                    f"{description.source}: {message}.",
+                    "it remains empty",
+                    [(description.source, message)],
+                )
+            members += [index_of.setdefault(path, len(index_of)) for path in paths]
         splits[split] = np.unique(np.array(members, dtype=np.int64))
-    if not position_of:
+    if not index_of:
         places_text = ", ".join(str(place) for places in description.splits.values() for place in places)
-        raise FileNotFoundError(f"{description.source}: there are no images in {places_text}.")
-    return list(position_of), splits
+        raise DatasetNotFoundError(description.source, f"no images in {places_text}", "correct the paths in it")
+    return list(index_of), splits
 
 
 def _from_folder(folder: Path, listings: FolderListings) -> list[str]:
@@ -280,13 +302,13 @@ def _from_list(file: Path, root: Path, findings: Findings) -> list[str]:
         candidates += [folder / tail for tail in tails for folder in (root, file.parent)]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None or not is_image_name(path.name):
-            problem = "there is no such file" if path is None else "that is no image"
+            problem = f"which is not in {root}" if path is None else "which is not an image"
             findings.error(
                 "missing image",
-                f"{file}: line {number}",
-                f"names '{name}', but {problem} in {root}",
-                "fix the path or take the line out",
-                raises=FileNotFoundError,
+                f"{file}, line {number}",
+                f"names '{name}', {problem}",
+                "correct the path or remove the line",
+                raises=DatasetNotFoundError,
             )
             continue
         paths.append(os.path.normpath(path))
@@ -296,30 +318,8 @@ def _from_list(file: Path, root: Path, findings: Findings) -> list[str]:
 def _find_label_files(
     description: _Description, images: Sequence[str], listings: FolderListings, findings: Findings
 ) -> list[str | None]:
-    """The label file of each image, None for a background. Images of one folder have theirs in one folder."""
-    stems_of: dict[str, list[str]] = {}
-    for image in images:
-        folder, _, name = image.rpartition("/")
-        stems_of.setdefault(folder, []).append(name.rpartition(".")[0])
-    label_folder: dict[str, str | None] = {}
-    tried: list[str] = []
-    for folder, stems in stems_of.items():
-        candidates = _label_folders(Path(folder), description.root)
-        found = [
-            sum(listings.find(candidate, f"{stem}.txt") is not None for stem in stems) for candidate in candidates
-        ]
-        best = int(np.argmax(found))
-        label_folder[folder] = candidates[best] if found[best] else None
-        tried += candidates
-        if not found[best]:
-            note = f"None of the {len(stems)} images in {folder} has a label file: they are backgrounds."
-            message = f"none of its {len(stems)} images has a label file"
-            findings.warn("no label file", note, "they are backgrounds", [(f"{folder}:", message)])
-    if not any(label_folder.values()):
-        raise FileNotFoundError(
-            f"{description.source}: not one image has a label file; looked in {', '.join(dict.fromkeys(tried))}. "
-            f"Labels are text files named as their images, in a folder 'labels' where the images are in 'images'."
-        )
+    """The label file of each image, None for a background. The images of one folder have theirs in one folder."""
+    label_folder = _choose_label_folders(description, images, listings, findings)
     files: list[str | None] = []
     for image in images:
         folder, _, name = image.rpartition("/")
@@ -330,8 +330,39 @@ def _find_label_files(
     return files
 
 
+def _choose_label_folders(
+    description: _Description, images: Sequence[str], listings: FolderListings, findings: Findings
+) -> dict[str, str | None]:
+    """Folder of images → the candidate folder with most of their label files; None if none has any."""
+    stems_of: dict[str, list[str]] = {}
+    for image in images:
+        folder, _, name = image.rpartition("/")
+        stems_of.setdefault(folder, []).append(name.rpartition(".")[0])
+    label_folder: dict[str, str | None] = {}
+    searched: list[str] = []
+    for folder, stems in stems_of.items():
+        candidates = _label_folders(Path(folder), description.root)
+        counts = [
+            sum(listings.find(candidate, f"{stem}.txt") is not None for stem in stems) for candidate in candidates
+        ]
+        best = int(np.argmax(counts))
+        label_folder[folder] = candidates[best] if counts[best] else None
+        searched += candidates
+        if not counts[best]:
+            note = f"None of the {len(stems)} images in {folder} has a label file: they are backgrounds."
+            message = f"none of its {len(stems)} images has a label file"
+            findings.warn("no label file", note, "they are backgrounds", [(folder, message)])
+    if not any(label_folder.values()):
+        raise DatasetNotFoundError(
+            description.source,
+            f"no image has a label file, searched {', '.join(dict.fromkeys(searched))}",
+            "name text files with the labels like the images, into a folder 'labels' if the images are in 'images'",
+        )
+    return label_folder
+
+
 def _find_label_file(place: str, folder: str, stem: str, listings: FolderListings) -> str | None:
-    """The label file of an image, in another case where need be, unless it is that of another image exactly."""
+    """The label file of an image, or one with its name in another case that is not the name of another image."""
     file = listings.find(place, f"{stem}.txt")
     found = file.rpartition("/")[2].rpartition(".")[0] if file else stem
     return file if found == stem or found not in listings.image_stems(folder) else None
@@ -352,8 +383,9 @@ def _note_images_without_labels(
         if file is None and label_folder[folder]:
             without.setdefault(folder, []).append(image)
     for folder, bare in without.items():
-        one = len(bare) == 1
-        have = "has no label file and counts as background" if one else "have no label file and count as backgrounds"
+        have = "has no label file and counts as background"
+        if len(bare) > 1:
+            have = "have no label file and count as backgrounds"
         findings.warn(
             "no label file",
             f"{len(bare)} of {total[folder]} images in {_relative(folder, description.root)} {have}; the first: "
@@ -370,7 +402,7 @@ def _note_labels_without_images(
     listings: FolderListings,
     findings: Findings,
 ) -> None:
-    """Label files whose stem is no image, listed in a split or not, of the folders that share their place."""
+    """Note label files without an image of their name, listed in a split or not, in the folders that they serve."""
     folders_of: dict[str, list[str]] = {}
     for folder, place in label_folder.items():
         if place:
@@ -399,20 +431,20 @@ def _note_labels_without_images(
 
 
 def _may_be_labels(name: str) -> bool:
-    """Whether a text file is one of labels, and not the list of classes or images or a text about the dataset."""
+    """Whether a text file may have labels: not a list of classes or images, and not a readme or license."""
     stem, _, suffix = name.rpartition(".")
     about = name in _NAME_FILES or is_split_name(stem) or stem.lower().startswith(("readme", "license"))
     return suffix.lower() == "txt" and not about and not name.startswith(".")
 
 
 def _label_folders(folder: Path, root: Path) -> list[str]:
-    """Where the labels of the images in `folder` may lie, the usual places first."""
+    """The folders that may have the labels of the images in `folder`, the usual ones first."""
     inside = folder.relative_to(root).parts if folder.is_relative_to(root) else folder.parts
     base = root if folder.is_relative_to(root) else Path()
     places = []
-    for position in reversed(range(len(inside))):
-        if inside[position].lower() in ("images", "imgs", "jpegimages"):
-            mirrored = base.joinpath(*inside[:position], "labels", *inside[position + 1 :])
+    for depth in reversed(range(len(inside))):
+        if inside[depth].lower() in ("images", "imgs", "jpegimages"):
+            mirrored = base.joinpath(*inside[:depth], "labels", *inside[depth + 1 :])
             places += [mirrored, *(mirrored.with_name(f"{mirrored.name}{end}") for end in ("-labels", "_labels"))]
     places += [folder, folder / "labels", folder.parent / "labels", root / "labels" / folder.name, root / "labels"]
     return list(dict.fromkeys(os.path.normpath(place) for place in places))
@@ -423,7 +455,7 @@ def _label_folders(folder: Path, root: Path) -> list[str]:
 
 def _read_labels(
     file: str,
-    position: int,
+    image_index: int,
     label_of: Mapping[int, int],
     description: _Description,
     rows: AnnotationRows,
@@ -438,36 +470,122 @@ def _read_labels(
             numbers = [to_number(field) for field in fields]
             class_id = int(numbers[0])
         except (ValueError, OverflowError):
-            wanted = "wanted numbers: class, centre x, centre y, width, height"
-            findings.error("line", f"{file}: line {number}", f"is '{line.strip()[:80]}'", wanted)
+            message = f"got '{line.strip()[:80]}', expected numbers: class, centre x, centre y, width, height"
+            findings.error("line", f"{file}, line {number}", message, "correct or remove it")
             continue
         if class_id != numbers[0] or class_id not in label_of:
-            known = ", ".join(str(known_id) for known_id in list(label_of)[:20])
             findings.error(
                 "unknown class",
-                f"{file}: line {number}",
-                f"has the class id {fields[0]}, but {description.source} names the classes {known}",
-                "fix the label, or name the class there",
+                f"{file}, line {number}",
+                f"class id {fields[0]}, but {description.source} names the classes {first_items(label_of)}",
+                "correct the label, or name the class there",
             )
             continue
         box = _box(numbers[1:], description)
         if box is None:
             findings.error(
                 "line",
-                f"{file}: line {number}",
-                f"has {len(numbers)} numbers",
-                "wanted 5 (class, centre x, centre y, width, height), or a class and three or more points x y of a "
-                "polygon",
+                f"{file}, line {number}",
+                f"got {counted(len(numbers), 'number')}, expected 5 (class, centre x, centre y, width, height), or a "
+                f"class and three or more points x y of a polygon",
+                "correct or remove it",
             )
             continue
-        rows.append(position, label_of[class_id], box, number)
+        rows.append(image_index, label_of[class_id], box, number)
 
 
 def _box(numbers: Sequence[float], description: _Description) -> tuple[float, float, float, float] | None:
-    """Corners relative to the image, of a box or of a polygon's points; None of any other number of numbers."""
+    """Corners relative to the image, of a box or of a polygon's points; None if the count of numbers fits neither."""
     if len(numbers) == 4 or (description.has_keypoints and len(numbers) > 4):
         x, y, width, height = numbers[:4]
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
     if len(numbers) >= 6 and len(numbers) % 2 == 0:
         return min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
     return None
+
+
+# Writing
+
+
+def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
+    notes = warn_of_stuff(index)
+    index, lost = without_crowds(index, "yolo")
+    notes += lost
+    ids = [category.id for category in index.categories]
+    if ids != list(range(len(ids))):
+        notes.append(f"yolo numbers classes from 0: the ids {_span(ids)} become 0-{len(ids) - 1}, in that order.")
+    copies = ImageCopies(index, folder, lambda split: f"images/{split}", link)
+    _write_labels(index, folder, copies)
+    description: dict[str, object] = {
+        **_write_splits(folder, copies, notes),
+        "nc": len(index.categories),
+        "names": {label: category.name for label, category in enumerate(index.categories)},
+    }
+    text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    (folder / "data.yaml").write_text(text, encoding="utf-8")
+    readable = None
+    if UNLISTED in copies.splits and index.splits:  # only images of a split are read back
+        readable = index.select(np.concatenate([*index.splits.values()]))
+    return WrittenDataset(index, notes + copies.notes, keeps_splits=False, readable=readable)
+
+
+def _write_labels(index: DetectionIndex, folder: Path, copies: ImageCopies) -> None:
+    table = index.annotations
+    for image, record in enumerate(index.images):
+        rows = index.annotation_rows(image)
+        corners = table.boxes_xyxy[rows] / np.array([record.width, record.height] * 2)
+        centres, sizes = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+        lines = [
+            f"{label} {x:.10f} {y:.10f} {width:.10f} {height:.10f}\n"
+            for label, (x, y), (width, height) in zip(
+                table.label[rows].tolist(), centres.tolist(), sizes.tolist(), strict=True
+            )
+        ]
+        place = folder / "labels" / copies.home[image] / f"{Path(copies.name[image]).stem}.txt"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(lines), encoding="utf-8")  # an empty file: no objects
+
+
+def _write_splits(folder: Path, copies: ImageCopies, notes: list[str]) -> dict[str, str]:
+    """Write the lists of images that splits need; returns key of data.yaml → folder or list."""
+    if [*copies.splits] == [UNSPLIT]:
+        return {}  # without splits, every image counts
+    description: dict[str, str] = {}
+    for split, members in copies.splits.items():
+        key = _split_key(split, [*copies.splits])
+        if key != split:
+            notes.append(f"the split '{split}' is called '{key}', as programs for yolo expect.")
+        if split == UNLISTED:
+            notes.append(f"{counted(len(members), 'image')} in no split, written to images/{UNLISTED}.")
+        elif len(members) and sum(home == split for home in copies.home) == len(members):
+            description[key] = f"images/{split}"
+        else:
+            listed = [f"./images/{copies.home[image]}/{copies.name[image]}\n" for image in members.tolist()]
+            (folder / f"{split}.txt").write_text("".join(listed), encoding="utf-8")
+            description[key] = f"{split}.txt"
+    return description
+
+
+def _split_key(split: str, splits: Sequence[str]) -> str:
+    """`train`, `val` or `test` if the split's name says so and no other one's does; else its name."""
+    for key, words in {"train": ("train",), "val": ("val", "dev", "eval"), "test": ("test",)}.items():
+        alike = [name for name in splits if is_split_name(name) and name.lower().startswith(words)]
+        if split in alike and split.lower() != "trainval":
+            alike = [name for name in alike if name.lower() != "trainval"]
+            return key if len(alike) == 1 else split
+    return split
+
+
+def _span(ids: Sequence[int]) -> str:
+    return f"{min(ids)}-{max(ids)}" if ids == list(range(min(ids), max(ids) + 1)) else first_items(ids)
+
+
+FORMAT = DatasetFormat(
+    name="yolo",
+    find=lambda path: _find_yaml(path) is not None,
+    find_hints=lambda path: _find_class_names(path) is not None,
+    read=_read,
+    looked_for=_LOOKED_FOR,
+    options=(IMAGES_OPTION,),
+    write=_write,
+)

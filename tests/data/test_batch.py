@@ -5,7 +5,7 @@ import torch
 from torchvision import tv_tensors
 
 from modeling_detr.data import DetrCollator
-from modeling_detr.data.collate import split_batch
+from modeling_detr.data.batch import split_batch
 from modeling_detr.image_processing_detr import batch_to_device, normalize, pad_images
 
 
@@ -31,29 +31,21 @@ def samples():
     return [_sample(20, 40, [(10, 5, 30, 15)], [2], 0), _sample(30, 25, [], [], 1)]
 
 
-def test_pixels_are_normalised_then_padded_with_zeros(samples):
-    batch = DetrCollator(MEAN, STD, num_labels=3)(samples)
+def test_pixels_are_padded_with_zeros_and_normalised_on_the_device(samples):
+    batch = DetrCollator(num_labels=3)(samples)
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert not batch["pixel_values"][0, :, 20:].any()
     expected, mask = pad_images(
         [normalize(sample["image"].as_subclass(torch.Tensor), MEAN, STD) for sample in samples]
     )
-    torch.testing.assert_close(batch["pixel_values"], expected, rtol=0, atol=1e-6)
-    assert torch.equal(batch["pixel_mask"], mask)
-    assert batch["pixel_mask"].dtype == torch.int64
-    assert not batch["pixel_values"][0, :, 20:].any()
-
-
-def test_normalising_on_the_device_gives_the_same_batch(samples):
-    raw = DetrCollator(MEAN, STD, num_labels=3, normalize=False)(samples)
-    assert raw["pixel_values"].dtype == torch.uint8
-    late = batch_to_device(raw, torch.device("cpu"), MEAN, STD)
-    early = DetrCollator(MEAN, STD, num_labels=3)(samples)
-    torch.testing.assert_close(late["pixel_values"], early["pixel_values"], rtol=0, atol=1e-6)
-    assert torch.equal(late["pixel_mask"].long(), early["pixel_mask"])
-    assert not late["pixel_values"][0, :, 20:].any()
+    on_device = batch_to_device(batch, torch.device("cpu"), MEAN, STD)
+    torch.testing.assert_close(on_device["pixel_values"], expected, rtol=0, atol=1e-6)
+    assert torch.equal(on_device["pixel_mask"].long(), mask)
+    assert not on_device["pixel_values"][0, :, 20:].any()
 
 
 def test_boxes_are_relative_to_the_unpadded_image(samples):
-    with_box, empty = DetrCollator(MEAN, STD, num_labels=3)(samples)["labels"]
+    with_box, empty = DetrCollator(num_labels=3)(samples)["labels"]
     torch.testing.assert_close(with_box["boxes"], torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
     assert with_box["size"].tolist() == [20, 40]
     assert int(with_box["image_index"]) == 0
@@ -64,16 +56,16 @@ def test_boxes_are_relative_to_the_unpadded_image(samples):
 
 def test_masks_are_those_of_the_image_without_padding(samples):
     samples[0]["target"]["masks"] = tv_tensors.Mask(torch.ones(1, 20, 40, dtype=torch.bool))
-    labels = DetrCollator(MEAN, STD, num_labels=3)(samples)["labels"]
+    labels = DetrCollator(num_labels=3)(samples)["labels"]
     assert labels[0]["masks"].shape == (1, 20, 40)
     assert int(labels[0]["masks"].sum()) == 20 * 40
 
 
 def test_a_label_out_of_range_names_the_image(samples):
     with pytest.raises(ValueError, match=r"cat\.jpg: class label 2, but the model has 2 classes"):
-        DetrCollator(MEAN, STD, num_labels=2, names=["cat.jpg", "dog.jpg"])(samples)
+        DetrCollator(num_labels=2, names=["cat.jpg", "dog.jpg"])(samples)
     with pytest.raises(ValueError, match=r"image 0 of the dataset: class label 2"):
-        DetrCollator(MEAN, STD, num_labels=2)(samples)
+        DetrCollator(num_labels=2)(samples)
 
 
 def test_a_batch_is_split_into_parts_of_limited_pixels() -> None:

@@ -120,9 +120,9 @@ def test_a_missing_image_size_is_read_from_the_image(coco_folder, train_file):
 def test_unusual_boxes_are_dropped_or_clipped_and_reported(coco_folder, train_file):
     boxes = {
         "of zero area": [10, 10, 0, 5],
-        "corners the wrong way round": [10, 10, -5, 5],
+        "inverted corners": [10, 10, -5, 5],
         "not finite": [float("nan"), 1, 2, 3],
-        "wholly outside": [200, 10, 5, 5],
+        "entirely outside": [200, 10, 5, 5],
         "without a box at all": [],
     }
 
@@ -138,9 +138,9 @@ def test_unusual_boxes_are_dropped_or_clipped_and_reported(coco_folder, train_fi
     assert index.annotations.area[2] == 100
     notes = "\n".join(index.notes)
     for words in (
-        r"2 boxes of zero area or with corners the wrong way round are left out; .*annotation 100 of image 1",
+        r"2 boxes of zero area or with inverted corners are left out; .*annotation 100 of image 1",
         r"2 boxes with numbers that are not finite or without a box at all are left out; .*annotation 102",
-        r"1 box wholly outside the image is left out; .*annotation 103",
+        r"1 box entirely outside the image is left out; .*annotation 103",
         r"1 box past the edge of the image, by up to 20 pixels, is clipped to it; .*annotation 200",
     ):
         assert re.search(words, notes), (words, notes)
@@ -150,7 +150,7 @@ def test_annotations_of_unlisted_images_are_dropped_and_reported(coco_folder, tr
     _change(train_file, lambda content: content["annotations"][0].update(image_id=77))
     index = open_dataset(coco_folder)
     assert len(index.annotations) == 3
-    assert [note for note in index.notes if "1 annotations belong to images that the file does not list" in note]
+    assert [note for note in index.notes if "1 annotation belongs to an image that the file does not list" in note]
 
 
 @pytest.mark.parametrize(
@@ -158,24 +158,24 @@ def test_annotations_of_unlisted_images_are_dropped_and_reported(coco_folder, tr
     [
         (
             lambda content: content["annotations"][1].update(category_id=91),
-            r"annotation 1 of image 1 has category_id 91, but the dataset's categories are 1, 2",
+            r"annotation 1 of image 1: category_id 91, but the dataset's categories are 1, 2",
         ),
         (
             lambda content: content["annotations"][1].update(bbox=[1, 2, 3]),
-            r"annotation 1 of image 1 has the bbox \[1, 2, 3\]; wanted four numbers",
+            r"annotation 1 of image 1: got bbox \[1, 2, 3\], expected four numbers",
         ),
         (
             lambda content: content["annotations"][1].update(area="large"),
-            r"annotation 1 of image 1 has the area 'large'; wanted a number",
+            r"annotation 1 of image 1: got area 'large', expected a number",
         ),
-        (lambda content: content.pop("images"), r"'images' must be a list of objects; got only \['annotations'"),
+        (lambda content: content.pop("images"), r"no 'images', only annotations, categories; add the list 'images'"),
         (lambda content: content["images"][1].update(id=1), "2 images have the id 1"),
-        (lambda content: content["images"][1].pop("file_name"), "image 1 of the list has no 'file_name'"),
+        (lambda content: content["images"][1].pop("file_name"), "image 1 of the list: no 'file_name'"),
         (
             lambda content: content["categories"][0].update(name="lion"),
-            "category 1 is named 'cat', but 'lion' in .*instances_train.json",
+            "category 1: is named 'cat', but 'lion' in .*instances_train.json",
         ),
-        (lambda content: content["categories"][0].update(id="cat"), "has the id 'cat'; wanted a whole number"),
+        (lambda content: content["categories"][0].update(id="cat"), "got id 'cat', expected an integer"),
     ],
 )
 def test_errors_are_named(coco_folder, train_file, change, message):
@@ -187,11 +187,11 @@ def test_errors_are_named(coco_folder, train_file, change, message):
 def test_missing_images_are_named_with_the_folders_searched(coco_folder, train_file):
     (coco_folder / "train" / "b.png").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"instances_train.json: 1 of the 2 images are missing; the first: 'b.png', looked"
+        FileNotFoundError, match=r"instances_train.json: 1 of the 2 images are missing, the first is 'b.png', searched"
     ):
         open_dataset(coco_folder)
     shutil.rmtree(coco_folder / "train")
-    with pytest.raises(FileNotFoundError, match=r"all images are missing; .*put them into .*train"):
+    with pytest.raises(FileNotFoundError, match=r"all 2 images are missing, .*put them into .*train"):
         open_dataset(coco_folder)
     assert len(read_coco(train_file, require_images=False).annotations) == 3
 
@@ -206,7 +206,7 @@ def test_truncated_json_is_named(coco_folder, train_file):
     with pytest.raises(ValueError, match=r"instances_train.json: not valid JSON"):
         open_dataset(coco_folder)
     train_file.write_text("[]")
-    with pytest.raises(ValueError, match="holds a JSON list; wanted an object"):
+    with pytest.raises(ValueError, match="got a JSON list, expected an object"):
         open_dataset(train_file)
 
 
@@ -239,9 +239,9 @@ def test_an_unused_category_with_a_duplicate_name_is_dropped(coco_folder, train_
     index = open_dataset(coco_folder)
     assert index.id2label == {0: "cat", 1: "dog"}
     assert index.annotations.label.tolist() == [0, 1, 1, 0]
-    assert "category 0 'dog' has no box and the name of category 2, so it is left out." in index.notes
+    assert "category 0 'dog' has no box and the same name as category 2; it is left out." in index.notes
     _change(train_file, lambda content: content["annotations"][0].update(category_id=0))
-    with pytest.raises(ValueError, match=r"categories 0 and 2 are both named 'dog' and both have boxes \(1 and 2\)"):
+    with pytest.raises(ValueError, match=r"categories 0 and 2: both are named 'dog' and both have boxes \(1 and 2\)"):
         open_dataset(coco_folder)
 
 
@@ -249,7 +249,7 @@ def test_an_unused_supercategory_is_dropped_and_other_empty_classes_are_reported
     _add_category(coco_folder, name="pets", supercategory="none")
     index = open_dataset(coco_folder)
     assert len(index.categories) == 3
-    assert "class 'pets' has no box; remove it from 'categories' if it is not meant." in index.notes
+    assert "class 'pets' has no box; remove it from 'categories' if it is not needed." in index.notes
     for file in (coco_folder / "annotations").iterdir():
         _change(file, lambda content: [entry.update(supercategory="pets") for entry in content["categories"][1:]])
     assert open_dataset(coco_folder).id2label == {0: "cat", 1: "dog"}
@@ -258,12 +258,12 @@ def test_an_unused_supercategory_is_dropped_and_other_empty_classes_are_reported
 def test_a_file_without_annotations_is_an_error_except_for_a_test_split(coco_folder):
     _move_beside_images(coco_folder)
     _change(coco_folder / "val" / "_annotations.coco.json", lambda content: content.pop("annotations"))
-    with pytest.raises(ValueError, match="'annotations' must be a list of objects; got only"):
+    with pytest.raises(ValueError, match="no 'annotations', only categories, images"):
         open_dataset(coco_folder)
     shutil.move(coco_folder / "val", coco_folder / "test")
     index = open_dataset(coco_folder)
     assert len(index.split("test").annotations) == 0
-    assert [note for note in index.notes if "has no 'annotations'" in note]
+    assert [note for note in index.notes if ": no 'annotations'" in note]
 
 
 def test_boxes_in_another_format_are_reported_or_refused(coco_folder, train_file):

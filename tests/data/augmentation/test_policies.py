@@ -11,16 +11,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from modeling_detr.data import eval_transform, train_transform
-from modeling_detr.data.transforms import (
-    CROP_MAX,
-    CROP_MIN,
-    SCALES,
-    GeometryPolicy,
-    OriginalPolicy,
-    crop,
-    horizontal_flip,
-    resize,
-)
+from modeling_detr.data.augmentation.geometry import crop, horizontal_flip, resize
+from modeling_detr.data.augmentation.original import CROP_MAX, CROP_MIN, OriginalPolicy
+from modeling_detr.data.augmentation.policy import SCALES, GeometryPolicy
 from modeling_detr.image_processing_detr import resize_output_size
 
 
@@ -241,17 +234,17 @@ def test_a_dotted_name_is_found_in_the_working_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("orginal", {}, ValueError, "no training policy 'orginal'; did you mean 'original'"),
-        ("no_such_module.f", {}, ValueError, "'no_such_module.f' cannot be imported: .*PYTHONPATH"),
-        ("my_augment.miror", {}, ValueError, "has no 'miror'; did you mean 'my_augment.mirror'"),
-        ("my_augment.number", {}, ValueError, "is a int, which cannot be called"),
-        ("my_augment.mirror", {"scales": (32,)}, ValueError, "is no class, so it takes no options; got scales"),
+        ("orginal", {}, ValueError, "transform 'orginal': no such policy, .*did you mean 'original'"),
+        ("no_such_module.f", {}, ValueError, "'no_such_module.f': cannot be imported .*PYTHONPATH"),
+        ("my_augment.miror", {}, ValueError, "has no 'miror'; did you mean 'mirror'"),
+        ("my_augment.number", {}, ValueError, "got a int, expected a callable"),
+        ("my_augment.mirror", {"scales": (32,)}, ValueError, "got the options scales, but it is not a class"),
         ("original", {"crop_mn": 3}, ValueError, "has no option 'crop_mn'; did you mean 'crop_min'"),
-        ("none", {"crop_min": 3}, ValueError, "'none' has no option 'crop_min'.*It has: .*scales"),
-        ("original", {"scales": (0,)}, ValueError, "scales is 0; wanted a number of pixels"),
-        ("original", {"scales": ()}, ValueError, "scales is empty"),
-        ("original", {"flip_probability": 50}, ValueError, "flip_probability is 50; wanted a number from 0 to 1"),
-        ("original", {"crop_min": 700}, ValueError, "crop_min 700 is larger than crop_max 600"),
+        ("none", {"crop_min": 3}, ValueError, "'none' has no option 'crop_min'; expected one of longest_edge, scales"),
+        ("original", {"scales": (0,)}, ValueError, "scales: got 0, expected a number of pixels"),
+        ("original", {"scales": ()}, ValueError, "scales: got an empty list"),
+        ("original", {"flip_probability": 50}, ValueError, "flip_probability: got 50, expected a number from 0 to 1"),
+        ("original", {"crop_min": 700}, ValueError, "crop_min: got 700, expected at most crop_max \\(600\\)"),
     ],
 )
 def test_errors_in_a_policy_are_named(own_module, name, options, error, message):
@@ -276,5 +269,5 @@ def test_a_box_with_too_little_visible_area_is_dropped_with_all_its_fields() -> 
         assert target["class_labels"].tolist() == remaining
         assert len(target["boxes"]) == len(target["area"]) == len(target["masks"]) == len(remaining)
     assert train_transform("light", min_visibility=0.3).min_visibility == 0.3
-    with pytest.raises(ValueError, match="min_visibility is 2; wanted a number from 0 to 1"):
+    with pytest.raises(ValueError, match="min_visibility: got 2, expected a number from 0 to 1"):
         train_transform("original", min_visibility=2)

@@ -104,11 +104,11 @@ def test_sizes_respect_the_exif_orientation(yolo_folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("7 0.5 0.5 0.1 0.1", r"a.txt: line 2 has the class id 7, but .*data.yaml names the classes 0, 1"),
-        ("0.5 0.5 0.5 0.1 0.1", r"line 2 has the class id 0.5"),
-        ("cat 0.5 0.5 0.1 0.1", r"line 2 is 'cat 0.5 0.5 0.1 0.1'; wanted numbers"),
-        ("0 0.5 0.5 0.1", r"line 2 has 4 numbers; wanted 5"),
-        ("0 0.5 0.5 0.1 0.1 0.9", r"line 2 has 6 numbers; wanted 5"),
+        ("7 0.5 0.5 0.1 0.1", r"a.txt, line 2: class id 7, but .*data.yaml names the classes 0, 1"),
+        ("0.5 0.5 0.5 0.1 0.1", r"line 2: class id 0.5"),
+        ("cat 0.5 0.5 0.1 0.1", r"line 2: got 'cat 0.5 0.5 0.1 0.1', expected numbers"),
+        ("0 0.5 0.5 0.1", r"line 2: got 4 numbers, expected 5"),
+        ("0 0.5 0.5 0.1 0.1 0.9", r"line 2: got 6 numbers, expected 5"),
     ],
 )
 def test_errors_in_a_line_are_named(yolo_folder, line, message):
@@ -120,9 +120,9 @@ def test_errors_in_a_line_are_named(yolo_folder, line, message):
 @pytest.mark.parametrize(
     ("old", "new", "error", "message"),
     [
-        ("nc: 2", "nc: 3", ValueError, "nc is 3, but 'names' has 2 classes"),
-        ("names: {0: cat, 1: dog}", "names: cat", ValueError, "'names' is 'cat'; wanted a list"),
-        ("names: {0: cat, 1: dog}", "names: []", ValueError, "'names' is empty"),
+        ("nc: 2", "nc: 3", ValueError, "nc is 3, but 'names' lists 2 classes"),
+        ("names: {0: cat, 1: dog}", "names: cat", ValueError, "'names': got 'cat', expected a list"),
+        ("names: {0: cat, 1: dog}", "names: []", ValueError, "no 'names'; list the classes under 'names:'"),
         ("train: images/train", "train: [", ValueError, "not valid YAML"),
         ("images/train", "images/nowhere", FileNotFoundError, "train is 'images/nowhere', but neither"),
     ],
@@ -138,11 +138,11 @@ def test_missing_or_broken_files_are_named(yolo_folder):
     with pytest.raises(OSError, match=r"a.jpg: not an image that can be read \(0 bytes\)"):
         open_dataset(yolo_folder)
     shutil.rmtree(yolo_folder / "labels")
-    with pytest.raises(FileNotFoundError, match=r"not one image has a label file; looked in .*labels/train"):
+    with pytest.raises(FileNotFoundError, match=r"no image has a label file, searched .*labels/train"):
         open_dataset(yolo_folder)
     _image_lists(yolo_folder)
     (yolo_folder / "images" / "val" / "c.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"val.txt: line 1 names './images/val/c.jpg', but there is no such"):
+    with pytest.raises(FileNotFoundError, match=r"val.txt, line 1: names './images/val/c.jpg', which is not in"):
         open_dataset(yolo_folder)
 
 

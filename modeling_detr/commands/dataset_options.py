@@ -1,0 +1,33 @@
+"""The options of commands that read a dataset: its format, and the options that formats take."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from modeling_detr.data.formats import FORMATS, reading_options
+
+
+def add_dataset_options(parser: argparse.ArgumentParser, format_option: str) -> None:
+    """Add the option for the format, and each option that some format takes when it is read.
+
+    Args:
+        parser: The parser of the command.
+        format_option: Name of the option for the format.
+    """
+    parser.add_argument(f"--{format_option}", choices=list(FORMATS), help="format of the dataset (default: detected)")
+    for option in reading_options().values():
+        if option.kind is bool:
+            parser.add_argument(f"--{option.name}", action="store_true", help=option.help)
+        else:
+            parser.add_argument(
+                f"--{option.name}",
+                type=option.kind,
+                choices=option.choices or None,
+                metavar="DIR" if option.kind is Path else None,
+                help=option.help,
+            )
+
+
+def dataset_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of the options that formats take, as keywords of `open_dataset`."""
+    return {name: getattr(arguments, name) for name in reading_options()}

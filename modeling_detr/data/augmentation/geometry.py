@@ -1,0 +1,110 @@
+"""Geometric changes of a sample: its image, boxes, areas and masks change together.
+
+`crop`, `horizontal_flip` and `resize` treat boxes and areas as the original does (datasets/transforms.py).
+"""
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from modeling_detr.structures_detr import DetectionSample, DetectionTarget
+
+
+class Crop(NamedTuple):
+    """A part of an image, in whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class GeometryPlan(NamedTuple):
+    """The geometry of one sample: take `crop` (None: the whole image), flip it, resize it to `(height, width)`."""
+
+    height: int
+    width: int
+    flip: bool = False
+    crop: Crop | None = None
+
+
+def crop(
+    sample: DetectionSample, top: int, left: int, height: int, width: int, min_visibility: float = 0.0
+) -> DetectionSample:
+    """Take a part of the image. Boxes are clipped to it, and areas become those of the clipped boxes. Objects without
+    width or height, or with less than the share `min_visibility` of their box's area left, are dropped.
+
+    Original: datasets/transforms.py, `crop`.
+    """
+    target = sample["target"]
+    boxes = target["boxes"].as_subclass(Tensor) - torch.tensor([left, top, left, top], dtype=torch.float32)
+    corners = boxes.reshape(-1, 2, 2).minimum(torch.tensor([width, height], dtype=torch.float32)).clamp(min=0)
+    sides = corners[:, 1] - corners[:, 0]
+    # The factor keeps boxes that are entirely inside, however their corners are rounded.
+    least = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * (min_visibility * (1 - 1e-5))
+    changed = _with_boxes(target, corners.reshape(-1, 4), sides.prod(dim=1), (height, width))
+    if "masks" in target:
+        changed["masks"] = functional.crop(target["masks"], top, left, height, width)
+    return {
+        "image": functional.crop(sample["image"], top, left, height, width),
+        "target": take_objects(changed, (sides > 0).all(dim=1) & (sides.prod(dim=1) >= least)),
+    }
+
+
+def horizontal_flip(sample: DetectionSample) -> DetectionSample:
+    """Mirror the image left to right."""
+    target = sample["target"]
+    height, width = sample["image"].shape[-2:]
+    boxes = target["boxes"].as_subclass(Tensor)
+    mirrored = boxes[:, [2, 1, 0, 3]] * torch.tensor([-1.0, 1.0, -1.0, 1.0]) + torch.tensor([width, 0, width, 0])
+    changed = _with_boxes(target, mirrored, target["area"], (height, width))
+    if "masks" in target:
+        changed["masks"] = functional.horizontal_flip(target["masks"])
+    return {"image": functional.horizontal_flip(sample["image"]), "target": changed}
+
+
+def resize(sample: DetectionSample, height: int, width: int) -> DetectionSample:
+    """Resize to `height` and `width`: the image bilinearly with antialiasing, masks to the nearest pixel.
+
+    A sample that already has this size is returned unchanged.
+    """
+    old_height, old_width = sample["image"].shape[-2:]
+    if (old_height, old_width) == (height, width):
+        return sample
+    target = sample["target"]
+    ratio_y, ratio_x = height / old_height, width / old_width
+    boxes = target["boxes"].as_subclass(Tensor) * torch.tensor([ratio_x, ratio_y, ratio_x, ratio_y])
+    changed = _with_boxes(target, boxes, target["area"] * (ratio_x * ratio_y), (height, width))
+    if "masks" in target:
+        rows, columns = _nearest(old_height, height), _nearest(old_width, width)
+        masks = target["masks"].as_subclass(Tensor).index_select(-2, rows).index_select(-1, columns)
+        changed["masks"] = tv_tensors.Mask(masks)
+    return {"image": functional.resize(sample["image"], [height, width], antialias=True), "target": changed}
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """The index of the old pixel for each new one: (new,) int64, by PyTorch's own rule for float32."""
+    indices = torch.arange(old, dtype=torch.float32)[None, None]
+    return torch.nn.functional.interpolate(indices, size=new, mode="nearest")[0, 0].to(torch.int64)
+
+
+def take_objects(target: DetectionTarget, keep: Tensor) -> DetectionTarget:
+    """The objects of the target where `keep` (N,) bool is True, with all their fields."""
+    if bool(keep.all()):
+        return target
+    rows = {key: value[keep] for key, value in target.items() if isinstance(value, Tensor)}
+    for key, value in rows.items():
+        like = target[key]  # type: ignore[literal-required]
+        if isinstance(like, tv_tensors.TVTensor):
+            rows[key] = tv_tensors.wrap(value, like=like)
+    return cast(DetectionTarget, {**target, **rows})
+
+
+def _with_boxes(target: DetectionTarget, boxes: Tensor, area: Tensor, size: tuple[int, int]) -> DetectionTarget:
+    changed = target.copy()
+    changed["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+    changed["area"] = area
+    return changed

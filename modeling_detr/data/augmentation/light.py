@@ -1,0 +1,59 @@
+"""The policy `light`: mild augmentation for small datasets."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from modeling_detr.data.augmentation.geometry import Crop, GeometryPlan
+from modeling_detr.data.augmentation.policy import LONGEST_EDGE, SCALES, GeometryPolicy, check_pixels, check_share
+from modeling_detr.image_processing_detr import resize_output_size
+
+
+@dataclass(frozen=True)
+class LightPolicy(GeometryPolicy):
+    """For small datasets: flips, and crops that change scale, position and proportions mildly.
+
+    Half of the images stay whole; of the others a part with at least `least_share` of each side is taken. The outcome
+    has the size that the whole image would have, so images of one size make batches without padding.
+
+    Attributes:
+        scales: The shortest edge of the outcome is one of these.
+        longest_edge: Largest number of pixels of its longer side.
+        least_share: Smallest share of each side that a crop keeps, in (0, 1].
+        crop_probability: Share of the images that are cropped.
+        flip_probability: Share of the images that are mirrored.
+        min_visibility: A crop drops boxes of which it shows less than this share.
+    """
+
+    scales: tuple[int, ...] = SCALES
+    longest_edge: int = LONGEST_EDGE
+    least_share: float = 0.7
+    crop_probability: float = 0.5
+    flip_probability: float = 0.5
+    min_visibility: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scales", "longest_edge"):
+            check_pixels(name, getattr(self, name))
+        for name in ("least_share", "crop_probability", "flip_probability", "min_visibility"):
+            check_share(name, getattr(self, name))
+
+    @classmethod
+    def sizes_for(cls, shortest_edge: int, longest_edge: int) -> dict[str, Any]:
+        """One scale: the crops already change the size of what is seen."""
+        return {"scales": (shortest_edge,), "longest_edge": longest_edge}
+
+    def plan(self, height: int, width: int, generator: random.Random) -> GeometryPlan:
+        """Draw flip, part and size."""
+        flip = generator.random() < self.flip_probability
+        output = resize_output_size(height, width, generator.choice(self.scales), self.longest_edge)
+        if generator.random() >= self.crop_probability:
+            return GeometryPlan(*output, flip)
+        share = generator.uniform(self.least_share, 1.0)
+        spans = []
+        for side in (height, width):
+            stretch = generator.uniform(0.95, 1.05)
+            length = min(side, max(1, round(max(share * stretch, self.least_share) * side)))
+            spans.append((generator.randint(0, side - length), length))
+        (top, part_height), (left, part_width) = spans
+        return GeometryPlan(*output, flip, Crop(top, left, part_height, part_width))

@@ -1,0 +1,36 @@
+"""The policy `none`: resize only, as the evaluation does."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from modeling_detr.data.augmentation.geometry import GeometryPlan
+from modeling_detr.data.augmentation.policy import LONGEST_EDGE, GeometryPolicy, check_pixels
+from modeling_detr.image_processing_detr import resize_output_size
+
+
+@dataclass(frozen=True)
+class ResizePolicy(GeometryPolicy):
+    """Resize only: the policy `none`, and the transform of the evaluation.
+
+    Attributes:
+        shortest_edge: Pixels of the shorter side, unless the longer one would exceed `longest_edge`.
+        longest_edge: Largest number of pixels of the longer side; None: no limit.
+    """
+
+    shortest_edge: int = 800
+    longest_edge: int | None = LONGEST_EDGE
+
+    def __post_init__(self) -> None:
+        check_pixels("shortest_edge", self.shortest_edge)
+        if self.longest_edge is not None:
+            check_pixels("longest_edge", self.longest_edge)
+
+    @classmethod
+    def sizes_for(cls, shortest_edge: int, longest_edge: int) -> dict[str, Any]:
+        """The size itself."""
+        return {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
+
+    def plan(self, height: int, width: int, generator: random.Random) -> GeometryPlan:  # noqa: ARG002
+        """The size; nothing is random."""
+        return GeometryPlan(*resize_output_size(height, width, self.shortest_edge, self.longest_edge))

@@ -1,0 +1,75 @@
+"""What a policy of augmentation is: it plans the geometry of a sample before the image is read.
+
+A plan depends on nothing but the image's size and random numbers: whether to flip, which part to take, and the size of
+the outcome. So the batch sampler knows the sizes of an epoch before an image is read, and an image is resized once, in
+uint8, instead of twice with a crop in between (the original's way; a crop of the resized image is mapped back to whole
+pixels of the source, and boxes are computed from that crop).
+"""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from modeling_detr.data.augmentation.geometry import GeometryPlan, crop, horizontal_flip, resize
+from modeling_detr.structures_detr import DetectionSample
+
+
+SampleTransform = Callable[[DetectionSample], DetectionSample]
+
+SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # the original's shortest edges on COCO
+LONGEST_EDGE = 1333
+
+
+class GeometryPolicy(ABC):
+    """A transform that plans before it acts. A policy defines `plan`, and which sizes it uses.
+
+    Attributes:
+        min_visibility: A crop drops boxes of which it shows less than this share; 0: those of which it shows nothing.
+    """
+
+    min_visibility: float = 0.0
+
+    @abstractmethod
+    def plan(self, height: int, width: int, generator: random.Random) -> GeometryPlan:
+        """Draw the geometry of an image of `height` and `width` with random numbers from `generator`."""
+
+    @classmethod
+    def sizes_for(cls, shortest_edge: int, longest_edge: int) -> dict[str, Any]:  # noqa: ARG003
+        """The arguments of this policy for images of a given size; empty: the policy's defaults.
+
+        Args:
+            shortest_edge: Largest shortest edge of the outcome, in pixels: the processor's.
+            longest_edge: Largest longest edge of the outcome, in pixels.
+        """
+        return {}
+
+    def __call__(self, sample: DetectionSample, generator: random.Random | None = None) -> DetectionSample:
+        """Draw a plan (with the process's `random` if there is no `generator`) and apply it."""
+        height, width = sample["image"].shape[-2:]
+        generator = generator or random.Random(random.getrandbits(64))
+        return self.apply(sample, self.plan(height, width, generator))
+
+    def apply(self, sample: DetectionSample, plan: GeometryPlan) -> DetectionSample:
+        """Apply a plan that was made for an image of this size."""
+        if plan.crop is not None:
+            sample = crop(sample, *plan.crop, min_visibility=self.min_visibility)
+        if plan.flip:
+            sample = horizontal_flip(sample)
+        return resize(sample, plan.height, plan.width)
+
+
+def check_pixels(name: str, value: object) -> None:
+    """Raise a ValueError unless `value` is a number of pixels, or several."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise ValueError(f"{name}: got an empty list, expected at least one number of pixels.")
+    for pixels in values:
+        if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1:
+            raise ValueError(f"{name}: got {pixels!r}, expected a number of pixels, at least 1.")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise a ValueError unless `value` is a share."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: got {value!r}, expected a number from 0 to 1.")

@@ -1,0 +1,111 @@
+"""The transforms of training and evaluation, by name."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from modeling_detr.data.augmentation import POLICIES
+from modeling_detr.data.augmentation.none import ResizePolicy
+from modeling_detr.data.augmentation.policy import LONGEST_EDGE, SCALES, SampleTransform, check_pixels
+from modeling_detr.errors_detr import did_you_mean
+
+
+def eval_transform(shortest_edge: int = 800, longest_edge: int | None = LONGEST_EDGE) -> ResizePolicy:
+    """The transform of the evaluation: resize only."""
+    return ResizePolicy(shortest_edge, longest_edge)
+
+
+def train_transform(
+    name: str = "original",
+    *,
+    scales: int | Sequence[int] | None = None,
+    size: tuple[int, int | None] | None = None,
+    **options: Any,
+) -> SampleTransform:
+    """The transform of the training, by the name of its policy.
+
+    Args:
+        name: A key of `POLICIES`: `original` (the original's), `light` (for small datasets), `none` (resize only); or
+            the dotted name of a transform, `package.module.name` (the current folder is searched too): a callable that
+            takes and returns a `DetectionSample`, or a class, which is instantiated with those of `scales` and
+            `options` that are given. It may draw from the global random states of Python, NumPy and PyTorch, which the
+            dataset seeds for each sample.
+        scales: Shortest edges to draw from, or a single one. All sizes that are not given follow from the largest.
+        size: Shortest and longest edge of the processor, from which a policy chooses its sizes if there are no
+            `scales`. Without either, a policy has its default sizes. A dotted name does not get it.
+        **options: Fields of the policy, e.g. `longest_edge`, `flip_probability`, `crop_probability`, `min_visibility`.
+            None means not given.
+
+    Raises:
+        ValueError: The policy does not exist, has no such option, or a value is out of range; or a dotted name cannot
+            be imported, is not callable, or takes no options.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    if name not in POLICIES:
+        if scales is not None:
+            given["scales"] = scales
+        return _import_transform(name, given)
+    policy = POLICIES[name]
+    fields = {*inspect.signature(policy).parameters}
+    allowed = sorted({"scales", *fields} - {"shortest_edge"})
+    for key in given:
+        if key not in allowed:
+            raise ValueError(f"policy '{name}' has no option '{key}'; {did_you_mean(key, allowed)}")
+    if scales is not None:
+        check_pixels("scales", scales)
+        scales = (scales,) if isinstance(scales, int) else tuple(scales)
+    sizes: dict[str, Any] = {}
+    if scales is not None or size is not None:
+        processor_shortest, processor_longest = size or (None, None)
+        shortest_edge = max(scales) if scales is not None else cast(int, processor_shortest)
+        longest_edge = processor_longest or round(LONGEST_EDGE * (shortest_edge / max(SCALES)))
+        sizes = policy.sizes_for(shortest_edge, longest_edge)
+        if scales is not None and "scales" in fields:
+            sizes["scales"] = scales
+    arguments = {**sizes, **given}
+    return policy(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()})
+
+
+def _import_transform(name: str, options: dict[str, Any]) -> SampleTransform:
+    where = f"transform '{name}'"
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        raise ValueError(
+            f"{where}: no such policy, and not the dotted name of a callable such as my_package.my_module.augment; "
+            f"{did_you_mean(name, POLICIES)}"
+        )
+    _add_working_folder_to_import_path()
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"{where}: cannot be imported ({error}); run the command in the folder of '{module_name}', add it to "
+            f"PYTHONPATH, or correct the name."
+        ) from error
+    if not hasattr(module, attribute):
+        public = [public_name for public_name in dir(module) if not public_name.startswith("_")]
+        raise ValueError(f"{where}: {module.__file__} has no '{attribute}'; {did_you_mean(attribute, public)}")
+    transform = getattr(module, attribute)
+    if isinstance(transform, type):
+        transform = transform(**options)
+    elif options:
+        raise ValueError(
+            f"{where}: got the options {', '.join(options)}, but it is not a class; leave them out, or use a "
+            f"class that takes them."
+        )
+    if not callable(transform):
+        raise ValueError(f"{where}: got a {type(transform).__name__}, expected a callable.")
+    return cast(SampleTransform, transform)
+
+
+def _add_working_folder_to_import_path() -> None:
+    """Let modules in the working folder be imported; console scripts, unlike `python -m`, do not search it.
+
+    It stays on the path: newly started workers of a data loader import the transform by its name again.
+    """
+    folder = str(Path.cwd())
+    if not {"", folder} & set(sys.path):
+        sys.path.append(folder)

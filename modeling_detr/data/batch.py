@@ -1,0 +1,104 @@
+"""Makes a batch of samples: padded pixels, a mask, and labels as the loss takes them.
+
+B images · N objects of one image · H, W pixels of the batch · h, w pixels of one image.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from modeling_detr.structures_detr import DetectionBatch, DetectionLabels, DetectionSample, check_labels
+
+
+class DetrCollator:
+    """list[DetectionSample] → `DetectionBatch`.
+
+    Images are padded right and bottom with zeros. `pixel_values` (B, 3, H, W) stay uint8 and `pixel_mask` (B, H, W)
+    bool, a fifth of the bytes of a normalised batch; `batch_to_device` normalises on the device. Boxes become centre
+    and size relative to the **unpadded** image, and labels are checked here, on the host. Each image's labels have
+    `class_labels` (N,) int64, `boxes` (N, 4) cxcywh, `area` (N,) square pixels of the resized image, `image_index` ()
+    and `size` (2,) int64 height and width without padding, and `masks` (N, h, w) bool, without padding, if samples
+    have them.
+
+    Pixels are channels last in memory, as the decoder returns them: copying them is sixteen times faster than
+    rearranging them, and convolutions on a CPU take up to a third less time.
+    """
+
+    def __init__(self, num_labels: int, names: Sequence[str] | None = None) -> None:
+        """Set what labels are checked against.
+
+        Args:
+            num_labels: Number of classes of the model.
+            names: Name of each image in messages (its path), by `image_index`.
+        """
+        self.num_labels = num_labels
+        self.names = names
+
+    def __call__(self, samples: Sequence[DetectionSample]) -> DetectionBatch:
+        """Make the batch of `samples`.
+
+        Raises:
+            ValueError: A label is not one of the model's, or a box is not inside its image; the message names the
+                image.
+        """
+        images = [sample["image"].as_subclass(Tensor) for sample in samples]
+        height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+        pixels = torch.zeros((len(images), height, width * 3), dtype=torch.uint8)
+        pixel_mask = torch.zeros((len(images), height, width), dtype=torch.bool)
+        for image, place, mask in zip(images, pixels, pixel_mask, strict=True):
+            rows = image.permute(1, 2, 0).flatten(1)  # (h, w * 3)
+            place[: rows.shape[0], : rows.shape[1]].copy_(rows)
+            mask[: image.shape[1], : image.shape[2]] = True
+        labels = [_to_labels(sample) for sample in samples]
+        check_labels(labels, self.num_labels, [self._name(sample) for sample in samples])
+        return {
+            "pixel_values": pixels.unflatten(2, (width, 3)).permute(0, 3, 1, 2),
+            "pixel_mask": pixel_mask,
+            "labels": labels,
+        }
+
+    def _name(self, sample: DetectionSample) -> str:
+        image_index = sample["target"]["image_index"]
+        return self.names[image_index] if self.names is not None else f"image {image_index} of the dataset"
+
+
+def split_batch(batch: DetectionBatch, max_pixels: int) -> list[DetectionBatch]:
+    """Split a batch into parts of at most `max_pixels` pixels each, padding included, with images of similar size
+    together. A larger image is a part by itself. Each image is in exactly one part."""
+    if batch["pixel_values"].shape[0] * batch["pixel_values"].shape[-2:].numel() <= max_pixels:
+        return [batch]
+    sizes = torch.stack([batch["pixel_mask"][:, :, 0].sum(1), batch["pixel_mask"][:, 0].sum(1)], dim=1)  # (B, 2)
+    order = torch.argsort(sizes.prod(1), stable=True).tolist()
+    groups: list[list[int]] = []
+    for image in order:
+        together = [*groups[-1], image] if groups else [image]
+        if groups and len(together) * int(sizes[together].amax(0).prod()) <= max_pixels:
+            groups[-1] = together
+        else:
+            groups.append([image])
+    parts: list[DetectionBatch] = []
+    for group in groups:
+        height, width = sizes[group].amax(0).tolist()
+        # indexing copies, and loses the order of the dimensions in memory: channels last, as in the batch
+        pixels = batch["pixel_values"][group, :, :height, :width].contiguous(memory_format=torch.channels_last)
+        mask = batch["pixel_mask"][group, :height, :width]
+        parts.append({"pixel_values": pixels, "pixel_mask": mask, "labels": [batch["labels"][i] for i in group]})
+    return parts
+
+
+def _to_labels(sample: DetectionSample) -> DetectionLabels:
+    target = sample["target"]
+    height, width = sample["image"].shape[-2:]
+    boxes = box_convert(target["boxes"].as_subclass(Tensor), "xyxy", "cxcywh")
+    labels: DetectionLabels = {
+        "class_labels": target["class_labels"].to(torch.int64),
+        "boxes": boxes / torch.tensor([width, height, width, height], dtype=torch.float32),
+        "area": target["area"],
+        "image_index": torch.tensor(target["image_index"]),
+        "size": torch.tensor([height, width]),
+    }
+    if "masks" in target:
+        labels["masks"] = target["masks"].as_subclass(Tensor).to(torch.bool)
+    return labels

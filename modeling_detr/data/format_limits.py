@@ -1,0 +1,46 @@
+"""What the formats that are written cannot hold, and the notes about it."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_detr.data.findings import counted
+from modeling_detr.errors_detr import DatasetError
+from modeling_detr.structures_detr import DetectionIndex
+
+
+def refuse_shared_names(index: DetectionIndex, to: str) -> None:
+    """Raise a DatasetError if two classes share a name, which formats that match classes by name cannot hold."""
+    names = [category.name for category in index.categories]
+    shared = next((name for name in names if names.count(name) > 1), None)
+    if shared is not None:
+        raise DatasetError(index.name, f"two classes are named '{shared}', which {to} cannot tell apart", "rename one")
+
+
+def warn_of_stuff(index: DetectionIndex) -> list[str]:
+    """A note if there are boxes of stuff: no format that is written tells stuff from things."""
+    stuff = {label for label, category in enumerate(index.categories) if not category.is_thing}
+    boxes = int(np.isin(index.annotations.label, [*stuff]).sum())
+    if not boxes:
+        return []
+    names = ", ".join(index.categories[label].name for label in sorted(stuff))
+    return [f"{counted(boxes, 'box', 'boxes')} of stuff ({names}) written as things."]
+
+
+def without_crowds(index: DetectionIndex, to: str) -> tuple[DetectionIndex, list[str]]:
+    """The dataset without what formats of mere boxes cannot hold (crowds), and notes on what else they lose."""
+    table, notes = index.annotations, []
+    crowds = int(table.is_crowd.sum())
+    if crowds:
+        notes.append(f"{to} has no crowd regions: {crowds} left out, because as boxes they would be trained on.")
+        table = table.take(~table.is_crowd)
+    box_area: NDArray[np.float64] = (table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]).prod(-1)
+    others = int((np.abs(table.area - box_area) > np.maximum(1e-3 * box_area, 1e-3)).sum())
+    if others:
+        notes.append(f"{to} has no areas: {others} that differ from their box's are lost.")
+    if any(isinstance(image.id, int) for image in index.images):
+        notes.append(f"{to} has no image ids: the file names take their place.")
+    if table.masks is not None:
+        notes.append("masks are not written.")
+    return replace(index, annotations=table), notes

@@ -1,0 +1,27 @@
+"""The dataset formats, one file each. A new one is a file that defines a `DatasetFormat`, and a line in `FORMATS`.
+
+A plug-in adds its own: `FORMATS["mine"] = DatasetFormat(name="mine", …)`.
+"""
+
+from modeling_detr.data.dataset_format import DatasetFormat, ReadingOption
+from modeling_detr.data.formats import coco, coco_panoptic, hf, shapes, voc, yolo
+
+
+FORMATS: dict[str, DatasetFormat] = {
+    "coco": coco.FORMAT,
+    "coco_panoptic": coco_panoptic.FORMAT,
+    "yolo": yolo.FORMAT,
+    "voc": voc.FORMAT,
+    "hf": hf.FORMAT,
+    "shapes": shapes.FORMAT,
+}
+
+
+def reading_options() -> dict[str, ReadingOption]:
+    """Every option that some format takes when it is read, by name."""
+    return {option.name: option for entry in FORMATS.values() for option in entry.options}
+
+
+def writable_formats() -> list[str]:
+    """The names of the formats that can be written."""
+    return [name for name, entry in FORMATS.items() if entry.write is not None]

@@ -1,0 +1,159 @@
+"""The COCO format of objects with boxes and masks (https://cocodataset.org/#format-data).
+
+Three layouts are read, and a single JSON file:
+
+    annotations/instances_train2017.json    train/_annotations.coco.json    annotations.json
+    train2017/*.jpg                         train/*.jpg                     images/*.jpg
+
+The first one is written, with the images in SPLIT/.
+"""
+
+import json
+import mmap
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, WrittenDataset
+from modeling_detr.data.findings import Findings
+from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
+from modeling_detr.data.formats.coco_files import holds_segments, json_files, read_files
+from modeling_detr.data.image_copies import ImageCopies
+from modeling_detr.data.masks import read_segmentations
+from modeling_detr.errors_detr import DatasetNotFoundError
+from modeling_detr.structures_detr import DetectionIndex, Task
+
+
+_ROBOFLOW_NAME = "_annotations.coco.json"
+_LOOKED_FOR = "annotations/instances_*.json, or other JSON files with 'images', 'annotations' and 'categories'"
+
+
+def find_coco_files(path: Path) -> list[Path]:
+    """The annotation files of the dataset at `path`, a folder or one JSON file; empty if it is in another format."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".json" and not holds_segments(path) else []
+    official = sorted(path.glob("annotations/instances_*.json"))
+    return official or [file for file in json_files(path) if _looks_like_coco(file)]
+
+
+def _looks_like_coco(file: Path) -> bool:
+    """Whether this is meant to be a COCO file of boxes; decided without parsing what may be hundreds of MB.
+
+    A file that lacks one of the lists counts too, so that the reader reports it instead of skipping it.
+    """
+    if file.name.lower() == _ROBOFLOW_NAME:
+        return True
+    if file.stat().st_size == 0 or holds_segments(file):
+        return False
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        if any(text.find(key) < 0 for key in (b'"images"', b'"categories"')):
+            return False
+        return text.find(b'"annotations"') >= 0 or text.find(b'"file_name"') >= 0
+
+
+def read_coco(
+    path: str | Path,
+    require_images: bool = True,
+    findings: Findings | None = None,
+    masks: bool = False,
+    images: str | Path | None = None,
+) -> DetectionIndex:
+    """Read a COCO dataset: each annotation file of a folder as one split, or a single JSON file.
+
+    Labels are dense, in ascending order of the category ids over all files. An annotation without `iscrowd` is not a
+    crowd; one without `area` gets its box's area. A category without boxes is dropped if another one has its name, or
+    if its id is 0 and every other one names it as `supercategory` (Roboflow's export). A test split may lack
+    'annotations' and then has no boxes; the files of other splits must have them.
+
+    Args:
+        path: The dataset's folder, or one annotation file.
+        require_images: False if only the annotations are needed; `ImageRecord.path` is then the bare file name of
+            images that are not found.
+        findings: Collects what is wrong; None: the first error is raised.
+        masks: Keep the segmentations (polygons, run lengths); annotations without one are then left out.
+        images: A folder of images, inside the dataset's or elsewhere; None: the usual places inside.
+
+    Raises:
+        DatasetNotFoundError: There is no annotation file, or images are missing.
+        DatasetError: A file has unexpected content; the message names file, entry and remedy.
+    """
+    path = Path(path)
+    files = find_coco_files(path)
+    if not files:
+        raise DatasetNotFoundError(path, "no COCO annotations", f"expected {_LOOKED_FOR}")
+    read_masks = read_segmentations if masks else None
+    return read_files(path, files, require_images, findings, read_masks=read_masks, images_folder=images)
+
+
+def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
+    return read_coco(path, findings=findings, masks=task == "instance", images=images)
+
+
+# Writing
+
+
+def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
+    refuse_shared_names(index, "coco")
+    notes = warn_of_stuff(index)
+    copies = ImageCopies(index, folder, lambda split: split, link)
+    ids = {name: [index.images[image].id for image in members.tolist()] for name, members in copies.splits.items()}
+    keeps_ids = all(isinstance(record.id, int) for record in index.images)
+    keeps_ids = keeps_ids and all(len({*members}) == len(members) for members in ids.values())
+    if not keeps_ids:
+        notes.append("coco needs integer image ids, unique within a split: images are numbered from 1.")
+    if index.annotations.masks is not None:
+        notes.append("masks are not written.")
+    categories = [{"id": category.id, "name": category.name} for category in index.categories]
+    (folder / "annotations").mkdir(exist_ok=True)
+    for split, members in copies.splits.items():
+        content = {**_write_split(index, split, members, copies, keeps_ids), "categories": categories}
+        text = json.dumps(content, ensure_ascii=False)
+        (folder / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
+    return WrittenDataset(index, notes + copies.notes)
+
+
+def _write_split(
+    index: DetectionIndex, split: str, members: NDArray[np.int64], copies: ImageCopies, keeps_ids: bool
+) -> dict[str, list[dict[str, object]]]:
+    """The lists 'images' and 'annotations' of one split's file."""
+    table = index.annotations
+    sides = table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for image in members.tolist():
+        record = index.images[image]
+        image_id = record.id if keeps_ids else image + 1
+        home, name = copies.home[image], copies.name[image]
+        images.append(
+            {
+                "id": image_id,
+                "file_name": name if home == split else f"{home}/{name}",
+                "height": record.height,
+                "width": record.width,
+            }
+        )
+        rows = index.annotation_rows(image)
+        for row in range(rows.start, rows.stop):
+            annotations.append(
+                {
+                    "id": row + 1,
+                    "image_id": image_id,
+                    "category_id": index.categories[int(table.label[row])].id,
+                    "bbox": [*table.boxes_xyxy[row, :2].tolist(), *sides[row].tolist()],
+                    "area": float(table.area[row]),
+                    "iscrowd": int(table.is_crowd[row]),
+                }
+            )
+    return {"images": images, "annotations": annotations}
+
+
+FORMAT = DatasetFormat(
+    name="coco",
+    find=lambda path: bool(find_coco_files(path)),
+    read=_read,
+    looked_for=_LOOKED_FOR,
+    tasks=("detection", "instance"),
+    options=(IMAGES_OPTION,),
+    write=_write,
+)

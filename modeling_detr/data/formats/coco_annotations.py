@@ -1,0 +1,208 @@
+"""The annotations of a COCO file as columns. What does not convert as a whole is examined entry by entry."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_detr.data.annotations import clean_annotations, to_number
+from modeling_detr.data.findings import Findings, counted, first_items
+from modeling_detr.data.masks import ReadMasks
+from modeling_detr.structures_detr import AnnotationTable, ImageRecord
+
+
+_NORMALIZED_LIMIT = 1.5  # boxes relative to the image end at 1, or slightly past it
+
+Entries = Sequence[Mapping[str, Any]]  # objects of a JSON file
+MaskReader = Callable[[Entries, NDArray[np.int64], Callable[[int], str], Findings], ReadMasks]
+
+
+def read_annotations(
+    file: Path,
+    entries: Entries,
+    records: Sequence[ImageRecord],
+    label_of: Mapping[Any, int],
+    findings: Findings,
+    read_masks: MaskReader | None,
+) -> AnnotationTable:
+    """Read the annotations of one file.
+
+    Args:
+        file: The file, for messages.
+        entries: Its annotations.
+        records: Its images; `image_index` of the result refers to them.
+        label_of: Category id, as written in the file → dense label.
+        findings: Takes what is wrong.
+        read_masks: Reads the masks, see `coco_files.read_files`; None: there are none.
+    """
+    entries, image_index = _of_listed_images(file, entries, records, findings)
+    entries, image_index = _of_known_categories(file, entries, image_index, label_of, findings)
+    boxes, faulty = _read_boxes(file, entries, findings)
+    entries, image_index = _without(faulty, entries, image_index)
+    sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
+    masks = None
+    if read_masks is not None:
+        masks, maskless = read_masks(entries, sizes[image_index], _describer(file, entries), findings)
+        entries, image_index = _without(maskless, entries, image_index)
+        boxes = np.delete(boxes, maskless, axis=0)
+    _check_normalized(file, boxes, sizes[image_index], findings)
+    boxes[:, 2:] += boxes[:, :2]  # COCO writes x, y, width, height
+    table = clean_annotations(
+        image_index=image_index,
+        label=np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64),
+        boxes_xyxy=boxes,
+        area=_read_areas(file, entries, findings),
+        is_crowd=np.array([bool(entry.get("iscrowd")) for entry in entries], dtype=np.bool_),
+        image_sizes=sizes,
+        describe=_describer(file, entries),
+        findings=findings,
+        masks=masks,
+    )
+    _note_corners(file, boxes, sizes[image_index], findings)
+    return table
+
+
+def _describer(file: Path, entries: Entries) -> Callable[[int], str]:
+    """What names a row of `entries` in a message."""
+
+    def describe(row: int) -> str:
+        entry = entries[row]
+        return f"{file}, annotation {entry.get('id', f'number {row}')} of image {entry.get('image_id')!r}"
+
+    return describe
+
+
+# Which entries belong to the dataset
+
+
+def _of_listed_images(
+    file: Path, entries: Entries, records: Sequence[ImageRecord], findings: Findings
+) -> tuple[Entries, NDArray[np.int64]]:
+    """The entries whose image the file lists, and the index of each one's image."""
+    index_of: dict[Any, int] = {record.id: index for index, record in enumerate(records)}
+    indices = [index_of.get(entry.get("image_id"), -1) for entry in entries]
+    image_index = np.array(indices, dtype=np.int64)
+    unlisted = np.flatnonzero(image_index < 0)
+    if not len(unlisted):
+        return entries, image_index
+    describe = _describer(file, entries)
+    belong = "annotation belongs to an image" if len(unlisted) == 1 else "annotations belong to images"
+    findings.warn(
+        "no such image",
+        f"{len(unlisted)} {belong} that the file does not list, left out; the first: {describe(int(unlisted[0]))}.",
+        "the annotation is left out",
+        ((describe(int(row)), "the file does not list its image") for row in unlisted),
+    )
+    entries = [entry for entry, index in zip(entries, indices, strict=True) if index >= 0]
+    return entries, image_index[image_index >= 0]
+
+
+def _of_known_categories(
+    file: Path, entries: Entries, image_index: NDArray[np.int64], label_of: Mapping[Any, int], findings: Findings
+) -> tuple[Entries, NDArray[np.int64]]:
+    """The entries whose category the dataset has, and the index of each one's image."""
+    try:
+        unknown = [row for row, entry in enumerate(entries) if entry.get("category_id") not in label_of]
+    except TypeError:  # a list or an object instead of an id
+        ids = [entry.get("category_id") for entry in entries]
+        unknown = [row for row, value in enumerate(ids) if not isinstance(value, Hashable) or value not in label_of]
+    describe = _describer(file, entries)
+    for row in unknown:
+        findings.error(
+            "unknown class",
+            describe(row),
+            f"category_id {entries[row].get('category_id')!r}, but the dataset's categories are "
+            f"{first_items(label_of)}",
+            "add the category to the file's 'categories', or correct the annotation",
+        )
+    return _without(unknown, entries, image_index)
+
+
+def _without(
+    rows: Sequence[int], entries: Entries, image_index: NDArray[np.int64]
+) -> tuple[Entries, NDArray[np.int64]]:
+    if not rows:
+        return entries, image_index
+    dropped = set(rows)
+    return [entry for row, entry in enumerate(entries) if row not in dropped], np.delete(image_index, rows)
+
+
+# Boxes and areas
+
+
+def _read_boxes(file: Path, entries: Entries, findings: Findings) -> tuple[NDArray[np.float64], list[int]]:
+    """Boxes (A, 4) as written, NaN for an annotation without one; and the faulty rows, which are not among them."""
+    try:
+        written = [entry["bbox"] for entry in entries]
+        if set(map(len, written)) <= {4}:
+            return np.fromiter(chain.from_iterable(written), np.float64, 4 * len(written)).reshape(-1, 4), []
+    except (KeyError, TypeError, ValueError):
+        pass  # one of them is not four numbers: the loop below finds it
+    describe = _describer(file, entries)
+    boxes, faulty = np.full((len(entries), 4), np.nan), []
+    for row, entry in enumerate(entries):
+        box = entry.get("bbox")
+        if box is None or box == []:
+            continue
+        try:
+            boxes[row] = [to_number(number) if isinstance(number, str) else float(number) for number in box]
+        except (TypeError, ValueError):
+            message = f"got bbox {box!r}, expected four numbers [x, y, width, height] in pixels"
+            findings.error("box", describe(row), message, "correct it, or remove the annotation")
+            faulty.append(row)
+    return np.delete(boxes, faulty, axis=0), faulty
+
+
+def _read_areas(file: Path, entries: Entries, findings: Findings) -> NDArray[np.float64]:
+    """Areas (A,) as written; NaN where there is none."""
+    try:
+        return np.array([entry.get("area") for entry in entries], dtype=np.float64)
+    except (TypeError, ValueError):
+        pass  # one of them is not a number: the loop below finds it
+    describe = _describer(file, entries)
+    areas = np.full(len(entries), np.nan)
+    for row, entry in enumerate(entries):
+        area = entry.get("area")
+        if area is None:
+            continue
+        try:
+            areas[row] = float(area)
+        except (TypeError, ValueError):
+            message = f"got area {area!r}, expected a number of square pixels"
+            findings.error("area", describe(row), message, "correct or remove it")
+    return areas
+
+
+def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings) -> None:
+    """Report boxes relative to the image: they would pass as specks in its corner.
+
+    Integers are pixels, however small.
+    """
+    rows = np.isfinite(boxes).all(axis=-1)
+    written = boxes[rows]
+    if not len(written) or (sizes[rows] <= _NORMALIZED_LIMIT).any() or (written == np.floor(written)).all():
+        return
+    if written.min() >= 0 and written.max() <= _NORMALIZED_LIMIT:
+        findings.error(
+            "normalised boxes",
+            file,
+            f"the boxes look normalised, none has a number above {written.max():.4g}; expected x, y, width, height in "
+            f"pixels",
+            "multiply them by the width and height of their image",
+        )
+
+
+def _note_corners(file: Path, corners: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings) -> None:
+    """Ask about corners in place of width and height: many boxes then end far outside."""
+    past = np.any(corners[:, 2:] > sizes[:, ::-1] + 1.0, axis=-1)  # one more pixel may be rounding
+    if past.sum() > len(corners) / 3:
+        message = f"{int(past.sum())} of {counted(len(corners), 'box', 'boxes')} end past the edge of their image"
+        findings.warn(
+            "corners",
+            f"{file}: {message}; are these corners? COCO expects x, y, width, height.",
+            "they are clipped; if they are corners, write x, y, width, height",
+            [(file, message)],
+        )

@@ -1,0 +1,351 @@
+"""The JSON files of COCO's two formats: which splits they are, their images and their categories.
+
+A million annotations open in seconds: everything is built as columns, and nothing is parsed that is not needed.
+"""
+
+import gc
+import json
+import mmap
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_detr.data.findings import Findings
+from modeling_detr.data.formats.coco_annotations import Entries, MaskReader, read_annotations
+from modeling_detr.data.formats.coco_categories import drop_placeholder_categories
+from modeling_detr.data.image_headers import header_size
+from modeling_detr.data.image_paths import is_split_name, locate_images, refuse_outside
+from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError
+from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord
+
+
+_NOT_A_SPLIT = {
+    *("instances", "panoptic", "annotations", "annotation", "coco", "bbox", "labels", "result", "results", "dataset"),
+}
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """An annotation file, the name of its split, and the folder of the whole dataset."""
+
+    name: str
+    file: Path
+    root: Path
+
+
+def json_files(path: Path) -> list[Path]:
+    """The JSON files in the usual places of a dataset's folder."""
+    nested = [*path.glob("annotations/*.json"), *path.glob("*/*.json"), *path.glob("*/annotations/*.json")]
+    return sorted({*path.glob("*.json"), *nested})
+
+
+def holds_segments(file: Path) -> bool:
+    """Whether a JSON file has panoptic annotations; decided without parsing what may be hundreds of MB."""
+    if file.stat().st_size == 0:
+        return False
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        return text.find(b'"segments_info"') >= 0
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause the garbage collector, which would spend half of the loading time walking millions of small dicts."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _annotations(split: CocoSplit, content: Mapping[str, Any], findings: Findings) -> Entries:  # noqa: ARG001
+    entries: Entries = content["annotations"]
+    return entries
+
+
+@_garbage_collection_paused()
+def read_files(
+    path: Path,
+    files: Sequence[Path],
+    require_images: bool,
+    findings: Findings | None,
+    objects_of: Callable[[CocoSplit, Mapping[str, Any], Findings], Entries] = _annotations,
+    read_masks: MaskReader | None = None,
+    images_folder: str | Path | None = None,
+) -> DetectionIndex:
+    """Read the annotation files of a dataset, each as one split; see `coco.read_coco`.
+
+    Args:
+        path: The dataset's folder, or the one file.
+        files: The annotation files.
+        require_images: See `read_coco`.
+        findings: See `read_coco`.
+        objects_of: Returns the objects of a file: entries with image_id, category_id, bbox, area, iscrowd and id.
+        read_masks: Reads the masks of entries, given the sizes (A, 2) of their images and a function that names a row
+            in a message. None: masks are not read.
+        images_folder: See `images` of `read_coco`.
+    """
+    splits = _name_splits(path, files)
+    findings = Findings() if findings is None else findings
+    contents = [_load(split, findings, polygons=read_masks is not None) for split in splits]
+    labels = _merge_categories([split.file for split in splits], contents, findings)
+
+    images: list[ImageRecord] = []
+    tables: list[AnnotationTable] = []
+    members: dict[str, NDArray[np.int64]] = {}
+    for split, content in zip(splits, contents, strict=True):
+        records = _read_images(split, content["images"], require_images, images_folder, findings)
+        objects = objects_of(split, content, findings)
+        table = read_annotations(split.file, objects, records, labels.of_id, findings, read_masks)
+        tables.append(replace(table, image_index=table.image_index + len(images)))
+        members[split.name] = np.arange(len(images), len(images) + len(records))
+        images.extend(records)
+    categories, annotations = drop_placeholder_categories(
+        labels.categories, labels.supercategories, AnnotationTable.concatenate(tables), findings
+    )
+    name = path.stem if path.is_file() else path.resolve().name
+    return DetectionIndex(name, tuple(images), categories, annotations, members, tuple(findings.notes))
+
+
+# Files and splits
+
+
+def _name_splits(path: Path, files: Sequence[Path]) -> list[CocoSplit]:
+    splits: list[CocoSplit] = []
+    for file in files:
+        folder = file.parent
+        inner = folder if folder.name.lower() != "annotations" else folder.parent
+        root = path if path.is_dir() else inner.parent if is_split_name(inner.name) else inner
+        words = [word for word in re.split(r"[_.\-\s]+", file.stem) if word and word.lower() not in _NOT_A_SPLIT]
+        if words:
+            name = "_".join(words)
+        elif inner.resolve() != root.resolve():
+            name = inner.name
+        else:
+            name = UNSPLIT
+        if len(files) == 1 and not is_split_name(name):
+            name = UNSPLIT
+        if any(split.name == name for split in splits):
+            name = file.relative_to(path).with_suffix("").as_posix()
+        splits.append(CocoSplit(name, file, root))
+    return splits
+
+
+def _without_polygons(text: bytes) -> bytes:
+    """The JSON with null in place of every segmentation that is a list of numbers.
+
+    They are most of what there is to parse, and to hold in memory, and only boxes are needed.
+    """
+    key = b'"segmentation"'  # as a whole string in quotes; within another string its quotes would be escaped
+    pieces: list[bytes] = []
+    done = 0
+    place = text.find(key)
+    while place >= 0:
+        begin = place + len(key)
+        following = text.find(b'"', begin)  # lists of numbers contain neither quotes nor braces
+        following = following if following >= 0 else len(text)
+        brace = text.find(b"}", begin, following)
+        end = text.rfind(b"]", begin, brace if brace >= 0 else following)
+        if end > begin and text[begin : begin + 16].lstrip(b": \t\r\n")[:1] == b"[":
+            pieces.append(text[done:begin])
+            done = end + 1
+        place = text.find(key, following)
+    return b":null".join([*pieces, text[done:]])
+
+
+def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, list[dict[str, Any]]]:
+    file = split.file
+    empty: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+    try:
+        text = file.read_bytes()
+        content = json.loads(text if polygons else _without_polygons(text))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if not polygons:  # again, for the position in the file as it is
+            return _load(split, findings, polygons=True)
+        remedy = "write it again; it may be cut off"
+        findings.error("unreadable file", file, f"not valid JSON ({error})", remedy, cause=error)
+        return empty
+    if not isinstance(content, dict):
+        findings.error(
+            "unreadable file",
+            file,
+            f"got a JSON {type(content).__name__}, expected an object with 'images', 'annotations' and 'categories'",
+            "a list of predictions or annotations alone names neither images nor classes",
+        )
+        return empty
+    if "annotations" not in content and split.name.lower().startswith("test"):
+        content["annotations"] = []
+        findings.warn(
+            "no annotations",
+            f"{file}: no 'annotations'; the images of the split '{split.name}' count as images without objects.",
+            "its images count as images without objects",
+            [(file, "no 'annotations'")],
+        )
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            message = f"'{key}': got a {type(entries).__name__}, expected a list of objects"
+            if key not in content:
+                message = f"no '{key}', only {', '.join(sorted(content)) or 'an empty object'}"
+            findings.error("unreadable file", file, message, f"add the list '{key}'")
+            content[key] = []
+    return content
+
+
+# Categories
+
+
+@dataclass(frozen=True)
+class _Labels:
+    categories: tuple[Category, ...]
+    of_id: Mapping[Any, int]  # the file's id, as it is written there → dense label
+    supercategories: tuple[str | None, ...]  # one for each of the categories
+
+
+def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any]], findings: Findings) -> _Labels:
+    names: dict[int, tuple[str, Path]] = {}
+    is_thing: dict[int, bool] = {}
+    id_of_written: dict[Any, int] = {}
+    supercategories: dict[int, str | None] = {}
+    for file, content in zip(files, contents, strict=True):
+        for entry in content["categories"]:
+            written = entry.get("id")
+            try:
+                category_id = int(written)
+            except (TypeError, ValueError):
+                message = f"got id {written!r}, expected an integer"
+                findings.error("category", f"{file}, category {entry}", message, "number the category")
+                continue
+            name = str(entry.get("name", category_id))
+            earlier, earlier_file = names.setdefault(category_id, (name, file))
+            if earlier != name:
+                findings.error(
+                    "category",
+                    f"{file}, category {category_id}",
+                    f"is named '{name}', but '{earlier}' in {earlier_file}",
+                    "the files of one dataset must agree: rename it, or give it another id",
+                )
+            is_thing[category_id] = bool(entry.get("isthing", True))
+            id_of_written[written] = category_id
+            supercategories[category_id] = entry.get("supercategory")
+    categories = tuple(
+        Category(category_id, names[category_id][0], is_thing[category_id]) for category_id in sorted(names)
+    )
+    label = {category.id: index for index, category in enumerate(categories)}
+    of_id = {**label, **{written: label[category_id] for written, category_id in id_of_written.items()}}
+    return _Labels(categories, of_id, tuple(supercategories[category.id] for category in categories))
+
+
+# Images
+
+
+def _read_images(
+    split: CocoSplit,
+    entries: Entries,
+    require_images: bool,
+    images: str | Path | None,
+    findings: Findings,
+) -> list[ImageRecord]:
+    for key in ("id", "file_name"):
+        missing = [index for index, entry in enumerate(entries) if entry.get(key) is None]
+        for index in missing:
+            where, message = f"{split.file}, image {index} of the list", f"no '{key}', got {entries[index]}"
+            findings.error("image entry", where, message, f"add its '{key}'")
+        if missing:
+            entries = [entry for entry in entries if entry.get(key) is not None]
+    entries = _with_unique_ids(split, entries, findings)
+    names = [str(entry["file_name"]) for entry in entries]
+    paths = _locate(split, names, require_images, images, findings)
+    records, unsized = [], []
+    for entry, path in zip(entries, paths, strict=True):
+        height, width = entry.get("height"), entry.get("width")
+        if not height or not width:
+            size = _size_in_file(split, entry, path, findings)
+            if size is None:
+                continue
+            height, width = size
+            unsized.append(path)
+        records.append(ImageRecord(entry["id"], path, int(height), int(width)))
+    if unsized:
+        have = "image has no height and width" if len(unsized) == 1 else "images have no height and width"
+        findings.warn(
+            "image size",
+            f"{split.file}: {len(unsized)} {have}, read from the image files instead; the first: {unsized[0]}.",
+            "they are read from the image file",
+            ((split.file, f"no height and width for {path}") for path in unsized),
+        )
+    return records
+
+
+def _size_in_file(split: CocoSplit, entry: Mapping[str, Any], path: str, findings: Findings) -> tuple[int, int] | None:
+    """Height and width from the image file, for an entry that lacks them; None if it cannot be read."""
+    if path in findings.broken_images:
+        return None
+    if not Path(path).is_file():
+        where, message = f"{split.file}, image {entry['id']!r}", "no height and width, and no image file to read"
+        findings.error("image entry", where, message, "add its size, or restore the image")
+        return None
+    try:
+        return header_size(path)
+    except DatasetReadError as error:
+        findings.add("unreadable image", error, image=path)
+        return None
+
+
+def _with_unique_ids(split: CocoSplit, entries: Entries, findings: Findings) -> Entries:
+    """The entries, and of several with one id only the first."""
+    first_of = {entry["id"]: entry for entry in reversed(entries)}
+    if len(first_of) == len(entries):
+        return entries
+    for image_id, count in Counter(entry["id"] for entry in entries).most_common():
+        if count > 1:
+            findings.error(
+                "duplicate id",
+                split.file,
+                f"{count} images have the id {image_id!r}, so their annotations cannot be told apart",
+                "give each image its own id",
+            )
+    return [entry for entry in entries if first_of[entry["id"]] is entry]
+
+
+def _locate(
+    split: CocoSplit, names: Sequence[str], require_images: bool, images: str | Path | None, findings: Findings
+) -> list[str]:
+    root, folder = split.root, split.file.parent
+    usual = [] if images is None else [Path(images), Path(images) / split.name]
+    usual += [root / split.name, root / "images" / split.name, folder, folder / "images", root / "images", root]
+    folders = [
+        place for place in dict.fromkeys([*usual, *_folders(root), *_folders(root / "images")]) if place.is_dir()
+    ]
+    paths = locate_images(names, folders)
+    refuse_outside([path for path in paths if path is not None], [root, images], findings)
+    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
+    if missing and require_images:
+        places = ", ".join(str(place) for place in folders[:8])
+        remedy = f"put them into {root / split.name} or {root / 'images'}, or remove their entries"
+        if findings.collects:
+            for name in missing:
+                message = f"the image '{name}' is missing, searched {places}"
+                findings.error("missing image", split.file, message, remedy, image=name)
+        else:
+            count = f"all {len(names)}" if len(missing) == len(names) else f"{len(missing)} of the {len(names)}"
+            message = f"{count} images are missing, the first is '{missing[0]}', searched {places}"
+            findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)
+    return [path if path is not None else name for path, name in zip(paths, names, strict=True)]
+
+
+def _folders(parent: Path) -> list[Path]:
+    """The folders in `parent`, which may contain a hundred thousand images as well."""
+    if not parent.is_dir():
+        return []
+    with os.scandir(parent) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))

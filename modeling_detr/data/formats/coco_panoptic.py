@@ -1,0 +1,183 @@
+"""COCO's panoptic format (https://cocodataset.org/#format-data): JSON files and folders of PNG files. Only read.
+
+    annotations/panoptic_train2017.json    annotations/panoptic_train2017/*.png    train2017/*.jpg
+
+Every segment is an object: each thing by itself, stuff as one region per image. Boxes and areas are those in the file;
+they belong to the mask, so a box ends where its last pixel ends.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from modeling_detr.data.dataset_format import DatasetFormat
+from modeling_detr.data.findings import Findings
+from modeling_detr.data.formats.coco_annotations import Entries
+from modeling_detr.data.formats.coco_files import CocoSplit, holds_segments, json_files, read_files
+from modeling_detr.data.image_paths import locate_images
+from modeling_detr.data.masks import PanopticMasks, ReadMasks, read_segment_ids
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
+from modeling_detr.structures_detr import DetectionIndex, MaskColumn, PanopticResult, Task
+
+
+_LOOKED_FOR = "annotations/panoptic_*.json, or other JSON files with 'segments_info', and folders of PNG files"
+
+
+def find_panoptic_files(path: Path) -> list[Path]:
+    """The panoptic annotation files of the dataset at `path`, a folder or one JSON file; empty if it has none."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".json" and holds_segments(path) else []
+    official = sorted(path.glob("annotations/panoptic_*.json"))
+    return official or [file for file in json_files(path) if holds_segments(file)]
+
+
+def read_panoptic(path: str | Path, require_images: bool = True, findings: Findings | None = None) -> DetectionIndex:
+    """Read a COCO panoptic dataset: each annotation file of a folder as one split, or a single JSON file.
+
+    PNG files are searched in the folder named like their JSON file, and in those beside it; they are read only when
+    masks are needed, or where the JSON lacks a segment's box. Categories say whether they are things. Crowd regions
+    are kept for the evaluation. (The original trains on them as if each were one object.)
+
+    Args:
+        path: The dataset's folder, or one annotation file.
+        require_images: See `read_coco`.
+        findings: Collects what is wrong; None: the first error is raised.
+
+    Raises:
+        DatasetNotFoundError: There is no annotation file, or images or PNG files are missing.
+        DatasetError: A file has unexpected content; the message names file, entry and remedy.
+    """
+    path = Path(path)
+    files = find_panoptic_files(path)
+    if not files:
+        raise DatasetNotFoundError(path, "no COCO panoptic annotations", f"expected {_LOOKED_FOR}")
+    return read_files(path, files, require_images, findings, objects_of=_segments, read_masks=_read_masks)
+
+
+def _read(path: str | Path, *, findings: Findings, task: Task) -> DetectionIndex:  # noqa: ARG001
+    return read_panoptic(path, findings=findings)
+
+
+def read_panoptic_predictions(path: str | Path, index: DetectionIndex) -> Iterator[tuple[int, PanopticResult]]:
+    """Read predictions in COCO's panoptic form, of any model: a JSON file and a folder of PNG files of the same name.
+
+    Args:
+        path: The JSON file, of which only `annotations` are read.
+        index: The dataset that was predicted on, with the same ids of images and categories.
+
+    Yields:
+        The index of each image in `index` and its segments, one image at a time.
+
+    Raises:
+        DatasetNotFoundError: A PNG file is missing.
+        DatasetError: The file has unexpected content, or belongs to another dataset.
+    """
+    file = Path(path)
+    try:
+        annotations = json.loads(file.read_bytes())["annotations"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise DatasetError(file, f"no panoptic predictions ({error!r}), expected JSON with 'annotations'") from error
+    image_index = {image.id: number for number, image in enumerate(index.images)}
+    labels = {category.id: label for label, category in enumerate(index.categories)}
+    for annotation in annotations:
+        where = f"{file}, prediction of image {annotation.get('image_id')!r}"
+        if annotation.get("image_id") not in image_index:
+            raise DatasetError(where, f"{index.name} has no such image", "give the dataset that was predicted on")
+        for info in annotation["segments_info"]:
+            if info["category_id"] not in labels:
+                raise DatasetError(where, f"category_id {info['category_id']}, which {index.name} does not have")
+        segments = read_segment_ids(str(file.with_suffix("") / annotation["file_name"]))
+        yield (
+            image_index[annotation["image_id"]],
+            {
+                "segmentation": torch.from_numpy(segments),
+                "segments_info": [
+                    {"id": info["id"], "label_id": labels[info["category_id"]]} for info in annotation["segments_info"]
+                ],
+            },
+        )
+
+
+def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) -> Entries:
+    """One entry for each segment, with the path of its PNG file."""
+    segments: list[dict[str, Any]] = []
+    names, paths = _locate_pngs(split, content)
+    for entry, name, png in zip(content["annotations"], names, paths, strict=True):
+        if png is None:
+            archive, folder = split.file.with_suffix(".zip"), split.file.with_suffix("")
+            message = f"the panoptic image '{name}' is missing"
+            remedy = f"unpack {archive} there" if archive.is_file() else f"put it into {folder}"
+            findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)
+            continue
+        infos = entry.get("segments_info")
+        if not isinstance(infos, list) or not all(isinstance(info, dict) and "id" in info for info in infos):
+            message = f"no list 'segments_info' of objects with an 'id', got {sorted(entry)}"
+            where = f"{split.file}, annotation of image {entry.get('image_id')!r}"
+            findings.error("image entry", where, message, "list the segments of its PNG file there")
+            continue
+        of_image = [{**info, "image_id": entry.get("image_id"), "png": png} for info in infos]
+        if any(not info.get("bbox") or 0 in info["bbox"][2:] for info in of_image):
+            try:
+                of_image = _measured(of_image, png)
+            except (DatasetNotFoundError, DatasetReadError) as error:
+                findings.add("unreadable image", error, image=png)
+        segments += of_image
+    return segments
+
+
+def _locate_pngs(split: CocoSplit, content: Mapping[str, Any]) -> tuple[list[str], list[str | None]]:
+    """The name of each annotation's PNG file, and its path; None where it is missing."""
+    image_names = {image.get("id"): str(image.get("file_name", "")) for image in content["images"]}
+    names = [
+        entry.get("file_name") or Path(image_names.get(entry.get("image_id"), "")).with_suffix(".png").name
+        for entry in content["annotations"]
+    ]
+    folder = split.file.parent
+    beside = [child for parent in (folder, split.root) for child in sorted(parent.iterdir()) if child.is_dir()]
+    usual = split.file.with_suffix("")
+    places = [usual, usual / usual.name, folder, split.root, *beside]
+    return names, locate_images(names, [place for place in dict.fromkeys(places) if place.is_dir()])
+
+
+def _measured(segments: list[dict[str, Any]], png: str) -> list[dict[str, Any]]:
+    """The segments with box and area measured from their pixels."""
+    segment_ids = read_segment_ids(png)
+    measured = []
+    for segment in segments:
+        rows, columns = np.nonzero(segment_ids == segment["id"])
+        if len(rows):
+            left, top = int(columns.min()), int(rows.min())
+            box = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
+            segment = {**segment, "bbox": box, "area": len(rows)}
+        measured.append(segment)
+    return measured
+
+
+def _read_masks(
+    entries: Entries,
+    sizes: NDArray[np.int64],  # noqa: ARG001
+    describe: Callable[[int], str],  # noqa: ARG001
+    findings: Findings,  # noqa: ARG001
+) -> ReadMasks:
+    files = {png: number for number, png in enumerate(dict.fromkeys(entry["png"] for entry in entries))}
+    source = PanopticMasks(
+        files=tuple(files),
+        file=np.array([files[entry["png"]] for entry in entries], dtype=np.int64),
+        segment=np.array([entry["id"] for entry in entries], dtype=np.int64),
+    )
+    return MaskColumn.of(source, len(entries)), []
+
+
+FORMAT = DatasetFormat(
+    name="coco_panoptic",
+    find=lambda path: bool(find_panoptic_files(path)),
+    read=_read,
+    looked_for=_LOOKED_FOR,
+    tasks=("detection", "instance", "panoptic"),
+    defers_to=("coco",),
+)

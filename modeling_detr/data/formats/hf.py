@@ -1,0 +1,506 @@
+"""The format `hf`, of Hugging Face's `datasets`: a Hub id, a folder of `save_to_disk`, parquet files. Only read.
+
+    objects: {bbox: [[…]], category: […], area?: […], iscrowd?: […]}    the usual column, or a list of such structs
+    bbox: [[…]], category: […]                                          or columns of the table itself
+
+Images stay where they are: as bytes in the rows of memory-mapped files (`arrow_rows`), or as files that rows name. The
+convention of the boxes is chosen by the user or detected (`hf_boxes`); the notes say which one was used.
+
+`pyarrow` comes with `datasets`; both are imported when a dataset of this kind is opened.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_detr.data.annotations import clean_annotations
+from modeling_detr.data.dataset_format import DatasetFormat, ReadingOption
+from modeling_detr.data.findings import Findings
+from modeling_detr.data.formats.hf_boxes import NAMED_BOXES, BoxFormat, BoxSample, detect_convention, to_corners
+from modeling_detr.data.image_headers import header_sizes
+from modeling_detr.data.image_paths import is_split_name
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
+from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord, Task
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LOOKED_FOR = "a folder of save_to_disk, .parquet files, or a name on the Hub (owner/name)"
+_WHOLE = "whole"  # the split of files that name none: `datasets` reserves 'all'
+_OBJECTS = ("objects", "annotations", "labels", "faces", "boxes")
+_BOXES = ("bbox", "bboxes", "box", "boxes")
+_CLASSES = ("category", "categories", "category_id", "label", "labels", "class", "classes", "class_id", "class_label")
+_AREAS = ("area", "areas")
+_CROWDS = ("iscrowd", "is_crowd")
+_IDS = ("image_id", "id")
+
+
+def is_hub_id(path: str | Path) -> bool:
+    """Whether `path` may be the name of a dataset on the Hub, owner/name."""
+    return _HUB_ID.fullmatch(str(path)) is not None and not Path(path).exists()
+
+
+def find_hf_files(path: Path) -> list[Path]:
+    """The files that show that `path` is a dataset of `datasets`; empty if it is not."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".parquet" else []
+    saved = [path / "dataset_dict.json", path / "state.json"]
+    return [file for file in saved if file.is_file()] or _parquet_files(path)
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    return sorted({*path.glob("*.parquet"), *path.glob("*/*.parquet"), *path.glob("*/*/*.parquet")})
+
+
+def read_hf_dataset(
+    path: str | Path, findings: Findings | None = None, box_format: str | None = None
+) -> DetectionIndex:
+    """Read a dataset of `datasets`, with all of its splits.
+
+    Class names are those of a ClassLabel feature; else the words themselves if classes are words; else the numbers.
+    The size of an image comes from its header. Rows without objects are images without objects.
+
+    Args:
+        path: A Hub id, a folder that `save_to_disk` wrote, a folder of parquet files or one of them.
+        findings: Collects what is wrong; None: the first error is raised.
+        box_format: One of `BoxFormat`. None: by the names of a box's numbers, else the one that fits the boxes best.
+
+    Raises:
+        DatasetReadError: The dataset cannot be loaded, or an image not read.
+        DatasetError: It has no column of images or of boxes, or an entry is invalid.
+    """
+    if box_format is not None and box_format not in get_args(BoxFormat):
+        raise DatasetError("box_format", f"got '{box_format}'", did_you_mean(box_format, get_args(BoxFormat)))
+    findings = Findings() if findings is None else findings
+    splits = {name: _read_split(f"{path}[{name}]", rows) for name, rows in _load(path).items()}
+    categories, labels = _merge_classes(str(path), splits, findings)
+    if box_format is None:
+        named = next((split.convention for split in splits.values() if split.convention is not None), None)
+        sample = BoxSample.concatenate([_sample(split) for split in splits.values()])
+        convention = detect_convention(path, sample, named, findings)
+    else:
+        findings.notes.append(f"{path}: boxes read as {box_format}, as requested by box_format.")
+        convention = box_format
+
+    images: list[ImageRecord] = []
+    tables: list[AnnotationTable] = []
+    members: dict[str, NDArray[np.int64]] = {}
+    for name, split in splits.items():
+        records, table = _to_index(split, labels[name], convention, findings)
+        tables.append(replace(table, image_index=table.image_index + len(images)))
+        members[name] = np.arange(len(images), len(images) + len(records))
+        images.extend(records)
+    name = str(path) if is_hub_id(path) else Path(path).resolve().name
+    table = AnnotationTable.concatenate(tables)
+    return DetectionIndex(name, tuple(images), categories, table, members, tuple(findings.notes))
+
+
+def _read(path: str | Path, *, findings: Findings, task: Task, box_format: str | None = None) -> DetectionIndex:  # noqa: ARG001
+    return read_hf_dataset(path, findings, box_format)
+
+
+def _to_index(
+    split: "_Split", label: NDArray[np.int64], convention: str, findings: Findings
+) -> tuple[list[ImageRecord], AnnotationTable]:
+    """The images of one split, and its objects; `label` (A,) is -1 for objects without a class."""
+    records, index_of_row = _records(split, findings)
+    kept = np.flatnonzero((index_of_row[split.row] >= 0) & (label >= 0))
+    image_index = index_of_row[split.row[kept]]
+    sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
+    table = clean_annotations(
+        image_index=image_index,
+        label=label[kept],
+        boxes_xyxy=to_corners(split.boxes[kept], sizes[image_index], convention),
+        image_sizes=sizes,
+        describe=lambda row: split.describe(int(kept[row])),
+        findings=findings,
+        area=None if split.area is None else split.area[kept],
+        is_crowd=None if split.is_crowd is None else split.is_crowd[kept],
+    )
+    return records, table
+
+
+# Loading
+
+
+def _load(path: str | Path) -> dict[str, Any]:
+    """Split → its `datasets.Dataset`, memory-mapped."""
+    import datasets
+
+    place = Path(path)
+    with _quiet(datasets):
+        if is_hub_id(path) or not place.exists():
+            loaded = _from_hub(datasets, str(path))
+        elif place.is_dir() and any(file.suffix == ".json" for file in find_hf_files(place)):
+            loaded = datasets.load_from_disk(str(place), keep_in_memory=False)
+        else:
+            loaded = _from_parquet(datasets, place)
+    if isinstance(loaded, datasets.DatasetDict):
+        return {UNSPLIT if name == _WHOLE else name: rows for name, rows in loaded.items()}
+    return {UNSPLIT: loaded}
+
+
+def _from_parquet(datasets: Any, place: Path) -> Any:
+    files: dict[str, list[str]] = {}
+    for file in find_hf_files(place):
+        files.setdefault(_split_of(file, place), []).append(str(file))
+    if not files:
+        raise DatasetNotFoundError(place, "no dataset of `datasets`", f"expected {_LOOKED_FOR}")
+    try:
+        return datasets.load_dataset("parquet", data_files=files, keep_in_memory=False)
+    except datasets.exceptions.DatasetGenerationError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DatasetReadError(place, f"unreadable parquet files ({reason})", "write them again") from error
+
+
+@contextlib.contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bar()
+
+
+def _from_hub(datasets: Any, name: str) -> Any:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return datasets.load_dataset(name, keep_in_memory=False)
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        problem = f"no such file or folder here, and no such dataset could be loaded from the Hub ({reason})"
+        raise DatasetReadError(name, problem) from error
+
+
+def _split_of(file: Path, root: Path) -> str:
+    """`train` for train-00000-of-00002.parquet and for train/0000.parquet; `whole` for names without a split."""
+    inner = file.relative_to(root).parts[:-1] if root.is_dir() else ()
+    for word in (re.split(r"[-_.]", file.stem)[0], *inner):
+        if is_split_name(word):
+            return word.replace("-", "_")
+    return _WHOLE
+
+
+# One split as columns
+
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """A split as written: R rows (images), A objects.
+
+    Attributes:
+        where: Its name in messages.
+        ids: (R,) id of each row.
+        paths: (R,) path of each row's image, virtual or real; "" where it has none.
+        sizes: (R, 2) height and width in the table; None: it has none.
+        row: (A,) row of each object.
+        number: (A,) number of the object in its row, from 0.
+        boxes: (A, 4) as written; NaN where a box does not have four numbers.
+        classes: (A,) as written: numbers or words; None where there is none.
+        class_names: Names of a ClassLabel; None: classes are not a ClassLabel.
+        area: (A,) areas, or None.
+        is_crowd: (A,) crowd flags, or None.
+        convention: Convention according to the names of a box's numbers; None: they have no names.
+    """
+
+    where: str
+    ids: Sequence[int | str]
+    paths: Sequence[str]
+    sizes: NDArray[np.int64] | None
+    row: NDArray[np.int64]
+    number: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    classes: Sequence[int | str | None]
+    class_names: Sequence[str] | None
+    area: NDArray[np.float64] | None
+    is_crowd: NDArray[np.bool_] | None
+    convention: str | None
+
+    def describe(self, index: int) -> str:
+        """Name an object in a message."""
+        row = int(self.row[index])
+        return f"{self.where}, object {int(self.number[index])} of row {row} (image {self.ids[row]!r})"
+
+
+def _read_split(where: str, rows: Any) -> _Split:
+    import pyarrow.compute as pc
+
+    columns: list[str] = rows.column_names
+    image_column = _image_column(where, rows)
+    fields, features = _object_columns(rows)
+    boxes_key = _first_of(_BOXES, fields)
+    classes_key = _first_of(_CLASSES, fields)
+    if boxes_key is None or classes_key is None:
+        missing, names = ("boxes", _BOXES) if boxes_key is None else ("classes", _CLASSES)
+        objects = f"; each object has {', '.join(fields)}" if fields else ""
+        raise DatasetError(
+            where,
+            f"no column of {missing}, only {', '.join(columns)}{objects}",
+            f"expected a column 'objects' with one of {', '.join(names)} in it, or such a column",
+        )
+    parents = pc.list_parent_indices(fields[boxes_key]).to_numpy().astype(np.int64)
+    starts = np.searchsorted(parents, parents)
+    boxes, convention = _box_numbers(where, pc.list_flatten(fields[boxes_key]))
+    area, crowd = _first_of(_AREAS, fields), _first_of(_CROWDS, fields)
+    flat = {key: pc.list_flatten(fields[key]).to_pylist() for key in (classes_key, area, crowd) if key is not None}
+    for key, values in flat.items():
+        if len(values) != len(boxes):
+            raise DatasetError(
+                where,
+                f"{len(boxes)} {boxes_key} in total, but {len(values)} {key}",
+                "give every object one of each",
+            )
+    areas = None if area is None else np.array(flat[area], dtype=np.float64)
+    return _Split(
+        where=where,
+        ids=_ids(rows),
+        paths=_paths(where, rows, image_column),
+        sizes=_sizes(rows),
+        row=parents,
+        number=np.arange(len(parents)) - starts,
+        boxes=boxes,
+        classes=flat[classes_key],
+        class_names=_class_names(features.get(classes_key)),
+        area=areas,
+        is_crowd=None if crowd is None else np.array([bool(flag) for flag in flat[crowd]], dtype=np.bool_),
+        convention=convention,
+    )
+
+
+def _first_of(names: Sequence[str], among: Mapping[str, Any]) -> str | None:
+    return next((name for name in names if name in among), None)
+
+
+def _image_column(where: str, rows: Any) -> str:
+    import datasets
+
+    images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    if not images:  # written by something that does not know the feature
+        images = [name for name, feature in rows.features.items() if isinstance(feature, dict) and "bytes" in feature]
+    if "image" in images or len(images) == 1:
+        return "image" if "image" in images else images[0]
+    if not images:
+        problem = f"no column of images, only {', '.join(rows.column_names)}"
+        raise DatasetError(where, problem, "expected one with the feature Image, or structs with 'bytes'")
+    raise DatasetError(where, f"several columns of images, {', '.join(images)}", "name the one to use 'image'")
+
+
+def _arrow(rows: Any, column: str) -> Any:
+    """A column as one Arrow array."""
+    combined = rows.select_columns([column]).with_format("arrow")[:].column(column).combine_chunks()
+    if getattr(combined, "num_chunks", None) is not None:
+        combined = combined.chunk(0)
+    return combined
+
+
+def _object_columns(rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Field → list array with one list a row, and field → its feature, from structs of lists, lists of structs, or
+    columns of the table."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name in _OBJECTS:
+        if name not in rows.column_names:
+            continue
+        column, feature = _arrow(rows, name), rows.features[name]
+        inner = feature if isinstance(feature, dict) else getattr(feature, "feature", None)
+        if not isinstance(inner, dict):
+            continue
+        if pa.types.is_struct(column.type):
+            lists = {field.name: pc.struct_field(column, field.name) for field in column.type}
+            return lists, {key: getattr(value, "feature", value) for key, value in inner.items()}
+        structs = pc.list_flatten(column)
+        # A null row is an empty list; offsets of the flat values follow from the lengths.
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+        lists = {
+            field.name: pa.LargeListArray.from_arrays(offsets, pc.struct_field(structs, field.name))
+            for field in structs.type
+        }
+        return lists, inner
+    names = [name for name in (*_BOXES, *_CLASSES, *_AREAS, *_CROWDS) if name in rows.column_names]
+    features = {name: rows.features[name].feature for name in names if hasattr(rows.features[name], "feature")}
+    return {name: _arrow(rows, name) for name in features}, features
+
+
+def _box_numbers(where: str, flat: Any) -> tuple[NDArray[np.float64], str | None]:
+    """Boxes (A, 4) as written, and their convention if their numbers have names."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(flat.type):
+        keys = {field.name for field in flat.type}
+        for names, convention in NAMED_BOXES.items():
+            if keys >= {*names}:
+                columns = [pc.struct_field(flat, name).cast(pa.float64()) for name in names]
+                numbers = [column.to_numpy(zero_copy_only=False) for column in columns]
+                return np.stack(numbers, axis=-1).reshape(-1, 4), convention
+        raise DatasetError(
+            where, f"a box has the fields {', '.join(sorted(keys))}, expected e.g. xmin, ymin, xmax, ymax"
+        )
+    boxes = np.full((len(flat), 4), np.nan)
+    whole = pc.fill_null(pc.equal(pc.list_value_length(flat), 4), False)
+    numbers = pc.list_flatten(flat.filter(whole)).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    boxes[whole.to_numpy(zero_copy_only=False)] = numbers.reshape(-1, 4)
+    return boxes, None
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    feature = getattr(feature, "feature", feature)
+    names = getattr(feature, "names", None)
+    return list(names) if names else None
+
+
+def _ids(rows: Any) -> list[int | str]:
+    for name in _IDS:
+        if name in rows.column_names:
+            values: list[Any] = _arrow(rows, name).to_pylist()
+            if all(isinstance(value, int | str) for value in values) and len(set(values)) == len(values):
+                return values
+    return list(range(len(rows)))
+
+
+def _sizes(rows: Any) -> NDArray[np.int64] | None:
+    if not {"height", "width"} <= {*rows.column_names}:
+        return None
+    columns = [[value or 0 for value in _arrow(rows, name).to_pylist()] for name in ("height", "width")]
+    if not all(isinstance(value, int) for column in columns for value in column):
+        return None
+    return np.array(columns, dtype=np.int64).T
+
+
+def _paths(where: str, rows: Any, column: str) -> list[str]:
+    """The path of each row's image: its file if it is in one, else a virtual path."""
+    from modeling_detr.data.arrow_rows import read_table, row_path
+
+    paths: list[str] = []
+    for entry in rows.cache_files:
+        file = str(Path(entry["filename"]).resolve())
+        cells = read_table(file).column(column)
+        for row in range(len(cells)):
+            cell = cells[row]
+            if cell["bytes"].is_valid:
+                paths.append(row_path(file, column, row))
+            else:
+                paths.append(cell["path"].as_py() or "" if "path" in cell else "")
+    if len(paths) != len(rows):
+        raise DatasetError(
+            where, f"{len(rows)} rows, but its files have {len(paths)}", "save it again with save_to_disk"
+        )
+    return paths
+
+
+# Images, classes and a sample of the boxes
+
+
+def _records(split: _Split, findings: Findings) -> tuple[list[ImageRecord], NDArray[np.int64]]:
+    """The images, and for each row (R,) the index of its image; -1 for one that cannot be used."""
+    records: list[ImageRecord] = []
+    index_of_row = np.full(len(split.paths), -1, dtype=np.int64)
+    other_size = []
+    for row, path in enumerate(split.paths):
+        where = f"{split.where}, row {row} (image {split.ids[row]!r})"
+        if not path:
+            findings.error("missing image", where, "no image", "add it, or remove the row")
+            continue
+        try:
+            upright, stored = header_sizes(path)
+        except DatasetReadError as error:
+            findings.add("unreadable image", error, image=path)
+            continue
+        size = upright
+        if split.sizes is not None:
+            given = (int(split.sizes[row, 0]), int(split.sizes[row, 1]))
+            size = stored if given == stored else upright
+            if given != size:
+                other_size.append((where, f"{size[0]}x{size[1]} (height x width), not {given[0]}x{given[1]}"))
+        index_of_row[row] = len(records)
+        records.append(ImageRecord(split.ids[row], path, *size))
+    if other_size:
+        where, sizes = other_size[0]
+        have = "image has" if len(other_size) == 1 else "images have"
+        findings.warn(
+            "image size",
+            f"{len(other_size)} {have} another size than the columns height and width say; the image's size is used; "
+            f"the first: {where}, {sizes}.",
+            "the size of the image is used",
+            ((where, f"{sizes} as in the columns") for where, sizes in other_size),
+        )
+    return records, index_of_row
+
+
+def _merge_classes(
+    path: str, splits: Mapping[str, _Split], findings: Findings
+) -> tuple[tuple[Category, ...], dict[str, NDArray[np.int64]]]:
+    """The categories over all splits, and the label (A,) of each split's objects; -1 for one without a class."""
+    named = [list(split.class_names) for split in splits.values() if split.class_names is not None]
+    other = next((names for names in named if names != named[0]), None)
+    if other is not None:
+        raise DatasetError(
+            path, f"its splits name their classes differently, {named[0]} and {other}", "make them agree"
+        )
+    if named:
+        categories = tuple(Category(class_id, name) for class_id, name in enumerate(named[0]))
+        label_of: dict[Any, int] = {label: label for label in range(len(categories))}
+        label_of.update({category.name: category.id for category in categories})
+    else:
+        written = {value for split in splits.values() for value in split.classes if value is not None}
+        if all(isinstance(value, int) for value in written):
+            categories = tuple(Category(int(value), str(value)) for value in sorted(written))
+            label_of = {category.id: label for label, category in enumerate(categories)}
+        else:
+            categories = tuple(Category(label, str(value)) for label, value in enumerate(sorted(map(str, written))))
+            label_of = {category.name: category.id for category in categories}
+    names = ", ".join(category.name for category in categories)[:300]
+    labels = {}
+    for name, split in splits.items():
+        label = np.array([label_of.get(value, -1) for value in split.classes], dtype=np.int64)
+        for index in np.flatnonzero(label < 0).tolist():
+            findings.error(
+                "unknown class",
+                split.describe(index),
+                f"class {split.classes[index]!r}, but the dataset's classes are {names}",
+                "correct the object, or name the class in the ClassLabel",
+            )
+        labels[name] = label
+    return categories, labels
+
+
+def _sample(split: _Split) -> BoxSample:
+    """Some boxes of a split, with the sizes of their images."""
+    chosen = np.unique(np.linspace(0, len(split.row) - 1, min(len(split.row), 20_000)).astype(np.int64))
+    size_of: dict[int, tuple[int, int]] = {}
+    for row in np.unique(split.row[chosen])[:2000].tolist():
+        with contextlib.suppress(OSError):  # reported when the images are read
+            size_of[row] = header_sizes(split.paths[row])[0]
+    chosen = chosen[np.isin(split.row[chosen], list(size_of))]
+    return BoxSample(
+        boxes=split.boxes[chosen],
+        limits=np.array([size_of[row][::-1] for row in split.row[chosen].tolist()], float).reshape(-1, 2),
+        areas=split.area[chosen] if split.area is not None else np.full(len(chosen), np.nan),
+    )
+
+
+FORMAT = DatasetFormat(
+    name="hf",
+    find=lambda path: bool(find_hf_files(path)),
+    read=_read,
+    looked_for=_LOOKED_FOR,
+    options=(
+        ReadingOption(
+            "box_format",
+            "convention of the boxes in the format hf, e.g. xyxy or cxcywh_normalized (default: detected)",
+            str,
+            get_args(BoxFormat),
+        ),
+    ),
+    is_name=lambda text, chosen: is_hub_id(text) or (chosen and "/" not in text and not Path(text).exists()),
+)

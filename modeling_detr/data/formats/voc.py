@@ -1,0 +1,462 @@
+"""The Pascal VOC format: one XML file for each image.
+
+    Annotations/*.xml  JPEGImages/*.jpg  ImageSets/Main/train.txt      the official layout, also VOCdevkit/VOC2012/…
+    train/a.xml  train/a.jpg  valid/…                                  XML beside images, one folder for each split
+    a.xml  a.jpg                                                       or no splits at all
+
+Coordinates are used as written. (The original challenge counted pixels from 1; most files written since do not, and a
+shift would spoil those.) Objects marked as difficult are ordinary boxes by default. An image is found by the stem of
+its XML file, or else by that of <filename>; the ending there decides between images with the same stem. The official
+layout is written.
+"""
+
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to_number
+from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, ReadingOption, WrittenDataset
+from modeling_detr.data.findings import Findings, counted
+from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff, without_crowds
+from modeling_detr.data.image_copies import UNLISTED, ImageCopies
+from modeling_detr.data.image_headers import header_size
+from modeling_detr.data.image_paths import is_image_name, is_split_name, refuse_outside
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
+from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord, Task
+
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
+_LOOKED_FOR = ".xml files that begin with <annotation>"
+
+
+@dataclass
+class _Files:
+    """The files of a dataset, from one walk; images are keyed by folder and stem, and by stem alone.
+
+    Several images may share a stem (a.jpg beside a.png), so each key has a list.
+    """
+
+    xml: list[Path] = field(default_factory=list)
+    images: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    by_stem: dict[str, list[str]] = field(default_factory=dict)
+    image_sets: list[Path] = field(default_factory=list)
+
+
+def is_voc(path: Path) -> bool:
+    """Whether there is a VOC annotation file in `path`, at most four folders down."""
+    patterns = ("*.xml", "Annotations/*.xml", "*/*.xml", "*/*/*.xml", "*/*/*/*.xml")
+    return path.is_dir() and any(_is_annotation(file) for pattern in patterns for file in _first(path.glob(pattern)))
+
+
+def read_voc(
+    path: str | Path,
+    findings: Findings | None = None,
+    drop_difficult: bool = False,
+    images: str | Path | None = None,
+) -> DetectionIndex:
+    """Read a VOC dataset. Classes are sorted by name over all files; images without an XML file are left out.
+
+    Args:
+        path: The dataset's folder.
+        findings: Collects what is wrong; None: the first error is raised.
+        drop_difficult: Leave out objects marked as difficult; by default they are ordinary boxes.
+        images: A folder of images, inside the dataset's or elsewhere.
+
+    Raises:
+        DatasetNotFoundError: There is no XML file, or an image is missing.
+        DatasetError: A file has unexpected content, or several images match it; the message names file and object.
+    """
+    root = Path(path)
+    files = _walk(root)
+    findings = Findings() if findings is None else findings
+    if images is not None:
+        elsewhere = _walk(Path(images))
+        files.images = {**files.images, **elsewhere.images}
+        files.by_stem = {**files.by_stem, **elsewhere.by_stem}
+    trees = _parse_all(files.xml, findings)
+    if not trees:
+        raise DatasetNotFoundError(root, "no Pascal VOC annotations", f"expected {_LOOKED_FOR}")
+
+    names = sorted({name for _, tree in trees for name in _class_names(tree)})
+    label_of = {name: label for label, name in enumerate(names)}
+    records: list[ImageRecord] = []
+    used: list[Path] = []  # the XML file of each record
+    rows, difficult = AnnotationRows(), list[str]()
+    for file, tree in trees:
+        record = _read_record(root, file, tree, files, findings)
+        if record is not None:
+            difficult += _read_objects(file, tree, len(records), label_of, drop_difficult, rows, findings)
+            records.append(record)
+            used.append(file)
+    _note_difficult(difficult, drop_difficult, findings)
+    refuse_outside([*map(str, used), *(record.path for record in records)], [root, images], findings)
+    table = clean_annotations(
+        image_index=np.array(rows.image_index, dtype=np.int64),
+        label=np.array(rows.label, dtype=np.int64),
+        boxes_xyxy=rows.boxes,
+        image_sizes=np.array([(record.height, record.width) for record in records], dtype=np.int64),
+        describe=lambda row: f"{used[rows.image_index[row]]}, object {rows.place[row]}",
+        findings=findings,
+    )
+    _note_unused_images(files, records, findings)
+    return DetectionIndex(
+        name=root.resolve().name,
+        images=tuple(records),
+        categories=tuple(Category(label, name) for label, name in enumerate(names)),
+        annotations=table,
+        splits=_read_splits(root, used, files, findings),
+        notes=tuple(findings.notes),
+    )
+
+
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Task,  # noqa: ARG001
+    images: str | Path | None = None,
+    drop_difficult: bool = False,
+) -> DetectionIndex:
+    return read_voc(path, findings, drop_difficult, images)
+
+
+def _note_difficult(difficult: Sequence[str], dropped: bool, findings: Findings) -> None:
+    if not difficult:
+        return
+    objects = f"{counted(len(difficult), 'object')} marked as difficult"
+    if dropped:
+        findings.warn(
+            "difficult",
+            f"{objects} left out, as requested by drop_difficult; the first: {difficult[0]}.",
+            "it is left out",
+            ((where, "is marked as difficult") for where in difficult),
+        )
+    else:  # nothing is wrong: only the mark is lost
+        findings.notes.append(f"{objects} kept as ordinary boxes (drop_difficult leaves them out).")
+
+
+# Files
+
+
+def _first(files: Iterable[Path], limit: int = 3) -> list[Path]:
+    return list(itertools.islice(files, limit))
+
+
+def _is_annotation(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return b"<annotation" in stream.read(4096)
+
+
+def _walk(root: Path) -> _Files:
+    files = _Files()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        if Path(folder).name == "ImageSets":
+            main = Path(folder) / "Main"
+            files.image_sets.append(main if main.is_dir() else Path(folder))
+            inner.clear()
+            continue
+        for name in sorted(names):
+            stem, _, suffix = name.rpartition(".")
+            if suffix.lower() == "xml" and not name.startswith("."):
+                files.xml.append(Path(folder) / name)
+            elif is_image_name(name):
+                files.images.setdefault((folder, stem), []).append(f"{folder}/{name}")
+                files.by_stem.setdefault(stem, []).append(f"{folder}/{name}")
+    return files
+
+
+def _parse_all(files: Sequence[Path], findings: Findings) -> list[tuple[Path, ElementTree.Element]]:
+    trees: list[tuple[Path, ElementTree.Element]] = []
+    others: list[tuple[Path, ElementTree.Element]] = []
+    for file in files:
+        try:
+            tree = ElementTree.parse(file).getroot()
+        except ElementTree.ParseError as error:
+            message = f"not well-formed XML ({error})"
+            findings.error("unreadable file", file, message, "correct or remove it", cause=error)
+            continue
+        (trees if tree.tag == "annotation" else others).append((file, tree))
+    if others:
+        file, tree = others[0]
+        are = "XML file is not a VOC annotation" if len(others) == 1 else "XML files are not VOC annotations"
+        findings.warn(
+            "no annotations",
+            f"{len(others)} {are}, left out; the first: {file} begins with <{tree.tag}>, not with <annotation>.",
+            "the file is left out",
+            ((file, f"begins with <{tree.tag}>, not with <annotation>") for file, tree in others),
+        )
+    return trees
+
+
+def _find_image(root: Path, file: Path, tree: ElementTree.Element, files: _Files, findings: Findings) -> str | None:
+    written = Path((tree.findtext("filename") or "").strip().replace("\\", "/"))
+    folders = [str(file.parent), *_image_folders(root, file.parent)]
+    for stem in dict.fromkeys([file.stem, written.stem]):
+        for folder in folders:
+            if (folder, stem) in files.images:
+                return _choose(file, written.name, files.images[folder, stem], findings)
+        if stem in files.by_stem:
+            return _choose(file, written.name, files.by_stem[stem], findings)
+    findings.error(
+        "missing image",
+        file,
+        f"its image is missing, searched '{file.stem}' and '{written.name}' with the endings of images in "
+        f"{', '.join(folders)}",
+        "put the image there, or remove the XML file",
+        raises=DatasetNotFoundError,
+    )
+    return None
+
+
+def _choose(file: Path, written: str, images: Sequence[str], findings: Findings) -> str | None:
+    """The image, of several with the same stem, that <filename> in the XML file names."""
+    if len(images) == 1:
+        return images[0]
+    ending = Path(written).suffix.lower()
+    named = [image for image in images if Path(image).name == written]
+    named = named or [image for image in images if Path(image).suffix.lower() == ending]
+    if len(named) == 1:
+        return named[0]
+    findings.error(
+        "missing image",
+        file,
+        f"its image may be {' or '.join(images)}, and <filename> is '{written}'",
+        "write the full name of the right one there, or put it beside the XML file and remove the others",
+    )
+    return None
+
+
+def _image_folders(root: Path, folder: Path) -> list[str]:
+    """The folders that may have the images of the XML files in `folder`: …/Annotations/x ↔ …/JPEGImages/x."""
+    parts = folder.relative_to(root).parts
+    folders = []
+    for depth in reversed(range(len(parts))):
+        if parts[depth].lower() in ("annotations", "annotation", "xml", "xmls", "labels"):
+            for name in _IMAGE_FOLDERS:
+                folders.append(str(root.joinpath(*parts[:depth], name, *parts[depth + 1 :])))
+            folders.append(str(root.joinpath(*parts[:depth], *parts[depth + 1 :])))
+    return folders
+
+
+def _note_unused_images(files: _Files, records: Sequence[ImageRecord], findings: Findings) -> None:
+    used = {record.path for record in records}
+    unused = [path for paths in files.images.values() for path in paths if path not in used]
+    if unused:
+        have = "image has no XML file and is" if len(unused) == 1 else "images have no XML file and are"
+        findings.warn(
+            "no annotations",
+            f"{len(unused)} {have} left out (an image without objects needs an XML file without objects); the first: "
+            f"{unused[0]}.",
+            "the image is left out (one without objects needs an XML file without objects)",
+            ((path, "has no XML file") for path in unused),
+        )
+
+
+# Content
+
+
+def _class_names(tree: ElementTree.Element) -> list[str]:
+    return [name for element in tree.iterfind("object") if (name := (element.findtext("name") or "").strip())]
+
+
+def _read_record(
+    root: Path, file: Path, tree: ElementTree.Element, files: _Files, findings: Findings
+) -> ImageRecord | None:
+    path = _find_image(root, file, tree, files, findings)
+    if path is None:
+        return None
+    size = []
+    for key in ("height", "width"):
+        text = (tree.findtext(f"size/{key}") or "0").strip()
+        try:
+            size.append(int(to_number(text)))
+        except ValueError:
+            message = f"<{key}> of the image is '{text}', expected an integer"
+            findings.error("image size", file, message, "correct or remove it")
+            size.append(0)
+    if min(size) <= 0:
+        message = "no size of the image"
+        note = f"{file}: {message}; read from {path} instead."
+        findings.warn("image size", note, "it is read from the image file", [(file, message)])
+        try:
+            size = list(header_size(path))
+        except DatasetReadError as error:
+            findings.add("unreadable image", error, image=path)
+            return None
+    inner = file.relative_to(root).with_suffix("").parts
+    image_id = "/".join(part for part in inner if part.lower() not in ("annotations", "annotation"))
+    return ImageRecord(image_id, path, size[0], size[1])
+
+
+def _read_objects(
+    file: Path,
+    tree: ElementTree.Element,
+    image_index: int,
+    label_of: Mapping[str, int],
+    drop_difficult: bool,
+    rows: AnnotationRows,
+    findings: Findings,
+) -> list[str]:
+    """Append the objects of one file to `rows`; returns the places of those marked as difficult."""
+    difficult = []
+    for number, element in enumerate(tree.iterfind("object"), start=1):
+        if (element.findtext("difficult") or "").strip() == "1":
+            difficult.append(f"{file}, object {number}")
+            if drop_difficult:
+                continue
+        named_box = _read_object(file, number, element, findings)
+        if named_box is not None:
+            name, box = named_box
+            rows.append(image_index, label_of[name], box, number)
+    return difficult
+
+
+def _read_object(
+    file: Path, number: int, element: ElementTree.Element, findings: Findings
+) -> tuple[str, tuple[float, float, float, float]] | None:
+    where = f"{file}, object {number}"
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        findings.error("unknown class", where, "no <name>", "name its class, or remove it")
+        return None
+    where = f"{where} ({name})"
+    box = element.find("bndbox")
+    if box is None:
+        message = "no <bndbox>, expected one with <xmin>, <ymin>, <xmax>, <ymax>"
+        findings.error("box", where, message, "add it, or remove the object")
+        return None
+    corners = []
+    for key in _CORNERS:
+        text = (box.findtext(key) or "").strip()
+        try:
+            corners.append(to_number(text))
+        except ValueError:
+            message = f"{key} is '{text}', expected a number of pixels, such as 12 or 12.5"
+            findings.error("box", where, message, "correct it, or remove the object")
+            return None
+    return name, (corners[0], corners[1], corners[2], corners[3])
+
+
+# Splits
+
+
+def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Findings) -> dict[str, NDArray[np.int64]]:
+    """Split → indices of its images, from ImageSets, else from folders named like splits.
+
+    Args:
+        root: The dataset's folder.
+        used: The XML file of each image.
+        files: All files.
+        findings: Takes names in a list that have no XML file.
+    """
+    members: dict[str, set[int]] = {}
+    for folder in files.image_sets:
+        base = folder.parent if folder.name == "ImageSets" else folder.parent.parent
+        index_of = {file.stem: index for index, file in enumerate(used) if file.is_relative_to(base)}
+        if findings.collects:  # files that are not used have been reported already
+            index_of = {file.stem: -1 for file in files.xml if file.is_relative_to(base)} | index_of
+        for list_file in sorted(folder.glob("*.txt")):
+            indices = _read_list(list_file, index_of, findings)
+            if indices is not None:
+                members.setdefault(list_file.stem, set()).update(indices)
+    if not members:
+        for index, file in enumerate(used):
+            for part in file.relative_to(root).parts[:-1]:
+                if is_split_name(part):
+                    members.setdefault(part, set()).add(index)
+                    break
+    if len(members) == 1 and not is_split_name(next(iter(members))):  # CVAT lists what it exports in default.txt
+        members = {UNSPLIT: next(iter(members.values()))}
+    if not members:
+        members[UNSPLIT] = set(range(len(used)))
+    return {name: np.array(sorted(indices), dtype=np.int64) for name, indices in members.items()}
+
+
+def _read_list(file: Path, index_of: Mapping[str, int], findings: Findings) -> list[int] | None:
+    """The images that a list in ImageSets names; None for the list of one class (`name 1`, `name -1`)."""
+    indices = []
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        name = line.strip()
+        if not name:
+            continue
+        if name not in index_of:
+            stem, _, mark = name.rpartition(" ")
+            if mark in ("-1", "0", "1") and stem.strip() in index_of:
+                return None
+            name = Path(name).stem if is_image_name(name) else name
+        if name not in index_of:
+            findings.error(
+                "missing file",
+                f"{file}, line {number}",
+                f"names '{name}', but there is no annotation file {name}.xml",
+                "add it, or remove the line",
+                raises=DatasetNotFoundError,
+            )
+            continue
+        indices.append(index_of[name])
+    return [index for index in indices if index >= 0]
+
+
+# Writing
+
+
+def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
+    refuse_shared_names(index, "voc")
+    if not all(category.name.strip() for category in index.categories):
+        raise DatasetError(index.name, "a class has no name, which voc needs", "name it")
+    notes = warn_of_stuff(index)
+    index, lost = without_crowds(index, "voc")
+    notes += lost
+    used = {int(label) for label in np.unique(index.annotations.label)}
+    unused = [category.name for label, category in enumerate(index.categories) if label not in used]
+    if unused:
+        notes.append(f"voc has no list of classes: those without a box are lost ({', '.join(unused)}).")
+    notes.append("voc has no class ids: readers number the classes by name.")
+
+    copies = ImageCopies(index, folder, lambda _: "JPEGImages", link)
+    (folder / "Annotations").mkdir()
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for image, name in enumerate(copies.name):
+        (folder / "Annotations" / f"{Path(name).stem}.xml").write_text(_to_xml(index, image, name), encoding="utf-8")
+    for split, members in copies.splits.items():
+        if split != UNLISTED:
+            lines = [f"{Path(copies.name[image]).stem}\n" for image in members.tolist()]
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    return WrittenDataset(index, notes + copies.notes)
+
+
+def _to_xml(index: DetectionIndex, image: int, name: str) -> str:
+    record, rows, table = index.images[image], index.annotation_rows(image), index.annotations
+    objects = "".join(
+        f"  <object>\n    <name>{escape(index.categories[label].name)}</name>\n    <difficult>0</difficult>\n"
+        f"    <bndbox><xmin>{x0:.10g}</xmin><ymin>{y0:.10g}</ymin><xmax>{x1:.10g}</xmax><ymax>{y1:.10g}</ymax>"
+        f"</bndbox>\n  </object>\n"
+        for label, (x0, y0, x1, y1) in zip(table.label[rows].tolist(), table.boxes_xyxy[rows].tolist(), strict=True)
+    )
+    return (
+        f"<annotation>\n  <folder>JPEGImages</folder>\n  <filename>{escape(name)}</filename>\n"
+        f"  <size><width>{record.width}</width><height>{record.height}</height><depth>3</depth></size>\n"
+        f"{objects}</annotation>\n"
+    )
+
+
+FORMAT = DatasetFormat(
+    name="voc",
+    find=is_voc,
+    read=_read,
+    looked_for=_LOOKED_FOR,
+    options=(
+        IMAGES_OPTION,
+        ReadingOption("drop_difficult", "leave out objects that Pascal VOC marks as difficult", bool),
+    ),
+    write=_write,
+)

@@ -1,0 +1,76 @@
+"""Decodes one image to 8-bit RGB, in the orientation in which it was annotated."""
+
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+
+from modeling_detr.data.image_headers import (
+    EXIF_ORIENTATION,
+    check_pixels,
+    exif_orientation,
+    ignore_warnings_of_opening,
+    image_source,
+)
+from modeling_detr.data.shape_scenes import is_shapes, render
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
+from modeling_detr.image_processing_detr import to_rgb
+from modeling_detr.structures_detr import ImageRecord
+
+
+def read_image(record: ImageRecord) -> tv_tensors.Image:
+    """Read the image of `record`: (3, H, W) uint8 RGB, with the record's height and width.
+
+    The EXIF orientation is applied, unless only the image as stored has the record's size: then it was annotated that
+    way. Pillow decodes: torchvision gives the same pixels in four fifths of the time, but its decoders are deprecated.
+
+    Args:
+        record: The image; its path may be a virtual one of the built-in shapes.
+
+    Raises:
+        DatasetNotFoundError: The file does not exist.
+        DatasetReadError: The file cannot be decoded.
+        DatasetError: Its size is not the record's.
+    """
+    if is_shapes(record.path):
+        return tv_tensors.Image(torch.from_numpy(render(record.path)).permute(2, 0, 1))
+    pixels = _decode(record.path, oriented=True)
+    if pixels.shape[1:] != (record.height, record.width):
+        stored = _decode(record.path, oriented=False)
+        if stored.shape[1:] != (record.height, record.width):
+            raise DatasetError(
+                record.path,
+                f"the image is {pixels.shape[1]}x{pixels.shape[2]} (height x width), but its annotations are for "
+                f"{record.height}x{record.width}",
+                "restore the image that was annotated, or correct the size (and the boxes) in the annotation file",
+            )
+        pixels = stored
+    return tv_tensors.Image(pixels)
+
+
+def _decode(path: str, oriented: bool) -> Tensor:
+    """Pixels (3, H, W) uint8 of an image file, turned by its EXIF orientation if `oriented`."""
+    try:
+        with warnings.catch_warnings():
+            ignore_warnings_of_opening()
+            opened = Image.open(image_source(path))
+        with opened as image:
+            check_pixels(path, image.height, image.width)
+            image.load()
+            orientation = exif_orientation(image)
+            if not oriented or orientation == 1:
+                image.getexif()[EXIF_ORIENTATION] = 1  # also replaces an invalid number
+            if image.mode == "RGB" and image.format == "JPEG" and (orientation == 1 or not oriented):
+                return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # nothing to convert: nearly every image
+            return to_rgb(image)
+    except FileNotFoundError as error:
+        raise DatasetNotFoundError(path, "no such image", "restore it, or remove its annotations") from error
+    except DatasetReadError:
+        raise
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken chunks of a PNG
+        raise DatasetReadError(
+            path, f"the image cannot be decoded ({error})", "replace it, or remove it and its annotations"
+        ) from error
