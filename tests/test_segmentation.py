@@ -1,10 +1,13 @@
 """`DetrForSegmentation`: masks of chosen queries, their loss, and errors."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_detr import DetrForObjectDetection, DetrForSegmentation
+from modeling_detr.segmentation_detr import DetrSegmentationOutput
 
 
 OPTIONS = {
@@ -183,3 +186,11 @@ def test_a_saved_model_is_the_same_again(model, tmp_path):
     again = DetrForSegmentation.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(again(pixel_values, pixel_mask).pred_masks, model(pixel_values, pixel_mask).pred_masks)
+
+
+def test_output_fields_start_with_the_loss_and_the_predictions():
+    """With return_dict=False they are read by their position."""
+    names = [field.name for field in dataclasses.fields(DetrSegmentationOutput)]
+    assert names[:5] == ["loss", "loss_dict", "logits", "pred_boxes", "pred_masks"]
+    batch_level = {"auxiliary_outputs", "intermediate_hidden_states", "feature_maps"}
+    assert not batch_level & set(names)  # Transformers' pipelines split fields by image
