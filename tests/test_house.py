@@ -1,5 +1,6 @@
 """The files around the package: import layers, recipes, launch configs, pins, and the commands in the README."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -27,6 +28,17 @@ def test_imports_respect_the_layers():
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+def test_files_and_functions_are_short_and_named_for_what_they_hold():
+    for path in (ROOT / "modeling_detr").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert path.stem not in {"utils", "misc", "common", "helpers"}, path
+        assert len(source.splitlines()) <= (750 if path.stem.endswith("_detr") else 600), path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                start = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
+                assert node.end_lineno - start < 60, f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
