@@ -16,7 +16,7 @@ def test_defaults_are_the_papers():
     assert config.eos_coefficient == 0.1
 
 
-def test_config_survives_saving(tmp_path):
+def test_a_saved_config_loads_unchanged(tmp_path):
     config = DetrConfig(
         backbone_kwargs={"channels": [8, 16]}, out_indices=[3], id2label={0: "cat", 1: "dog"}, dropout=0, pre_norm=True
     )

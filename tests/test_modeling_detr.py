@@ -80,7 +80,7 @@ def test_dilation_doubles_the_resolution(tiny_detector):
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050"])
-def test_stages_behind_the_last_requested_map_are_not_there(tiny_config, backbone):
+def test_stages_after_the_last_requested_map_do_not_exist(tiny_config, backbone):
     config = tiny_config(backbone=backbone, backbone_kwargs=None, out_indices=[3], freeze_backbone_stem=False)
     model = DetrForObjectDetection(config).train()
     model(images(), labels=labels_of(2, 1)).loss.backward()
@@ -103,7 +103,7 @@ def test_initialisation_is_the_originals(tiny_config):
 @pytest.mark.parametrize(
     "changes", [{"backbone": "resnet5000"}, {"out_indices": [9]}, {"backbone_kwargs": {"chanels": [8, 8, 16, 16]}}]
 )
-def test_a_backbone_that_timm_cannot_build_is_a_clear_error(tiny_config, changes):
+def test_a_backbone_that_timm_cannot_build_is_an_error(tiny_config, changes):
     with pytest.raises(ValueError, match="timm cannot build the backbone 'resnet"):
         DetrModel(tiny_config(**{"backbone_kwargs": None, **changes}))
 
@@ -111,13 +111,13 @@ def test_a_backbone_that_timm_cannot_build_is_a_clear_error(tiny_config, changes
 # Computing
 
 
-def test_padding_marked_in_the_mask_or_absent_is_the_same(tiny_detector):
+def test_padding_marked_in_the_mask_equals_no_padding(tiny_detector):
     model = tiny_detector()
     full = torch.ones(2, 64, 96, dtype=torch.int64)
     torch.testing.assert_close(model(images(), full).logits, model(images()).logits)
 
 
-def test_what_lies_in_the_padding_does_not_matter_to_the_transformer(tiny_detector):
+def test_pixels_in_the_padding_do_not_affect_the_transformer(tiny_detector):
     model = tiny_detector()
     seen = {}
     model.model.encoder.register_forward_hook(lambda module, inputs, output: seen.update(mask=inputs[2]))
@@ -168,7 +168,7 @@ def test_attentions_and_hidden_states_have_the_documented_shapes(tiny_detector):
     torch.testing.assert_close(output.logits, model(images()).logits)
 
 
-def test_the_first_output_is_the_loss_as_everywhere_in_transformers(tiny_detector):
+def test_the_first_output_is_the_loss_as_in_transformers(tiny_detector):
     model = tiny_detector()
     output = model(images(), labels=labels_of(1, 1))
     assert output[0] is output.loss
@@ -179,7 +179,7 @@ def test_the_first_output_is_the_loss_as_everywhere_in_transformers(tiny_detecto
     assert torch.equal(model(images(), return_dict=False)[0], output.logits)
 
 
-def test_the_kind_of_attention_can_be_changed_later(tiny_detector, monkeypatch):
+def test_the_attention_implementation_can_be_changed_later(tiny_detector, monkeypatch):
     model = tiny_detector()
     fused = model(images()).logits
     model.set_attn_implementation("eager")
@@ -187,7 +187,7 @@ def test_the_kind_of_attention_can_be_changed_later(tiny_detector, monkeypatch):
     torch.testing.assert_close(model(images()).logits, fused)
 
 
-def test_extra_queries_that_are_masked_out_leave_the_learned_ones_alone(tiny_detector):
+def test_masked_extra_queries_do_not_affect_the_learned_ones(tiny_detector):
     model = tiny_detector()
     allowed = torch.eye(10, dtype=torch.bool)
     allowed[:7, :7] = True
@@ -274,7 +274,7 @@ def test_bad_images_and_masks_are_named(tiny_detector):
 # Saving and loading
 
 
-def test_saved_and_loaded_is_the_same_model(tiny_detector, tmp_path):
+def test_a_saved_model_loads_unchanged(tiny_detector, tmp_path):
     model = tiny_detector(id2label={0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}, pre_norm=True)
     model.save_pretrained(tmp_path)
     loaded, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)

@@ -42,7 +42,7 @@ def batch(sizes=((64, 96), (96, 64)), counts=(2, 1), seed=0):
     return pixel_values, pixel_mask, labels
 
 
-def test_chosen_queries_have_the_masks_that_all_together_have(model):
+def test_masks_of_chosen_queries_equal_those_of_all_queries(model):
     pixel_values, pixel_mask, _ = batch()
     with torch.no_grad():
         everything = model(pixel_values, pixel_mask)
@@ -55,7 +55,7 @@ def test_chosen_queries_have_the_masks_that_all_together_have(model):
     torch.testing.assert_close(chosen, everything.pred_masks[keep], atol=1e-6, rtol=0)
 
 
-def test_the_loss_of_matched_masks_is_that_of_all_masks(model):
+def test_the_loss_of_matched_masks_equals_that_from_all_masks(model):
     pixel_values, pixel_mask, labels = batch()
     with torch.no_grad():
         matched = model(pixel_values, pixel_mask, labels)
@@ -107,7 +107,7 @@ def test_a_step_costs_several_times_less_than_with_the_masks_of_all_queries(tiny
     assert memory_for_all > 3 * memory
 
 
-def test_detections_are_those_of_the_detector(model):
+def test_detections_equal_those_of_the_detector_alone(model):
     pixel_values, pixel_mask, labels = batch()
     detector = DetrForObjectDetection(model.config)
     detector.load_state_dict(model.detr.state_dict())
@@ -119,7 +119,7 @@ def test_detections_are_those_of_the_detector(model):
     assert ours.loss.item() == pytest.approx((alone.loss + masks).item(), rel=1e-6)
 
 
-def test_the_output_says_how_large_each_image_is(model):
+def test_the_output_holds_the_size_of_each_image(model):
     pixel_values, pixel_mask, _ = batch()
     with torch.no_grad():
         outputs = model(pixel_values, pixel_mask, output_masks=False)
@@ -129,7 +129,7 @@ def test_the_output_says_how_large_each_image_is(model):
     assert whole.image_sizes.tolist() == [[96, 96], [96, 96]]
 
 
-def test_a_batch_without_objects_gives_the_mask_head_a_gradient_of_zero(tiny_segmenter):
+def test_a_batch_without_objects_gives_the_mask_head_a_zero_gradient(tiny_segmenter):
     model = tiny_segmenter(**OPTIONS).train()
     pixel_values, pixel_mask, labels = batch(counts=(0, 0))
     output = model(pixel_values, pixel_mask, labels)
@@ -140,7 +140,7 @@ def test_a_batch_without_objects_gives_the_mask_head_a_gradient_of_zero(tiny_seg
         assert parameter.grad.abs().sum() == 0, name
 
 
-def test_it_computes_in_float64_and_learns_in_half_precision(model):
+def test_it_runs_in_float64_and_under_autocast(model):
     pixel_values, pixel_mask, labels = batch()
     double = DetrForSegmentation(model.config)
     double.load_state_dict(model.state_dict())
@@ -153,7 +153,7 @@ def test_it_computes_in_float64_and_learns_in_half_precision(model):
     assert half.loss.item() == pytest.approx(exact.loss.item(), rel=0.05)
 
 
-def test_a_mask_head_that_its_groups_do_not_divide_is_refused(tiny_segmenter):
+def test_a_width_that_the_groups_of_the_mask_head_do_not_divide_is_refused(tiny_segmenter):
     with pytest.raises(ValueError, match=r"widths \[100, 48, .* 100 is not divisible by the 8 groups"):
         tiny_segmenter(d_model=96, encoder_attention_heads=4, decoder_attention_heads=4)
 
@@ -171,7 +171,7 @@ def test_backbones_of_other_families_give_masks(backbone, tiny_segmenter):
     assert masks.shape == (1, 7, 24, 16)
 
 
-def test_labels_without_fitting_masks_are_refused(model):
+def test_labels_without_matching_masks_are_refused(model):
     pixel_values, pixel_mask, labels = batch()
     with pytest.raises(ValueError, match=r"image 0 of the batch: its labels lack 'masks'"):
         model(pixel_values, pixel_mask, [{k: v for k, v in label.items() if k != "masks"} for label in labels])
@@ -180,7 +180,7 @@ def test_labels_without_fitting_masks_are_refused(model):
         model(pixel_values, pixel_mask, labels)
 
 
-def test_a_saved_model_is_the_same_again(model, tmp_path):
+def test_a_saved_model_predicts_the_same(model, tmp_path):
     pixel_values, pixel_mask, _ = batch()
     model.save_pretrained(tmp_path)
     again = DetrForSegmentation.from_pretrained(tmp_path).eval()

@@ -177,10 +177,10 @@ def test_two_processes_detect_the_same_as_one_for_any_image_sizes(model_folder: 
     ]
     for key in ("score", "bbox"):
         np.testing.assert_allclose([row[key] for row in two], [row[key] for row in one], rtol=0, atol=1e-5)
-    ap, wanted = (
+    ap, expected = (
         json.loads((tmp_path / name / "evaluation.json").read_text())["metrics"]["ap"] for name in ("two", "one")
     )
-    assert ap == pytest.approx(wanted, abs=1e-4)
+    assert ap == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_class_that_the_model_lacks_is_an_error(model_folder: Path, tmp_path: Path) -> None:

@@ -54,13 +54,13 @@ def test_all_names_of_a_released_checkpoint_map_to_different_names_of_ours(name)
 
 
 def save_case(case, path, **further):
-    """The original's checkpoint of a golden case, as a file."""
+    """Save the weights of a golden case as a checkpoint of the original."""
     torch.save({"model": case.original_weights(), **further}, path)
     return path
 
 
 def args_of(case, **changes):
-    """The options that the original's training would have written for a case."""
+    """Return the options that the original's training would have saved for a case."""
     defaults = {"nheads": 8, "dilation": False, "dropout": 0.1, "aux_loss": True, "set_cost_class": 1, "eos_coef": 0.1}
     return argparse.Namespace(**{**defaults, **case.values["options"], **changes})
 
@@ -121,7 +121,7 @@ def test_a_round_trip_keeps_every_byte(name, tmp_path):
         ("detr-r101-panoptic", "detr-r101-panoptic-40021d53", {"backbone": "resnet101"}),
     ],
 )
-def test_the_architecture_of_every_released_checkpoint_is_read_off_its_weights(name, released, expected):
+def test_the_architecture_of_every_released_checkpoint_follows_from_its_weights(name, released, expected):
     shapes = json.loads((REFERENCE / "manifests" / f"{name}.json").read_text())
     weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     checkpoint = Checkpoint(Path(f"{released}.pth"), weights, {}, "")
@@ -146,7 +146,7 @@ def test_options_fill_in_what_weights_do_not_show_and_assumptions_are_reported(t
     )
     notes = convert_original(trained, tmp_path / "trained")
     config = DetrConfig.from_pretrained(tmp_path / "trained")
-    assert not any(sentence.startswith("assumed") for sentence in notes)
+    assert not any(note.startswith("assumed") for note in notes)
     assert (config.dilation, config.encoder_attention_heads, config.eos_coefficient) == (True, 4, 0.2)
     assert config.dropout == config.attention_dropout == 0
 
@@ -158,7 +158,7 @@ def test_options_fill_in_what_weights_do_not_show_and_assumptions_are_reported(t
         "assumed 8 attention heads",
     ]
     notes = convert_original(bare, tmp_path / "given", **HEADS, dilation=True)
-    assert not any(sentence.startswith("assumed") for sentence in notes)
+    assert not any(note.startswith("assumed") for note in notes)
     assert DetrConfig.from_pretrained(tmp_path / "given").decoder_attention_heads == 4
 
 

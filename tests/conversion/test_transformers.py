@@ -58,7 +58,7 @@ PROCESSOR = {"size": {"shortest_edge": 64, "longest_edge": 96}, "image_mean": [0
 
 
 def stock_model(kind="DetrForObjectDetection", **changes):
-    """A model of Transformers' own with random weights and batch norm statistics."""
+    """Make a DETR of Transformers with random weights and batch norm statistics."""
     torch.manual_seed(0)
     config = transformers.DetrConfig(**{**SMALL, "backbone_config": TIMM, **changes})
     model = getattr(transformers, kind)(config).eval()
@@ -124,7 +124,7 @@ def test_parameter_names_as_in_memory_load_too(tmp_path):
     assert_same_predictions(DetrForObjectDetection.from_pretrained(tmp_path / "again"), stock)
 
 
-def test_a_checkpoint_as_version_4_wrote_it_loads(tmp_path):
+def test_a_checkpoint_written_by_version_4_loads(tmp_path):
     stock = stock_model()
     stock.save_pretrained(tmp_path)
     edit_config(tmp_path, **OLD_KEYS)
@@ -315,7 +315,7 @@ def test_a_panoptic_model_converts_to_stock(tmp_path):
 
 
 def ours_for_stock(**changes):
-    """A detector of ours that stock Transformers can compute, with random weights and batch norm statistics."""
+    """Make a detector of ours that Transformers can compute, with random weights and batch norm statistics."""
     torch.manual_seed(0)
     model = DetrForObjectDetection(DetrConfig(**{**SMALL, "backbone": "test_resnet", **changes})).eval()
     for name, buffer in model.named_buffers():

@@ -33,7 +33,7 @@ def result(boxes: Any, labels: Any, scores: Any) -> DetectionResult:
 
 
 def small_index() -> DetectionIndex:
-    """Two images; a cat of 40x40 at (10, 10) and a crowd of cats in the first, a dog of 30x30 in the second."""
+    """Make two images: a 40x40 cat at (10, 10) and a crowd of cats in the first, a 30x30 dog in the second."""
     return DetectionIndex(
         name="pets",
         images=(ImageRecord(700, "a.jpg", 100, 100), ImageRecord("b", "b.jpg", 100, 200)),

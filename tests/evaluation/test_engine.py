@@ -58,7 +58,7 @@ def batch_of(positions: list[int], pixels: Tensor | None = None) -> DetectionBat
 
 
 class Oracle(nn.Module):
-    """Answers with its labels: a sure query for the object, and one for nothing."""
+    """Predicts its labels: a confident query for the object, and one for "no object"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,8 +128,8 @@ def test_bytes_are_normalised_on_the_device_and_padding_is_zero() -> None:
     batch = batch_of([0], pixels)
     batch["pixel_mask"][:, :, 10:] = 0
     inputs = batch_to_device(batch, torch.device("cpu"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    wanted = normalize(pixels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    torch.testing.assert_close(inputs["pixel_values"][..., :10], wanted[..., :10])
+    expected = normalize(pixels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    torch.testing.assert_close(inputs["pixel_values"][..., :10], expected[..., :10])
     assert inputs["pixel_values"][..., 10:].eq(0).all()
     assert set(inputs["labels"][0]) == {"class_labels", "boxes", "image_index"}  # no key is lost
 

@@ -55,7 +55,7 @@ def index_of(truth: list[tuple[np.ndarray, list[tuple[int, bool]]]]) -> Detectio
 
 
 def columns(*spans: tuple[int, int, int]) -> np.ndarray:
-    """A map (H, W) in which the columns of each (start, stop, value) have that value."""
+    """Make a map (H, W) in which the columns of each (start, stop, value) have that value."""
     segments = np.zeros(SIZE, np.int64)
     for start, stop, value in spans:
         segments[:, start:stop] = value

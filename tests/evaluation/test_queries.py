@@ -28,7 +28,7 @@ def index(image_index):
 
 
 def logits(labels):
-    """(B, Q, 3) of queries that are sure of these; 2 is "no object"."""
+    """(B, Q, 3) logits of queries that predict these labels confidently; 2 is "no object"."""
     return 9.0 * torch.nn.functional.one_hot(torch.tensor(labels), 3)
 
 

@@ -15,7 +15,7 @@ def test_splits_are_found_by_their_usual_names_or_held_out(tiny_recipe):
     assert (len(train), len(evaluation)) == (24, 4)
 
 
-def test_data_without_a_split_to_evaluate_on_says_what_to_do(tiny_recipe, monkeypatch):
+def test_data_without_an_evaluation_split_is_an_error_with_a_remedy(tiny_recipe, monkeypatch):
     whole = open_dataset("shapes?size=64&train=8&val=2")
     only_train = DetectionIndex(
         whole.name, whole.images, whole.categories, whole.annotations, {"train": whole.splits["train"]}
@@ -25,7 +25,7 @@ def test_data_without_a_split_to_evaluate_on_says_what_to_do(tiny_recipe, monkey
         open_splits(tiny_recipe())
 
 
-def test_data_without_any_split_is_held_out_of_or_says_so_at_once(tiny_recipe, monkeypatch):
+def test_data_without_splits_is_divided_or_an_error(tiny_recipe, monkeypatch):
     whole = open_dataset("shapes?size=64&train=8&val=2")
     undivided = DetectionIndex(whole.name, whole.images, whole.categories, whole.annotations, {UNSPLIT: np.arange(10)})
     monkeypatch.setattr("modeling_detr.training.setup.open_dataset", lambda *_, **__: undivided)
@@ -35,7 +35,7 @@ def test_data_without_any_split_is_held_out_of_or_says_so_at_once(tiny_recipe, m
         open_splits(tiny_recipe())
 
 
-def test_a_misspelt_transform_is_told_before_weights_are_fetched(tiny_recipe, monkeypatch):
+def test_a_misspelt_transform_is_reported_before_weights_are_downloaded(tiny_recipe, monkeypatch):
     def fetch(*_):
         raise AssertionError("fetched")
 
@@ -45,7 +45,7 @@ def test_a_misspelt_transform_is_told_before_weights_are_fetched(tiny_recipe, mo
             prepare_run(tiny_recipe(backbone_weights="resnet10t.c3_in1k", **wrong))
 
 
-def test_labels_are_dense_raw_or_those_of_a_model_that_knows_every_class(tiny_recipe, tiny_detector, tmp_path):
+def test_labels_are_dense_raw_or_those_of_the_model(tiny_recipe, tiny_detector, tmp_path):
     whole = open_dataset("shapes?size=64&train=8&val=2&classes=circle,square")
     names = ["star", "square", "triangle", "circle"]
     tiny_detector(num_labels=4, id2label=dict(enumerate(names))).save_pretrained(tmp_path / "knows")

@@ -9,7 +9,7 @@ from modeling_detr.training.starting_model import build_model, build_processor, 
 NAMES = {0: "circle", 1: "square"}
 
 
-def test_a_model_config_that_takes_layers_away_is_refused(tiny_recipe, tiny_detector, tmp_path):
+def test_a_model_config_that_removes_layers_is_refused(tiny_recipe, tiny_detector, tmp_path):
     tiny_detector().save_pretrained(tmp_path / "model")
     recipe = tiny_recipe(model=str(tmp_path / "model"), model_config={"decoder_layers": 1})
     with pytest.raises(ValueError, match=r"weights have no place in .*, first 'model\.decoder\.layers\.1\."):
@@ -40,7 +40,7 @@ def test_gradient_checkpointing_is_switched_on(tiny_recipe):
     assert model.model.encoder.layers[0].gradient_checkpointing
 
 
-def test_a_new_processor_has_the_mean_of_the_backbone_that_it_serves(tiny_recipe, tiny_config):
+def test_a_new_processor_has_the_statistics_of_the_backbone(tiny_recipe, tiny_config):
     recipe = tiny_recipe()
     assert tuple(build_processor(recipe, tiny_config()).image_mean) == (0.485, 0.456, 0.406)
     processor = build_processor(recipe, tiny_config(backbone="tf_efficientnet_lite0", backbone_kwargs=None))
@@ -60,13 +60,13 @@ def test_a_new_processor_has_the_mean_of_the_backbone_that_it_serves(tiny_recipe
         ({0: "a", 1: "b"}, {"model_config": {"num_queries": 9}}, "queries: 7 kept, 2 added"),
     ],
 )
-def test_the_plan_says_what_becomes_of_the_class_head(tiny_recipe, tiny_detector, tmp_path, names, changes, says):
+def test_the_plan_describes_the_class_head(tiny_recipe, tiny_detector, tmp_path, names, changes, says):
     tiny_detector(num_labels=2, id2label={0: "a", 1: "b"}).save_pretrained(tmp_path / "model")
     assert re.search(says, head_note(tiny_recipe(**{"model": str(tmp_path), "model_config": {}, **changes}), names))
     assert head_note(tiny_recipe(), names) is None
 
 
-def test_rows_of_the_head_move_by_name_or_begin_anew(tiny_recipe, tiny_detector, tmp_path):
+def test_class_head_rows_are_reused_by_name_or_initialised(tiny_recipe, tiny_detector, tmp_path):
     before = tiny_detector(num_labels=2, id2label={0: "square", 1: "disc"})
     before.save_pretrained(tmp_path / "model")
     start = {"model": str(tmp_path / "model"), "model_config": {}}
@@ -77,14 +77,14 @@ def test_rows_of_the_head_move_by_name_or_begin_anew(tiny_recipe, tiny_detector,
     assert not torch.isin(fresh, rows).any()
 
 
-def test_a_model_config_that_would_throw_weights_away_is_refused(tiny_recipe, tiny_detector, tmp_path):
+def test_a_model_config_that_would_discard_weights_is_refused(tiny_recipe, tiny_detector, tmp_path):
     tiny_detector().save_pretrained(tmp_path / "model")
     recipe = tiny_recipe(model=str(tmp_path / "model"), model_config={"encoder_ffn_dim": 40})
     with pytest.raises(ValueError, match=r"3 weights .* first 'model.encoder.layers.0.fc1.bias'"):
         build_model(recipe, NAMES)
 
 
-def test_patterns_freeze_and_one_that_names_nothing_is_an_error(tiny_recipe):
+def test_patterns_freeze_parameters_and_one_without_a_match_is_an_error(tiny_recipe):
     def frozen(*patterns):
         model = build_model(tiny_recipe(freeze=list(patterns)), NAMES)
         return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -101,7 +101,7 @@ def test_patterns_freeze_and_one_that_names_nothing_is_an_error(tiny_recipe):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile's own look
-def test_what_is_compiled_computes_the_same_under_the_same_names_without_a_graph_break(tiny_detector, monkeypatch):
+def test_compiled_modules_compute_the_same_without_graph_breaks(tiny_detector, monkeypatch):
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(  # the code generator takes minutes; what could fail is that the code cannot be traced
         torch.nn.Module, "compile", lambda self: compiled(self, backend="eager", fullgraph=True)
