@@ -27,6 +27,11 @@ class ReadingOption:
     kind: type[bool] | type[str] | type[Path]
     choices: tuple[str, ...] = ()
 
+    @property
+    def sentence(self) -> str:
+        """`help` as a sentence."""
+        return f"{self.help[0].upper()}{self.help[1:]}."
+
 
 IMAGES_OPTION = ReadingOption("images", "folder of the images, if it is outside the dataset's folder", Path)
 

@@ -16,11 +16,15 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from modeling_detr.data.formats.hf_boxes import BoxFormat
+from modeling_detr.data.augmentation import POLICIES
+from modeling_detr.data.formats import FORMATS, reading_options
 from modeling_detr.errors_detr import RecipeError
 from modeling_detr.structures_detr import Task
 from modeling_detr.training.optimization import LearningRateSchedule
 from modeling_detr.training.recipe_keys import Resume, key, keys_of
+
+
+_READING = reading_options()
 
 
 def _zero_freezes(value: float, previous: float) -> Resume:
@@ -50,13 +54,16 @@ class Recipe:
         "folder, a .parquet or its name on the Hub), or the built-in 'shapes'.",
         resume=Resume.ORDER,
     )
-    data_format: Literal["coco", "yolo", "voc", "coco_panoptic", "hf"] | None = key(
-        None, "Format of the dataset, 'hf' for Hugging Face's `datasets`. none: detected.", resume=Resume.ORDER
+    data_format: str | None = key(
+        None,
+        "Format of the dataset, 'hf' for Hugging Face's `datasets`. none: detected.",
+        choices=FORMATS,
+        resume=Resume.ORDER,
     )
-    images: str | None = key(None, "Folder of the images, if it is outside the dataset's folder.", resume=Resume.ORDER)
-    drop_difficult: bool = key(False, "Leave out objects that Pascal VOC marks as difficult.", resume=Resume.ORDER)
-    box_format: BoxFormat | None = key(
-        None, "Box format of a Hugging Face dataset, such as 'xyxy'. none: detected.", resume=Resume.ORDER
+    images: str | None = key(None, _READING["images"].sentence, resume=Resume.ORDER)
+    drop_difficult: bool = key(False, _READING["drop_difficult"].sentence, resume=Resume.ORDER)
+    box_format: str | None = key(
+        None, _READING["box_format"].sentence, choices=_READING["box_format"].choices, resume=Resume.ORDER
     )
     label_ids: Literal["dense", "raw"] = key(
         "dense",
@@ -122,7 +129,8 @@ class Recipe:
 
     transform: str = key(
         "original",
-        "Augmentation: 'original', 'light', 'none', or the dotted name of your own.",
+        "Augmentation: the name of a policy, or the dotted name of your own transform.",
+        examples=POLICIES,
         resume=Resume.ORDER,
     )
     transform_options: dict[str, Any] = key(

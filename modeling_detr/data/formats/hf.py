@@ -497,7 +497,7 @@ FORMAT = DatasetFormat(
     options=(
         ReadingOption(
             "box_format",
-            "convention of the boxes in the format hf, e.g. xyxy or cxcywh_normalized (default: detected)",
+            "box format of a dataset of Hugging Face's `datasets`, detected by default",
             str,
             get_args(BoxFormat),
         ),

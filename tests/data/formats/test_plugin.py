@@ -1,0 +1,105 @@
+"""A dataset format that is added from outside, as a plug-in would."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modeling_detr.commands.data import main
+from modeling_detr.data import FORMATS, open_dataset
+from modeling_detr.data.annotations import AnnotationRows, clean_annotations
+from modeling_detr.data.dataset_format import DatasetFormat, ReadingOption, WrittenDataset
+from modeling_detr.data.image_copies import ImageCopies
+from modeling_detr.data.image_headers import header_size
+from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord
+from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.setup import open_splits
+
+
+def read_csv(path, *, findings, task, pixels_from=None):
+    """`boxes.csv`: a line `image,class,x0,y0,x1,y1` for each object."""
+    lines = [line.split(",") for line in (Path(path) / "boxes.csv").read_text().splitlines()]
+    files = sorted({Path(path) / line[0] for line in lines})
+    names = sorted({line[1] for line in lines})
+    records = [ImageRecord(file.name, str(file), *header_size(str(file))) for file in files]
+    first, rows = int(pixels_from or 0), AnnotationRows()
+    for number, (file, name, *corners) in enumerate(lines, start=1):
+        x0, y0, x1, y1 = (float(text) - first for text in corners)
+        rows.append(files.index(Path(path) / file), names.index(name), (x0, y0, x1, y1), number)
+    table = clean_annotations(
+        image_index=np.array(rows.image_index),
+        label=np.array(rows.label),
+        boxes_xyxy=rows.boxes,
+        image_sizes=np.array([(record.height, record.width) for record in records]),
+        describe=lambda row: f"boxes.csv, line {rows.place[row]}",
+        findings=findings,
+    )
+    categories = tuple(Category(label, name) for label, name in enumerate(names))
+    splits = {UNSPLIT: np.arange(len(records))}
+    return DetectionIndex(Path(path).name, tuple(records), categories, table, splits, tuple(findings.notes))
+
+
+def write_csv(index, folder, link):
+    copies = ImageCopies(index, folder, lambda split: "", link)
+    table = index.annotations
+    lines = [
+        ",".join(map(str, [copies.name[image], index.id2label[label], *box]))
+        for image, label, box in zip(
+            table.image_index.tolist(), table.label.tolist(), table.boxes_xyxy.tolist(), strict=True
+        )
+    ]
+    (folder / "boxes.csv").write_text("\n".join(lines))
+    return WrittenDataset(index, ["csv has no splits."], keeps_splits=False)
+
+
+@pytest.fixture
+def csv_format(monkeypatch):
+    entry = DatasetFormat(
+        name="csv",
+        find=lambda path: (path / "boxes.csv").is_file(),
+        read=read_csv,
+        looked_for="boxes.csv",
+        options=(ReadingOption("pixels_from", "number of the first pixel", str, ("0", "1")),),
+        write=write_csv,
+    )
+    monkeypatch.setitem(FORMATS, "csv", entry)
+
+
+@pytest.fixture
+def csv_folder(tmp_path, csv_format, coco_folder):
+    assert main(["convert", str(coco_folder), str(tmp_path / "csv"), "--to", "csv"]) == 0
+    return tmp_path / "csv"
+
+
+def test_it_is_written_detected_and_read(csv_folder, capsys):
+    index = open_dataset(csv_folder)
+    assert len(index) == 3  # an image without a box is not in the file
+    assert index.id2label == {0: "cat", 1: "dog"}
+    assert index.annotations.boxes_xyxy[0].tolist() == [10, 20, 40, 50]
+    assert main(["check", str(csv_folder), "--format", "csv"]) == 0
+    assert "csv (csv): 3 images, 4 boxes, 2 classes" in capsys.readouterr().out
+
+
+def test_its_option_is_one_of_open_dataset_and_of_the_commands(csv_folder, coco_folder, capsys):
+    index = open_dataset(csv_folder, pixels_from="1")
+    assert index.annotations.boxes_xyxy[0].tolist() == [9, 19, 39, 49]
+    with pytest.raises(ValueError, match=r"format 'coco' has no option 'pixels_from'; .*\(format='csv'\)"):
+        open_dataset(coco_folder, pixels_from="1")
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    assert "number of the first pixel" in capsys.readouterr().out
+
+
+def test_it_is_converted_to_another_format(csv_folder, tmp_path):
+    assert main(["convert", str(csv_folder), str(tmp_path / "yolo"), "--to", "yolo"]) == 0
+    assert len(open_dataset(tmp_path / "yolo").annotations) == 4
+
+
+def test_a_run_can_train_on_it(csv_folder):
+    train, evaluation = open_splits(Recipe(data=str(csv_folder), data_format="csv", eval_fraction=0.34))
+    assert (len(train), len(evaluation)) == (2, 1)
+
+
+def test_errors_list_it(csv_format, tmp_path):
+    with pytest.raises(ValueError, match=r"csv: boxes\.csv"):
+        open_dataset(tmp_path)
