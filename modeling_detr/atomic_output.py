@@ -232,7 +232,7 @@ def _is_running(process: int) -> bool:
 
 
 def _discard_previous(target: Path) -> None:
-    """Removes `.previous` of a target. It is renamed first, so that a folder of that name is always complete."""
+    """Removes `.previous` of a target. It is renamed first, so that `.previous` is complete whenever it exists."""
     previous, discarded = previous_path(target), _discarded_path(target)
     if os.path.lexists(previous):
         _remove(discarded)

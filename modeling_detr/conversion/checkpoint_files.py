@@ -91,7 +91,7 @@ def released_name_of(path: str | Path) -> str | None:
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The file itself, or the released model of that name, downloaded once into PyTorch's cache.
+    """Returns the file itself, or the released model with this name, downloaded once into PyTorch's cache.
 
     Raises:
         ModelNotFoundError: `source` is neither a file nor the name of a released model.

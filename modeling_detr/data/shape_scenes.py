@@ -102,7 +102,7 @@ class Scene:
 
 
 def is_shapes(path: str | Path) -> bool:
-    """Whether `path` names this dataset. (Write `./shapes` for a folder of that name.)"""
+    """Whether `path` names this dataset. (Write `./shapes` for a folder with this name.)"""
     return str(path) == "shapes" or str(path).startswith(_PREFIX)
 
 

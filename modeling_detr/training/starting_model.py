@@ -235,7 +235,7 @@ def _timm_name(recipe: Recipe, config: DetrConfig) -> str:
 
 
 def _freeze_parts(model: Detector, recipe: Recipe) -> None:
-    """Freezes what the recipe says.
+    """Freezes the parts that the recipe selects.
 
     Raises:
         RecipeError: A pattern of `freeze` matches no parameter.
