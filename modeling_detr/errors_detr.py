@@ -36,8 +36,8 @@ class DetrError(Exception):
         # the built-in bases would rebuild it from `args` alone; it crosses process boundaries
         return type(self), (self.where, self.problem, self.remedy, self.settings)
 
-    def message(self, spell: Callable[[str, object], str] = python_argument) -> str:
-        """The error as one sentence.
+    def to_text(self, spell: Callable[[str, object], str] = python_argument) -> str:
+        """The error as one sentence. (Not called `message`: PyTorch would take it for an argument of the class.)
 
         Args:
             spell: Writes a setting the way the user can give it.
@@ -54,7 +54,7 @@ class DetrError(Exception):
         return f"{self.remedy} ({settings})" if settings and self.remedy else settings or self.remedy
 
     def __str__(self) -> str:
-        return self.message()
+        return self.to_text()
 
 
 class DatasetError(DetrError, ValueError):

@@ -118,7 +118,7 @@ def _report_errors(
     except (DetrError, ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
-        message = error.message(spell) if isinstance(error, DetrError) else str(error)
+        message = error.to_text(spell) if isinstance(error, DetrError) else str(error)
         print(f"{program}: {_without_worker_traceback(message)}", file=sys.stderr)
         return 2
 

@@ -34,7 +34,7 @@ class Finding:
 
     def text(self, spell: Callable[[str, object], str] = python_argument) -> str:
         """The finding as one sentence; `spell` writes a setting the way the user can give it."""
-        return self._error().message(spell)
+        return self._error().to_text(spell)
 
     def as_dict(self, spell: Callable[[str, object], str] = python_argument) -> dict[str, str]:
         """The finding as plain values for JSON; see `text`."""
