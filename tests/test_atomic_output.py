@@ -6,12 +6,10 @@ import itertools
 import os
 import resource
 import signal
-import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from killed_writes import in_child, killed_before
 from safetensors import SafetensorError
 
 from modeling_detr.atomic_output import (
@@ -60,36 +58,6 @@ def content(target: Path) -> str | None:
         assert first == second
         return first
     return target.read_text() if target.exists() else None
-
-
-def in_child(run: Callable[[], None]) -> int:
-    """Runs something in a process of its own and returns its exit code, negative for a signal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads: the child does not use them
-        child = os.fork()
-    if child == 0:
-        try:
-            run()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killed_at(operation: int, write: Callable[[Path, str], None], target: Path) -> bool:
-    """Kills a child that writes before its n-th file operation; returns whether it got that far."""
-
-    def run() -> None:
-        remaining = itertools.count(operation, -1)
-
-        def hook(event: str, _: object) -> None:
-            if (event == "open" or event.startswith("os.")) and next(remaining) == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        write(target, "new")
-
-    return in_child(run) == -signal.SIGKILL
 
 
 @writers
@@ -202,7 +170,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_output(write, tmp_path):
         target = folder / "target"
         if write in (replace_folder, replace_file):
             write(target, "old")
-        killed = killed_at(operation, write, target)
+        killed = killed_before(operation, functools.partial(write, target))
         restore_interrupted(folder)
         outcomes.append(content(target))
         assert {path.name for path in folder.iterdir()} <= {"target"}
@@ -220,7 +188,7 @@ def test_after_a_kill_at_any_moment_the_next_write_succeeds_and_cleans_up(write,
         folder = tmp_path / str(operation)
         folder.mkdir()
         write(folder / "target", "old")
-        killed = killed_at(operation, write, folder / "target")
+        killed = killed_before(operation, functools.partial(write, folder / "target"))
         write(folder / "target", "newer")
         assert content(folder / "target") == "newer"
         assert [path.name for path in folder.iterdir()] == ["target"]

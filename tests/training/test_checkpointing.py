@@ -1,9 +1,12 @@
+import functools
+import itertools
 import json
 import shutil
 
 import pytest
 import torch
 from accelerate import Accelerator
+from killed_writes import killed_before
 from torch import nn
 
 from modeling_detr.training import checkpointing
@@ -19,7 +22,7 @@ from modeling_detr.training.checkpointing import (
     newest_checkpoint,
     save_checkpoint,
 )
-from modeling_detr.training.run_folder import drop_later_checkpoints
+from modeling_detr.training.run_folder import drop_later_checkpoints, tidy_after_kill
 
 
 class Run:
@@ -127,6 +130,25 @@ def test_the_state_is_plain_json(tmp_path, tiny_recipe):
     content = json.loads((folder / "state.json").read_text())
     assert content["state"]["step"] == 3
     assert set(content["files"]) == {"model.safetensors", "optimizer.pt", "recipe.yaml"}
+
+
+@pytest.mark.parametrize("step", [2, 1])
+def test_a_kill_at_any_file_operation_leaves_a_checkpoint_to_resume(tmp_path, tiny_recipe, step):
+    """While a new checkpoint replaces the old one, or is written again under the same name."""
+    recipe, run = tiny_recipe(keep_checkpoints=1), Run()
+    for operation in itertools.count():
+        folder = tmp_path / str(operation)
+        run.save(folder, recipe, 1)
+        is_killed = killed_before(operation, functools.partial(run.save, folder, recipe, step))
+        assert newest_checkpoint(folder) is not None
+        tidy_after_kill(folder)
+        newest = newest_checkpoint(folder)
+        assert newest.name in ("step_00000001", f"step_{step:08d}")
+        load_checkpoint(newest, run.checkpointed(recipe))
+        if not is_killed:
+            break
+    assert operation > 10
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{step:08d}"]
 
 
 def test_a_part_added_to_the_table_is_saved_restored_and_checked(tmp_path, tiny_recipe, monkeypatch):
