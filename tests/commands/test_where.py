@@ -36,7 +36,7 @@ def test_accelerate_launch_starts_all_requested_processes_and_fewer_is_an_error(
     assert runs[0].returncode == 0, one
     assert "1 process(es)" in one
     assert runs[1].returncode != 0
-    assert "asked for 2 processes, by --num_processes or its configuration, but started 1: there are 0" in fewer
+    assert "asked for 2 processes, by --num_processes or its configuration, but started 1: this machine has 0" in fewer
     assert not (tmp_path / "fewer").exists()
 
 
@@ -93,7 +93,7 @@ def test_two_machines_train_one_run_in_a_shared_folder_and_separate_folders_are_
     for out, code in ends:
         assert code == 1, out
         assert "the processes see different checkpoints" in out
-        assert "must be a folder that all of them share" in out
+        assert "output_dir must be a folder that all machines share" in out
     assert [entry["step"] for entry in entries(shared, "step")] == [1, 2]
     assert not (tmp_path / "not_shared").exists()
 
@@ -128,5 +128,5 @@ def test_two_processes_stop_together_and_the_one_with_the_bad_image_saves_it(con
     out, _ = run.communicate(timeout=120)
     assert run.returncode != 0
     (file,) = (tmp_path / "nonfinite").iterdir()
-    assert len(re.findall(rf"Images: \S*/000007\.png\. Run it again: detr train --replay {file}\.", out)) == 2, out
+    assert len(re.findall(rf"Images: \S*/000007\.png\. Run the step again: detr train --replay {file}\.", out)) == 2
     assert train.main(["--replay", str(file)]) == 1
