@@ -1,4 +1,4 @@
-"""The whole path of masks: dataset → transform → batch → model → post-processing → figures."""
+"""Masks from end to end: dataset → transform → batch → model → post-processing → metrics."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ PROCESSOR = DetrTorchvisionImageProcessor()
 
 
 def batches_of(index: DetectionIndex, batch_size: int, masks: bool = True) -> list[DetectionBatch]:
-    """The dataset in batches, every other image resized to another size, so that there is padding."""
+    """Make batches of the dataset; every other image has another size, so that there is padding."""
     plain = DetectionDataset(index, eval_transform(64, 64), masks=masks)
     larger = DetectionDataset(index, eval_transform(128, 128), masks=masks)
     collate = DetrCollator(len(index.categories))
@@ -31,7 +31,7 @@ def batches_of(index: DetectionIndex, batch_size: int, masks: bool = True) -> li
 
 
 class Oracle(nn.Module):
-    """Answers with its labels: a sure query for each object, and masks that are sure of every pixel."""
+    """Predicts its labels: a confident query for each object, and masks that are confident in every pixel."""
 
     def __init__(self, num_labels: int, stuff: list[int]) -> None:
         super().__init__()

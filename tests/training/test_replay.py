@@ -1,4 +1,4 @@
-"""A step that was not finite is on file, and can be run again."""
+"""A non-finite step is saved and can be replayed."""
 
 import errno
 import re
@@ -18,7 +18,7 @@ from modeling_detr.training.trainer import Trainer
 
 @pytest.fixture
 def nan_in_image_7(monkeypatch):
-    monkeypatch.setattr(DetrCollator, "__call__", DetrCollator.__call__)  # put back afterwards
+    monkeypatch.setattr(DetrCollator, "__call__", DetrCollator.__call__)  # restored afterwards
     poison(7)
 
 
@@ -35,17 +35,17 @@ def test_a_nan_in_one_image_stops_the_run_and_the_step_can_be_replayed(tiny_reci
     assert find_damage(newest_checkpoint(recipe.run_dir)) is None
 
     assert train.main(["--replay", str(file)]) == 1
-    said = capsys.readouterr().out
-    assert "first in the output of detector.model.backbone" in said
+    printed = capsys.readouterr().out
+    assert "first in the output of detector.model.backbone" in printed
     assert re.findall(r"/(\d+)\.png  64x64, \d+ boxes, (.*): NOT FINITE by", said) == [
         ("000007", "1 values not finite")
     ]
-    assert said.count(": finite by itself") == 3
-    assert said.endswith("non-finite again\n")
+    assert printed.count(": finite by itself") == 3
+    assert printed.endswith("non-finite again\n")
 
 
 def test_a_replay_equals_the_run_bit_for_bit(tiny_recipe, monkeypatch, capsys):
-    """Dropout and noise included; what was not finite for a reason outside of it, is finite in the replay."""
+    """Dropout and noise are replayed too; a step that was not finite for an outside reason is finite in the replay."""
     computed = []
     original = StepLosses.__call__
 
