@@ -200,7 +200,7 @@ def test_source_and_hash_are_recorded(tmp_path):
     assert record["sha256"] in (tmp_path / "ours" / "README.md").read_text()
 
 
-def test_a_deleted_class_head_is_created_anew(tmp_path):
+def test_a_deleted_class_head_is_created(tmp_path):
     weights = load_case("tiny-r18").original_weights()
     del weights["class_embed.weight"], weights["class_embed.bias"]
     torch.save({"model": weights}, tmp_path / "headless.pth")

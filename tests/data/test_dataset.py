@@ -37,7 +37,7 @@ def test_a_sample_has_types_that_torchvision_transforms_handle(index):
     assert sample["target"]["class_labels"].tolist() == index.annotations.label[rows].tolist()
 
 
-def test_crowds_are_left_out(index):
+def test_crowds_are_dropped(index):
     table = index.annotations
     crowded = AnnotationTable(
         table.image_index, table.label, table.boxes_xyxy, table.area, np.ones(len(table), dtype=bool)

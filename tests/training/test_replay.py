@@ -37,7 +37,7 @@ def test_a_nan_in_one_image_stops_the_run_and_the_step_can_be_replayed(tiny_reci
     assert train.main(["--replay", str(file)]) == 1
     printed = capsys.readouterr().out
     assert "first in the output of detector.model.backbone" in printed
-    assert re.findall(r"/(\d+)\.png  64x64, \d+ boxes, (.*): NOT FINITE by", said) == [
+    assert re.findall(r"/(\d+)\.png  64x64, \d+ boxes, (.*): NOT FINITE by", printed) == [
         ("000007", "1 values not finite")
     ]
     assert printed.count(": finite by itself") == 3
