@@ -26,6 +26,7 @@ from modeling_detr.data import (
     train_transform,
 )
 from modeling_detr.data.augmentation.policy import SampleTransform
+from modeling_detr.data.formats import reading_options
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
 from modeling_detr.data.loaders import build_eval_loader, build_loader
 from modeling_detr.data.splits import training_splits
@@ -341,14 +342,8 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
         ValueError: There are no such splits, one is empty, or nothing is annotated to train on.
         OSError: The dataset does not exist or cannot be read.
     """
-    dataset = open_dataset(
-        recipe.data_source,
-        format=recipe.data_format,
-        task=recipe.task,
-        images=recipe.images,
-        drop_difficult=recipe.drop_difficult,
-        box_format=recipe.box_format,
-    )
+    options = {name: getattr(recipe, name, None) for name in reading_options()}
+    dataset = open_dataset(recipe.data_source, format=recipe.data_format, task=recipe.task, **options)
     dataset = number_labels(recipe, dataset)
     return training_splits(dataset, recipe.train_split, recipe.eval_split, recipe.eval_fraction, recipe.seed)
 
