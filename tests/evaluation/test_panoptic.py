@@ -112,10 +112,10 @@ def test_the_metrics_equal_those_of_panopticapi(tmp_path: Path) -> None:
 
 def test_predictions_of_another_dataset_are_refused(tmp_path: Path) -> None:
     index = index_of([(columns((0, 4, 1)), [(CAT, False)])])
-    with pytest.raises(ValueError, match="prediction of image 142238, which pets does not have"):
+    with pytest.raises(ValueError, match="prediction of image 142238: pets has no such image"):
         list(read_panoptic_predictions(REFERENCE / "golden" / "panoptic_quality" / "prediction.json", index))
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"list\.json: holds no panoptic predictions"):
+    with pytest.raises(ValueError, match=r"list\.json: no panoptic predictions"):
         list(read_panoptic_predictions(tmp_path / "list.json", index))
 
 
