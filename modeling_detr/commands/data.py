@@ -126,6 +126,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     try:
         index = open_dataset(arguments.source, format=arguments.format, **dataset_options(arguments))
     except DatasetError as error:
+        if error.settings:  # it is about an option, not about the dataset
+            raise
         hint = "`detr data check` lists every finding, and --fix writes a clean copy"
         error.remedy = "; ".join(part for part in (error.remedy, hint) if part)
         raise

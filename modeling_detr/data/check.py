@@ -33,6 +33,7 @@ _LEAST_STRUCTURE = 4.0  # standard deviation in grey levels, below which images 
 _ALIKE_LEVELS = 6.0  # grey levels of 255: the largest average difference of their thumbnails
 _NUM_QUERIES = 100  # of the original model
 _NO_ACTION = "nothing is done about it"
+_TITLES = {"least": "minimum", "most": "maximum"}  # keys of the JSON report that read otherwise in the text
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class CheckReport:
             ("objects per image", "objects_an_image", ""),
         ):
             if content[key]:
-                figures = ", ".join(f"{name} {value:.4g}{unit}" for name, value in content[key].items())
+                figures = ", ".join(
+                    f"{_TITLES.get(name, name)} {value:.4g}{unit}" for name, value in content[key].items()
+                )
                 lines.append(f"  {title}: {figures}")
         lines += self._finding_lines(shown, spell)
         lines.append(f"{counted(self.errors, 'error')}, {counted(len(self.findings) - self.errors, 'warning')}")

@@ -29,7 +29,7 @@ def warn_of_stuff(index: DetectionIndex) -> list[str]:
 
 
 def without_crowds(index: DetectionIndex, to: str) -> tuple[DetectionIndex, list[str]]:
-    """The dataset without what formats of mere boxes cannot hold (crowds), and notes on what else they lose."""
+    """The dataset without crowds, which formats of plain boxes cannot hold, and notes on what else they lose."""
     table, notes = index.annotations, []
     crowds = int(table.is_crowd.sum())
     if crowds:

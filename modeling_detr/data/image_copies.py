@@ -23,7 +23,7 @@ class ImageCopies:
         home: Split of each image.
         name: File name of each image.
         splits: Name of each split to write → indices of its images; images in no split get the split `UNLISTED`.
-        notes: Which images had to be written anew.
+        notes: Which images were re-encoded.
     """
 
     def __init__(self, index: DetectionIndex, folder: Path, place_of: Callable[[str], str], link: bool) -> None:
@@ -82,7 +82,7 @@ class ImageCopies:
             return []
         were = "image was annotated as it is" if len(rewritten) == 1 else "images were annotated as they are"
         return [
-            f"{len(rewritten)} {were} stored, without the EXIF orientation; written anew as PNG; the first: "
+            f"{len(rewritten)} {were} stored, without the EXIF orientation; re-encoded as PNG; the first: "
             f"{rewritten[0]}."
         ]
 

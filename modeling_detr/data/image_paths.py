@@ -1,4 +1,4 @@
-"""Where the image files of a dataset lie: names, folders, and what lies outside the dataset."""
+"""Where the image files of a dataset are: names, folders, and files outside the dataset."""
 
 import os
 import re
@@ -26,10 +26,10 @@ def is_image_name(name: str) -> bool:
 
 
 def refuse_outside(paths: Iterable[str], roots: Sequence[str | Path | None], findings: Findings) -> None:
-    """Report files that lie outside `roots` once symbolic links and `..` are resolved.
+    """Report files outside `roots` once symbolic links and `..` are resolved.
 
     Raises:
-        DatasetError: A file lies outside, if `findings` raises.
+        DatasetError: A file is outside, if `findings` raises.
     """
     allowed = [os.path.realpath(root) for root in roots if root is not None]
     real: dict[str, str] = {}  # each folder is resolved once
@@ -42,8 +42,8 @@ def refuse_outside(paths: Iterable[str], roots: Sequence[str | Path | None], fin
             findings.error(
                 "path outside",
                 path,
-                f"lies outside the dataset's folder {allowed[0]}, at {place}",
-                "move it there, or allow the folder that it lies in",
+                f"is outside the dataset's folder {allowed[0]}, at {place}",
+                "move it there, or allow its folder",
                 {"images": str(Path(place).parent)},
                 image=path,
             )

@@ -87,9 +87,7 @@ def _choose_format(
             return candidate, text
     place = Path(path).expanduser()
     if not place.exists():
-        raise DatasetNotFoundError(
-            place, f"no such file or folder ({place.resolve()})", f"expected one of these: {_looked_for()}"
-        )
+        raise DatasetNotFoundError(place, f"no such file or folder ({place.resolve()})", "check the path or name")
     return (FORMATS[format], place) if format is not None else _detect_format(place, task)
 
 
@@ -146,7 +144,10 @@ def _check_options(chosen: DatasetFormat, place: str | Path, given: Mapping[str,
         if name not in taken:
             able = [entry.name for entry in FORMATS.values() if known[name] in entry.options]
             raise DatasetError(
-                place, f"format '{chosen.name}' has no option '{name}'", "leave it out, or choose", {"format": able[0]}
+                place,
+                f"format '{chosen.name}' has no option '{name}'",
+                "drop it, or choose another format",
+                {"format": able[0]},
             )
         if known[name].kind is Path and not Path(str(value)).is_dir():
             raise DatasetNotFoundError(value, f"no such folder, expected the {known[name].help}")

@@ -143,7 +143,7 @@ def _name_splits(path: Path, files: Sequence[Path]) -> list[CocoSplit]:
 def _without_polygons(text: bytes) -> bytes:
     """The JSON with null in place of every segmentation that is a list of numbers.
 
-    They are most of what there is to parse, and to hold in memory, and only boxes are needed.
+    They take most of the time and memory of parsing, and only boxes are needed.
     """
     key = b'"segmentation"'  # as a whole string in quotes; within another string its quotes would be escaped
     pieces: list[bytes] = []
