@@ -1,6 +1,5 @@
 """The files around the package: import layers, recipes, launch configs, pins, and the commands in the README."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -15,12 +14,15 @@ from accelerate.utils import DistributedType, PrecisionType
 
 from modeling_detr import DetrConfig
 from modeling_detr.commands import COMMANDS
+from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.recipe_keys import keys_of
 from modeling_detr.training.recipe_parsing import parse_recipe
 
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 ORIGINALS = [path for path in CONFIGS if path.stem.startswith("detr_") and "panoptic" not in path.stem]
+TEXTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCH_CONFIGS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 
 
@@ -28,17 +30,6 @@ def test_imports_respect_the_layers():
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
-
-
-def test_files_and_functions_are_short_and_named_for_what_they_hold():
-    for path in (ROOT / "modeling_detr").rglob("*.py"):
-        source = path.read_text(encoding="utf-8")
-        assert path.stem not in {"utils", "misc", "common", "helpers"}, path
-        assert len(source.splitlines()) <= (750 if path.stem.endswith("_detr") else 600), path
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef):
-                start = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
-                assert node.end_lineno - start < 60, f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -112,15 +103,30 @@ def test_every_command_has_a_module_and_a_script():
         assert f'run_command("{name}")' in (ROOT / "scripts" / f"{name}.py").read_text()
 
 
-def test_the_readme_uses_only_existing_commands_and_files():
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for command in re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?detr (\w+)", text, flags=re.MULTILINE):
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_documentation_uses_only_existing_commands_recipes_and_files(path):
+    text = path.read_text(encoding="utf-8")
+    commands = re.findall(r"^\s*detr (\w+)(?: (\w+)(?= |$))?", text, flags=re.MULTILINE)
+    for command, argument in commands:
         assert command in COMMANDS
-    for target in re.findall(r"\bmake (\w+)", text):
+        if command == "train" and argument:
+            assert argument in {config.stem for config in CONFIGS}, argument
+    for target in re.findall(r"\bmake ([\w-]+)(?=`|  )", text):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), target
-    for path in re.findall(r"\b(?:configs|scripts)/[\w/]+\.(?:yaml|py)", text):
-        assert (ROOT / path).is_file(), path
+    for file in re.findall(r"\b(?:configs|scripts|tests|modeling_detr)/[\w/]+\.(?:yaml|py|slurm)", text):
+        assert (ROOT / file).is_file(), file
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        file, _, heading = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}, link
+
+
+@pytest.mark.parametrize("option", sorted({*re.findall(r"--([a-z_]+)", (ROOT / "docs/recipes.md").read_text())}))
+def test_documentation_of_recipes_names_existing_keys(option):
+    assert option in {*keys_of(Recipe), "replay", "output", "help", "logdir"}  # of detr train, detr plot, tensorboard
 
 
 def test_workflow_files_are_yaml():
