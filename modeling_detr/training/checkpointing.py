@@ -56,17 +56,17 @@ class Averages:
     count: int = 0
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Adds one observation of each number."""
+        """Add one observation of each number."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
     def means(self) -> dict[str, float]:
-        """Returns the means so far."""
+        """Return the means so far."""
         return {name: total / self.count for name, total in self.sums.items()}
 
     def take(self) -> dict[str, float]:
-        """Returns the means so far, and starts over."""
+        """Return the means so far, and start over."""
         means = self.means()
         self.sums, self.count = {}, 0
         return means
@@ -116,7 +116,7 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingState":
-        """Rebuilds a state from the plain values of `dataclasses.asdict`."""
+        """Rebuild a state from the plain values of `dataclasses.asdict`."""
         averages = {name: Averages(**values[name]) for name in ("step_averages", "epoch_averages")}
         symptoms = {name: Symptom.from_dict(history) for name, history in values.get("symptoms", {}).items()}
         id2label = {int(label): name for label, name in values.get("id2label", {}).items()}
@@ -256,7 +256,7 @@ CHECKPOINT_PARTS: dict[str, CheckpointPart] = {
 
 
 def save_checkpoint(run_dir: Path, run: CheckpointedRun) -> Path:
-    """Writes `checkpoints/step_…` on the main process, and removes all but the newest checkpoints and the best one.
+    """Write `checkpoints/step_…` on the main process, and remove all but the newest checkpoints and the best one.
 
     All processes call it together.
 
@@ -291,7 +291,7 @@ def save_checkpoint(run_dir: Path, run: CheckpointedRun) -> Path:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Returns the newest undamaged checkpoint, or None. Damaged ones are skipped with a warning."""
+    """Return the newest undamaged checkpoint, or None. Damaged ones are skipped with a warning."""
     folders = checkpoint_folders(run_dir)
     for index, folder in reversed([*enumerate(folders)]):
         damage = find_damage(folder)
@@ -303,7 +303,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Returns what is wrong with the files of a checkpoint, or None if they are as they were written."""
+    """Return what is wrong with the files of a checkpoint, or None if they are as they were written."""
     try:
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
         TrainingState.from_dict(content["state"])
@@ -324,7 +324,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def load_checkpoint(folder: Path, run: CheckpointedRun, *, id2label: Mapping[int, str] | None = None) -> None:
-    """Restores a run to where `save_checkpoint` saved it. Parts that the checkpoint lacks stay as they are.
+    """Restore a run to where `save_checkpoint` saved it. Parts that the checkpoint lacks stay as they are.
 
     Args:
         folder: The folder of a checkpoint.
@@ -359,7 +359,7 @@ def holds_part(folder: Path, name: str) -> bool:
 
 
 def _check_classes(folder: Path, saved: Mapping[int, str], current: Mapping[int, str]) -> None:
-    """Refuses a checkpoint whose class head has its rows in another order than the dataset's classes are in now."""
+    """Refuse a checkpoint whose class head has its rows in another order than the dataset's classes are in now."""
     if saved == current:
         return
     different = next(label for label in sorted({*saved, *current}) if saved.get(label) != current.get(label))

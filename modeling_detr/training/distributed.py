@@ -35,7 +35,7 @@ _DISTRIBUTED_TYPES = (
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Sets up Accelerate for a run: device, processes, precision, trackers.
+    """Set up Accelerate for a run: device, processes, precision, trackers.
 
     Raises:
         ValueError: Accelerate does not support the requested precision on this machine, or its configuration
@@ -73,7 +73,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def leave_cores_to_loaders(accelerator: Accelerator, num_workers: int) -> None:
-    """Limits the compute threads on a CPU to the cores that loaders and other processes do not use.
+    """Limit the compute threads on a CPU to the cores that loaders and other processes do not use.
 
     Threads that share a core with a loader keep waiting for each other; a small model is then several times slower.
     `OMP_NUM_THREADS` overrides this.
@@ -91,7 +91,7 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def check_same(value: object, problem: str) -> None:
-    """Checks that all processes have the same value; all of them must call this together.
+    """Check that all processes have the same value; all of them must call this together.
 
     Raises:
         ValueError: They differ. The message is `problem`.
@@ -101,7 +101,7 @@ def check_same(value: object, problem: str) -> None:
 
 
 def _refuse_fewer_processes(accelerator: Accelerator) -> None:
-    """Checks the launcher's command line for more processes than were started.
+    """Check the launcher's command line for more processes than were started.
 
     Where `accelerate launch` sees at most one accelerator, it starts a single process however many were requested, and
     does not mention it in that process's environment.
@@ -125,7 +125,7 @@ def _refuse_fewer_processes(accelerator: Accelerator) -> None:
 
 
 def requested_processes(command: Sequence[str], arguments: Sequence[str]) -> int | None:
-    """Returns how many processes, over all machines, an `accelerate launch` command was asked to start.
+    """Return how many processes, over all machines, an `accelerate launch` command was asked to start.
 
     Args:
         command: The command line of a process.
@@ -167,7 +167,7 @@ def _launch_arguments(command: Sequence[str]) -> list[str] | None:
 
 
 def _set_up_sharding(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Enables FSDP where it is configured, in full precision, and also on CPUs, where Accelerate ignores it.
+    """Enable FSDP where it is configured, in full precision, and also on CPUs, where Accelerate ignores it.
 
     Half precision is left to autocast, as without FSDP: FSDP's own would compute boxes and losses in half precision.
     """
@@ -191,7 +191,7 @@ def _set_up_sharding(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 def gather_full(values: Any) -> Any:
-    """Returns nested dicts and lists of tensors with every sharded tensor replaced by the full one."""
+    """Return nested dicts and lists of tensors with every sharded tensor replaced by the full one."""
     if isinstance(values, DTensor):
         return values.full_tensor()
     if isinstance(values, Mapping):
@@ -202,12 +202,12 @@ def gather_full(values: Any) -> Any:
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """Shards a full tensor as `like` is sharded; returns `value` itself if `like` is not."""
+    """Shard a full tensor as `like` is sharded; return `value` itself if `like` is not."""
     if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Copies the weights and buffers of a module that may be sharded into an unsharded one of the same kind."""
+    """Copy the weights and buffers of a module that may be sharded into an unsharded one of the same kind."""
     target.load_state_dict(gather_full(source.state_dict()))

@@ -64,7 +64,7 @@ def non_finite_loss(
     losses_of: Callable[[nn.Module, DetectionBatch, float | Tensor], dict[str, Tensor]],
     accelerator: Accelerator,
 ) -> NonFiniteLossError:
-    """Returns the error for a step that is not finite, with the images it came from. All processes call it together.
+    """Return the error for a step that is not finite, with the images it came from. All processes call it together.
 
     Args:
         terms: Names of the losses that are not finite, or "gradient".
@@ -119,5 +119,5 @@ def is_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> bool:
 
 
 def image_indices(part: DetectionBatch) -> list[int]:
-    """Returns the indices in the dataset of a part's images, as far as its labels have them."""
+    """Return the indices in the dataset of a part's images, as far as its labels have them."""
     return [int(label["image_index"]) for label in part["labels"] if "image_index" in label]

@@ -114,7 +114,7 @@ def train_one_epoch(
     should_stop: Callable[[], bool] = lambda: False,
     wants_checkpoint: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepResult]:
-    """Takes one optimizer step after another over `batches`, and yields the result of each.
+    """Take one optimizer step after another over `batches`, and yield the result of each.
 
     The random numbers of a step depend only on the seed and the step; those of dropout also on the process, those of
     denoising also on the image. A run resumed in the middle of an epoch therefore continues exactly, and the denoising
@@ -143,12 +143,12 @@ def train_one_epoch(
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """Returns the seed of PyTorch's random numbers in a step, counted from 0."""
+    """Return the seed of PyTorch's random numbers in a step, counted from 0."""
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0])
 
 
 def noise_seed(seed: int, step: int, image_index: int) -> int:
-    """Returns the seed of the denoising noise of an image, given its index in the dataset."""
+    """Return the seed of the denoising noise of an image, given its index in the dataset."""
     return int(np.random.SeedSequence((seed, step), spawn_key=(image_index,)).generate_state(1, np.uint64)[0])
 
 
@@ -161,7 +161,7 @@ def training_step(
     step: int = 0,
     request: StepRequest = StepRequest(),  # noqa: B008 (immutable)
 ) -> StepResult:
-    """Takes one optimizer step over `batches` of this process and those of all others.
+    """Take one optimizer step over `batches` of this process and those of all others.
 
     Args:
         engine: What takes the step.
@@ -221,7 +221,7 @@ class StepLosses:
     step: int
 
     def __call__(self, model: nn.Module, part: DetectionBatch, class_weight_sum: float | Tensor) -> dict[str, Tensor]:
-        """Runs the forward pass of a part; returns `loss` and its unweighted terms.
+        """Run the forward pass of a part; return `loss` and its unweighted terms.
 
         Args:
             model: The training model.
@@ -240,7 +240,7 @@ class StepLosses:
 def _backward(
     engine: Engine, parts: Sequence[tuple[DetectionBatch, float | Tensor]], losses_of: StepLosses
 ) -> list[dict[str, Tensor]]:
-    """Accumulates the gradient of all parts; returns the losses of each, by name in sorted order."""
+    """Accumulate the gradient of all parts; return the losses of each, by name in sorted order."""
     accelerator = engine.accelerator
     # Distributed training averages gradients over processes, and Accelerate divides by its accumulation steps; the
     # loss already is this part's share of the whole step's.
@@ -256,7 +256,7 @@ def _backward(
 
 
 def _clip_gradient(engine: Engine) -> Tensor:
-    """Scales the gradient down to the maximum norm; returns its norm before."""
+    """Scale the gradient down to the maximum norm; return its norm before."""
     parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
     engine.accelerator.unscale_gradients()
     max_norm = engine.options.max_grad_norm if engine.options.max_grad_norm > 0 else math.inf
@@ -298,7 +298,7 @@ def _reduce(
 
 
 def _advance(engine: Engine) -> None:
-    """Moves the weights and the learning rates."""
+    """Move the weights and the learning rates."""
     engine.optimizer.step()
     if getattr(engine.optimizer, "step_was_skipped", False):  # by a gradient scaler that lowers its scale
         with warnings.catch_warnings():  # PyTorch warns if the very first step was skipped
@@ -341,7 +341,7 @@ def step_normalizers(
     dtype: torch.dtype = torch.float32,
     loss_normalization: LossNormalization = "step",
 ) -> StepNormalizers:
-    """Counts images and boxes of a step over its batches and all processes, without a host synchronisation.
+    """Count images and boxes of a step over its batches and all processes, without a host synchronisation.
 
     Args:
         batches: The batches of this process.
@@ -370,7 +370,7 @@ def step_normalizers(
 
 
 def _sum_over_processes(counts: Sequence[int], accelerator: Accelerator, dtype: torch.dtype) -> list[float | Tensor]:
-    """Returns floats for a single process, and tensors on the device otherwise, so that the host need not wait."""
+    """Return floats for a single process, and tensors on the device otherwise, so that the host need not wait."""
     if accelerator.num_processes == 1:
         return [float(count) for count in counts]
     total = cast(Tensor, accelerator.reduce(torch.tensor(counts, device=accelerator.device), "sum"))

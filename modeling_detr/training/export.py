@@ -22,11 +22,11 @@ class Savable(Protocol):
     """An object that saves itself into a folder: a model or an image processor."""
 
     def save_pretrained(self, save_directory: Path, /) -> Any:
-        """Writes the files that `from_pretrained` reads."""
+        """Write the files that `from_pretrained` reads."""
 
 
 def export_model(run_dir: Path, detector: Savable, processor: Savable, model_card: str) -> Path:
-    """Writes `model/`: weights and config, processor, model card. An existing `model/` is replaced as a whole.
+    """Write `model/`: weights and config, processor, model card. An existing `model/` is replaced as a whole.
 
     Returns:
         The folder, for `from_pretrained`.
@@ -73,7 +73,7 @@ def push_notes(recipe: Recipe) -> list[str]:
 
 
 def push_model(folder: Path, repository: str, private: bool, message: str) -> str:
-    """Uploads the folder of a model in one commit. The repository is created if it does not exist.
+    """Upload the folder of a model in one commit. The repository is created if it does not exist.
 
     Args:
         folder: The folder written by `export_model`.
@@ -176,7 +176,7 @@ for segment in result["segments_info"]:  # result["segmentation"] (height, width
 def model_card(
     recipe: Recipe, config: DetrConfig, train_index: DetectionIndex, report: EvaluationReport, state: TrainingState
 ) -> str:
-    """Returns the model card as Markdown, with the Hub's metadata at the top.
+    """Return the model card as Markdown, with the Hub's metadata at the top.
 
     Args:
         recipe: The resolved recipe.

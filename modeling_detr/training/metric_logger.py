@@ -69,7 +69,7 @@ class MetricLogger:
             self.bar = tqdm(total=total_steps, initial=first_step, dynamic_ncols=True, smoothing=0, bar_format=_BAR)
 
     def advance(self, epoch: int, loss: float) -> None:
-        """Moves the bar by one optimizer step."""
+        """Move the bar by one optimizer step."""
         if self.bar is not None:
             self._shown |= {"loss": f"{loss:.3f}"}
             shown = [f"{name} {figure}" for name, figure in self._shown.items()]
@@ -78,7 +78,7 @@ class MetricLogger:
             self.bar.update()
 
     def step(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Logs an entry of kind `"step"`: means since the previous one, learning rates and the figures of a `Pace`."""
+        """Log an entry of kind `"step"`: means since the previous one, learning rates and the figures of a `Pace`."""
         if self.accelerator.is_main_process:
             self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values})
             self._pace = _pace_in_words(values)
@@ -92,7 +92,7 @@ class MetricLogger:
         metrics: Mapping[str, Any],
         headline: Sequence[Metric] = (),
     ) -> None:
-        """Logs an entry of kind `"epoch"`, and prints its line unless the bar is the only output on a terminal.
+        """Log an entry of kind `"epoch"`, and print its line unless the bar is the only output on a terminal.
 
         Args:
             epoch: From 0.
@@ -117,31 +117,31 @@ class MetricLogger:
             self.message(" · ".join(parts))
 
     def images(self, name: str, pictures: Sequence[NDArray[np.uint8]], step: int) -> None:
-        """Sends pictures, (H, W, 3) each, to every tracker that supports images."""
+        """Send pictures, (H, W, 3) each, to every tracker that supports images."""
         if not self.accelerator.is_main_process or not pictures:
             return
         log_images(self.accelerator, {f"{name}/{index}": picture for index, picture in enumerate(pictures)}, step)
 
     def warning(self, epoch: int, step: int, text: str) -> None:
-        """Logs an entry of kind `"warning"`, and prints it."""
+        """Log an entry of kind `"warning"`, and print it."""
         if self.accelerator.is_main_process:
             self._append({"kind": "warning", "epoch": epoch + 1, "step": step, "text": text})
             self.message(f"warning: {text}")
 
     def message(self, text: str) -> None:
-        """Prints a line without tearing the bar."""
+        """Print a line without tearing the bar."""
         if self.accelerator.is_main_process:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def flush(self) -> None:
-        """Writes TensorBoard's buffer to disk, so that a kill loses nothing from before a checkpoint."""
+        """Write TensorBoard's buffer to disk, so that a kill loses nothing from before a checkpoint."""
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.flush()
 
     def close(self) -> None:
-        """Closes the bar and the trackers."""
+        """Close the bar and the trackers."""
         if self.bar is not None:
             self.bar.close()
         for tracker in self.accelerator.trackers:
@@ -165,7 +165,7 @@ def _shows_a_bar() -> bool:
 
 
 def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list[str]:
-    """Returns the figures of a `Pace` for display; the loader wait only if it slows down training."""
+    """Return the figures of a `Pace` for display; the loader wait only if it slows down training."""
     words = [f"{pace['images_per_second']:.1f} images/s", f"{pace['memory_gib']:.1f} GiB"]
     if pace["loader_wait"] > _LONG_WAIT:
         words.append(f"loader wait {pace['loader_wait']:.0%}" + (": raise num_workers" if with_remedy else ""))
@@ -173,7 +173,7 @@ def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Reads the entries of a `log.jsonl`, up to a line that a kill or a power cut left incomplete."""
+    """Read the entries of a `log.jsonl`, up to a line that a kill or a power cut left incomplete."""
     entries = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -184,7 +184,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def read_original_log(path: Path) -> list[dict[str, Any]]:
-    """Reads the original's `log.txt` as entries of kind `"epoch"`: unweighted loss terms, AP and PQ.
+    """Read the original's `log.txt` as entries of kind `"epoch"`: unweighted loss terms, AP and PQ.
 
     Raises:
         ValueError: The file is not a log of the original.
@@ -210,7 +210,7 @@ def read_original_log(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_later_entries(run_dir: Path, step: int, closed_step: int) -> None:
-    """Removes log entries from after the point at which a run resumes, since they will be logged again.
+    """Remove log entries from after the point at which a run resumes, since they will be logged again.
 
     Args:
         run_dir: The folder of the run, with `log.jsonl` and TensorBoard's files.
@@ -230,7 +230,7 @@ def drop_later_entries(run_dir: Path, step: int, closed_step: int) -> None:
 
 
 def _rewrite_events(path: Path, is_kept: Callable[[int, bool], bool]) -> None:
-    """Reduces a TensorBoard file to the events to keep, byte for byte, up to where it is damaged.
+    """Reduce a TensorBoard file to the events to keep, byte for byte, up to where it is damaged.
 
     A record is an eight-byte length, its checksum of four bytes, an `Event`, and its checksum of four bytes.
     """
@@ -253,7 +253,7 @@ def _rewrite_events(path: Path, is_kept: Callable[[int, bool], bool]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Rounds numbers to 7 digits and replaces NaN and infinity by None, so that every line is valid JSON."""
+    """Round numbers to 7 digits and replace NaN and infinity by None, so that every line is valid JSON."""
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):

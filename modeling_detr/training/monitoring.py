@@ -42,12 +42,12 @@ class Pace:
         self._since = time.monotonic()
 
     def add(self, step: StepResult) -> None:
-        """Counts a step."""
+        """Count a step."""
         self._images += step.num_images
         self._waited += step.loader_wait
 
     def take(self) -> dict[str, float]:
-        """Returns the figures since the last call, and starts over.
+        """Return the figures since the last call, and start over.
 
         `images_per_second`; `loader_wait`, the share of the time (0 to 1) spent waiting for images; `memory_gib`, see
         `memory_gib`.
@@ -87,7 +87,7 @@ class Stopwatch:
         return self._earlier + time.monotonic() - self._started
 
     def note_checkpoint(self) -> None:
-        """Restarts the time since the last checkpoint."""
+        """Restart the time since the last checkpoint."""
         self._checkpoint_at = time.monotonic()
 
     def minutes_since_checkpoint(self) -> float:
@@ -114,7 +114,7 @@ class Symptom:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Symptom":
-        """Rebuilds a history from plain values; in checkpoints of older versions `reported` is called `told`."""
+        """Rebuild a history from plain values; in checkpoints of older versions `reported` is called `told`."""
         return cls(**{"reported" if name == "told" else name: value for name, value in values.items()})
 
 
@@ -125,7 +125,7 @@ def is_due(step: int, total_steps: int, warmup_steps: int) -> bool:
 
 
 def find_symptoms(report: EvaluationReport, history: dict[str, Symptom], due: bool) -> list[str]:
-    """Returns warnings to show after an evaluation; each sign is reported once until it disappears.
+    """Return warnings to show after an evaluation; each sign is reported once until it disappears.
 
     Args:
         report: The evaluation.

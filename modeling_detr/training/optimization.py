@@ -23,7 +23,7 @@ _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 def build_optimizer(
     model: nn.Module, *, learning_rate: float, backbone_learning_rate: float, weight_decay: float
 ) -> AdamW:
-    """Builds AdamW over the trainable parameters in two groups: transformer and heads, and the backbone.
+    """Build AdamW over the trainable parameters in two groups: transformer and heads, and the backbone.
 
     The group of the backbone has every parameter with `backbone` in its name, including a learned position embedding,
     as in the original. All parameters decay, also biases and norms. The fused implementation is used where the device
@@ -66,7 +66,7 @@ def build_lr_scheduler(
     drop_at: Sequence[int] = (),
     first_step: int = 0,
 ) -> LambdaLR:
-    """Builds the learning rate schedule, to be stepped once after every optimizer step.
+    """Build the learning rate schedule, to be stepped once after every optimizer step.
 
     Build it on the raw optimizer and do not let Accelerate prepare it: a prepared scheduler advances by the number of
     processes in every step.
@@ -89,7 +89,7 @@ def build_lr_scheduler(
 def _rate_factor(
     schedule: LearningRateSchedule, total_steps: int, warmup_steps: int, drop_at: Sequence[int]
 ) -> Callable[[int], float]:
-    """Returns a function from the number of steps taken to the factor of the learning rates."""
+    """Return a function from the number of steps taken to the factor of the learning rates."""
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (warmup_steps + 1))
@@ -104,5 +104,5 @@ def _rate_factor(
 
 
 def num_parameters(parameters: Iterable[Tensor]) -> int:
-    """Returns the total number of elements of `parameters`."""
+    """Return the total number of elements of `parameters`."""
     return sum(parameter.numel() for parameter in parameters)

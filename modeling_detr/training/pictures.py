@@ -24,7 +24,7 @@ def draw_predictions(
     task: Task,
     num_images: int,
 ) -> dict[str, NDArray[np.uint8]]:
-    """Draws the first images of a dataset with predictions and ground truth side by side.
+    """Draw the first images of a dataset with predictions and ground truth side by side.
 
     Args:
         detector: The model; it is left in evaluation mode.

@@ -29,7 +29,7 @@ _MAX_NAMES = 4
 
 
 def plan(run: PreparedRun) -> str:
-    """Returns the plan: data, classes, steps, what trains at which rate, where it runs, and notes."""
+    """Return the plan: data, classes, steps, what trains at which rate, where it runs, and notes."""
     recipe, weights = run.recipe, run.weights
     lines = [
         f"train     {_describe(run.train_index)}",
@@ -52,7 +52,7 @@ def plan(run: PreparedRun) -> str:
 
 
 def surplus_note(index: DetectionIndex, num_queries: int) -> str | None:
-    """Returns a note if images have more objects than the model has queries."""
+    """Return a note if images have more objects than the model has queries."""
     counts = np.bincount(index.annotations.image_index[~index.annotations.is_crowd], minlength=len(index))
     surplus = np.maximum(counts - num_queries, 0)
     if not surplus.any():
@@ -115,7 +115,7 @@ def _describe_processes(run: PreparedRun) -> str:
 
 
 def _parts_table(run: PreparedRun) -> list[str]:
-    """Returns a line for each part of the model: parameters, how many of them train, the rate, and what is frozen."""
+    """Return a line for each part of the model: parameters, how many of them train, the rate, and what is frozen."""
     parameters = {
         name.removeprefix("detector."): parameter
         for name, parameter in run.accelerator.unwrap_model(run.model).named_parameters()
@@ -141,7 +141,7 @@ def _parts_table(run: PreparedRun) -> list[str]:
 
 
 def _names_by_part(model: nn.Module) -> dict[str, list[str]]:
-    """Returns the parameter names of each part of a training model, without their prefix "detector."."""
+    """Return the parameter names of each part of a training model, without their prefix "detector."."""
     names_of: dict[str, list[str]] = {part: [] for part in (*_PARTS, "aids", "others")}
     for name, _ in model.named_parameters():
         parts = (part for part, places in _PARTS.items() if any(f".{place}." in f".{name}." for place in places))
@@ -151,7 +151,7 @@ def _names_by_part(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _frozen(part: str, names: Sequence[str], parameters: Mapping[str, nn.Parameter], detector: nn.Module) -> str:
-    """Returns which modules of a part are frozen, in as few names as possible; "" if none are."""
+    """Return which modules of a part are frozen, in as few names as possible; "" if none are."""
     frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
 
     def is_frozen(glob: str) -> bool:

@@ -68,7 +68,7 @@ class LoadingCheck:
 
 
 def preflight(run: PreparedRun) -> list[str]:
-    """Runs all checks. All processes call it together.
+    """Run all checks. All processes call it together.
 
     Args:
         run: A run that is about to start.
@@ -113,7 +113,7 @@ def _check_everything(run: PreparedRun) -> list[str]:
 
 
 def check_truth(run: PreparedRun, deadline: float) -> TruthCheck:
-    """Scores the ground truth of evaluation images, through transform, collator, post-processing and evaluator.
+    """Score the ground truth of evaluation images, through transform, collator, post-processing and evaluator.
 
     Args:
         run: The run.
@@ -143,7 +143,7 @@ def check_truth(run: PreparedRun, deadline: float) -> TruthCheck:
 
 
 def _as_predicted(run: PreparedRun, image_index: int, labels: DetectionLabels) -> DetectionResult:
-    """Converts the labels of an image to a prediction: through confident logits and the processor."""
+    """Convert the labels of an image to a prediction: through confident logits and the processor."""
     boxes, classes = labels["boxes"], labels["class_labels"]
     has_area = (boxes[:, 2:] > 0).all(-1)
     boxes, classes = boxes[has_area], classes[has_area]
@@ -165,7 +165,7 @@ def _without_empty_boxes(index: DetectionIndex) -> DetectionIndex:
 def _lost_boxes(
     path: str, names: dict[int, str], boxes: NDArray[Any], labels: NDArray[Any], result: DetectionResult
 ) -> Iterator[str]:
-    """Yields a sentence for each true box that is not among the predictions."""
+    """Yield a sentence for each true box that is not among the predictions."""
     if not len(boxes):
         return
     truth = torch.from_numpy(boxes).float()
@@ -198,7 +198,7 @@ def _truth_lines(run: PreparedRun, truth: TruthCheck) -> list[str]:
 
 
 def _check_training_images(run: PreparedRun, deadline: float) -> LoadingCheck:
-    """Loads training images.
+    """Load training images.
 
     Raises:
         ValueError: A label or box is out of range; the collator says in which image.
@@ -236,7 +236,7 @@ def _speed_line(loading: LoadingCheck, num_workers: int, batch_size: int, step_s
 
 
 def largest_batch(run: PreparedRun) -> DetectionBatch:
-    """Returns the largest images of the first epoch as one batch; random batches are padded to the largest sides."""
+    """Return the largest images of the first epoch as one batch; random batches are padded to the largest sides."""
     dataset: DetectionDataset = run.loaders.train_sampler.dataset
     image_indices = np.array(_spread(len(dataset), 10 * MAX_IMAGES), dtype=np.int64)
     sizes = planned_sizes(dataset, image_indices, epoch=0)
@@ -251,7 +251,7 @@ def largest_batch(run: PreparedRun) -> DetectionBatch:
 
 
 def _check_largest_batch(run: PreparedRun, batch: DetectionBatch) -> tuple[float | None, str]:
-    """Trains on the largest batch on an accelerator, or estimates its memory on a CPU.
+    """Train on the largest batch on an accelerator, or estimate its memory on a CPU.
 
     Returns:
         Seconds of a step, None if none was taken, and the line to print.
@@ -283,7 +283,7 @@ def _check_largest_batch(run: PreparedRun, batch: DetectionBatch) -> tuple[float
 
 
 def real_step(run: PreparedRun, batch: DetectionBatch) -> float:
-    """Runs forward and backward pass of a batch, with memory for the optimizer's state; returns the seconds."""
+    """Run forward and backward pass of a batch, with memory for the optimizer's state; return the seconds."""
     device = run.accelerator.device
     model = run.accelerator.unwrap_model(run.model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -305,7 +305,7 @@ def real_step(run: PreparedRun, batch: DetectionBatch) -> float:
 
 @torch.enable_grad()
 def estimated_bytes(run: PreparedRun, batch: DetectionBatch) -> float:
-    """Estimates the memory of a step: what one small image keeps for the backward pass, scaled up by pixels, plus
+    """Estimate the memory of a step: what one small image keeps for the backward pass, scaled up by pixels, plus
     weights, gradients and the optimizer's state."""
     num_images, _, height, width = batch["pixel_values"].shape
     shrink = max(1.0, ((height * width) / 256**2) ** 0.5)
@@ -346,7 +346,7 @@ def _free_bytes() -> float | None:
 
 @contextmanager
 def _unchanged_states(model: nn.Module) -> Iterator[None]:
-    """Restores random states, modes, buffers and gradients after the block."""
+    """Restore random states, modes, buffers and gradients after the block."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what others draw from)
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -371,7 +371,7 @@ def _unchanged_states(model: nn.Module) -> Iterator[None]:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Returns at most `most` of `count` indices, evenly spread."""
+    """Return at most `most` of `count` indices, evenly spread."""
     return sorted({*np.linspace(0, count - 1, min(count, most)).astype(np.int64).tolist()}) if count else []
 
 

@@ -72,7 +72,7 @@ class FailedStep:
     process: int
 
     def save(self, run_dir: Path) -> Path:
-        """Writes the step to the run's folder, and returns the file.
+        """Write the step to the run's folder, and return the file.
 
         Raises:
             OutputError: It cannot be written.
@@ -100,7 +100,7 @@ class FailedStep:
 
     @classmethod
     def load(cls, path: Path) -> "FailedStep":
-        """Reads a step that `save` wrote.
+        """Read a step that `save` wrote.
 
         Raises:
             FileNotFoundError: The file does not exist.
@@ -179,7 +179,7 @@ class Replay:
         )
 
     def lines(self) -> Iterator[str]:
-        """Runs the step, and yields a line for each batch, for the gradient, and for each image by itself."""
+        """Run the step, and yield a line for each batch, for the gradient, and for each image by itself."""
         failed, num_parts = self.failed, len(self.failed.share.parts)
         yield (
             f"epoch {failed.epoch}, step {failed.step}, process {failed.process}, on {self.accelerator.device} with "
@@ -202,7 +202,7 @@ class Replay:
                 yield f"{self._describe(image)}: {'finite' if fine else 'NOT FINITE'} by itself"
 
     def _run(self, part: DetectionBatch, class_weight_sum: float | Tensor) -> str:
-        """Runs forward and backward pass of a part; returns the result in words."""
+        """Run forward and backward pass of a part; return the result in words."""
         with _first_not_finite(self.model) as first:
             losses = self._losses_of(self.model, part, class_weight_sum)
         losses["loss"].backward()
@@ -228,7 +228,7 @@ def _all_finite(values: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
-    """Yields a list that receives the name of the first module in the block whose output is not finite."""
+    """Yield a list that receives the name of the first module in the block whose output is not finite."""
     first: list[str] = []
 
     def check(name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -254,7 +254,7 @@ def _training_model(failed: FailedStep) -> TrainingModel:
 
 
 def describe_failure(error: NonFiniteLossError, run: PreparedRun) -> NonFiniteLossError:
-    """Saves a step that was not finite; returns the error with its epoch, step and files, and what to do.
+    """Save a step that was not finite; return the error with its epoch, step and files, and what to do.
 
     All processes call it together.
     """

@@ -12,7 +12,7 @@ from modeling_detr.training.run_folder import RECIPE, holds_run
 
 
 def checkpoint_to_resume(recipe: Recipe) -> Path | None:
-    """Returns the checkpoint that a run continues from; None for a new run, whose folder must not hold another.
+    """Return the checkpoint that a run continues from; None for a new run, whose folder must not hold another.
 
     Raises:
         ValueError: The folder holds a run that the recipe does not resume.
@@ -38,7 +38,7 @@ def checkpoint_to_resume(recipe: Recipe) -> Path | None:
 
 
 def resume(folder: Path, run: CheckpointedRun) -> list[str]:
-    """Restores a run from a checkpoint. With an unchanged recipe it continues exactly.
+    """Restore a run from a checkpoint. With an unchanged recipe it continues exactly.
 
     Args:
         folder: The folder of the checkpoint.

@@ -39,7 +39,7 @@ def holds_run(run_dir: Path) -> bool:
 
 
 def tidy_after_kill(run_dir: Path) -> None:
-    """Removes half-written files and folders, and restores folders that were being replaced."""
+    """Remove half-written files and folders, and restore folders that were being replaced."""
     for folder in (run_dir, run_dir / CHECKPOINTS):
         restore_interrupted(folder)
         for leftover in folder.glob(".*.writing"):  # of older versions
@@ -47,7 +47,7 @@ def tidy_after_kill(run_dir: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a folder, a file or a link."""
+    """Remove a folder, a file or a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -69,7 +69,7 @@ def checkpoint_folders(run_dir: Path) -> list[Path]:
 
 
 def drop_later_checkpoints(run_dir: Path, step: int) -> None:
-    """Removes checkpoints after `step`, which a run that continues from there will write again."""
+    """Remove checkpoints after `step`, which a run that continues from there will write again."""
     for folder in checkpoint_folders(run_dir):
         if step_of(folder) > step:
             remove(folder)

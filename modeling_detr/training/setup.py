@@ -30,6 +30,7 @@ from modeling_detr.data.formats import reading_options
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
 from modeling_detr.data.loaders import build_eval_loader, build_loader
 from modeling_detr.data.splits import training_splits
+from modeling_detr.errors_detr import RecipeError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
@@ -80,18 +81,18 @@ class Weights:
         return self.detector if self.average is None else cast(Detector, self.average.module)
 
     def gather(self) -> None:
-        """Copies the trained weights into `detector`. All processes call it together."""
+        """Copy the trained weights into `detector`. All processes call it together."""
         if self.trained is not self.detector:
             copy_weights(self.trained, self.detector)
 
     def update_average(self, step: int) -> None:
-        """Adds the weights after a step to the average. All processes call it together."""
+        """Add the weights after a step to the average. All processes call it together."""
         if self.average is not None:
             self.gather()
             self.average.update(self.detector, step)
 
     def start_average(self) -> None:
-        """Starts the average at the current weights. All processes call it together."""
+        """Start the average at the current weights. All processes call it together."""
         if self.average is not None:
             self.gather()
             self.average.set(self.detector)
@@ -115,7 +116,7 @@ class Schedule:
 
     @classmethod
     def of(cls, recipe: Recipe, steps_per_epoch: int, state: TrainingState) -> "Schedule":
-        """Counts the steps of a run that continues at `state`; its earlier epochs may have had other steps."""
+        """Count the steps of a run that continues at `state`; its earlier epochs may have had other steps."""
         steps_left = steps_per_epoch * (recipe.epochs - state.epoch) - state.step_in_epoch
         total_steps = min(state.step + max(0, steps_left), recipe.max_steps or sys.maxsize)
         if recipe.lr_drop_steps is not None:
@@ -180,7 +181,7 @@ class PreparedRun:
         return self.checkpointed.state
 
     def engine(self) -> Engine:
-        """Returns what takes the optimizer steps."""
+        """Return what takes the optimizer steps."""
         recipe = self.recipe
         options = StepOptions(
             batches_per_step=recipe.gradient_accumulation_steps,
@@ -196,7 +197,7 @@ class PreparedRun:
 
 
 def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
-    """Builds everything a run needs, and restores it from a checkpoint if the recipe resumes one.
+    """Build everything a run needs, and restore it from a checkpoint if the recipe resumes one.
 
     Nothing is written. All processes call it together.
 
@@ -269,7 +270,7 @@ def _build_optimizer(
     loaders: Loaders,
     train_index: DetectionIndex,
 ) -> tuple[CheckpointedRun, Optimizer]:
-    """Builds what a checkpoint saves, at the start of a new run, and the optimizer as prepared by `accelerator`."""
+    """Build what a checkpoint saves, at the start of a new run, and the optimizer as prepared by `accelerator`."""
     step_size = loaders.train_sampler.step_size
     learning_rate, backbone_learning_rate = scaled_rates(recipe, step_size)
     raw_optimizer = build_optimizer(
@@ -290,13 +291,13 @@ def _build_optimizer(
 
 
 def scaled_rates(recipe: Recipe, step_size: int) -> tuple[float, float]:
-    """Returns the learning rates of transformer and heads, and of the backbone, for steps of so many images."""
+    """Return the learning rates of transformer and heads, and of the backbone, for steps of so many images."""
     factor = rate_factor(recipe, step_size)
     return factor * recipe.learning_rate, factor * recipe.backbone_learning_rate
 
 
 def rate_factor(recipe: Recipe, step_size: int) -> float:
-    """Returns the factor by which the recipe's learning rates are scaled for steps of so many images."""
+    """Return the factor by which the recipe's learning rates are scaled for steps of so many images."""
     ratio = step_size / recipe.scale_lr_from
     return {None: 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[recipe.scale_lr]
 
@@ -304,7 +305,7 @@ def rate_factor(recipe: Recipe, step_size: int) -> float:
 def _build_training_model(
     recipe: Recipe, detector: Detector, accelerator: Accelerator
 ) -> tuple[Weights, TrainingModel]:
-    """Builds the module that trains, on its device, and the average of the weights."""
+    """Build the module that trains, on its device, and the average of the weights."""
     detector.to(accelerator.device)
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     # with FSDP a copy trains in shards, and the detector receives the gathered weights
@@ -321,7 +322,7 @@ def _build_training_model(
 
 
 def _resume(checkpoint: Path, run: CheckpointedRun, weights: Weights) -> list[str]:
-    """Restores a run from a checkpoint; returns what the plan should mention."""
+    """Restore a run from a checkpoint; return what the plan should mention."""
     notes = resume(checkpoint, run)
     if weights.average is not None and not holds_part(checkpoint, AVERAGE):
         weights.start_average()
@@ -336,7 +337,7 @@ def _resume(checkpoint: Path, run: CheckpointedRun, weights: Weights) -> list[st
 
 
 def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
-    """Opens the dataset; returns the images to train on and those to evaluate on.
+    """Open the dataset; return the images to train on and those to evaluate on.
 
     Raises:
         ValueError: There are no such splits, one is empty, or nothing is annotated to train on.
@@ -349,7 +350,7 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
 
 
 def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
-    """Numbers the classes as the recipe says: like the model to start from if it has every class by name, by the
+    """Number the classes as the recipe says: like the model to start from if it has every class by name, by the
     dataset's category ids, or from 0 without gaps.
 
     Raises:
@@ -376,7 +377,7 @@ def build_loaders(
     processor: DetrTorchvisionImageProcessor,
     accelerator: Accelerator,
 ) -> Loaders:
-    """Builds the loaders of this process.
+    """Build the loaders of this process.
 
     Raises:
         ValueError: The transform does not exist or its options do not fit; or the processor's size has no edges.
@@ -421,7 +422,7 @@ def build_loaders(
 
 
 def prepare_worker(_index: int) -> None:
-    """Limits a loader process to one thread, and lets it run until the process that it loads for ends it."""
+    """Limit a loader process to one thread, and let it run until the process that it loads for ends it."""
     torch.set_num_threads(1)
     leave_stopping_to_parent()
     sys.excepthook = _ignore_broken_connections
@@ -436,15 +437,21 @@ def _ignore_broken_connections(
 
 
 def _edges(processor: DetrTorchvisionImageProcessor) -> tuple[int, int | None]:
+    """Return the shortest and the longest edge of the processor's size.
+
+    Raises:
+        RecipeError: The size has no shortest edge.
+    """
     size = dict(processor.size)
     if not size.get("shortest_edge"):
-        raise ValueError(
-            f"processor_config: the size {size} has no shortest_edge; training wants a size such as "
-            f"{{shortest_edge: 800, longest_edge: 1333}}."
+        raise RecipeError(
+            "processor_config",
+            f"got size {size}, expected a size with shortest_edge",
+            "use a size such as {shortest_edge: 800, longest_edge: 1333}",
         )
     return int(size["shortest_edge"]), size.get("longest_edge")
 
 
 def _augmentation(recipe: Recipe, shortest_edge: int, longest_edge: int | None) -> SampleTransform:
-    """The training transform; a policy chooses the sizes that are not given from the processor's."""
+    """Build the training transform; a policy derives the sizes that are not given from the processor's."""
     return train_transform(recipe.transform, size=(shortest_edge, longest_edge), **recipe.transform_options)

@@ -66,7 +66,7 @@ class StopSignals:
         self._previous = {}
 
     def interruptible(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
-        """Yields the batches. A signal that arrives while waiting for one ends the wait.
+        """Yield the batches. A signal that arrives while waiting for one ends the wait.
 
         Raises:
             StopRequested: A signal arrived, and this is the only process.
@@ -85,7 +85,7 @@ class StopSignals:
             yield batch
 
     def until_stopped(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
-        """Yields the batches of a pass that can be repeated, until a signal arrives; see `interruptible`."""
+        """Yield the batches of a pass that can be repeated, until a signal arrives; see `interruptible`."""
         for batch in self.interruptible(batches):
             if self.received is not None:
                 return
@@ -101,7 +101,7 @@ class StopSignals:
 
 
 def leave_stopping_to_parent() -> None:
-    """Makes a loader process ignore the signals that stop a run, so that the run can end as in `StopSignals`.
+    """Make a loader process ignore the signals that stop a run, so that the run can end as in `StopSignals`.
 
     Ctrl-C in a terminal goes to a whole process group, so the loader gets a group of its own. Slurm sends its warning,
     and SIGTERM at the time limit, to every process; if a loader dies from it, PyTorch raises an error wherever the run
@@ -121,7 +121,7 @@ def leave_stopping_to_parent() -> None:
 
 
 def _exit_on_sigterm_from(process: int | None) -> None:
-    """Waits for a SIGTERM from `process`, then exits as PyTorch's own handler would."""
+    """Wait for a SIGTERM from `process`, then exit as PyTorch's own handler would."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process:
         pass
     os._exit(0)

@@ -29,7 +29,7 @@ _LABEL_KEYS = ("num_labels", "id2label", "label2id", "stuff_labels")
 
 
 def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()) -> Detector:
-    """Builds a new model for the recipe's task, or loads the one to start from, with a class head for `id2label`.
+    """Build a new model for the recipe's task, or loads the one to start from, with a class head for `id2label`.
 
     A task with masks may start from a detector; its mask head is then new.
 
@@ -63,7 +63,7 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Seque
 
 
 def new_config(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()) -> DetrConfig:
-    """Returns the config of a new model.
+    """Return the config of a new model.
 
     Raises:
         RecipeError: `model_config` does not fit.
@@ -77,7 +77,7 @@ def new_config(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequen
 
 
 def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageProcessor:
-    """Loads the processor of the model to start from, or builds one with the mean and std of the backbone.
+    """Load the processor of the model to start from, or builds one with the mean and std of the backbone.
 
     Raises:
         RecipeError: `processor_config` has an unknown key or an invalid value.
@@ -95,12 +95,12 @@ def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageP
 
 
 def without_mask_head(model: Detector) -> DetrForObjectDetection:
-    """Returns the detector inside a segmentation model, or the detector itself."""
+    """Return the detector inside a segmentation model, or the detector itself."""
     return model.detr if isinstance(model, DetrForSegmentation) else model
 
 
 def compile_parts(model: Detector) -> None:
-    """Compiles backbone, encoder and decoder, which take nearly all the time of a step, at their first use.
+    """Compile backbone, encoder and decoder, which take nearly all the time of a step, at their first use.
 
     Matching and loss are not compiled, since their shapes change with the objects of a batch. Changing image sizes are
     compiled once for all of them.
@@ -113,7 +113,7 @@ def compile_parts(model: Detector) -> None:
 
 
 def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
-    """Returns what happens to the class head of the model to start from; None for a new model."""
+    """Return what happens to the class head of the model to start from; None for a new model."""
     if recipe.model is None:
         return None
     old_config = load_config(recipe.model)
@@ -135,7 +135,7 @@ def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
 
 
 def load_config(source: str) -> DetrConfig:
-    """Loads the config of a model that a recipe names.
+    """Load the config of a model that a recipe names.
 
     Raises:
         OSError: The model cannot be found or read.
@@ -162,7 +162,7 @@ def _model_class(recipe: Recipe) -> type[Detector]:
 
 
 def _load_model(recipe: Recipe, source: str, settings: Mapping[str, Any]) -> Detector:
-    """Loads a model with a class head for the dataset and all other weights as they are."""
+    """Load a model with a class head for the dataset and all other weights as they are."""
     model: Detector
     with explain_missing_model(source), _quiet_loading():
         model, info = _model_class(recipe).from_pretrained(
@@ -178,7 +178,7 @@ def _load_model(recipe: Recipe, source: str, settings: Mapping[str, Any]) -> Det
 
 
 def _check_loaded_weights(source: str, model: Detector, info: Mapping[str, Any]) -> None:
-    """Checks that loading a model lost no weights but those of its class head.
+    """Check that loading a model lost no weights but those of its class head.
 
     Args:
         source: The model to start from.
@@ -213,7 +213,7 @@ def _check_loaded_weights(source: str, model: Detector, info: Mapping[str, Any])
 
 @contextlib.contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Hides log messages of loading; the plan has the information."""
+    """Hide log messages of loading; the plan has the information."""
     loggers = [logging.getLogger(name) for name in (HeadChange.__module__, translate_stock_config.__module__)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -235,7 +235,7 @@ def _timm_name(recipe: Recipe, config: DetrConfig) -> str:
 
 
 def _freeze_parts(model: Detector, recipe: Recipe) -> None:
-    """Freezes the parts that the recipe selects.
+    """Freeze the parts that the recipe selects.
 
     Raises:
         RecipeError: A pattern of `freeze` matches no parameter.
@@ -250,7 +250,7 @@ def _freeze_parts(model: Detector, recipe: Recipe) -> None:
 
 
 def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    r"""Freezes the parameters that match a pattern.
+    r"""Freeze the parameters that match a pattern.
 
     A pattern is a glob of the whole name or its first parts, such as `model.backbone` or `*.self_attn`; if it matches
     nothing, a regular expression of some parts of the name, such as `layers\.[01]`.
@@ -276,12 +276,12 @@ def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def _parts(names: Iterable[str]) -> list[str]:
-    """Returns the first two and three parts of dotted names, each once."""
+    """Return the first two and three parts of dotted names, each once."""
     return list(dict.fromkeys(".".join(name.split(".")[:depth]) for depth in (2, 3) for name in names))
 
 
 def _refuse_frozen_random_backbone(model: DetrForObjectDetection) -> None:
-    """Refuses a random backbone that would stay random, or under frozen batch norms: it learns nothing, silently."""
+    """Refuse a random backbone that would stay random, or under frozen batch norms: it learns nothing, silently."""
     config = model.config
     frozen = [key for key in ("freeze_batch_norm", "freeze_backbone_stem") if getattr(config, key)]
     if frozen:

@@ -16,7 +16,7 @@ from modeling_detr.training.run_folder import TRACKERS
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Checks that trackers exist and are installed; Accelerate would ignore those that are not.
+    """Check that trackers exist and are installed; Accelerate would ignore those that are not.
 
     Raises:
         RecipeError: A tracker does not exist or is not installed.
@@ -32,7 +32,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe, first_step: int) -> None:
-    """Starts the recipe's trackers. A run is named after its folder, the project after the parent folder.
+    """Start the recipe's trackers. A run is named after its folder, the project after the parent folder.
 
     All but TensorBoard get the recipe as configuration; TensorBoard would show each start as one more run.
 
@@ -65,7 +65,7 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, first_step: int) ->
 
 
 def log_images(accelerator: Accelerator, images: Mapping[str, NDArray[np.uint8]], step: int) -> None:
-    """Sends named images, (H, W, 3) each, to every tracker that supports images."""
+    """Send named images, (H, W, 3) each, to every tracker that supports images."""
     batches: dict[str, Any] = {name: image[None] for name, image in images.items()}  # (1, H, W, 3) each
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":

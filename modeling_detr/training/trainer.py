@@ -59,11 +59,11 @@ class Trainer:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> "Trainer":
-        """Prepares a run and returns its trainer; see `prepare_run` for the errors."""
+        """Prepare a run and return its trainer; see `prepare_run` for the errors."""
         return cls(prepare_run(recipe))
 
     def train(self) -> EvaluationReport:
-        """Trains from wherever the run is to its end.
+        """Train from wherever the run is to its end.
 
         Returns:
             The last evaluation.
@@ -108,7 +108,7 @@ class Trainer:
     # One epoch
 
     def _train_epoch(self) -> dict[str, float]:
-        """Trains to the end of the epoch, or of the run; returns the figures of a `Pace`.
+        """Train to the end of the epoch, or of the run; return the figures of a `Pace`.
 
         Raises:
             TrainingInterrupted: A signal arrived; a checkpoint has been written.
@@ -142,7 +142,7 @@ class Trainer:
         return epoch_pace.take()
 
     def _next_step(self, steps: Iterator[StepResult]) -> StepResult | None:
-        """Takes a step; an error names the step, or is preceded by a checkpoint."""
+        """Take a step; an error names the step, or is preceded by a checkpoint."""
         try:
             return next(steps, None)
         except NonFiniteLossError as error:
@@ -152,7 +152,7 @@ class Trainer:
             raise
 
     def _evaluate_if_due(self) -> EvaluationReport | None:
-        """Evaluates after every `eval_every_epochs` epochs and at the end of the run.
+        """Evaluate after every `eval_every_epochs` epochs and at the end of the run.
 
         Raises:
             TrainingInterrupted: A signal arrived; the evaluation is repeated after a resume.
@@ -165,7 +165,7 @@ class Trainer:
         return report
 
     def evaluate(self) -> EvaluationReport:
-        """Evaluates the model as it is on the evaluation images."""
+        """Evaluate the model as it is on the evaluation images."""
         run = self.run
         run.weights.gather()
         if run.accelerator.num_processes > 1:  # running statistics of batch norms differ between processes
@@ -184,7 +184,7 @@ class Trainer:
             )
 
     def _keep_if_best(self, report: EvaluationReport) -> bool:
-        """Exports the model and pictures of its predictions if its primary metric is the highest so far.
+        """Export the model and pictures of its predictions if its primary metric is the highest so far.
 
         Returns:
             Whether it is.
@@ -206,7 +206,7 @@ class Trainer:
         return is_best
 
     def _end_epoch(self, is_best: bool) -> None:
-        """Moves on to the next epoch, and writes a checkpoint if one is due.
+        """Move on to the next epoch, and write a checkpoint if one is due.
 
         Raises:
             TrainingInterrupted: A signal arrived; a checkpoint has been written.
@@ -240,7 +240,7 @@ class Trainer:
             self._logger.step(state.epoch, state.step, {**state.step_averages.take(), **named_rates, **pace.take()})
 
     def _log_epoch(self, pace: Mapping[str, float], report: EvaluationReport | None) -> None:
-        """Logs the averages of the epoch, the figures of its evaluation, and warnings if training goes wrong."""
+        """Log the averages of the epoch, the figures of its evaluation, and warnings if training goes wrong."""
         state, schedule = self.state, self.run.schedule
         metrics = {} if report is None else {**report.log_values(), "eval_loss": report.losses["loss"]}
         state.seconds = self._stopwatch.seconds
@@ -253,7 +253,7 @@ class Trainer:
                 self._logger.warning(state.epoch, state.step, warning)
 
     def _draw_predictions(self) -> dict[str, NDArray[np.uint8]]:
-        """Draws evaluation images with their predictions, on the main process."""
+        """Draw evaluation images with their predictions, on the main process."""
         run = self.run
         if not run.accelerator.is_main_process:
             return {}
@@ -281,7 +281,7 @@ class Trainer:
         return minutes is not None and self._stopwatch.minutes_since_checkpoint() >= minutes
 
     def _save_before_error(self) -> None:
-        """Writes a checkpoint before an error ends the run. Of several processes each fails alone, so none writes."""
+        """Write a checkpoint before an error ends the run. Of several processes each fails alone, so none writes."""
         if self.run.accelerator.num_processes == 1 and self.state.step > 0:
             with contextlib.suppress(OSError):  # a full disk is less informative than the error
                 folder = self._save_checkpoint()
@@ -291,7 +291,7 @@ class Trainer:
                 )
 
     def _interrupted(self) -> TrainingInterrupted:
-        """Writes a checkpoint; returns the exception to raise."""
+        """Write a checkpoint; return the exception to raise."""
         folder = self._save_checkpoint()
         number = self._signals.received or signal.SIGTERM  # None: the signal reached another process
         return TrainingInterrupted(
@@ -304,7 +304,7 @@ class Trainer:
 
     @contextmanager
     def _open_folder(self) -> Iterator[None]:
-        """Prepares the folder of the run and opens its log; a full disk becomes an error that says what to do."""
+        """Prepare the folder of the run and open its log; a full disk becomes an error that says what to do."""
         run, run_dir, step = self.run, self.run.recipe.run_dir, self.state.step
         if run.accelerator.is_main_process:
             run_dir.mkdir(parents=True, exist_ok=True)

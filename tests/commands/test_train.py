@@ -39,7 +39,7 @@ def test_a_frozen_random_backbone_is_an_error(tmp_path):
         (["--model_config.d_model", "wide"], "model_config: "),
         (["--model_config.num_labels", "3"], "num_labels comes from the dataset"),
         (["--processor_config.sise", "3"], "processor_config: "),
-        (["--processor_config.size", "{height: 64, width: 64}"], "has no shortest_edge"),
+        (["--processor_config.size", "{height: 64, width: 64}"], "expected a size with shortest_edge"),
         (["--transform", "lite"], "light"),
         (["--transform_options.scale", "3"], "has no option 'scale'"),
         (["--data", "no/such/folder"], "no/such/folder"),

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 from launched_runs import logged
@@ -11,8 +9,8 @@ from modeling_detr.training.aids.encoder_supervision import EncoderSupervision, 
 from modeling_detr.training.aids.local_start import start_local
 from modeling_detr.training.aids.training_model import join_queries
 from modeling_detr.training.plan import plan
-from modeling_detr.training.recipe import Recipe
-from modeling_detr.training.recipe_keys import key
+from modeling_detr.training.recipe import PLUGIN_KEYS, recipe_class
+from modeling_detr.training.recipe_keys import Resume, key
 from modeling_detr.training.trainer import Trainer
 
 
@@ -193,14 +191,11 @@ class ClassCount(TrainingAid):
         return {"loss_count": self.weight}
 
 
-@dataclasses.dataclass(frozen=True)
-class CountingRecipe(Recipe):
-    count_weight: float = key(0.0, "Weight of the number of objects.", at_least=0)
-
-
 @pytest.fixture
 def counting(monkeypatch):
-    """The table with an aid that a plug-in adds."""
+    """The tables with an aid and its key, as a plug-in adds them."""
+    declaration = float, key(0.0, "Weight of the number of objects.", at_least=0, resume=Resume.MODEL)
+    monkeypatch.setitem(PLUGIN_KEYS, "count_weight", declaration)
     aid = Aid(key="count_weight", supervise=lambda config, weight: ClassCount(config.d_model, weight))
     monkeypatch.setitem(AIDS, "counting", aid)
 
@@ -208,7 +203,7 @@ def counting(monkeypatch):
 @pytest.mark.usefixtures("counting")
 def test_an_aid_added_to_the_table_trains_beside_the_others(tiny_detector):
     detector = tiny_detector(**NO_DROPOUT)
-    settings = active_aids(CountingRecipe(count_weight=0.5, denoising_groups=2))
+    settings = active_aids(recipe_class()(count_weight=0.5, denoising_groups=2))
     assert settings == {"count_weight": 0.5, "denoising_groups": 2}
     model, labels = build_training_model(detector, **settings).train(), labels_of(3, 1)
     output, alone = model(images(2), labels=labels), build_training_model(detector, denoising_groups=2)
@@ -226,7 +221,7 @@ def test_an_aid_added_to_the_table_trains_beside_the_others(tiny_detector):
 
 @pytest.mark.usefixtures("counting")
 def test_a_run_trains_with_an_aid_added_to_the_table(tiny_recipe):
-    recipe = CountingRecipe(**{**vars(tiny_recipe(max_steps=2)), "count_weight": 0.1})
+    recipe = recipe_class()(**{**vars(tiny_recipe(max_steps=2)), "count_weight": 0.1})
     trainer = Trainer.from_recipe(recipe)
     assert " aids " in plan(trainer.run)
     trainer.train()

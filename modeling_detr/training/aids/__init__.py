@@ -58,13 +58,13 @@ AIDS: dict[str, Aid] = {
 
 
 def active_aids(recipe: object) -> dict[str, Any]:
-    """Returns key and value of the aids that a recipe activates."""
+    """Return key and value of the aids that a recipe activates."""
     values = {aid.key: getattr(recipe, aid.key, None) for aid in AIDS.values()}
     return {key: value for key, value in values.items() if value}
 
 
 def build_training_model(detector: Detector, **settings: Any) -> TrainingModel:
-    """Builds the module that trains: `detector` with the supervising aids that are active.
+    """Build the module that trains: `detector` with the supervising aids that are active.
 
     Args:
         detector: The plain DETR.
@@ -86,7 +86,7 @@ def build_training_model(detector: Detector, **settings: Any) -> TrainingModel:
 
 
 def initialize_new_model(detector: DetrForObjectDetection, recipe: object) -> None:
-    """Applies the initialising aids that a recipe activates to a new detector.
+    """Apply the initialising aids that a recipe activates to a new detector.
 
     Raises:
         ValueError: The detector's config does not suit an aid.

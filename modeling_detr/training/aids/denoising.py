@@ -67,7 +67,7 @@ class Denoising(TrainingAid):
         nn.init.zeros_(cast(Tensor, self.position_mlp[-1].bias))
 
     def extra_queries(self, labels: Sequence[DetectionLabels], num_queries: int) -> ExtraQueries:
-        """Returns G·n noised queries for each image; padding queries attend to themselves and the learned ones."""
+        """Return G·n noised queries for each image; padding queries attend to themselves and the learned ones."""
         counts = [len(label["class_labels"]) for label in labels]
         most = max(counts)
         device = labels[0]["class_labels"].device
@@ -87,7 +87,7 @@ class Denoising(TrainingAid):
         return ExtraQueries(content, positions, self._attention_mask(counts, most, num_queries, device))
 
     def _draws(self, labels: Sequence[DetectionLabels], counts: list[int], most: int) -> Tensor:
-        """Returns (B, E, 6) random numbers in [0, 1), in host memory; zero for padding queries."""
+        """Return (B, E, 6) random numbers in [0, 1), in host memory; zero for padding queries."""
         draws = torch.zeros(len(labels), self.num_groups, most, 6)
         for image_draws, label, count in zip(draws, labels, counts, strict=True):
             seed = label.get("noise_seed")
@@ -96,14 +96,14 @@ class Denoising(TrainingAid):
         return draws.flatten(1, 2)
 
     def add_noise(self, boxes: Tensor, draws: Tensor) -> Tensor:
-        """Shifts and scales boxes, (…, 4) cxcywh, by (…, 4) random numbers in [0, 1), and clips them to the image."""
+        """Shift and scale boxes, (…, 4) cxcywh, by (…, 4) random numbers in [0, 1), and clip them to the image."""
         centre, size = boxes[..., :2], boxes[..., 2:]
         move = (2 * draws[..., :2] - 1) * self.centre_noise * size
         scale = 1 + (2 * draws[..., 2:] - 1) * self.size_noise
         return torch.cat([(centre + move).clamp(0, 1), (size * scale).clamp(0, 1)], dim=-1)
 
     def _attention_mask(self, counts: list[int], most: int, num_queries: int, device: torch.device) -> Tensor:
-        """Returns (B, Q + E, Q + E) bool: learned queries see each other, a group sees itself and the learned ones."""
+        """Return (B, Q + E, Q + E) bool: learned queries see each other, a group sees itself and the learned ones."""
         group = torch.arange(self.num_groups, device=device).repeat_interleave(most)  # (E,)
         owner = torch.cat([group.new_full((num_queries,), -1), group])  # (Q + E,)
         allowed = (owner[:, None] == owner) | (owner == -1)  # (Q + E, Q + E)
@@ -113,7 +113,7 @@ class Denoising(TrainingAid):
         return (allowed & real[:, None]) | itself
 
     def losses(self, batch: AidedBatch) -> dict[str, Tensor]:
-        """Returns `loss_ce_denoising`, `loss_bbox_denoising` and `loss_giou_denoising`.
+        """Return `loss_ce_denoising`, `loss_bbox_denoising` and `loss_giou_denoising`.
 
         They are means over the noised targets of the step, summed over the decoder layers.
         """

@@ -40,7 +40,7 @@ class EncoderSupervision(TrainingAid):
         self.radius = radius
 
     def losses(self, batch: AidedBatch) -> dict[str, Tensor]:
-        """Returns `loss_ce_encoder`, `loss_bbox_encoder` and `loss_giou_encoder`."""
+        """Return `loss_ce_encoder`, `loss_bbox_encoder` and `loss_giou_encoder`."""
         detector, output, labels = batch.detector, batch.output, batch.labels
         memory, feature_mask = output.encoder_last_hidden_state, output.feature_mask
         logits, boxes = detector.predict(detector.model.decoder.layernorm(memory))  # (B, S, C + 1), (B, S, 4)
@@ -69,7 +69,7 @@ class EncoderSupervision(TrainingAid):
         }
 
     def owners(self, centres: Tensor, real: Tensor, labels: Sequence[DetectionLabels]) -> Tensor:
-        """Assigns tokens to targets.
+        """Assign tokens to targets.
 
         Args:
             centres: (B, S, 2) centres of the tokens.
@@ -97,7 +97,7 @@ class EncoderSupervision(TrainingAid):
 
 
 def token_centres(feature_mask: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """Returns the centres of the encoder tokens, (B, S, 2) as (x, y) relative to each unpadded image.
+    """Return the centres of the encoder tokens, (B, S, 2) as (x, y) relative to each unpadded image.
 
     Args:
         feature_mask: (B, h, w) bool, True = image.

@@ -11,7 +11,7 @@ from modeling_detr.modeling_detr import DetrDecoderLayer, DetrForObjectDetection
 
 @torch.no_grad()
 def start_local(detector: DetrForObjectDetection) -> None:
-    """Initialises a new detector so that each query looks at one place from the first step on.
+    """Initialise a new detector so that each query looks at one place from the first step on.
 
     Each query starts as the position code of a point (the points are spread over the image), and the cross-attention
     starts with equal projections of queries and keys, so that close positions score high. From the original's random

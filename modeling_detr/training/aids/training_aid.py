@@ -45,7 +45,7 @@ class TrainingAid(nn.Module):
     suffix: ClassVar[str]
 
     def extra_queries(self, labels: Sequence[DetectionLabels], num_queries: int) -> ExtraQueries | None:  # noqa: ARG002
-        """Returns queries to add to the decoder, or None.
+        """Return queries to add to the decoder, or None.
 
         Args:
             labels: One dict per image; at least one image has a target.
@@ -54,11 +54,11 @@ class TrainingAid(nn.Module):
         return None
 
     def losses(self, batch: AidedBatch) -> dict[str, Tensor]:
-        """Returns the unweighted loss terms of a batch; their names are those of `loss_weights`."""
+        """Return the unweighted loss terms of a batch; their names are those of `loss_weights`."""
         raise NotImplementedError
 
     def loss_weights(self, set_loss_weights: Mapping[str, float]) -> dict[str, float]:
-        """Returns name and weight of each loss term; by default one for each term of the set loss, weighted alike.
+        """Return name and weight of each loss term; by default one for each term of the set loss, weighted alike.
 
         Args:
             set_loss_weights: `loss_ce`, `loss_bbox` and `loss_giou` with their weights.

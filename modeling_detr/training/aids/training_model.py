@@ -39,7 +39,7 @@ class TrainingModel(nn.Module):
         labels: Sequence[DetectionLabels] | None = None,
         **arguments: Any,
     ) -> DetrObjectDetectionOutput:
-        """Runs the detector. During training and with labels, the loss and its terms include those of the aids."""
+        """Run the detector. During training and with labels, the loss and its terms include those of the aids."""
         if not (self.training and labels is not None and any(len(label["class_labels"]) for label in labels)):
             return self._touch_unused(self.detector(pixel_values, pixel_mask, labels, **arguments))
 
@@ -83,7 +83,7 @@ class TrainingModel(nn.Module):
         return [*layers[:, :, self.detector.config.num_queries :].split(sizes, dim=2)]
 
     def _touch_unused(self, output: DetrObjectDetectionOutput) -> DetrObjectDetectionOutput:
-        """Gives every parameter of the aids a gradient and every term a value.
+        """Give every parameter of the aids a gradient and every term a value.
 
         A batch without objects has no use for the aids, but other processes wait for their gradients and terms.
         """
@@ -96,7 +96,7 @@ class TrainingModel(nn.Module):
 
 
 def join_queries(added: Sequence[ExtraQueries], num_queries: int) -> ExtraQueries:
-    """Joins the extra queries of several aids, which do not attend to each other.
+    """Join the extra queries of several aids, which do not attend to each other.
 
     Args:
         added: Queries of each aid.
