@@ -27,7 +27,7 @@ def build_loader(
     pin_memory: bool = False,
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> DataLoader[Any]:
-    """Builds a loader whose batches are checked against the classes of the dataset.
+    """Build a loader whose batches are checked against the classes of the dataset.
 
     Args:
         dataset: The samples.
@@ -60,7 +60,7 @@ def build_eval_loader(
     num_workers: int = 0,
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> DataLoader[Any]:
-    """Builds the loader of an evaluation: whole batches, the same ones however many processes share them.
+    """Build the loader of an evaluation. Its batches do not depend on the number of processes.
 
     Args:
         index: The dataset; its labels are the model's.

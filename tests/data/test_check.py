@@ -4,6 +4,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from modeling_detr.commands import run_command
 from modeling_detr.commands.data import main
 from modeling_detr.data.check import check_dataset
 from modeling_detr.data.open import open_dataset
@@ -67,3 +68,21 @@ def test_duplicates_and_leaks_are_warnings(coco_folder, tmp_path):
 def test_a_missing_path_is_an_error_not_an_empty_dataset(tmp_path):
     with pytest.raises(FileNotFoundError):
         main(["check", str(tmp_path / "none")])
+
+
+def test_remedies_name_options_of_the_command(voc_folder, coco_folder, tmp_path, capsys):
+    image = voc_folder / "JPEGImages" / "a.jpg"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.move(image, elsewhere)
+    image.symlink_to(elsewhere / "a.jpg")
+    assert run_command("data", ["check", str(voc_folder)]) == 1
+    assert f"allow its folder (--images {elsewhere})." in capsys.readouterr().out
+    assert check_dataset(voc_folder).findings[0].text().endswith(f"(images='{elsewhere}').")
+    assert run_command("data", ["check", str(voc_folder), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"][0]["action"].endswith(f"(--images {elsewhere})")
+    arguments = ["convert", str(coco_folder), str(tmp_path / "new"), "--to", "voc", "--drop_difficult"]
+    assert run_command("data", arguments) == 2
+    assert "has no option 'drop_difficult'; drop it, or choose another format (--format voc)." in (
+        capsys.readouterr().err
+    )
