@@ -1,4 +1,4 @@
-"""Models in others' formats: finding and loading them (`SOURCES`), and writing them (`TARGETS`)."""
+"""Model conversion: find and load models of any kind (`SOURCES`), and write them in other formats (`TARGETS`)."""
 
 from .original import convert_original, converted_copy, export_original
 from .original_names import original_to_ours, ours_to_original

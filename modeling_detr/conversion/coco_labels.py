@@ -1,8 +1,8 @@
-"""Names of COCO's classes, by the category ids that the original's released models use as labels."""
+"""COCO's class names by category id; the original's released models use the ids as labels."""
 
-_UNUSED = "N/A"  # ids without a category; their rows of the class head are untrained
+_UNUSED = "N/A"  # ids that COCO does not use; their rows in the class head are untrained
 
-# Consecutive names, by the id of the first
+# Id of the first name → names with consecutive ids
 _THINGS = {
     1: "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant",
     13: "stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe",
@@ -50,7 +50,7 @@ LAST_THING = 90
 
 
 def coco_id2label(num_labels: int) -> dict[int, str] | None:
-    """The names of the original's 91 detection or 250 panoptic labels; None for any other number of classes."""
+    """Class names of the original's 91 detection or 250 panoptic labels; None for any other number of classes."""
     tables = {91: [_THINGS], 250: [_THINGS, _STUFF]}.get(num_labels)
     if tables is None:
         return None

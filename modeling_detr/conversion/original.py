@@ -1,4 +1,4 @@
-"""Checkpoints of the original (facebookresearch/detr): converted to model folders, and models converted back."""
+"""Convert checkpoints of the original DETR (facebookresearch/detr) to model folders, and models back."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from modeling_detr.stock_detr import RESNETS
 
 _logger = logging.getLogger(__name__)
 
-RECORD = "conversion.json"  # where a converted model comes from
+RECORD = "conversion.json"  # file in a converted model's folder that names its source
 
 
 # From the original
@@ -42,25 +42,26 @@ def convert_original(
     encoder_attention_heads: int | None = None,
     decoder_attention_heads: int | None = None,
 ) -> list[str]:
-    """Converts a checkpoint of the original to a folder for `from_pretrained`: weights, config, processor, record.
+    """Converts an original DETR checkpoint to a folder for `from_pretrained`: weights, config, processor, record.
 
     Args:
         source: A `.pth` file, or the name of a released model, which is downloaded.
         target: The folder to write; it must not exist.
-        labels: The name of each class, or a text file with one per line; None: COCO's names for 91 and 250 classes,
+        labels: Class names, or a text file with one name per line; None: COCO's names for 91 or 250 classes,
             otherwise LABEL_0, LABEL_1, ….
-        num_labels: The number of classes, for a checkpoint whose class head was deleted: it gets a new one.
-        dilation: Whether the backbone's last stage is dilated (DC5), if the weights do not show it.
-        encoder_attention_heads: Likewise.
-        decoder_attention_heads: Likewise.
+        num_labels: Number of classes, for a checkpoint without a class head; a new head is created.
+        dilation: Whether the backbone's last stage is dilated (DC5); None: as trained, or not dilated.
+        encoder_attention_heads: None: as trained, or 8.
+        decoder_attention_heads: None: as trained, or 8.
 
     Returns:
-        What was read, assumed and created, one sentence each.
+        What was read, assumed and created, one phrase each.
 
     Raises:
         ModelNotFoundError: The file does not exist.
         ModelDownloadError: The released model cannot be downloaded.
-        ModelError: It is not a checkpoint of the original, is incomplete or would run code; or the classes do not fit.
+        ModelError: The file is not an original DETR checkpoint, is truncated or would run code, or has another number
+            of classes.
         OutputExistsError: `target` exists.
         OSError: The file cannot be read, or `target` cannot be written.
     """
@@ -89,13 +90,13 @@ def convert_original(
 
 
 def converted_copy(source: str) -> Path:
-    """A checkpoint of the original as a folder for `from_pretrained`, converted once into Hugging Face's cache.
+    """Converts an original DETR checkpoint once into Hugging Face's cache; returns the folder for `from_pretrained`.
 
-    If its class head was deleted, it gets one for a single unnamed class, which whoever loads it replaces by passing
-    the classes. What is assumed about the architecture is logged.
+    A checkpoint without a class head gets one for a single unnamed class; pass the classes to `from_pretrained` to
+    replace it. Assumptions about the architecture are logged.
 
     Args:
-        source: See `convert_original`, also for what is raised.
+        source: See `convert_original`, which also lists the errors.
     """
     file = find_checkpoint(source)
     checkpoint = read_checkpoint(file)
@@ -108,13 +109,13 @@ def converted_copy(source: str) -> Path:
         except FileExistsError:
             if not folder.is_dir():
                 raise
-            return folder  # another process was faster
+            return folder  # another process has converted it in the meantime
         _logger.warning("%s: %s; cached in %s.", file, "; ".join(notes), folder)
     return folder
 
 
 def read_labels(path: Path) -> list[str]:
-    """Reads the names of classes from a text file, one per line.
+    """Reads class names from a text file, one per line.
 
     Raises:
         ModelError: A line is empty, or a name is repeated.
@@ -123,16 +124,16 @@ def read_labels(path: Path) -> list[str]:
     names = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
     for number, name in enumerate(names, start=1):
         if not name:
-            raise ModelError(f"{path}, line {number}", "empty, expected the name of one class on each line")
+            raise ModelError(f"{path}, line {number}", "empty line, expected one class name per line")
         if names.index(name) < number - 1 and name != "N/A":
-            raise ModelError(f"{path}, line {number}", f"'{name}' is repeated, expected a different name on each line")
+            raise ModelError(f"{path}, line {number}", f"duplicate name '{name}', expected a unique name on each line")
     return names
 
 
 def _our_weights(checkpoint: Checkpoint, architecture: Architecture, num_labels: int) -> dict[str, Tensor]:
     """The weights under our names, with a new class head if the checkpoint has none."""
     weights = original_to_ours(checkpoint.weights)
-    # Tensors that share a storage cannot be saved: those are copied, all others stay on disk.
+    # Tensors that share storage cannot be saved, so they are copied; all others stay on disk.
     sharing = Counter(tensor.untyped_storage().data_ptr() for tensor in weights.values())
     for name, tensor in weights.items():
         if sharing[tensor.untyped_storage().data_ptr()] > 1:
@@ -145,33 +146,31 @@ def _our_weights(checkpoint: Checkpoint, architecture: Architecture, num_labels:
 
 
 def _num_labels(
-    path: Path, architecture: Architecture, given: int | None, names: Sequence[str] | None
+    path: Path, architecture: Architecture, requested: int | None, names: Sequence[str] | None
 ) -> tuple[int, list[str]]:
-    """The number of classes of the converted model, and a sentence about a class head that is created."""
-    in_file, created = architecture.num_labels, []
-    if in_file is not None:
-        num_labels = in_file
-        if given is not None and given != in_file:
+    """The number of classes of the converted model, and a note if a new class head is created."""
+    num_labels, created = architecture.num_labels, []
+    if num_labels is not None:
+        if requested is not None and requested != num_labels:
             raise ModelError(
                 path,
-                f"its class head has {in_file} classes, but num_labels is {given}",
-                "convert it unchanged and change the classes when loading it, which keeps the weights of classes "
-                "that remain: from_pretrained(…, id2label=…, ignore_mismatched_sizes=True) or 'detr train --model'",
+                f"its class head has {num_labels} classes, but num_labels is {requested}",
+                "convert it without num_labels and change the classes when loading it, which keeps the weights of "
+                "classes with the same name: from_pretrained(…, id2label=…, ignore_mismatched_sizes=True) or "
+                "'detr train --model'",
             )
     else:
-        num_labels = given or len(names or ())
+        num_labels = requested or len(names or ())
         if not num_labels:
-            raise ModelError(
-                path, "its class head ('class_embed') was deleted", "set num_labels or labels to give it a new one"
-            )
-        created = [f"created a new class head for {num_labels} classes, since the file has none"]
+            raise ModelError(path, "no class head ('class_embed')", "set num_labels or labels to create a new one")
+        created = [f"created a new class head for {num_labels} classes, because the checkpoint has none"]
     if names is not None and len(names) != num_labels:
         raise ModelError("labels", f"got {len(names)} names, expected one for each of {num_labels} classes")
     return num_labels, created
 
 
 def _label_keys(num_labels: int, names: Sequence[str] | None, has_masks: bool) -> dict[str, Any]:
-    """The keys of `DetrConfig` that name the classes and list those that are stuff."""
+    """The keys of `DetrConfig` that name the classes and list the stuff classes."""
     id2label = dict(enumerate(names)) if names is not None else coco_id2label(num_labels)
     keys: dict[str, Any] = {"num_labels": num_labels}
     if id2label is not None:
@@ -208,17 +207,17 @@ def _model_card(checkpoint: Checkpoint, model_class: str, notes: Sequence[str]) 
 
 
 def export_original(model: Detector, target: Path) -> list[str]:
-    """Writes a `.pth` that the original's `load_state_dict` accepts strictly.
+    """Writes a `.pth` file that the original loads with a strict `load_state_dict`.
 
     Args:
-        model: One of ours.
+        model: A model of this package.
         target: The file to write; it must not exist.
 
     Returns:
-        The options with which the original builds this network, and what to change in its source.
+        The original's command-line options for this network, and what to change in its source.
 
     Raises:
-        ModelError: The original cannot build such a network; the message lists what it does not support.
+        ModelError: The original does not support the model; the message lists why.
         OutputExistsError: `target` exists.
         OSError: `target` cannot be written.
     """
@@ -228,7 +227,7 @@ def export_original(model: Detector, target: Path) -> list[str]:
         raise ModelError(
             model.name_or_path or type(model).__name__, f"not supported by the original DETR: {', '.join(unsupported)}"
         )
-    with new_file(target) as path, path.open("wb") as file:  # given a path, PyTorch hides why it cannot write
+    with new_file(target) as path, path.open("wb") as file:  # given a path, PyTorch hides the cause of a write error
         torch.save({"model": ours_to_original(model.state_dict())}, file)
     options = {
         "--backbone": config.backbone,
@@ -249,13 +248,13 @@ def export_original(model: Detector, target: Path) -> list[str]:
         flag for flag, is_on in flags.items() if is_on
     ]
     return [
-        f"the original builds this model with {' '.join(words)}",
-        f"and with num_classes = {config.num_labels} in its models/detr.py",
+        f"build it in the original with {' '.join(words)}",
+        f"set num_classes = {config.num_labels} in models/detr.py of the original",
     ]
 
 
 def unsupported_by_original(config: DetrConfig) -> list[str]:
-    """What the original cannot build of a network, one phrase each."""
+    """The features of a model that the original does not support, one phrase each."""
     unsupported = []
     if config.backbone.split(".")[0] not in RESNETS.values():
         unsupported.append(f"backbone '{config.backbone}' (only {', '.join(RESNETS.values())})")
@@ -266,14 +265,14 @@ def unsupported_by_original(config: DetrConfig) -> list[str]:
     for key in ("attention_heads", "ffn_dim"):
         encoder, decoder = getattr(config, f"encoder_{key}"), getattr(config, f"decoder_{key}")
         if encoder != decoder:
-            unsupported.append(f"encoder_{key} {encoder} with decoder_{key} {decoder} (only equal ones)")
+            unsupported.append(f"encoder_{key} {encoder} with decoder_{key} {decoder} (must be equal)")
     if config.activation_function != "relu":
         unsupported.append(f"activation_function '{config.activation_function}' (only relu)")
     return unsupported + unsupported_positions(config)
 
 
 def unsupported_positions(config: DetrConfig) -> list[str]:
-    """What neither the original nor Transformers' own DETR can build of position embeddings, one phrase each."""
+    """Position-embedding settings that neither the original nor Transformers' own DETR supports, one phrase each."""
     if config.position_embedding_type == "sine" and config.position_temperature != 10_000:
         return [f"position_temperature {config.position_temperature:g} (only 10,000)"]
     if config.position_embedding_type == "learned" and config.learned_position_grid != 50:

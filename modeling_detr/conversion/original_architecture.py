@@ -1,7 +1,7 @@
-"""The architecture of a checkpoint of the original, read off its weights.
+"""Infer the architecture of an original DETR checkpoint from its weights.
 
-What weights do not show comes from the options that the checkpoint was trained with, from the name of a released file,
-or from the caller; otherwise it is assumed, and reported.
+What the weights do not show comes from the caller, from the training options in the checkpoint, or from the name of a
+released file; otherwise it is assumed and reported.
 """
 
 import re
@@ -18,7 +18,7 @@ from modeling_detr.errors_detr import ModelError
 from modeling_detr.stock_detr import RESNETS
 
 
-# Options of the original's command line that determine the function or its loss, and their names in our config
+# The original's command-line options that affect outputs or loss → keys of our config
 _OPTIONS = {
     "dilation": ("dilation",),
     "nheads": ("encoder_attention_heads", "decoder_attention_heads"),
@@ -33,19 +33,19 @@ _OPTIONS = {
     "dice_loss_coef": ("dice_loss_coefficient",),
     "eos_coef": ("eos_coefficient",),
 }
-_TYPES: dict[str, type] = {"dilation": bool, "aux_loss": bool, "nheads": int}  # the others are real numbers
+_TYPES: dict[str, type] = {"dilation": bool, "aux_loss": bool, "nheads": int}  # all others are float
 _HEADS = ("encoder_attention_heads", "decoder_attention_heads")
 
 
 @dataclass
 class Architecture:
-    """What a checkpoint of the original is.
+    """The architecture of an original DETR checkpoint.
 
     Attributes:
         config: Keys of `DetrConfig`, except those of the labels.
-        num_labels: C; None if the class head was deleted from the checkpoint.
+        num_labels: Number of classes; None if the checkpoint has no class head.
         has_masks: Whether it is a panoptic model.
-        assumed: What neither weights nor options show, one sentence each.
+        assumed: What had to be assumed, one phrase each.
     """
 
     config: dict[str, Any]
@@ -55,7 +55,7 @@ class Architecture:
 
 
 class _Weights:
-    """Reads presence, shapes and numbers of layers off a state dict, under the names of a model without masks."""
+    """Looks up parameters, shapes and layer counts in a state dict, by the names of a model without masks."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.path = checkpoint.path
@@ -63,12 +63,12 @@ class _Weights:
         self.has_masks = any(name.startswith(("mask_head.", "bbox_attention.")) for name in self.weights)
         self.prefix = "detr." if self.has_masks else ""
 
-    def has(self, beginning: str) -> bool:
-        """Whether any name begins so."""
-        return any(name.startswith(self.prefix + beginning) for name in self.weights)
+    def has(self, start: str) -> bool:
+        """Whether the name of any parameter begins with `start`."""
+        return any(name.startswith(self.prefix + start) for name in self.weights)
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
-        """The shape of a parameter.
+        """The shape of a matrix.
 
         Raises:
             ModelError: It is missing or not a matrix.
@@ -77,7 +77,7 @@ class _Weights:
         if name not in self.weights:
             raise ModelError(
                 self.path,
-                f"not a checkpoint of the original DETR: no '{name}'; its parameters are {_listed(self.weights)}",
+                f"not an original DETR checkpoint: no '{name}'; its parameters are {_listed(self.weights)}",
             )
         shape = tuple(self.weights[name].shape)
         if len(shape) != 2:
@@ -90,16 +90,18 @@ class _Weights:
         return max((int(match[1]) for match in matches if match), default=-1) + 1
 
 
-def read_architecture(checkpoint: Checkpoint, given: Mapping[str, bool | int | None] | None = None) -> Architecture:
-    """Reads the architecture off the weights.
+def read_architecture(
+    checkpoint: Checkpoint, overrides: Mapping[str, bool | int | None] | None = None
+) -> Architecture:
+    """Infers the architecture from the weights and the training options.
 
     Args:
         checkpoint: The original's.
-        given: Keys of `DetrConfig` that the caller knows: `dilation`, `encoder_attention_heads`,
-            `decoder_attention_heads`. They take precedence over everything else; None is ignored.
+        overrides: Values for the keys `dilation`, `encoder_attention_heads` and `decoder_attention_heads` of
+            `DetrConfig`. They take precedence over everything else; None is ignored.
 
     Raises:
-        ModelError: An essential parameter is missing, or has a shape that no DETR has.
+        ModelError: An essential parameter is missing, or has a shape that is impossible in a DETR.
     """
     weights = _Weights(checkpoint)
     num_queries, width = weights.matrix_shape("query_embed.weight")
@@ -126,7 +128,7 @@ def read_architecture(checkpoint: Checkpoint, given: Mapping[str, bool | int | N
     for option, keys in _OPTIONS.items():
         if option in checkpoint.options:
             config.update(dict.fromkeys(keys, _option_value(checkpoint, option)))
-    config.update({key: value for key, value in (given or {}).items() if value is not None})
+    config.update({key: value for key, value in (overrides or {}).items() if value is not None})
     assumed = _add_dilation(config, checkpoint) + _add_attention_heads(config, checkpoint)
     num_labels = weights.matrix_shape("class_embed.weight")[0] - 1 if weights.has("class_embed.") else None
     return Architecture(config, num_labels, weights.has_masks, assumed)
@@ -138,49 +140,53 @@ def _backbone(weights: _Weights) -> str:
     if (block, blocks) not in RESNETS:
         raise ModelError(
             weights.path,
-            f"the backbone has {', '.join(map(str, blocks))} {block} blocks in its stages, expected one of "
+            f"the stages of the backbone have {', '.join(map(str, blocks))} {block} blocks, expected one of "
             f"torchvision's ResNets: {', '.join(RESNETS.values())}",
         )
     return RESNETS[block, blocks]
 
 
 def _option_value(checkpoint: Checkpoint, option: str) -> bool | int | float:
-    """An option of the training, which has the type that the original's command line gives it."""
+    """A training option, checked to have the type that the original's command line gives it."""
     value, expected = checkpoint.options[option], _TYPES.get(option, float)
     if type(value) not in ((int, float) if expected is float else (expected,)):
         raise ModelError(
             checkpoint.path,
-            f"training option '{option}' is {value!r}, expected {expected.__name__}; the file is damaged or of a "
-            f"modified DETR",
+            f"training option '{option}' is {value!r}, expected {expected.__name__}; the file is damaged or "
+            f"comes from a modified DETR",
         )
     return cast(bool | int | float, value)
 
 
 def _add_dilation(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
-    """Adds `dilation` to `config` if it is unknown; returns what was assumed."""
+    """Adds `dilation` to `config` if it is missing; returns what was assumed."""
     if "dilation" in config:
         return []
     released = released_name_of(checkpoint.path)
     config["dilation"] = released is not None and "-dc5" in released
     if released is None:
-        return ["no dilation in the backbone (DC5), which the weights do not show; set dilation if it has"]
-    return [f"{'' if config['dilation'] else 'no '}dilation in the backbone, from the name of the released {released}"]
+        return [
+            "no dilation in the backbone (DC5), which the weights do not show; for a dilated backbone, set dilation"
+        ]
+    return [
+        f"{'' if config['dilation'] else 'no '}dilation in the backbone, because the file is named like the released {released}"
+    ]
 
 
 def _add_attention_heads(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
-    """Adds the numbers of attention heads to `config` if they are unknown; returns what was assumed."""
+    """Adds the numbers of attention heads to `config` if they are missing; returns what was assumed."""
     heads, assumed = 8, []
-    if "mask_head.lay1.weight" in checkpoint.weights:  # its input: the width and one map per head
+    if "mask_head.lay1.weight" in checkpoint.weights:  # its input channels: the width and one map per head
         heads = len(checkpoint.weights["mask_head.lay1.weight"]) - config["d_model"]
     elif released_name_of(checkpoint.path) is None and not any(key in config for key in _HEADS):
-        assumed = [f"8 attention heads, which the weights do not show; set {' and '.join(_HEADS)} if it has others"]
+        assumed = [f"8 attention heads, which the weights do not show; for another number, set {' and '.join(_HEADS)}"]
     for key in _HEADS:
         config.setdefault(key, heads)
     return assumed
 
 
 def check_parameters(checkpoint: Checkpoint, model: nn.Module, without_head: bool) -> None:
-    """Checks that the checkpoint has every parameter of the model, with its shape and as real numbers, and no other.
+    """Checks that the checkpoint has exactly the parameters of the model, with the same shapes, in floating point.
 
     Args:
         checkpoint: The original's.
@@ -188,7 +194,7 @@ def check_parameters(checkpoint: Checkpoint, model: nn.Module, without_head: boo
         without_head: Whether the checkpoint has no class head.
 
     Raises:
-        ModelError: It does not; the message has the original's names of the first offending parameters.
+        ModelError: It does not; the message names the first such parameters, as in the original.
     """
     expected = original_shapes(model.state_dict())
     if without_head:
@@ -201,16 +207,16 @@ def check_parameters(checkpoint: Checkpoint, model: nn.Module, without_head: boo
         if names:
             raise ModelError(
                 path,
-                f"{problem}: {_listed(sorted(names))}; the file is damaged or of a modified DETR, which cannot be "
-                f"converted",
+                f"{problem}: {_listed(sorted(names))}; the file is damaged or comes from a modified DETR, "
+                f"which cannot be converted",
             )
     for name, shape in expected.items():
         tensor = weights[name]
         if tuple(tensor.shape) != shape:
-            raise ModelError(path, f"'{name}' has shape {tuple(tensor.shape)}, expected {shape} to fit the others")
+            raise ModelError(path, f"'{name}' has shape {tuple(tensor.shape)}, expected {shape} to match the others")
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise ModelError(
-                path, f"'{name}' is {tensor.dtype} in {tensor.layout}, expected real numbers in a dense tensor"
+                path, f"'{name}' is {tensor.dtype} in {tensor.layout}, expected a dense floating-point tensor"
             )
 
 

@@ -1,7 +1,7 @@
-"""Parameter names of the original (facebookresearch/detr) ↔ ours.
+"""Parameter names of the original DETR (facebookresearch/detr) ↔ ours.
 
-They differ in three ways: modules have other names, the original's attention keeps its three input projections in one
-matrix, and its backbone has torchvision's names, which are also timm's.
+Modules are named differently, and the original's attention stores its three input projections in one matrix. Inside
+the backbone the names are the same: the original's are torchvision's, ours are timm's.
 """
 
 import re
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 
-# Prefixes of the original's names and of ours; # is the index of a layer. In a panoptic checkpoint, everything but the
-# mask head is under `detr.`, both there and here.
+# Prefix in the original, prefix in ours; # is the layer index. In a panoptic model, all parameters except the mask
+# head's are also prefixed with `detr.`, in both.
 _NAMES = (
     ("backbone.0.body.", "model.backbone.conv_encoder.model."),
     ("backbone.1.row_embed.", "model.backbone.position_embedding.row_embeddings."),
@@ -37,11 +37,11 @@ _NAMES = (
     ("transformer.decoder.layers.#.multihead_attn.", "model.decoder.layers.#.encoder_attn."),
 )
 
-_COUNTER = ".num_batches_tracked"  # which the original's frozen batch norms do not have
+_COUNTER = ".num_batches_tracked"  # of batch norms; the original's frozen ones have none
 
 
 def original_name_to_ours(name: str) -> tuple[str, ...]:
-    """Our name or names for one parameter of the original: three, in the order query, key, value, for `in_proj_…`."""
+    """Our names for one parameter of the original: query, key and value for `in_proj_…`, otherwise a single one."""
     ours = _with_prefix_replaced(name, _NAMES)
     if match := re.fullmatch(r"(.*)\.in_proj_(weight|bias)", ours):
         return tuple(f"{match[1]}.{projection}_proj.{match[2]}" for projection in "qkv")
@@ -49,7 +49,7 @@ def original_name_to_ours(name: str) -> tuple[str, ...]:
 
 
 def our_name_to_original(name: str) -> str:
-    """The original's name for one parameter of ours; the three projections of an attention share one."""
+    """The original's name for one of our parameters; the three projections of an attention share a name."""
     original = _with_prefix_replaced(name, [(ours, original) for original, ours in _NAMES])
     return re.sub(r"\.[qkv]_proj\.(weight|bias)$", r".in_proj_\1", original)
 
@@ -64,7 +64,7 @@ def original_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def ours_to_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the original's names, without the counters of batch norms."""
+    """Our state dict under the original's names, without batch-norm counters."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state_dict.items():
         if not name.endswith(_COUNTER):
@@ -77,7 +77,7 @@ def ours_to_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def original_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes that `ours_to_original` would give, by the original's names; works on the meta device."""
+    """The shapes of the tensors that `ours_to_original` returns, by name; also works on the meta device."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in state_dict.items():
         if not name.endswith(_COUNTER):
@@ -88,7 +88,7 @@ def original_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ..
 
 
 def _with_prefix_replaced(name: str, pairs: Sequence[tuple[str, str]]) -> str:
-    """`name` with its prefix replaced by the other of its pair; unchanged if no pair has it."""
+    """`name` with its prefix replaced according to `pairs`; unchanged if none matches."""
     inner = name.removeprefix("detr.")
     outer = name[: len(name) - len(inner)]
     for before, after in pairs:

@@ -1,8 +1,8 @@
-"""Models by whatever name a user gives: a folder, a run, a Hub id, a checkpoint of the original.
+"""Find and load a model from what the user passes: a model folder, a run, a Hub id, or an original DETR checkpoint.
 
-`SOURCES` is the table of the kinds of checkpoints that are converted when they are loaded. A plug-in may add one:
+`SOURCES` is the table of checkpoint kinds that are converted when they are loaded. A plug-in may add one:
 
-    SOURCES["mine"] = ModelSource("a checkpoint of mine", matches=is_mine, fetch=convert_mine_into_cache)
+    SOURCES["mmdet"] = ModelSource("an MMDetection checkpoint", matches=is_mmdet, fetch=convert_into_cache)
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 
 
-EXPORTED_MODEL = "model"  # the folder of a run that holds its model for use
+EXPORTED_MODEL = "model"  # the folder in a run that contains the exported model
 
 
 @dataclass(frozen=True)
 class SourceOption:
-    """An argument of `ModelSource.convert` that `detr convert` offers as an option.
+    """A keyword argument of `ModelSource.convert` that `detr convert` offers as an option.
 
     Attributes:
         name: The argument's name.
-        type: What reads its text: `int`, `bool` or `Path`.
-        help: One line.
+        type: Its type: `int`, `bool` or `Path`.
+        help: A one-line description.
     """
 
     name: str
@@ -43,12 +43,13 @@ class ModelSource:
     """A kind of checkpoint that is converted before it is loaded.
 
     Attributes:
-        description: With an article, for messages: "a checkpoint of the original".
-        matches: Whether what the user gave is of this kind.
-        fetch: Converts it into a cache, or finds it there; returns a folder for `from_pretrained`.
-        convert: Converts it to a new folder, given the source, the folder and `options`; returns what the user should
-            know, one sentence each. None: what `fetch` returns is loaded and saved.
-        options: Keyword arguments of `convert`.
+        description: A noun with an article, for messages: "an original DETR checkpoint".
+        matches: `matches(source)`: whether what the user passed is of this kind.
+        fetch: `fetch(source)`: converts it into a cache, unless it is already there; returns a folder for
+            `from_pretrained`.
+        convert: `convert(source, folder, **options)`: converts it to a new folder; returns notes for the user, one
+            phrase each. None: the model that `fetch` returns is loaded and saved.
+        options: The keyword arguments of `convert`.
     """
 
     description: str
@@ -65,28 +66,28 @@ def _is_original(source: str) -> bool:
 
 SOURCES: dict[str, ModelSource] = {
     "original": ModelSource(
-        "a checkpoint of the original",
+        "an original DETR checkpoint",
         matches=_is_original,
         fetch=converted_copy,
         convert=convert_original,
         options=(
-            SourceOption("labels", Path, "a text file with the names of the classes, one per line"),
-            SourceOption("num_labels", int, "number of classes, for a file whose class head was deleted"),
+            SourceOption("labels", Path, "text file with one class name per line"),
+            SourceOption("num_labels", int, "number of classes, for a checkpoint without a class head"),
             SourceOption("dilation", bool, "whether the backbone's last stage is dilated (DC5)"),
-            SourceOption("encoder_attention_heads", int, "default: as trained, or 8"),
-            SourceOption("decoder_attention_heads", int, "default: as trained, or 8"),
+            SourceOption("encoder_attention_heads", int, "number of heads in the encoder; default: as trained, or 8"),
+            SourceOption("decoder_attention_heads", int, "number of heads in the decoder; default: as trained, or 8"),
         ),
     ),
 }
 
 
 def find_source(source: str) -> ModelSource | None:
-    """The kind of checkpoint in `SOURCES` that `source` is, if any; kinds that were added last are asked first."""
+    """The kind of checkpoint in `SOURCES` that matches `source`, or None; the latest additions are tried first."""
     return next((kind for kind in reversed(SOURCES.values()) if kind.matches(source)), None)
 
 
 def find_model(source: str) -> str:
-    """What to pass to `from_pretrained`.
+    """Returns what to pass to `from_pretrained`: a folder or a Hub id.
 
     Args:
         source: A model folder, the folder of a run (its exported model is used), a Hub id, or a checkpoint of a kind
@@ -94,7 +95,7 @@ def find_model(source: str) -> str:
 
     Raises:
         ModelError: `source` is a folder without a model, or a file that cannot be converted.
-        ModelNotFoundError: Nothing is at `source`, and it cannot be a Hub id.
+        ModelNotFoundError: `source` does not exist and cannot be a Hub id.
         OSError: A released checkpoint cannot be downloaded, or a file cannot be read.
     """
     kind = find_source(source)
@@ -104,12 +105,12 @@ def find_model(source: str) -> str:
     if (path / EXPORTED_MODEL / "config.json").is_file():
         return str(path / EXPORTED_MODEL)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(source, f"no model in this folder: neither config.json nor {EXPORTED_MODEL}/config.json")
+        raise ModelError(source, f"no model in this folder, expected config.json or {EXPORTED_MODEL}/config.json")
     if not path.exists() and not _may_be_hub_id(source):
         raise ModelNotFoundError(
             source,
             f"no such folder ({path.resolve()})",
-            "give a model folder, the folder of a run, a checkpoint of the original, or a Hub id such as "
+            "pass a model folder, the folder of a run, an original DETR checkpoint, or a Hub id such as "
             "facebook/detr-resnet-50",
         )
     return source
@@ -117,10 +118,10 @@ def find_model(source: str) -> str:
 
 @contextlib.contextmanager
 def explain_missing_model(source: str) -> Iterator[None]:
-    """Turns the several lines in which Transformers reports a missing model into one sentence.
+    """Replaces Transformers' multi-line error about a missing model with one sentence.
 
     Args:
-        source: What the user gave.
+        source: What the user passed.
 
     Raises:
         ModelNotFoundError: `source` is not a folder, and the Hub did not provide it.
@@ -139,7 +140,7 @@ def explain_missing_model(source: str) -> Iterator[None]:
 
 
 def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
-    """Loads a model, in evaluation mode, and its image processor; a segmentation model if it was saved as one.
+    """Loads a detection or segmentation model, in evaluation mode, and its image processor.
 
     Args:
         source: See `find_model`.
@@ -157,7 +158,7 @@ def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
 
 
 def _may_be_hub_id(source: str) -> bool:
-    """Whether something that is not on this disk may be 'name' or 'owner/name' rather than a mistyped path."""
+    """Whether a path that does not exist may be a Hub id, 'name' or 'owner/name', rather than mistyped."""
     path = Path(source)
     if path.is_absolute() or source.count("/") > 1:
         return False

@@ -1,8 +1,8 @@
-"""What a model can be converted to. `TARGETS` is the table of the kinds, by the name that `detr convert --to` takes.
+"""The formats that a model can be written in: `TARGETS`, by the name that `detr convert --to` takes.
 
 A plug-in may add one:
 
-    TARGETS["mine"] = ModelTarget("a checkpoint of mine", write_mine)
+    TARGETS["onnx"] = ModelTarget("an ONNX file", write_onnx)
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ class ModelTarget:
     """A kind of file or folder that a model can be written as.
 
     Attributes:
-        description: With an article, for messages: "a checkpoint of the original".
-        write: Writes model and image processor to a path that must not exist, completely or not at all; returns what
-            the user should know, one sentence each.
+        description: A noun with an article, for messages: "an original DETR checkpoint".
+        write: `write(model, processor, path)`: writes to a path that must not exist, completely or not at all;
+            returns notes for the user, one phrase each.
     """
 
     description: str
@@ -48,7 +48,7 @@ def _write_for_transformers(model: Detector, processor: DetrTorchvisionImageProc
 
 
 TARGETS: dict[str, ModelTarget] = {
-    "ours": ModelTarget("a model of this package", _write_ours),
-    "original": ModelTarget("a checkpoint of the original", _write_original),
-    "transformers": ModelTarget("a model of Transformers' own DETR", _write_for_transformers),
+    "ours": ModelTarget("a modeling_detr model", _write_ours),
+    "original": ModelTarget("an original DETR checkpoint", _write_original),
+    "transformers": ModelTarget("a model for Transformers' own DETR", _write_for_transformers),
 }

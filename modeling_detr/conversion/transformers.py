@@ -1,8 +1,8 @@
-"""Ours → Transformers' own DETR ("stock"): a folder that loads where this package is not installed.
+"""Export to Transformers' own DETR ("stock"), so that a model loads where this package is not installed.
 
-In evaluation mode and with `auxiliary_loss` off, stock computes what ours does; in training it differs from the
-original (see `docs/differences.md`). Parameters keep their names, which are those of the checkpoints on the Hub. The
-other direction needs no conversion: `from_pretrained` reads stock checkpoints as they are.
+In evaluation mode and with `auxiliary_loss` off, stock computes the same outputs as ours; in training it differs from
+the original (see `docs/differences.md`). Parameters keep their names, which are those of the checkpoints on the Hub.
+The other direction needs no conversion: `from_pretrained` reads stock checkpoints as they are.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.stock_detr import SHARED_KEYS, TRAINING_KEYS, stock_norm_difference
 
 
-# Arguments of timm that have no effect once there are weights and nothing trains
+# timm arguments that have no effect on a trained model in evaluation mode
 _WITHOUT_EFFECT = {"drop_path_rate", "drop_rate", "zero_init_last"}
 _PROCESSOR_KEYS = (
     "do_resize",
@@ -42,8 +42,8 @@ def save_for_transformers(
     """Writes weights, `config.json` and `preprocessor_config.json` as Transformers' own DETR loads them.
 
     Args:
-        model: Any of ours.
-        processor: Its image processor; None: none is written.
+        model: Any model of this package.
+        processor: Its image processor; None: only the model is written.
         folder: Where to write; created if it does not exist.
 
     Raises:
@@ -65,7 +65,7 @@ def save_for_transformers(
 def stock_config(model: DetrPreTrainedModel) -> StockConfig:
     """The config of Transformers' own DETR that computes what `model` does.
 
-    Stock's costs and loss weights are whole numbers; others are left out, since only training reads them.
+    Stock's costs and loss weights are integers; others are left out, since only training uses them.
 
     Raises:
         ModelError: Stock does not support the model; the message lists why.
@@ -98,7 +98,7 @@ def stock_config(model: DetrPreTrainedModel) -> StockConfig:
 
 
 def _unsupported_by_stock(model: DetrPreTrainedModel) -> list[str]:
-    """What stock cannot compute of a model, one phrase each."""
+    """The features of a model that stock does not support, one phrase each."""
     config, unsupported = model.config, []
     if config.pre_norm:
         unsupported.append("pre_norm")
@@ -110,25 +110,25 @@ def _unsupported_by_stock(model: DetrPreTrainedModel) -> list[str]:
         unsupported.append(f"activation_function '{config.activation_function}' in a model with masks (only relu)")
     backbone = _backbone(model)
     if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
-        unsupported.append(f"backbone '{config.backbone}', whose channels are last")
+        unsupported.append(f"backbone '{config.backbone}' (channels last)")
     if (norm := stock_norm_difference(backbone)) is not None:
         unsupported.append(f"batch norms of the backbone '{config.backbone}' ({norm})")
     return unsupported
 
 
 def _backbone(model: DetrPreTrainedModel) -> nn.Module:
-    """The timm model in any of ours."""
+    """The timm model inside any of our models."""
     return next(module.model for module in model.modules() if isinstance(module, DetrConvEncoder))
 
 
 def _feature_maps(model: DetrPreTrainedModel) -> list[int]:
-    """The indices of the feature maps that the backbone computes, the shallowest first; stock, too, uses the last."""
+    """Indices of the feature maps that the backbone computes, shallowest first; stock uses the last one, as we do."""
     feature_info: Any = _backbone(model).feature_info  # timm's, untyped
     return [int(index) for index in feature_info.out_indices]
 
 
 def _stock_name(name: str) -> str:
-    """The name in a file that stock reads: the Hub's, except for the learned positions of version 5."""
+    """The name under which stock loads a parameter: the Hub's, except for learned positions (Transformers 5)."""
     return name.replace("model.backbone.position_embedding.", "model.position_embedding.")
 
 

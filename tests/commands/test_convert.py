@@ -54,7 +54,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(checkpoint, tmp_path, ca
         ),
         (
             [str(tmp_path / "taken"), str(tmp_path / "new"), "--num_labels", "3"],
-            "is not a checkpoint of the original",
+            "is not an original DETR checkpoint",
         ),
     ]
     for arguments, message in cases:
@@ -90,7 +90,7 @@ def test_class_names_are_read_one_per_line(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("\ufeffrice\nmiso soup\n\n")
     assert original.read_labels(file) == ["rice", "miso soup"]
-    for text, message in (("rice\n\nsoup", "line 2: empty"), ("rice\nsoup\nrice", "line 3: 'rice' is repeated")):
+    for text, message in (("rice\n\nsoup", "line 2: empty"), ("rice\nsoup\nrice", "line 3: duplicate name 'rice'")):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             original.read_labels(file)

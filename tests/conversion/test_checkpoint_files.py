@@ -40,7 +40,7 @@ def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path, zipped, wh
     path = tmp_path / "hostile.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        ValueError, match=r"hostile\.pth: refused, because it contains '(posix|nt)\.system', which would run code"
+        ValueError, match=r"hostile\.pth: rejected because it contains '(posix|nt)\.system', which would run code"
     ):
         read_checkpoint(path)
     assert not witness.exists()
@@ -49,7 +49,7 @@ def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path, zipped, wh
 def test_a_plain_pickle_is_refused_and_nothing_runs(tmp_path):
     witness, path = tmp_path / "it-ran", tmp_path / "plain.pth"
     path.write_bytes(pickle.dumps(RunsCode(witness)))
-    with pytest.raises(ValueError, match=r"plain\.pth: refused, because it contains '(posix|nt)\.system'"):
+    with pytest.raises(ValueError, match=r"plain\.pth: rejected because it contains '(posix|nt)\.system'"):
         read_checkpoint(path)
     assert not witness.exists()
 
@@ -58,14 +58,14 @@ def test_a_plain_pickle_is_refused_and_nothing_runs(tmp_path):
 def test_code_is_refused_in_every_pickle_protocol(tmp_path, protocol):
     witness, path = tmp_path / "it-ran", tmp_path / "hostile.pth"
     torch.save({"model": {"weight": torch.zeros(2)}, "args": RunsCode(witness)}, path, pickle_protocol=protocol)
-    with pytest.raises(ValueError, match=r"hostile\.pth: refused, because it contains '(posix|nt)\.system'"):
+    with pytest.raises(ValueError, match=r"hostile\.pth: rejected because it contains '(posix|nt)\.system'"):
         read_checkpoint(path)
     assert not witness.exists()
 
 
 def test_a_safetensors_file_named_pth_is_recognised(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"weights\.pth: a safetensors file; give the folder"):
+    with pytest.raises(ValueError, match=r"weights\.pth: a safetensors file; pass the folder"):
         read_checkpoint(tmp_path / "weights.pth")
 
 
@@ -76,8 +76,8 @@ def test_a_safetensors_file_named_pth_is_recognised(tmp_path):
         (b"<!DOCTYPE html><html><body>Not found</body></html>", "a web page, not a checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer, not the file itself"),
         (b'{"error": "not found"}', "a text file, not a checkpoint"),
-        (b"image,label\n1.jpg,cat\n", "not a checkpoint of PyTorch"),
-        (b"\x80\x02 these are no weights", "not a checkpoint of PyTorch"),
+        (b"image,label\n1.jpg,cat\n", "not a PyTorch checkpoint"),
+        (b"\x80\x02 these are no weights", "not a PyTorch checkpoint"),
     ],
 )
 def test_other_kinds_of_files_are_named_in_the_error(tmp_path, content, message):
@@ -100,10 +100,10 @@ def test_a_truncated_file_is_an_error(tmp_path, zipped, share):
 def test_a_checkpoint_without_weights_is_an_error(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"epoch": 3, "loss": [1.0]}, path)
-    with pytest.raises(ValueError, match=r"'epoch' is of type int, expected a tensor; the keys are epoch, loss"):
+    with pytest.raises(ValueError, match=r"'epoch' is of type int, expected a tensor; its keys are epoch, loss"):
         read_checkpoint(path)
     torch.save([torch.zeros(1)], path)
-    with pytest.raises(ValueError, match="holds a list; expected a state dict"):
+    with pytest.raises(ValueError, match="contains a list, expected a state dict"):
         read_checkpoint(path)
 
 
@@ -165,7 +165,7 @@ def test_a_released_model_is_downloaded_once(releases, monkeypatch):
 
 def test_a_download_with_another_hash_is_refused(releases, monkeypatch):
     serve(releases, monkeypatch, digits="0" * 8)
-    with pytest.raises(ValueError, match="the download is not the released file"):
+    with pytest.raises(ValueError, match="the download does not match the released file"):
         find_checkpoint("detr-r50")
     assert not [path for path in releases.parent.glob("hub/**/*") if path.is_file()]
 
@@ -182,5 +182,5 @@ def test_a_failed_download_is_an_error_that_names_the_url(releases, monkeypatch)
 def test_an_unknown_name_is_an_error_that_lists_the_released_ones(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no-such\.pth: no such file; .*detr-r101-dc5"):
         find_checkpoint("no-such.pth")
-    with pytest.raises(ValueError, match="a folder, expected a checkpoint file"):
+    with pytest.raises(ValueError, match="is a folder, expected an original DETR checkpoint"):
         find_checkpoint(tmp_path)

@@ -54,7 +54,7 @@ def test_all_names_of_a_released_checkpoint_map_to_different_names_of_ours(name)
 
 
 def save_case(case, path, **further):
-    """Save the weights of a golden case as a checkpoint of the original."""
+    """Save the weights of a golden case as an original DETR checkpoint."""
     torch.save({"model": case.original_weights(), **further}, path)
     return path
 
@@ -204,10 +204,10 @@ def test_a_deleted_class_head_is_created(tmp_path):
     weights = load_case("tiny-r18").original_weights()
     del weights["class_embed.weight"], weights["class_embed.bias"]
     torch.save({"model": weights}, tmp_path / "headless.pth")
-    with pytest.raises(ValueError, match=r"class head .* was deleted; set num_labels or labels"):
+    with pytest.raises(ValueError, match=r"no class head .*; set num_labels or labels"):
         convert_original(tmp_path / "headless.pth", tmp_path / "ours", **HEADS)
     notes = convert_original(tmp_path / "headless.pth", tmp_path / "ours", num_labels=107, **HEADS)
-    assert "created a new class head for 107 classes, since the file has none" in notes
+    assert "created a new class head for 107 classes, because the checkpoint has none" in notes
     model = DetrForObjectDetection.from_pretrained(tmp_path / "ours")
     assert model.class_labels_classifier.out_features == 108
     assert torch.equal(model.bbox_predictor.layers[0].weight, weights["bbox_embed.layers.0.weight"])
@@ -241,11 +241,11 @@ def test_class_names_come_from_a_list_or_from_coco(tmp_path):
         (lambda w: w.update({"class_embed.weight": torch.zeros(())}), r"'class_embed.weight' has shape \(\)"),
         (
             lambda w: w.update({"input_proj.bias": w["input_proj.bias"].long()}),
-            r"'input_proj.bias' is torch.int64 in torch.strided, expected real numbers",
+            r"'input_proj.bias' is torch.int64 in torch.strided, expected a dense floating-point tensor",
         ),
         (lambda w: w.pop("class_embed.weight"), "no 'class_embed.weight'"),
         (lambda w: w.pop("class_embed.bias"), "missing parameters: 'class_embed.bias'"),
-        (lambda w: w.pop("query_embed.weight"), "not a checkpoint of the original DETR: no 'query_embed.weight'"),
+        (lambda w: w.pop("query_embed.weight"), "not an original DETR checkpoint: no 'query_embed.weight'"),
         (
             lambda w: w.pop("backbone.0.body.layer2.1.conv1.weight"),
             r"missing parameters: 'backbone.0.body.layer2.1.conv1.weight'",

@@ -37,7 +37,7 @@ def test_other_files_and_folders_are_refused(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     cases = {
         str(tmp_path / "weights.bin"): r"weights\.bin: empty file; download it again",
-        str(tmp_path): "no model in this folder: neither config.json nor model/config.json",
+        str(tmp_path): "no model in this folder, expected config.json or model/config.json",
     }
     for source, message in cases.items():
         with pytest.raises(ModelError, match=message):
