@@ -165,12 +165,9 @@ def _add_dilation(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
     released = released_name_of(checkpoint.path)
     config["dilation"] = released is not None and "-dc5" in released
     if released is None:
-        return [
-            "no dilation in the backbone (DC5), which the weights do not show; for a dilated backbone, set dilation"
-        ]
-    return [
-        f"{'' if config['dilation'] else 'no '}dilation in the backbone, because the file is named like the released {released}"
-    ]
+        return ["no dilation in the backbone (DC5), which the weights do not show; to enable it, set dilation"]
+    start = "" if config["dilation"] else "no "
+    return [f"{start}dilation in the backbone, because the file is named like the released {released}"]
 
 
 def _add_attention_heads(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
