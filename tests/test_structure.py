@@ -1,6 +1,7 @@
 """The shape of the package: imports run one way, files and functions stay short, and messages are plain English."""
 
 import ast
+import importlib
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -125,3 +126,19 @@ def test_what_people_read_is_plain_english():
         if re.search(pattern, line)
     ]
     assert not stiff, "\n".join(stiff)
+
+
+def test_contributing_names_the_tables_of_each_kind():
+    rows = re.findall(
+        r"^\| a?n? ?[\w ]+\| .*modeling_detr.*$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE
+    )
+    tables = [
+        (name, path)
+        for row in rows
+        for name in re.findall(r"`([A-Z_]{4,})`", row)
+        for path in re.findall(r"`(modeling_detr/[\w/]+)(?:\.py|/)`", row)[-1:]
+    ]
+    assert len(rows) == 10
+    assert len(tables) == 8
+    for name, path in tables:
+        assert isinstance(getattr(importlib.import_module(path.replace("/", ".")), name), dict), f"{name} in {path}"
