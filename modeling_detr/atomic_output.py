@@ -1,8 +1,8 @@
 """Files and folders that appear under their name only when they are complete.
 
 Everything is written under a hidden name beside the target and then renamed. An error, a signal, a kill or a full disk
-leaves what was there before unchanged. Hidden names carry the host and the process id, so that several processes may
-write at once, and leftovers of killed processes are removed by the next one that writes the same target.
+leaves the previous contents unchanged. Hidden names contain the host and the process id, so that several processes can
+write at once; whatever a killed process leaves behind is removed by the next one that writes the same target.
 
     with new_folder("model") as folder:             # fails if model exists
         save_everything(folder)
@@ -24,7 +24,7 @@ from modeling_detr.errors_detr import DetrError, OutputError, OutputExistsError
 
 
 _PARTIAL, _PREVIOUS = ".partial-", ".previous"
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # a failed read never has these
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # reading never fails with these
 
 
 # New files and folders
@@ -112,8 +112,8 @@ def replace_text(target: str | Path, text: str) -> None:
 def replaced_folder(target: str | Path) -> Iterator[Path]:
     """A hidden folder that replaces `target` if the block succeeds and is removed otherwise.
 
-    A folder cannot be replaced in one step. A process killed between the two leaves the previous folder under
-    `previous_path(target)`, from where `restore_interrupted` brings it back.
+    Replacing a folder takes two renames. A process killed between them leaves the previous folder at
+    `previous_path(target)`; `restore_interrupted` moves it back.
 
     Args:
         target: The folder, which may exist; missing parents are created.
@@ -126,7 +126,7 @@ def replaced_folder(target: str | Path) -> Iterator[Path]:
     with _partial(target, is_folder=True, kept="the previous folder is unchanged") as partial:
         yield partial
         if os.path.lexists(target):
-            for path in partial.rglob("*"):  # the only copy is about to go, so its successor must survive a power cut
+            for path in partial.rglob("*"):  # the old copy is about to go, so the new one must survive a power cut
                 if path.is_file():
                     _sync(path)
             _discard_previous(target)
@@ -137,18 +137,18 @@ def replaced_folder(target: str | Path) -> Iterator[Path]:
             if os.path.lexists(previous):
                 previous.rename(target)
             raise
-    with contextlib.suppress(OSError):  # what is left is removed the next time
+    with contextlib.suppress(OSError):  # leftovers are removed next time
         _discard_previous(target)
 
 
 def previous_path(target: str | Path) -> Path:
-    """Where a folder is for the moment in which `replaced_folder` replaces it: `.NAME.previous` beside it."""
+    """Where `replaced_folder` keeps the old folder during the replacement: `.NAME.previous` beside it."""
     target = Path(target)
     return target.with_name(f".{target.name}{_PREVIOUS}")
 
 
 def restore_interrupted(folder: str | Path) -> None:
-    """Cleans up after killed processes: restores folders whose replacement was interrupted, removes partial output.
+    """Cleans up after killed processes: restores folders whose replacement was interrupted and removes partial output.
 
     Args:
         folder: The folder that holds the targets. No other process may be writing to it.
@@ -210,23 +210,23 @@ def _discarded_path(target: Path) -> Path:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes partial output for `target` of processes of this host that no longer run."""
-    of_this_host = _partial_path(target).name.rpartition("-")[0]
-    for leftover in target.parent.glob(f"{glob.escape(of_this_host)}-*"):
+    """Removes partial output for `target` left by processes of this host that no longer run."""
+    prefix = _partial_path(target).name.rpartition("-")[0]
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}-*"):
         process = leftover.name.rpartition("-")[2]
         if process == str(os.getpid()) or (process.isdigit() and not _is_running(int(process))):
-            with contextlib.suppress(PermissionError):  # another user's
+            with contextlib.suppress(PermissionError):  # belongs to another user
                 _remove(leftover)
 
 
 def _is_running(process: int) -> bool:
-    if os.name != "posix":  # where os.kill with signal 0 is no mere question
+    if os.name != "posix":  # elsewhere, os.kill with signal 0 does more than check
         return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # belongs to another user
         return True
     return True
 
@@ -241,7 +241,7 @@ def _discard_previous(target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, a link or a folder; it need not exist."""
+    """Removes a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -262,7 +262,7 @@ def _sync(path: Path) -> None:
 def _write_failure(error: BaseException | None, partial: Path, target: Path) -> str | None:
     """The system's reason if `error` comes from writing `partial`; None if it comes from something else.
 
-    Libraries that write files in other languages hide the system's error in a context or a text.
+    Libraries written in other languages report the system's error only as an exception context or in a text.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:

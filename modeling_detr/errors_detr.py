@@ -1,7 +1,7 @@
-"""Errors that say where, what is wrong and how to fix it; and the suggestion for a misspelt name.
+"""Errors that say where the problem is, what is wrong and how to fix it, and suggestions for misspelt names.
 
-An error names what fixes it as an argument of the function that raised it (`settings`). Printed from Python it reads
-`format='coco'`; a command prints the same error with its own option, `--data_format coco`.
+If an argument of the function that raised the error fixes it, the error names that argument (`settings`). Python shows
+it as `format='coco'`; a command shows the same error with its own option, `--data_format coco`.
 """
 
 import difflib
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Mapping
 
 
 def python_argument(name: str, value: object) -> str:
-    """How a setting is written in Python: `format='coco'`."""
+    """A setting as a Python argument: `format='coco'`."""
     return f"{name}={value!r}"
 
 
 class DetrError(Exception):
-    """Something the user can fix. Raised as one of its subclasses, which are also built-in exceptions.
+    """Base class of errors that the user can fix. Most subclasses also derive from a built-in exception.
 
     Attributes:
         where: The file, image, key or object that is wrong.
         problem: What was found and what was expected.
         remedy: What fixes it; may be empty.
-        settings: The arguments of the function that raised it which fix it, by name.
+        settings: Arguments of the function that raised the error which fix it, name → value.
     """
 
     def __init__(
@@ -33,24 +33,24 @@ class DetrError(Exception):
         self.settings = dict(settings or {})
 
     def __reduce__(self) -> tuple[object, ...]:
-        # the built-in bases would rebuild it from `args` alone; it crosses process boundaries
+        # for pickling between processes: the built-in bases would rebuild the error from `args` alone
         return type(self), (self.where, self.problem, self.remedy, self.settings)
 
-    def to_text(self, spell: Callable[[str, object], str] = python_argument) -> str:
-        """The error as one sentence. (Not called `message`: PyTorch would take it for an argument of the class.)
+    def to_text(self, format_setting: Callable[[str, object], str] = python_argument) -> str:
+        """The error as one sentence. (An attribute called `message` would break how PyTorch rebuilds loader errors.)
 
         Args:
-            spell: Writes a setting the way the user can give it.
+            format_setting: Formats a setting the way the user would write it.
         """
-        if not self.problem:  # rebuilt from its own message, as PyTorch does with errors of loader processes
+        if not self.problem:  # PyTorch rebuilds errors of loader processes from their text alone
             return self.where
-        remedy = self.remedy_with_settings(spell)
+        remedy = self.remedy_with_settings(format_setting)
         text = f"{self.where}: {self.problem}{'; ' if remedy else ''}{remedy}"
         return text if text.endswith((".", "?")) else f"{text}."
 
-    def remedy_with_settings(self, spell: Callable[[str, object], str] = python_argument) -> str:
+    def remedy_with_settings(self, format_setting: Callable[[str, object], str] = python_argument) -> str:
         """The remedy, followed by the settings that apply it; empty if there are neither."""
-        settings = ", ".join(spell(name, value) for name, value in self.settings.items())
+        settings = ", ".join(format_setting(name, value) for name, value in self.settings.items())
         return f"{self.remedy} ({settings})" if settings and self.remedy else settings or self.remedy
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class DatasetError(DetrError, ValueError):
 
 
 class DatasetNotFoundError(DetrError, FileNotFoundError):
-    """A dataset, or a file of it, that does not exist."""
+    """A dataset, or one of its files, that does not exist."""
 
 
 class DatasetReadError(DetrError, OSError):
@@ -90,15 +90,15 @@ class CheckpointError(DetrError, ValueError):
 
 
 class RecipeError(DetrError, ValueError):
-    """A key of a recipe that is unknown, or has a value that is not allowed or does not fit another key."""
+    """A recipe key that is unknown, has an invalid value, or conflicts with another key."""
 
 
 class RecipeNotFoundError(DetrError, FileNotFoundError):
-    """A recipe that is neither a file nor a built-in one."""
+    """A recipe that is neither a file nor built in."""
 
 
 class RunNotFoundError(DetrError, FileNotFoundError):
-    """The folder of a training run that does not exist, or has no log."""
+    """The folder of a training run that does not exist or has no log."""
 
 
 class PluginError(DetrError):
@@ -110,20 +110,20 @@ class OutputError(DetrError, OSError):
 
 
 class OutputExistsError(DetrError, FileExistsError):
-    """A file or folder that must not exist yet."""
+    """A file or folder that must not exist yet, but does."""
 
 
-def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` is most likely a misspelling of, if any."""
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `name` most likely misspells, or None."""
+    nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return nearest[0] if nearest else None
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What follows "unknown key 'nam'" in an error: `did you mean 'name'?`, or the names to choose from."""
-    known = list(known)
-    nearest = nearest_name(name, known)
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The remedy for an unknown name: `did you mean 'name'?`, or the names to choose from."""
+    names = list(names)
+    nearest = nearest_name(name, names)
     if nearest is not None:
         return f"did you mean '{nearest}'?"
-    shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return f"expected one of {shown}."

@@ -11,11 +11,11 @@ from modeling_detr.structures_detr import DetectionResult, PanopticResult, Task
 
 
 OBJECT_THRESHOLD = 0.5
-SEGMENT_THRESHOLD = 0.85  # as the original
+SEGMENT_THRESHOLD = 0.85  # as in the original
 
 
 def task_of(model: Detector) -> Task:
-    """The most that a model can do: `panoptic` if it has stuff classes, `instance` if it has masks, or `detection`."""
+    """The richest task a model supports: `panoptic` with stuff classes, `instance` with masks, else `detection`."""
     if not isinstance(model, DetrForSegmentation):
         return "detection"
     return "panoptic" if model.config.stuff_labels else "instance"
@@ -68,13 +68,13 @@ def predict_segments(
     image: RawImage,
     threshold: float = SEGMENT_THRESHOLD,
 ) -> PanopticResult:
-    """Divides one image into panoptic segments.
+    """Splits one image into panoptic segments.
 
     Args:
         model: A model in evaluation mode.
         processor: The model's image processor.
         image: Any image, see `to_rgb`.
-        threshold: Segments are made of queries with a higher score.
+        threshold: Only queries with a higher score become segments.
 
     Returns:
         The segments, on the CPU.

@@ -3,5 +3,5 @@
     report = evaluate(model, batches, processor, index, evaluators=default_evaluators(index, "detection"))
     print(report.metrics_table())
 
-`engine.py` has `evaluate`, `evaluators.py` the table of evaluators, and each evaluator is one file.
+`evaluate` is in `engine.py`, the table of evaluators in `evaluators.py`, and each evaluator in its own file.
 """

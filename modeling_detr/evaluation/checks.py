@@ -1,4 +1,4 @@
-"""Checks of predictions that several evaluators make."""
+"""Checks of predictions, shared by the evaluators."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ def pair_with_images(
     """Pairs each image index with its result.
 
     Raises:
-        PredictionError: The two have different lengths, or `index` has no such image.
+        PredictionError: `image_indices` and `results` differ in length, or `index` has no such image.
     """
     if len(image_indices) != len(results):
         problem = f"got {len(image_indices)} image indices for {len(results)} results, expected one per result"
@@ -34,7 +34,7 @@ def check_label_range(labels: NDArray[np.integer[Any]], num_classes: int, where:
     """Checks that labels (K,) are between 0 and `num_classes` - 1.
 
     Raises:
-        PredictionError: One is not; the message starts with `where`.
+        PredictionError: A label is out of range; the message starts with `where`.
     """
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise PredictionError(

@@ -1,4 +1,4 @@
-"""COCO average precision by pycocotools, on ground truth built in memory, so every dataset format is scored alike.
+"""COCO average precision, by pycocotools. Its ground truth is built in memory, so all formats are scored the same way.
 
 Shapes: K predictions of one image · T IoU thresholds · R recall thresholds · C classes · A object sizes (all, small,
 medium, large) · M limits on the number of detections.
@@ -76,7 +76,7 @@ class ClassMetrics:
         ap50: At IoU .50.
         ap75: At IoU .75.
         ar_100: Recall, mean over the IoU thresholds.
-        num_boxes: Boxes of the ground truth, not counting crowd regions.
+        num_boxes: Number of ground-truth boxes, without crowd regions.
     """
 
     ap: float
@@ -88,23 +88,23 @@ class ClassMetrics:
 
 @dataclass(frozen=True, slots=True)
 class CocoMetrics(Metrics):
-    """COCO's twelve metrics of boxes, in [0, 1], and those of each class; NaN without ground truth.
+    """COCO's twelve box metrics, in [0, 1], and the metrics of each class; NaN without ground truth.
 
-    Like pycocotools, the means leave out classes and object sizes without ground truth.
+    As in pycocotools, means leave out classes and object sizes without ground truth.
 
     Attributes:
         ap: Mean over the IoU thresholds .50, .55, … .95 and the classes.
         ap50: At IoU .50.
         ap75: At IoU .75.
-        ap_small: Of objects smaller than 32² square pixels.
-        ap_medium: Of objects of 32² to 96² square pixels.
-        ap_large: Of larger objects.
+        ap_small: AP of objects with an area below 32² pixels.
+        ap_medium: AP of objects with an area of 32² to 96² pixels.
+        ap_large: AP of objects with an area above 96² pixels.
         ar_1: Recall with 1 detection per image and class (the first of `max_detections`).
-        ar_10: With 10 (the second).
-        ar_100: With 100 (the last).
-        ar_small: With 100, of small objects.
-        ar_medium: With 100, of medium objects.
-        ar_large: With 100, of large objects.
+        ar_10: Recall with 10 detections (the second).
+        ar_100: Recall with 100 detections (the last).
+        ar_small: Recall of small objects, with 100 detections.
+        ar_medium: Recall of medium objects, with 100 detections.
+        ar_large: Recall of large objects, with 100 detections.
         per_class: Class name → its metrics, in the order of the labels.
     """
 
@@ -141,18 +141,18 @@ class CocoMetrics(Metrics):
         return {f"{prefix}{name}": value for name, value in self.as_dict().items()}
 
     def tables(self) -> tuple[MetricTable, MetricTable]:
-        """The twelve metrics, and those of every class that has ground truth."""
+        """The twelve metrics, and the metrics of each class with ground truth."""
         suffix = ", masks" if self._kind == "mask" else ""
         overall = [
-            (one.name, one.iou, _OBJECT_SIZES[one.size], (1, 10, 100)[one.limit], float(getattr(self, one.field)))
-            for one in _DEFINITIONS
+            (entry.name, entry.iou, _OBJECT_SIZES[entry.size], (1, 10, 100)[entry.limit], getattr(self, entry.field))
+            for entry in _DEFINITIONS
         ]
         classes = [
-            (name, one.num_boxes, one.ap, one.ap50, one.ap75, one.ar_100)
-            for name, one in self.per_class.items()
-            if one.num_boxes > 0 and not math.isnan(one.ap)
+            (name, values.num_boxes, values.ap, values.ap50, values.ap75, values.ar_100)
+            for name, values in self.per_class.items()
+            if values.num_boxes > 0 and not math.isnan(values.ap)
         ]
-        columns = ("class", "masks" if self._kind == "mask" else "boxes", *(one.name for one in _PER_CLASS))
+        columns = ("class", "masks" if self._kind == "mask" else "boxes", *(entry.name for entry in _PER_CLASS))
         return (
             MetricTable(f"COCO{suffix}", ("metric", "IoU", "objects", "detections", "value"), overall),
             MetricTable(f"Classes{suffix}", columns, classes),
@@ -170,8 +170,8 @@ class CocoMaskMetrics(CocoMetrics):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Predictions:
-    """Predictions of one image: scores (K,), labels (K,), boxes_xyxy (K, 4), and the masks as K compressed run
-    lengths, or an empty list."""
+    """Predictions of one image: scores (K,), labels (K,), boxes_xyxy (K, 4), and the masks as K compressed
+    RLEs, or an empty list."""
 
     scores: NDArray[np.floating[Any]]
     labels: NDArray[np.int64]
@@ -186,24 +186,24 @@ class _Row(NamedTuple):
     label: int
     box_xyxy: list[float]
     score: float
-    mask: Any  # compressed run lengths, or None
+    mask: Any  # compressed RLE, or None
 
 
 class CocoEvaluator:
     """Collects predictions and scores them with pycocotools: call `update` for each batch, `gather`, then `compute`.
 
-    All images of the index count; one without predictions has missed all its objects. Predictions are stored by image
-    index, so an image that is seen twice counts once. Stuff classes have no separate objects and are not scored,
-    unless there are no other classes.
+    All images of the index count: all objects of an image without predictions are missed. Predictions are stored by
+    image index, so an image that is seen twice counts once. Stuff classes have no separate objects and are not scored,
+    unless all classes are stuff.
 
     Args:
         index: The dataset; its labels are those of the predictions.
-        max_detections: Limits on the detections per image and class, for the three recall metrics; the last one is
-            used for AP.
-        masks: Score masks instead of boxes; they are stored as run lengths.
+        max_detections: Limits on the detections per image and class, for the three recall metrics; the last one
+            also applies to AP.
+        masks: Whether to score masks instead of boxes; they are stored run-length encoded.
 
     Raises:
-        DatasetError: Masks are to be scored, but the dataset has none.
+        DatasetError: `masks` is set, but the dataset has none.
     """
 
     def __init__(
@@ -234,8 +234,8 @@ class CocoEvaluator:
             results: The predictions for each, boxes xyxy in pixels of the original image.
 
         Raises:
-            PredictionError: The two have different lengths, or a prediction does not fit the dataset; the message
-                names the image.
+            PredictionError: `image_indices` and `results` differ in length, or a prediction does not fit the dataset;
+                the message names the image.
         """
         for image_index, result in pair_with_images(self.index, image_indices, results):
             self._predictions[image_index] = self._checked(image_index, result)
@@ -253,15 +253,17 @@ class CocoEvaluator:
                 f"expected (K,), (K,) and (K, 4)",
             )
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise PredictionError(where, "NaN or infinite scores or boxes, so the model has diverged")
+            raise PredictionError(where, "scores or boxes are NaN or infinite", "the model has probably diverged")
         check_label_range(labels, len(self.index.categories), where)
-        masks = self._run_lengths(image_index, where, result, len(scores)) if self.masks else []
+        masks = self._encoded_masks(image_index, where, result, len(scores)) if self.masks else []
         return _Predictions(scores, labels.astype(np.int64), boxes, masks)
 
-    def _run_lengths(self, image_index: int, where: str, result: DetectionResult, count: int) -> list[Any]:
+    def _encoded_masks(self, image_index: int, where: str, result: DetectionResult, count: int) -> list[Any]:
         record = self.index.images[image_index]
         if "masks" not in result:
-            raise PredictionError(where, f"no 'masks' among {sorted(result)}", "predict masks, or score boxes")
+            raise PredictionError(
+                where, f"got the keys {sorted(result)}, expected 'masks' among them", "predict masks, or score boxes"
+            )
         masks = torch.as_tensor(result["masks"]).detach().cpu().numpy()
         if masks.shape != (count, record.height, record.width):
             raise PredictionError(
@@ -272,7 +274,7 @@ class CocoEvaluator:
         return encode_masks(masks)
 
     def gather(self, accelerator: "Accelerator") -> None:
-        """Merges the predictions of all processes into every process, which all must call it."""
+        """Merges the predictions of all processes into each of them. All processes call it together."""
         if accelerator.num_processes == 1:
             return
         from accelerate.utils import gather_object
@@ -306,16 +308,16 @@ class CocoEvaluator:
         per_class = {}
         for label, name in enumerate(unique_class_names(self.index)):
             of_class = slice(label, label + 1)
-            values = {one.field: one.mean(precision[:, :, of_class], recall[:, of_class]) for one in _PER_CLASS}
+            values = {entry.field: entry.mean(precision[:, :, of_class], recall[:, of_class]) for entry in _PER_CLASS}
             per_class[name] = ClassMetrics(**values, num_boxes=int(num_boxes[label]))
-        overall = {one.field: one.mean(precision, recall) for one in _DEFINITIONS}
+        overall = {entry.field: entry.mean(precision, recall) for entry in _DEFINITIONS}
         return (CocoMaskMetrics if self.masks else CocoMetrics)(**overall, per_class=per_class)
 
     def to_coco_results(self) -> list[dict[str, Any]]:
         """The predictions in COCO's results format, with the dataset's own image and category ids.
 
-        Each has a `bbox`, or a `segmentation` (compressed run lengths) if masks are scored. It never has both, since
-        COCO's tool takes the area from a `bbox` if there is one.
+        Each entry has a `bbox`, or a `segmentation` (compressed RLE) if masks are scored; never both, since COCO's
+        tool computes the area from the `bbox` if there is one.
         """
         return [
             {
@@ -366,7 +368,7 @@ class CocoEvaluator:
         )
 
     def _true_masks(self) -> Iterator[Any]:
-        """The run lengths of every annotation; holds the masks of one image at a time."""
+        """The RLE of every annotation; only the masks of one image are in memory at a time."""
         for image_index in range(len(self.index)):
             yield from encode_masks(self.index.read_masks(image_index))
 
@@ -407,7 +409,7 @@ class CocoEvaluator:
 
 
 def encode_masks(masks: NDArray[np.bool_]) -> list[Any]:
-    """Encodes masks (K, H, W) bool as COCO's compressed run lengths: {size: [height, width], counts: bytes} each."""
+    """Encodes masks (K, H, W) bool as COCO's compressed RLE: {size: [height, width], counts: bytes} each."""
     from pycocotools import mask as coco_mask
 
     return [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
@@ -418,26 +420,26 @@ def _xywh(box_xyxy: Sequence[float]) -> list[float]:
     return [x0, y0, x1 - x0, y1 - y0]
 
 
-def _area(run_lengths: Any) -> float:
+def _area(rle: Any) -> float:
     from pycocotools import mask as coco_mask
 
-    return float(coco_mask.area(run_lengths))
+    return float(coco_mask.area(rle))
 
 
 def _ids_in_order(index: DetectionIndex) -> list[int]:
-    """An id for each image, in the order of the dataset's own ids if those are numbers.
+    """An id for each image, from 0, in the order of the dataset's ids if those are numbers.
 
-    pycocotools visits the images by id, and the order decides which of two equal scores comes first: on a COCO file
-    the metrics must be those of its own ids.
+    pycocotools visits images in the order of their ids, which decides between detections with equal scores. For a
+    COCO file the metrics must be those that its own ids give.
     """
-    own_ids = [image.id for image in index.images]
-    if not all(isinstance(own_id, int) for own_id in own_ids):
-        return list(range(len(own_ids)))
-    rank = np.argsort(np.argsort(np.array(own_ids, dtype=np.int64), kind="stable"))
-    return [int(number) for number in rank]
+    dataset_ids = [image.id for image in index.images]
+    if not all(isinstance(image_id, int) for image_id in dataset_ids):
+        return list(range(len(dataset_ids)))
+    rank = np.argsort(np.argsort(np.array(dataset_ids, dtype=np.int64), kind="stable"))
+    return [int(image_id) for image_id in rank]
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Mean of the entries that have ground truth (pycocotools sets the others to -1); NaN if none has."""
+    """Mean of the entries with ground truth (pycocotools sets the others to -1); NaN if there are none."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else math.nan

@@ -1,6 +1,6 @@
 """One pass over a dataset: batches → model → predictions → evaluators → report.
 
-Each process goes through its own batches; afterwards all have the metrics of the whole dataset.
+Each process evaluates its own batches; afterwards every process has the metrics of the whole dataset.
 """
 
 import time
@@ -39,21 +39,21 @@ def evaluate(
 ) -> EvaluationReport:
     """Runs a model over a dataset and scores its predictions.
 
-    The model is in evaluation mode meanwhile. Several processes get the metrics that one process would get from all
-    batches, as long as no image goes to two of them.
+    The model is in evaluation mode during the call. With several processes, the metrics equal those of a single
+    process, as long as no image is given to two of them.
 
     Args:
-        model: A model, prepared by Accelerate or not; its labels are those of `index`.
+        model: The model, prepared by Accelerate or not. Its labels must be those of `index`.
         batches: The batches of this process. `labels[i]["image_index"]` is the index of each image in `index.images`;
-            with `class_labels`, `boxes` and whatever else the model learns from (`masks`), losses are computed too.
-            Pixels may still be uint8: they are then normalised on the device.
+            with `class_labels`, `boxes` and, for a segmentation model, `masks`, losses are computed too. Pixels in
+            uint8 are normalised on the device.
         processor: Normalises pixels and converts outputs to predictions.
-        index: The dataset; all of its images count.
-        accelerator: Sets the device and gathers from all processes, which then all must call this. None: one process,
-            on the model's device.
-        evaluators: What to score. They keep their predictions, for use after this call. None: the
+        index: The dataset. All of its images count, including those without predictions.
+        accelerator: Sets the device and gathers from all processes, which must call this function together. None: a
+            single process, on the model's device.
+        evaluators: The evaluators to run. They keep their predictions, for use after the call. None: the
             `default_evaluators` for everything that the model predicts and the dataset has.
-        progress: Show a progress bar, on the main process and if the output is a terminal.
+        progress: Whether to show a progress bar, on the main process and if the output is a terminal.
 
     Returns:
         The report, the same on every process.
@@ -89,13 +89,13 @@ def evaluate(
         num_images=losses.num_images,
         results=_compute(evaluators),
         losses=losses.compute(),
-        seconds=time.perf_counter() - started,  # evaluated last
+        seconds=time.perf_counter() - started,  # includes computing the metrics
         images_per_second=losses.num_images / model_seconds,
     )
 
 
 class _Predictor:
-    """Runs the model on batches and makes the kinds of predictions that are needed, but no others.
+    """Runs the model on batches and computes only the kinds of predictions that are needed.
 
     Raises:
         ModelError: The model predicts no masks, but masks or segments are needed.
@@ -124,7 +124,7 @@ class _Predictor:
     def __call__(self, batch: DetectionBatch, image_indices: Sequence[int]) -> Mapping[PredictionKind, Any]:
         """The predictions of a batch by kind, always with `outputs`."""
         inputs = batch_to_device(batch, self.device, self.processor.image_mean, self.processor.image_std)
-        every_mask = "masks" in self.needs  # panoptic segments need those of a few queries only
+        every_mask = "masks" in self.needs  # panoptic segments need the masks of a few queries only
         if self.has_masks:
             inputs["output_masks"] = every_mask
             if any("masks" not in label for label in inputs.get("labels", ())):
@@ -145,7 +145,7 @@ class _Predictor:
 
 
 class _ProgressBar:
-    """A bar that counts the images of all processes, assuming that the others are about as far as this one."""
+    """A bar that counts the images of all processes, assuming that they all advance at the same speed."""
 
     def __init__(self, index: DetectionIndex, accelerator: "Accelerator | None", shown: bool) -> None:
         self.num_images = len(index)
@@ -157,7 +157,7 @@ class _ProgressBar:
             unit="image",
             leave=False,
             dynamic_ncols=True,
-            disable=None if shown else True,  # None: only if the output is no terminal
+            disable=None if shown else True,  # None: disabled unless the output is a terminal
         )
 
     def advance(self, num_images: int) -> None:
@@ -172,7 +172,7 @@ class _ProgressBar:
 
 
 def _scorable_task(model: nn.Module, index: DetectionIndex) -> Task:
-    """The task with everything that the model predicts and the dataset has."""
+    """The richest task that both the model and the dataset support."""
     if not hasattr(model, "predict_masks") or index.annotations.masks is None:
         return "detection"
     return "instance" if all(category.is_thing for category in index.categories) else "panoptic"
@@ -183,14 +183,16 @@ def _compute(evaluators: Iterable[Evaluator]) -> dict[str, Metrics]:
     for evaluator in evaluators:
         metrics = evaluator.compute()
         if metrics.key in results:
-            raise ValueError(f"{type(metrics).__name__}: another evaluator has the key '{metrics.key}' too.")
+            raise ValueError(
+                f"{type(metrics).__name__}: the key '{metrics.key}' is already used by another evaluator."
+            )
         results[metrics.key] = metrics
     return results
 
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts the model into evaluation mode; afterwards every module has the mode that it had before."""
+    """Puts the model into evaluation mode; afterwards restores the mode of every module."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -203,5 +205,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _image_indices(labels: Sequence[DetectionLabels]) -> list[int]:
     for label in labels:
         if "image_index" not in label:
-            raise PredictionError("labels of a batch", f"got the keys {sorted(label)}, expected 'image_index' too")
+            raise PredictionError(
+                "labels of a batch", f"got the keys {sorted(label)}, expected 'image_index' among them"
+            )
     return [int(label["image_index"]) for label in labels]

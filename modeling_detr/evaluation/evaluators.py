@@ -1,6 +1,6 @@
-"""The evaluators that exist, in one table: how each is built, and which tasks it belongs to.
+"""The table of evaluators: how each is built, and which tasks use it by default.
 
-To add a metric, write an `Evaluator` in a file of its own and add one line to `EVALUATORS`; a plug-in does the same:
+To add a metric, write an `Evaluator` in a new file and add a line to `EVALUATORS`. A plug-in does the same:
 
     EVALUATORS["calibration"] = EvaluatorEntry(CalibrationEvaluator, ("detection",))
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-# What `evaluate` can hand to an evaluator for each batch:
-#   "boxes"     list[DetectionResult], one an image: every query's best class and box
-#   "masks"     list[InstanceResult]: with the mask of every query, which costs time and memory
+# The kinds of predictions that `evaluate` can pass to an evaluator for each batch:
+#   "boxes"     list[DetectionResult], one per image: the best class and the box of every query
+#   "masks"     list[InstanceResult]: the same with the mask of every query, which costs time and memory
 #   "segments"  list[PanopticResult]: needs the masks of a few queries only
 #   "outputs"   the model's output for the whole batch, on its device
 PredictionKind = Literal["boxes", "masks", "segments", "outputs"]
 
 
 class Evaluator(Protocol):
-    """Collects the predictions of one kind and scores them: `update` for each batch, `gather`, `compute`."""
+    """Scores predictions of one kind: call `update` for each batch, then `gather`, then `compute`."""
 
     @property
     def needs(self) -> PredictionKind:
@@ -43,18 +43,18 @@ class Evaluator(Protocol):
 
         Args:
             image_indices: The index of each image in `DetectionIndex.images`.
-            predictions: Of the kind that `needs` names, hence no one type.
+            predictions: The predictions; their type depends on `needs`.
         """
 
     def gather(self, accelerator: "Accelerator") -> None:
-        """Merges what all processes have collected into every process, which all must call it."""
+        """Merges the results of all processes into each of them. All processes call it together."""
 
     def compute(self) -> Metrics:
         """Computes the metrics of all predictions so far."""
 
 
 class EvaluatorEntry(NamedTuple):
-    """A row of `EVALUATORS`: what builds the evaluator of a dataset, and the tasks that use it by default."""
+    """An entry of `EVALUATORS`: what builds the evaluator for a dataset, and the tasks that use it by default."""
 
     build: Callable[[DetectionIndex], Evaluator]
     tasks: tuple[Task, ...]
@@ -73,7 +73,7 @@ def default_evaluators(index: DetectionIndex, task: Task, *, skip: Collection[st
 
     Args:
         index: The dataset; for the tasks `instance` and `panoptic` it must have masks.
-        task: `detection` (boxes), `instance` (and masks) or `panoptic` (and panoptic segments).
+        task: `detection` scores boxes, `instance` also masks, `panoptic` also panoptic segments.
         skip: Names in `EVALUATORS` to leave out.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Losses of an evaluation: averages over the images, from the batches that have labels."""
+"""The average losses of an evaluation, from batches with labels."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -31,19 +31,19 @@ class LossAverages:
         self._sums: defaultdict[str, float | Tensor] = defaultdict(float)
 
     def update(self, outputs: LossOutput, num_images: int) -> None:
-        """Adds the losses of a batch of `num_images` images; they stay on the device, so nothing waits for it."""
+        """Adds the losses of a batch of `num_images` images; they stay on the device, to avoid a synchronisation."""
         self.num_images += num_images
         if outputs.loss is not None:
             for name, loss in {"loss": outputs.loss, **(outputs.loss_dict or {})}.items():
                 self._sums[name] += loss * num_images
 
     def gather(self, accelerator: "Accelerator") -> None:
-        """Merges the losses of all processes into every process, which all must call it."""
+        """Merges the losses of all processes into each of them. All processes call it together."""
         if accelerator.num_processes == 1:
             return
         from accelerate.utils import gather_object
 
-        # Objects, not tensors: a process that had no batch does not know the names of the losses.
+        # As objects, not tensors: a process without batches does not know the names of the losses.
         sums = {name: float(total) for name, total in self._sums.items()}
         gathered: list[tuple[dict[str, float], int]] = gather_object([(sums, self.num_images)])
         self._sums = defaultdict(float)

@@ -1,4 +1,4 @@
-"""What evaluators compute, in the form that report, training log, model card and model selection loop over."""
+"""The results of evaluators, in a form that the report, the training log, the model card and model selection share."""
 
 import dataclasses
 import math
@@ -11,13 +11,13 @@ from modeling_detr.structures_detr import DetectionIndex
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number that describes a model on a whole dataset.
+    """A single number that describes a model on a whole dataset.
 
     Attributes:
         key: Its name in the training log, such as `mask_ap`.
         name: Its name in text, such as `mask AP`.
         value: NaN if there is no ground truth.
-        hub_type: Its type in the metadata of a model card, such as `mAP`; empty: `name`.
+        hub_type: Its type in the metadata of a model card, such as `mAP`; if empty, `name` is used.
     """
 
     key: str
@@ -33,7 +33,7 @@ class MetricTable:
     Attributes:
         title: Its heading.
         header: Names of the columns; the first column is aligned left, the others right.
-        rows: Cells: text, integers, and floats, which are shown with three decimals, NaN as a dash.
+        rows: The cells: text, integers, or floats (shown with three decimals, NaN as a dash).
     """
 
     title: str
@@ -43,10 +43,10 @@ class MetricTable:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Base class of what an evaluator computes. A subclass is a frozen dataclass that sets `key` and `headline`.
+    """Base class for the results of an evaluator: a subclass is a frozen dataclass that sets `key` and `headline`.
 
     Attributes:
-        key: Name of its block in `evaluation.json`.
+        key: Name of its section in `evaluation.json`.
         priority: Of all results in a report, the one with the highest priority decides which model is best.
     """
 
@@ -54,7 +54,7 @@ class Metrics:
     priority: ClassVar[int] = 0
 
     def headline(self) -> Sequence[Metric]:
-        """The metrics shown in summaries and in the line of an epoch, the primary one first."""
+        """The metrics shown in summaries and in the log line of an epoch, the primary one first."""
         return ()
 
     def model_card_metrics(self) -> Sequence[Metric]:
@@ -76,13 +76,13 @@ class Metrics:
 
 
 def unique_class_names(index: DetectionIndex) -> list[str]:
-    """The name of each label; names that several classes share get the label too."""
+    """The class name of each label; if several classes share a name, the label is appended."""
     names = [category.name for category in index.categories]
     return [name if names.count(name) == 1 else f"{name} (label {label})" for label, name in enumerate(names)]
 
 
 def nan_to_none(value: object) -> object:
-    """Replaces NaN, which JSON does not have, by None, also inside dicts."""
+    """Replaces NaN, which JSON does not have, with None, also inside dicts."""
     if isinstance(value, dict):
         return {key: nan_to_none(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,10 +1,10 @@
-"""Panoptic quality by the rules of COCO's own tool, and predictions in its results format.
+"""Panoptic quality as COCO's own tool computes it, and predictions in COCO's panoptic format.
 
-Panoptic quality (https://arxiv.org/abs/1801.00868): a predicted and a true segment of one class match if their
-intersection over union is above one half, which no pixel can belong to twice. PQ is the IoU of the matches over the
-segments of both sides; SQ is the mean IoU of the matches; RQ is F1 of finding segments; PQ = SQ · RQ.
+Panoptic quality (https://arxiv.org/abs/1801.00868): a predicted and a true segment of the same class match if their
+intersection over union is above one half, so a segment has at most one match. SQ is the mean IoU of the matches, RQ
+the F1 score of matching segments, and PQ = SQ · RQ.
 
-G true segments · P predicted segments of one image · C classes · H, W pixels.
+Shapes: G true segments · P predicted segments of one image · C classes · H, W pixels.
 """
 
 import json
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-_IOU_UNIT = 2**53  # every float64 above one half is a multiple of its inverse, so sums of IoU are exact in any order
+_IOU_UNIT = 2**53  # float64 values from 0.5 to 1 are multiples of 2**-53, so sums of these units are exact
 
 
 @dataclass(frozen=True, slots=True)
 class ClassQuality:
-    """Metrics of one class, in [0, 1]; NaN if there is nothing to match.
+    """Metrics of one class, in [0, 1]; NaN if it has neither true nor predicted segments.
 
     Attributes:
         pq: Panoptic quality.
@@ -59,7 +59,7 @@ class ClassQuality:
 
 @dataclass(frozen=True, slots=True)
 class PanopticMetrics(Metrics):
-    """PQ, SQ and RQ in [0, 1], averaged over the classes with something to match; NaN if there are none.
+    """PQ, SQ and RQ in [0, 1], averaged over the classes that have segments; NaN if there are none.
 
     Attributes:
         pq: Panoptic quality of all classes.
@@ -107,7 +107,7 @@ class PanopticMetrics(Metrics):
         return {name: value for name, value in self.as_dict().items() if name.startswith(("pq", "sq", "rq"))}
 
     def tables(self) -> tuple[MetricTable, MetricTable]:
-        """PQ, SQ and RQ of all, thing and stuff classes, and of every class with something to match."""
+        """PQ, SQ and RQ of all, thing and stuff classes, and of every class that has segments."""
         overall = [
             ("all", self.pq, self.sq, self.rq, self.num_classes),
             ("things", self.pq_things, self.sq_things, self.rq_things, self.num_things),
@@ -116,31 +116,31 @@ class PanopticMetrics(Metrics):
         classes = [
             (
                 name,
-                "thing" if one.is_thing else "stuff",
-                *(one.pq, one.sq, one.rq),
-                *(one.true_positives, one.false_positives, one.false_negatives),
+                "thing" if quality.is_thing else "stuff",
+                *(quality.pq, quality.sq, quality.rq),
+                *(quality.true_positives, quality.false_positives, quality.false_negatives),
             )
-            for name, one in self.per_class.items()
-            if not math.isnan(one.pq)
+            for name, quality in self.per_class.items()
+            if not math.isnan(quality.pq)
         ]
         columns = ("class", "kind", "PQ", "SQ", "RQ", "matched", "wrong", "missed")
         return (
-            MetricTable("Panoptic quality", ("of", "PQ", "SQ", "RQ", "classes"), overall),
+            MetricTable("Panoptic quality", ("kind", "PQ", "SQ", "RQ", "classes"), overall),
             MetricTable("Panoptic quality by class", columns, classes),
         )
 
 
 class PanopticEvaluator:
-    """Scores panoptic predictions as they come: call `update` for each batch, then `gather`, then `compute`.
+    """Scores panoptic predictions as they arrive: call `update` for each batch, then `gather`, then `compute`.
 
-    It keeps sums per class, not the images: apart from one flag per image, memory does not grow with their number.
-    Void pixels and crowd regions are treated as by COCO's tool: an unmatched segment is not a false positive if more
-    than half of it lies in void or in a crowd region of its class. All images of the index count; one without a
-    prediction has missed all its segments.
+    It keeps sums per class and one flag per image, so memory barely grows with the number of images. Void pixels and
+    crowd regions are treated as in COCO's tool: an unmatched segment is not a false positive if more than half of it
+    lies in void or in a crowd region of its class. All images of the index count: all segments of an image without a
+    prediction are missed.
 
     Args:
         index: The dataset, with masks that do not overlap; its labels are those of the predictions.
-        save_to: Folder for the predictions as COCO's PNG files; None: they are not saved. See `save_json`.
+        save_to: Folder for the predictions as COCO's PNG files; None: predictions are not saved. See `save_json`.
 
     Raises:
         DatasetError: The dataset has no masks.
@@ -166,7 +166,7 @@ class PanopticEvaluator:
         self._file_names = _file_names(index)
 
     def update(self, image_indices: Sequence[int], results: Sequence[PanopticResult]) -> None:
-        """Scores the predictions for some images; an image that was scored before is skipped.
+        """Scores the predictions for some images; an image that has already been scored is skipped.
 
         Args:
             image_indices: The index of each image in `index.images`.
@@ -174,8 +174,8 @@ class PanopticEvaluator:
                 `segments_info` are void.
 
         Raises:
-            PredictionError: The two have different lengths, or a prediction does not fit the dataset; the message
-                names the image.
+            PredictionError: `image_indices` and `results` differ in length, or a prediction does not fit the dataset;
+                the message names the image.
         """
         for image_index, result in pair_with_images(self.index, image_indices, results):
             if self._seen[image_index]:
@@ -187,7 +187,7 @@ class PanopticEvaluator:
                 self._saved[image_index] = self._save(image_index, segments, labels, result, self.save_to)
 
     def _checked(self, image_index: int, result: PanopticResult) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The prediction as a map (H, W) of segment numbers 1…P, 0 = void, and the label of each segment (P,)."""
+        """The prediction as a map (H, W) of segments 1…P, 0 = void, and the label of each segment (P,)."""
         record = self.index.images[image_index]
         where = f"{self.index.name}, prediction of image {record.id}"
         infos = result["segments_info"]
@@ -201,10 +201,10 @@ class PanopticEvaluator:
                 f"{(record.height, record.width)} (height, width)",
             )
         if len(np.unique(segment_ids)) < len(segment_ids):
-            raise PredictionError(where, f"got segment ids {segment_ids.tolist()}, expected each once")
+            raise PredictionError(where, f"got segment ids {segment_ids.tolist()}, expected unique ids")
         check_label_range(labels, len(self.index.categories), where)
         order = np.argsort(segment_ids)
-        rank = np.append(order + 1, 0)[np.searchsorted(segment_ids[order], pixels)]  # what is above every id is void
+        rank = np.append(order + 1, 0)[np.searchsorted(segment_ids[order], pixels)]  # pixels above every id are void
         segments = np.where(np.append(segment_ids, -1)[rank - 1] == pixels, rank, 0)
         areas = np.bincount(segments.ravel(), minlength=len(labels) + 1)[1:]
         if not areas.all():
@@ -231,7 +231,7 @@ class PanopticEvaluator:
         matched_true, matched = matches.any(1), matches.any(0)
 
         excused = void.copy()
-        crowd_of = {int(true_labels[row]): row for row in np.flatnonzero(is_crowd)}  # of several of a class, the last
+        crowd_of = {int(true_labels[row]): row for row in np.flatnonzero(is_crowd)}  # if a class has several, the last
         for column, label in enumerate(labels.tolist()):
             if label in crowd_of:
                 excused[column] += common[crowd_of[label], column]
@@ -240,10 +240,10 @@ class PanopticEvaluator:
             self._counts[row] += np.bincount(counted, minlength=self._counts.shape[1])
 
     def gather(self, accelerator: "Accelerator") -> None:
-        """Merges the sums of all processes into every process, which all must call it.
+        """Merges the sums of all processes into each of them. All processes call it together.
 
         Raises:
-            PredictionError: An image was scored by several processes, which sums cannot undo.
+            PredictionError: An image was scored by several processes and would count several times.
         """
         if accelerator.num_processes == 1:
             return
@@ -280,8 +280,9 @@ class PanopticEvaluator:
             )
             for label, name in enumerate(unique_class_names(self.index))
         }
-        classes = [one for one in per_class.values() if not math.isnan(one.pq)]
-        things, stuff = [one for one in classes if one.is_thing], [one for one in classes if not one.is_thing]
+        classes = [quality for quality in per_class.values() if not math.isnan(quality.pq)]
+        things = [quality for quality in classes if quality.is_thing]
+        stuff = [quality for quality in classes if not quality.is_thing]
         return PanopticMetrics(
             *_means(classes), *_means(things), *_means(stuff), len(classes), len(things), len(stuff), per_class
         )
@@ -299,12 +300,14 @@ class PanopticEvaluator:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(segment_colours(segments)).save(folder / name)
         infos = []
-        for number, (label, info) in enumerate(zip(labels.tolist(), result["segments_info"], strict=True), start=1):
-            rows, columns = np.nonzero(segments == number)
+        for segment_id, (label, info) in enumerate(
+            zip(labels.tolist(), result["segments_info"], strict=True), start=1
+        ):
+            rows, columns = np.nonzero(segments == segment_id)
             left, top = int(columns.min()), int(rows.min())
             category = self.index.categories[label]
             entry = {
-                "id": number,
+                "id": segment_id,
                 "category_id": category.id,
                 "isthing": int(category.is_thing),
                 "iscrowd": 0,
@@ -337,10 +340,12 @@ class PanopticEvaluator:
         """Writes the JSON file beside the folder of PNG files, under the folder's name, where COCO's tool expects it.
 
         Raises:
-            ValueError: The predictions are not saved.
+            ValueError: No predictions were saved, because `save_to` is None.
         """
         if self.save_to is None:
-            raise ValueError("Predictions are not saved; set their folder with PanopticEvaluator(index, save_to=…).")
+            raise ValueError(
+                "save_to: not set, so no predictions were saved; use PanopticEvaluator(index, save_to=…)."
+            )
         file = self.save_to.with_name(f"{self.save_to.name}.json")
         replace_text(file, json.dumps(self.to_coco_panoptic()))
         return file
@@ -374,14 +379,16 @@ def _means(classes: Sequence[ClassQuality]) -> tuple[float, float, float]:
         return math.nan, math.nan, math.nan
     count = len(classes)
     return (
-        sum(one.pq for one in classes) / count,
-        sum(one.sq for one in classes) / count,
-        sum(one.rq for one in classes) / count,
+        sum(quality.pq for quality in classes) / count,
+        sum(quality.sq for quality in classes) / count,
+        sum(quality.rq for quality in classes) / count,
     )
 
 
 def _file_names(index: DetectionIndex) -> list[str]:
-    """The name of each image's PNG: that of the image, with its index if several images have the same name."""
+    """The name of each image's PNG: the image's name, plus its index if several images share that name."""
     stems = [Path(image.path).stem for image in index.images]
     counts = Counter(stems)
-    return [f"{stem}.png" if counts[stem] == 1 else f"{stem}_{number}.png" for number, stem in enumerate(stems)]
+    return [
+        f"{stem}.png" if counts[stem] == 1 else f"{stem}_{image_index}.png" for image_index, stem in enumerate(stems)
+    ]

@@ -1,4 +1,4 @@
-"""Statistics of a model's queries, whatever they score: whether they find objects, and whether they differ.
+"""Statistics of a model's queries, apart from their accuracy: how many find an object, and how much they differ.
 
 Shapes: B images of a batch · Q queries · N true objects of one image · C classes.
 """
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class QueryMetrics(Metrics):
-    """How the queries of a model behave. In the JSON report and the log, but in no table.
+    """Statistics of a model's queries, for the JSON report and the log.
 
     Attributes:
-        objects: Average number of true objects in an image, not counting crowd regions.
-        object_queries: Average number of queries in an image that prefer a class to "no object".
+        objects: Average number of true objects per image, without crowd regions.
+        object_queries: Average number of queries per image whose best class is not "no object".
         spread: How much the predicted boxes of an image differ from each other, relative to its true boxes: about 1 if
             the queries cover the objects, 0 if all predict the same box. Measured on images with at least two true
             boxes; None if there are none.
@@ -39,7 +39,7 @@ class QueryMetrics(Metrics):
     spread: float | None
 
     def tables(self) -> tuple[MetricTable, ...]:
-        """None: these numbers explain a bad score, but are no score."""
+        """No tables: these numbers explain a bad score, but are not scores themselves."""
         return ()
 
     def log_values(self) -> dict[str, object]:
@@ -92,7 +92,7 @@ class QueryEvaluator:
         return np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
 
     def gather(self, accelerator: "Accelerator") -> None:
-        """Merges the sums of all processes into every process, which all must call it."""
+        """Merges the sums of all processes into each of them. All processes call it together."""
         if accelerator.num_processes == 1:
             return
         from accelerate.utils import gather_object

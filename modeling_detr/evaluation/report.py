@@ -26,10 +26,10 @@ class EvaluationReport:
     Attributes:
         dataset: Name of the dataset.
         num_images: Number of images that went through the model.
-        results: What each evaluator computed, by `Metrics.key`, in the order of the evaluators.
+        results: `Metrics.key` → the result of that evaluator, in the order of the evaluators.
         losses: Name → average over the images; empty if the batches had no labels.
-        seconds: Duration of the whole evaluation, including loading of the images and computing the metrics.
-        images_per_second: Images per second of loading and model time, over all processes.
+        seconds: Duration of the whole evaluation, including loading images and computing metrics.
+        images_per_second: Throughput of loading and model together, over all processes.
     """
 
     dataset: str
@@ -41,14 +41,16 @@ class EvaluationReport:
 
     @property
     def primary_metric(self) -> Metric:
-        """The metric that decides which of two models is better: the first of the result with the highest priority.
+        """The metric that decides which model is best: the first of the result with the highest priority.
 
         Raises:
             ValueError: No result has a headline metric.
         """
         ranked = [result for result in self._by_priority() if result.headline()]
         if not ranked:
-            raise ValueError(f"Evaluation of {self.dataset}: no evaluator has a metric to compare models by.")
+            raise ValueError(
+                f"Evaluation of {self.dataset}: no evaluator has a headline metric, so models cannot be compared."
+            )
         return ranked[0].headline()[0]
 
     def headline(self) -> list[Metric]:
@@ -121,7 +123,7 @@ class EvaluationReport:
         return sorted(self.results.values(), key=lambda result: result.priority, reverse=True)
 
     def _metric_tables(self) -> list[MetricTable]:
-        """The tables of the result that decides first, then those of the others in their order."""
+        """The tables of all results, the result with the highest priority first."""
         results = list(self.results.values())
         results.sort(key=lambda result: result is not self._by_priority()[0])
         return [table for result in results for table in result.tables()]

@@ -1,9 +1,9 @@
-"""Pictures: predictions drawn on images, beside the ground truth, in galleries; and training curves.
+"""Pictures of predictions, also beside the ground truth or in galleries, and training curves.
 
     draw_prediction(image, prediction, id2label).save("picture.jpg")
 
-One kind of overlay is one file here and one line in `OVERLAYS`: `boxes.py`, `masks.py`, `segments.py`. The canvas that
-they draw on is in `canvas.py`, the colour of each class in `colours.py`.
+Each kind of overlay is a file and a line in `OVERLAYS`: `boxes.py`, `masks.py`, `segments.py`. Overlays draw on the
+canvas in `canvas.py`, with the class colours in `colours.py`.
 """
 
 from modeling_detr.visualization.canvas import Canvas

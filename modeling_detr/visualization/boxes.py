@@ -16,10 +16,10 @@ from modeling_detr.visualization.colours import class_colour
 
 
 def draw_boxes(canvas: Canvas, prediction: Mapping[str, object]) -> None:
-    """Draws the boxes of a prediction that has `boxes`.
+    """Draws the boxes of a prediction; does nothing if it has no `boxes`.
 
     Args:
-        canvas: It is drawn on.
+        canvas: The canvas to draw on.
         prediction: With `boxes` (K, 4) xyxy in image pixels, `labels` (K,), and optionally `scores` (K,).
 
     Raises:
@@ -40,13 +40,13 @@ def draw_boxes(canvas: Canvas, prediction: Mapping[str, object]) -> None:
 
 
 def drawing_order(prediction: Mapping[str, object]) -> list[int]:
-    """The indices of a prediction's objects, the highest score last, so that it is on top.
+    """The indices of a prediction's objects in ascending order of score, so that the highest score is drawn on top.
 
     Raises:
         ValueError: There are no `labels`, or `boxes`, `labels` and `scores` differ in length.
     """
     if "labels" not in prediction:
-        raise ValueError(f"prediction: no 'labels'; got {sorted(prediction)}.")
+        raise ValueError(f"prediction: got the keys {sorted(prediction)}, expected 'labels' among them.")
     lengths = {
         name: len(cast(Tensor, prediction[name]))
         for name in ("boxes", "labels", "scores")

@@ -1,6 +1,6 @@
-"""The canvas that overlays draw on: the picture, its scale, and the strokes that several overlays share.
+"""The canvas that overlays draw on: the picture, its scale, and the drawing operations that overlays share.
 
-Shapes: H, W pixels of the image; the picture is as large or larger.
+Shapes: H, W pixels of the image; the picture is at least as large.
 """
 
 from collections.abc import Mapping
@@ -75,8 +75,8 @@ class Canvas:
 
         Args:
             text: One line.
-            corner: x and y in picture pixels: the top left corner of a box.
-            colour: The rectangle's; the text is black or white, whichever contrasts more.
+            corner: x and y in picture pixels, such as the top left corner of a box.
+            colour: Colour of the rectangle; the text is black or white, whichever has more contrast.
         """
         draw, font = ImageDraw.Draw(self.picture), self.font
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -91,10 +91,10 @@ class Canvas:
         draw.text((x + _TEXT_MARGIN - left, y + _TEXT_MARGIN - top), text, fill=text_colour, font=font)
 
     def tint(self, segments: NDArray[np.int64], colours: Mapping[int, Colour]) -> None:
-        """Covers each segment with its colour, half transparent, and outlines it.
+        """Tints each segment with its colour, half transparent, and outlines it.
 
         Args:
-            segments: (H, W) the id of each image pixel's segment; ids without a colour are left untouched.
+            segments: (H, W) segment id of each image pixel; pixels of ids without a colour are left untouched.
             colours: The colour of each id.
         """
         rows = (np.arange(self.picture.height) * segments.shape[0] / self.picture.height).astype(np.int64)

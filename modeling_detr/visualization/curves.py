@@ -1,6 +1,6 @@
 """Training curves: losses, class error and AP over the epochs.
 
-One more panel is one line in `PANELS`.
+To add a panel, add a line to `PANELS`.
 """
 
 import math
@@ -42,14 +42,13 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     Raises:
         ValueError: There are no runs, or a run has not finished an epoch.
     """
-    from matplotlib.figure import Figure  # without pyplot: no display, no figure stays open
+    from matplotlib.figure import Figure  # unlike pyplot, needs no display and keeps no figure open
 
     epochs = {name: [entry for entry in entries if entry.get("kind") == "epoch"] for name, entries in runs.items()}
     unfinished = [name for name, entries in epochs.items() if not entries]
     if unfinished or not epochs:
-        raise ValueError(
-            f"nothing to plot: {', '.join(unfinished) or 'no runs'}; expected at least one epoch per run."
-        )
+        problem = f"no finished epoch in {', '.join(unfinished)}" if unfinished else "no runs"
+        raise ValueError(f"nothing to plot: {problem}; expected at least one epoch per run.")
     logged = {key for entries in epochs.values() for entry in entries for key in entry}
     panels = {title: keys for title, keys in PANELS.items() if logged & set(keys)}
     columns = min(3, len(panels))

@@ -1,4 +1,4 @@
-"""Several pictures on one sheet, or on one HTML page."""
+"""Several pictures on one sheet or one HTML page."""
 
 import base64
 import html
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def tile(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | None = None) -> Image.Image:
-    """Arranges pictures in rows on white, in cells of the size of the largest.
+    """Arranges pictures in rows on a white sheet, in cells as large as the largest picture.
 
     Args:
         pictures: At least one.
@@ -18,12 +18,12 @@ def tile(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | 
         titles: A title above each picture.
 
     Raises:
-        ValueError: There are no pictures, or not one title for each.
+        ValueError: There are no pictures, or the number of titles differs.
     """
     if not pictures or (titles is not None and len(titles) != len(pictures)):
         raise ValueError(
-            f"pictures: got {len(pictures)} with {len(titles or ())} titles, expected at least one, and one title for "
-            f"each."
+            f"pictures: got {len(pictures)} with {len(titles or ())} titles, expected at least one picture, and one "
+            f"title for each."
         )
     gap = 8
     cell_width = max(picture.width for picture in pictures)
@@ -51,7 +51,7 @@ def gallery_html(heading: str, pictures: Sequence[Image.Image], titles: Sequence
 
     Args:
         heading: Title of the page.
-        pictures: They are embedded as JPEG.
+        pictures: The pictures; they are embedded as JPEG.
         titles: A caption below each picture.
         columns: Pictures per row.
 

@@ -16,14 +16,14 @@ from modeling_detr.visualization.colours import class_colour
 
 
 def draw_masks(canvas: Canvas, prediction: Mapping[str, object]) -> None:
-    """Draws the masks of a prediction that has `masks`, the highest score on top.
+    """Draws the masks of a prediction, the highest score on top; does nothing if it has no `masks`.
 
     Args:
-        canvas: It is drawn on.
+        canvas: The canvas to draw on.
         prediction: With `masks` (K, H, W) bool, `labels` (K,), and optionally `scores` (K,).
 
     Raises:
-        ValueError: There is not one mask of the image's size per object.
+        ValueError: `masks` does not have one mask of the image's size per object.
     """
     masks = cast(Tensor | None, prediction.get("masks"))
     if masks is None:

@@ -1,6 +1,6 @@
-"""Predictions on images: every overlay in `OVERLAYS`, in its order, draws its part of a prediction.
+"""Predictions drawn on images: each overlay in `OVERLAYS`, in order, draws its part of a prediction.
 
-To draw something new, write a function of a canvas and a prediction, and add it:
+To draw something new, write a function that takes a canvas and a prediction, and add it to the table:
 
     def draw_centres(canvas, prediction):
         ...
@@ -29,7 +29,7 @@ OVERLAYS: dict[str, Overlay] = {
     "masks": draw_masks,
     "boxes": draw_boxes,
 }
-"""Name → overlay. The first is drawn first, below the others."""
+"""Name → overlay, in drawing order: later overlays are drawn on top."""
 
 
 def draw_prediction(
@@ -44,7 +44,7 @@ def draw_prediction(
 
     Args:
         image: Any image, see `to_rgb`.
-        prediction: A `DetectionResult`, `InstanceResult` or `PanopticResult`, in pixels of `image`. True objects are a
+        prediction: A `DetectionResult`, `InstanceResult` or `PanopticResult`, in pixels of `image`. Ground truth is a
             dict with `boxes` (K, 4) xyxy, `labels` (K,) and optionally `masks` (K, H, W), without `scores`.
         id2label: Names of the classes; a class without a name is written as its label.
         overlays: Which of `OVERLAYS` to draw. None: all.
@@ -78,7 +78,7 @@ def draw_comparison(
         predicted: See `draw_prediction`.
         truth: See `draw_prediction`.
         id2label: Names of the classes.
-        threshold: Predicted objects with a lower score are not drawn; panoptic segments all are.
+        threshold: Predicted objects with a lower score are not drawn; panoptic segments are all drawn.
         shortest_side: See `draw_prediction`.
 
     Returns:
@@ -90,11 +90,11 @@ def draw_comparison(
 
 
 def _above_threshold(prediction: Mapping[str, object], threshold: float) -> Mapping[str, object]:
-    """The objects of a prediction that score `threshold` or more; all of it if it has no `scores`."""
+    """The objects of a prediction with a score of at least `threshold`; all objects if it has no `scores`."""
     if "scores" not in prediction:
         return prediction
     keep = torch.as_tensor(prediction["scores"]) >= threshold
-    return {  # all tensors have one row per object, except the map of instances
+    return {  # all tensors have one row per object, except the segmentation map
         name: value[keep] if isinstance(value, torch.Tensor) and name != "segmentation" else value
         for name, value in prediction.items()
     }

@@ -1,4 +1,4 @@
-"""Panoptic segments: each tinted and named, stuff in the colour of its class, things in shades of it.
+"""Panoptic segments, tinted and named: stuff in the colour of its class, things in shades of it.
 
 Shapes: H, W pixels of the image.
 """
@@ -19,11 +19,11 @@ _MIN_NAMED_FRACTION = 0.002  # of the image; smaller segments are tinted but not
 
 
 def draw_segments(canvas: Canvas, prediction: Mapping[str, object]) -> None:
-    """Draws a prediction that has a `segmentation` and no `boxes`; with boxes, its masks show the same.
+    """Draws the segments of a prediction; does nothing if it has `boxes`: its masks show the same.
 
     Args:
-        canvas: It is drawn on.
-        prediction: A `PanopticResult` at the image's size; pixels of no segment are left untouched.
+        canvas: The canvas to draw on.
+        prediction: A `PanopticResult` at the image's size; pixels outside all segments are left untouched.
 
     Raises:
         ValueError: `segmentation` does not have the image's size.

@@ -143,7 +143,7 @@ def test_masks_of_a_wrong_shape_are_named() -> None:
     index = open_dataset("shapes?size=32&train=1&val=0", task="instance")
     evaluator = CocoEvaluator(index, masks=True)
     one = result([[0, 0, 9, 9]], [0], [0.5])
-    with pytest.raises(ValueError, match="shapes, predictions of image 0: no 'masks'"):
+    with pytest.raises(ValueError, match=r"shapes, predictions of image 0: got the keys .*, expected 'masks'"):
         evaluator.update([0], [one])
     with pytest.raises(ValueError, match=r"masks have shape \(1, 8, 8\), expected \(1, 32, 32\)"):
         evaluator.update([0], [{**one, "masks": torch.zeros(1, 8, 8, dtype=torch.bool)}])
@@ -234,8 +234,16 @@ bad_updates = [
         [result([[0, 0, 1, 1]], [3], [0.5])],
         r"pets, predictions of image 700: labels range from 3 to 3, but the dataset has 3 classes \(0-2\)",
     ),
-    ([0], [result([[0, 0, 1, 1]], [0], [math.nan])], "pets, predictions of image 700: NaN or infinite scores"),
-    ([1], [result([[0, 0, 1, math.inf]], [0], [0.5])], "pets, predictions of image b: NaN or infinite scores"),
+    (
+        [0],
+        [result([[0, 0, 1, 1]], [0], [math.nan])],
+        "pets, predictions of image 700: scores or boxes are NaN or infinite",
+    ),
+    (
+        [1],
+        [result([[0, 0, 1, math.inf]], [0], [0.5])],
+        "pets, predictions of image b: scores or boxes are NaN or infinite",
+    ),
     (
         [0],
         [result([[0, 0, 1, 1]], [0, 1], [0.5])],

@@ -93,7 +93,7 @@ def test_a_task_builds_its_evaluators_in_the_order_of_the_table(added, tiny_reci
 
 def test_two_evaluators_cannot_share_a_key(added, tiny_recipe, monkeypatch):
     monkeypatch.setattr(ConfidenceMetrics, "key", "metrics")
-    with pytest.raises(ValueError, match="ConfidenceMetrics: another evaluator has the key 'metrics' too"):
+    with pytest.raises(ValueError, match="ConfidenceMetrics: the key 'metrics' is already used by another"):
         Trainer.from_recipe(tiny_recipe()).evaluate()
 
 

@@ -32,7 +32,9 @@ def test_no_figure_stays_open(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_finished_epoch_cannot_be_plotted(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing to plot: young; expected at least one epoch per run"):
+    with pytest.raises(
+        ValueError, match="nothing to plot: no finished epoch in young; expected at least one epoch per run"
+    ):
         plot_curves({"old": entries(2), "young": entries(0)[:1]}, tmp_path / "curves.png")
     with pytest.raises(ValueError, match="nothing to plot: no runs"):
         plot_curves({}, tmp_path / "curves.png")

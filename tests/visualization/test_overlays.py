@@ -83,7 +83,7 @@ def test_boxes_labels_and_scores_must_have_the_same_length() -> None:
         draw_prediction(BLACK, objects([0.0, 0, 1, 1], []))
     with pytest.raises(ValueError, match="got 0 boxes, 0 labels, 1 scores"):
         draw_prediction(BLACK, objects([], [], scores=torch.ones(1)))
-    with pytest.raises(ValueError, match=r"no 'labels'; got \['boxes'\]"):
+    with pytest.raises(ValueError, match=r"got the keys \['boxes'\], expected 'labels'"):
         draw_prediction(BLACK, {"boxes": torch.ones(1, 4)})
 
 
