@@ -17,7 +17,10 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .configuration_detr import DetrConfig
+from .configuration_detr import DetrConfig, check_backbone
+
+
+_MOST_BACKBONE_WEIGHTS = 10_000_000_000
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -89,8 +92,10 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
         **overrides: Arguments of `timm.create_model` that take precedence over the config.
 
     Raises:
-        ValueError: timm has no such model, the model has no feature maps, or it does not accept the arguments.
+        ValueError: timm has no such model, the model has no feature maps, it does not accept the arguments, or they
+            are not those of an architecture.
     """
+    check_backbone(config.backbone, config.backbone_kwargs)  # once more: it may have changed since it was built
     arguments: dict[str, Any] = {
         "pretrained": False,
         "features_only": True,
@@ -100,6 +105,9 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
         **(config.backbone_kwargs or {}),
     }
     try:
+        if config.backbone_kwargs:  # how large is it? Without memory, because the numbers may be absurd
+            with torch.device("meta"):
+                _check_weights(timm.create_model(config.backbone, **{**arguments, "pretrained": False}))
         backbone = timm.create_model(**{"model_name": config.backbone, **arguments, **overrides})
     except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
         raise ValueError(
@@ -109,6 +117,13 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
         ) from error
     _drop_unused_stages(backbone)
     return backbone
+
+
+def _check_weights(backbone: nn.Module) -> None:
+    """Raises a ValueError if a backbone is larger than any that exists."""
+    count = sum(parameter.numel() for parameter in backbone.parameters())
+    if count > _MOST_BACKBONE_WEIGHTS:
+        raise ValueError(f"it would have {count:,} weights, expected at most {_MOST_BACKBONE_WEIGHTS:,}")
 
 
 def _first_lines(error: BaseException, most: int = 2) -> str:

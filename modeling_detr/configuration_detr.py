@@ -6,10 +6,12 @@ processor (`preprocessor_config.json`) prepares images, and a recipe (`configs/*
 
 import functools
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -34,6 +36,7 @@ _LIBRARY_KEYS = {
     "num_labels",
     "output_attentions",
     "per_layer_config",
+    "quantization_config",
     "torch_dtype",
     "transformers_version",
 }
@@ -61,6 +64,34 @@ _MINIMUMS = {
     ),
 }
 
+# Largest allowed value → keys. A config comes with downloaded weights: it must not be able to fill the memory.
+_MAXIMUMS = {
+    1_000: ("encoder_layers", "decoder_layers", "num_channels"),
+    100_000: ("num_queries", "d_model", "encoder_ffn_dim", "decoder_ffn_dim", "learned_position_grid"),
+}
+_MOST_LABELS = 100_000
+_MOST_TRANSFORMER_WEIGHTS = 1_000_000_000
+
+# A timm model's name with its tag: nothing that timm would read as a folder or as somebody's repository
+_BACKBONE_NAME = re.compile(r"[\w.-]+")
+# What `backbone_kwargs` may set: the architecture. timm takes other options that open files or download (such as
+# `checkpoint_path` or `pretrained_cfg`), so whatever is not in this list is refused.
+_BACKBONE_OPTIONS = frozenset(
+    """
+    aa_layer act_layer attn_drop_rate attn_layer avg_down base_width block_args bottle_ratio cardinality channels
+    class_token conv_bias conv_layer conv_mlp depth depths down_kernel_size down_pad drop_block_rate drop_path_rate
+    drop_rate dynamic_img_pad dynamic_img_size embed_dim embed_dims embed_layer expansion_ratio feature_cls final_norm
+    global_pool groups growth_rate head_dim head_init_scale img_size init_values kernel_sizes layer_scale_init_value
+    layers ls_init_value mlp_layer mlp_ratio mlp_ratios norm_eps norm_layer num_heads num_reg_tokens pad_type
+    patch_norm patch_size pos_drop_rate pos_embed pre_norm proj_bias proj_drop_rate qk_norm qkv_bias reg_tokens
+    replace_stem_pool rope_type se_layer se_ratio stem_chs stem_stride stem_type stem_width strict_img_size
+    use_conv_mlp use_grn window_ratio window_size zero_init_last
+    """.split()  # noqa: SIM905 (one word a line would take a page)
+)
+_LARGEST_BACKBONE_NUMBER = 100_000  # an image's side, or a layer's width
+_MOST_BACKBONE_LAYERS = 100
+_OPTIONS_THAT_COUNT_LAYERS = ("depth", "depths", "layers")
+
 # Arguments of `timm.create_model` that other keys determine → what to do instead
 _RESERVED_BACKBONE_KWARGS = {
     "model_name": "set the key backbone",
@@ -69,6 +100,10 @@ _RESERVED_BACKBONE_KWARGS = {
     "in_chans": "set the key num_channels",
     "out_indices": "set the key out_indices",
     "output_stride": "set the key dilation",
+    **dict.fromkeys(
+        ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pruned"),
+        "it names a file or pretrained weights; load them with DetrModel.load_backbone_weights",
+    ),
 }
 
 
@@ -80,7 +115,8 @@ class DetrConfig(PreTrainedConfig):
 
     Attributes:
         backbone: Name of a timm model that supports `features_only`. Building from a config never downloads weights.
-        backbone_kwargs: Additional arguments of `timm.create_model`, e.g. `{"channels": [16, 32, 64, 128]}`.
+        backbone_kwargs: Options of the backbone's architecture, arguments of `timm.create_model`, e.g.
+            `{"channels": [16, 32, 64, 128]}`. Options that name a file, a place or pretrained weights are refused.
         out_indices: Feature maps of the backbone to compute, in ascending order; the transformer reads the last one,
             segmentation all four. None: only the deepest map, for segmentation the last four.
         num_channels: Channels of the input image.
@@ -169,6 +205,11 @@ class DetrConfig(PreTrainedConfig):
             if key not in self._known_keys():
                 raise ValueError(f"DetrConfig: unknown key '{key}'; {did_you_mean(key, self.own_keys())}")
         self._check_values()
+        if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(
+                f"dtype: got '{self.dtype}', expected a floating-point type of PyTorch, such as 'float32'."
+            )
+        _check_num_labels(kwargs.get("num_labels"))
         if self.id2label is not None:
             _check_labels(self.id2label, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
@@ -185,8 +226,28 @@ class DetrConfig(PreTrainedConfig):
         Raises:
             ValueError: The file belongs to another kind of model, or to a DETR that cannot be computed here.
         """
-        values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        values, unused = cls.saved_values(pretrained_model_name_or_path, **kwargs)
         return config_under_our_keys(values, str(pretrained_model_name_or_path)), unused
+
+    @classmethod
+    def saved_values(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
+        """Reads `config.json` as it is, under the keys of whichever model it belongs to.
+
+        Returns:
+            The content, and the arguments that were not used.
+
+        Raises:
+            ValueError: The file cannot be parsed, or holds no keys.
+        """
+        try:
+            values, unused = super().get_config_dict(source, **kwargs)
+        except RecursionError as error:
+            raise ValueError(f"{source}: config.json is nested too deeply to be a config.") from error
+        except (AttributeError, TypeError) as error:  # the library takes the content for a dict
+            raise ValueError(f"{source}: config.json holds no keys ({error}), expected a JSON object.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{source}: config.json holds no keys, expected a JSON object.")
+        return values, unused
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -247,8 +308,7 @@ class DetrConfig(PreTrainedConfig):
                 f"activation_function: unknown name '{self.activation_function}'; "
                 f"{did_you_mean(self.activation_function, ACT2FN)}"
             )
-        for name in set(self.backbone_kwargs or {}) & set(_RESERVED_BACKBONE_KWARGS):
-            raise ValueError(f"backbone_kwargs: '{name}' is not allowed; {_RESERVED_BACKBONE_KWARGS[name]}.")
+        check_backbone(self.backbone, self.backbone_kwargs)
         if len(set(self.stuff_labels)) < len(self.stuff_labels) or any(label < 0 for label in self.stuff_labels):
             raise ValueError(f"stuff_labels: got {list(self.stuff_labels)}, expected distinct labels of classes.")
         if self.out_indices is not None and list(self.out_indices) != sorted(set(self.out_indices)):
@@ -259,11 +319,29 @@ class DetrConfig(PreTrainedConfig):
             for name in names:
                 if getattr(self, name) < minimum:
                     raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {minimum}.")
+        for maximum, names in _MAXIMUMS.items():
+            for name in names:
+                if getattr(self, name) > maximum:
+                    raise ValueError(f"{name}: got {getattr(self, name)}, expected at most {maximum}.")
+        self._check_weights()
         if self.position_temperature <= 1:
             raise ValueError(f"position_temperature: got {self.position_temperature}, expected a number above 1.")
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected a probability in [0, 1).")
+
+    def _check_weights(self) -> None:
+        """Checks the number of weights, which may be absurd though each key is within its range."""
+        width = self.d_model
+        encoder = self.encoder_layers * (4 * width + 2 * self.encoder_ffn_dim) * width
+        decoder = self.decoder_layers * (8 * width + 2 * self.decoder_ffn_dim) * width
+        tables = (self.num_queries + self.num_classes + 2 * self.learned_position_grid) * width
+        if encoder + decoder + tables > _MOST_TRANSFORMER_WEIGHTS:
+            raise ValueError(
+                f"d_model={width} with {self.encoder_layers} + {self.decoder_layers} layers and {self.num_queries} "
+                f"queries: the transformer would have {encoder + decoder + tables:,} weights, expected at most "
+                f"{_MOST_TRANSFORMER_WEIGHTS:,}."
+            )
 
     def _check_widths(self) -> None:
         for part in ("encoder", "decoder"):
@@ -281,6 +359,48 @@ class DetrConfig(PreTrainedConfig):
             )
 
 
+def check_backbone(name: str, options: Mapping[str, Any] | None) -> None:
+    """Checks that a backbone's name and options describe an architecture and nothing else.
+
+    Args:
+        name: The key `backbone`.
+        options: The key `backbone_kwargs`.
+
+    Raises:
+        ValueError: The name is a place rather than a timm model, or an option is not one of the architecture's.
+    """
+    if not _BACKBONE_NAME.fullmatch(name):
+        raise ValueError(
+            f"backbone: got '{name}', expected the name of a timm model, such as 'resnet50'; a folder or a repository "
+            f"cannot be a backbone. Load its weights with DetrModel.load_backbone_weights."
+        )
+    for option, value in (options or {}).items():
+        if option in _RESERVED_BACKBONE_KWARGS:
+            raise ValueError(f"backbone_kwargs: '{option}' is not allowed; {_RESERVED_BACKBONE_KWARGS[option]}.")
+        if option not in _BACKBONE_OPTIONS:
+            raise ValueError(
+                f"backbone_kwargs: '{option}' is not allowed, because it is not an option of the architecture; "
+                f"{did_you_mean(option, sorted(_BACKBONE_OPTIONS))}"
+            )
+        largest = _MOST_BACKBONE_LAYERS if option in _OPTIONS_THAT_COUNT_LAYERS else _LARGEST_BACKBONE_NUMBER
+        _check_backbone_value(option, value, largest)
+
+
+def _check_backbone_value(option: str, value: Any, largest: int) -> None:
+    """Raises a ValueError unless `value` consists of numbers up to `largest` and plain words."""
+    if isinstance(value, Mapping | list | tuple):
+        entries = [*value, *value.values()] if isinstance(value, Mapping) else value
+        for entry in entries:
+            _check_backbone_value(option, entry, largest)
+        return
+    is_number = value is None or (isinstance(value, int | float) and abs(value) <= largest)
+    if not is_number and not (isinstance(value, str) and _BACKBONE_NAME.fullmatch(value)):
+        raise ValueError(
+            f"backbone_kwargs: {option} has the value {str(value)[:80]!r}, expected numbers up to {largest} and plain "
+            f"words."
+        )
+
+
 @functools.cache
 def _saved_library_keys() -> frozenset[str]:
     """The keys that this version of Transformers writes into every config."""
@@ -292,8 +412,15 @@ def _warn_of_unknown_key(key: str) -> None:
     _logger.warning("config.json: unknown key '%s' is kept, but has no effect on the model.", key)
 
 
+def _check_num_labels(num_labels: object) -> None:
+    """Raises a ValueError if `num_labels` is no number of classes; Transformers makes up a name for each."""
+    if num_labels is not None and not (isinstance(num_labels, int) and 0 <= num_labels <= _MOST_LABELS):
+        raise ValueError(f"num_labels: got {num_labels!r}, expected a number of classes, at most {_MOST_LABELS}.")
+
+
 def _check_labels(id2label: Mapping[Any, str], num_labels: int | None) -> None:
     """Raises a ValueError unless labels are 0…C-1, and as many as `num_labels` if that is given."""
+    _check_num_labels(len(id2label))
     if num_labels is not None and num_labels != len(id2label):
         raise ValueError(
             f"num_labels is {num_labels}, but id2label has {len(id2label)} entries; omit num_labels, or make them "

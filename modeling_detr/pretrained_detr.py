@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -17,7 +18,7 @@ from transformers.utils.generic import ModelOutput
 
 from .backbone_detr import DetrConvEncoder
 from .configuration_detr import DetrConfig, config_under_our_keys
-from .errors_detr import DetrError, did_you_mean
+from .errors_detr import DetrError, ModelError, did_you_mean
 from .stock_detr import NAMES_OF_RESNET, NAMES_OF_STOCK, STOCK_MODEL_TYPE, is_huggingface_resnet, stock_norm_difference
 
 
@@ -281,6 +282,8 @@ def resized(old: Tensor, tensor: Tensor) -> nn.Parameter:
 
 # The base class
 
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")  # PyTorch's fused kernels, or plain matrix products
+
 
 class DetrPreTrainedModel(PreTrainedModel):
     """Config, loading and initialisation, which all DETR models share."""
@@ -300,6 +303,20 @@ class DetrPreTrainedModel(PreTrainedModel):
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True  # each attention reads the config when it runs; Transformers guesses from the source, wrongly here
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """Checks the implementation of attention: any other name could be a Hub repository whose code would run.
+
+        Raises:
+            ValueError: It is not one of `ATTENTION_IMPLEMENTATIONS`.
+        """
+        if attn_implementation not in (None, *ATTENTION_IMPLEMENTATIONS):
+            raise ValueError(
+                f"attn_implementation: got '{attn_implementation}', expected one of "
+                f"{', '.join(ATTENTION_IMPLEMENTATIONS)}."
+            )
+        adjusted: str = super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+        return adjusted
 
     @classmethod
     def from_pretrained(
@@ -384,7 +401,8 @@ class DetrPreTrainedModel(PreTrainedModel):
             **options: See `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: An option is unknown, or stock computes the backbone's batch norms differently.
+            ValueError: An option is unknown, the weights cannot be read, or stock computes the backbone's batch norms
+                differently.
         """
         names = {**cls._foreign_names(stock), **(options.pop("key_mapping", None) or {})}
         try:
@@ -393,6 +411,10 @@ class DetrPreTrainedModel(PreTrainedModel):
             )
         except TypeError as error:
             raise _unknown_key(error) from error
+        except SafetensorError as error:
+            raise ModelError(
+                source, f"its weights cannot be read ({error})", "download or copy the model once more; it is damaged"
+            ) from error
         model, info = loaded
         model._weight_conversions = None  # or saving would restore the names that were read
         if stock and (difference := stock_norm_difference(model)):
@@ -504,7 +526,7 @@ def _read_configs(
     """
     location_keys = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
     location = {key: options[key] for key in location_keys if key in options}
-    saved, _ = PreTrainedConfig.get_config_dict(source, **location)
+    saved, _ = DetrConfig.saved_values(source, **location)
     values = config_under_our_keys(saved, source)
     stock = saved if saved.get("model_type") == STOCK_MODEL_TYPE else {}
     old: DetrConfig = DetrConfig.from_dict(values)

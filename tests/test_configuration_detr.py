@@ -42,6 +42,7 @@ def test_a_saved_config_loads_unchanged(tmp_path):
             {"backbone_kwargs": {"pretrained": True}},
             "backbone_kwargs: 'pretrained' is not allowed; building .* never downloads",
         ),
+        ({"backbone_kwargs": {"chanels": [8]}}, "'chanels' is not allowed.*did you mean 'channels'"),
         ({"position_temperature": 0}, "position_temperature: got 0, expected a number above 1"),
         ({"dropout": 1.5}, "dropout: got 1.5, expected a probability"),
         ({"out_indices": [3, 1]}, "expected ascending"),

@@ -101,7 +101,7 @@ def test_initialisation_is_the_originals(tiny_config):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"backbone": "resnet5000"}, {"out_indices": [9]}, {"backbone_kwargs": {"chanels": [8, 8, 16, 16]}}]
+    "changes", [{"backbone": "resnet5000"}, {"out_indices": [9]}, {"backbone_kwargs": {"mlp_ratio": 4}}]
 )
 def test_a_backbone_that_timm_cannot_build_is_an_error(tiny_config, changes):
     with pytest.raises(ValueError, match="timm cannot build the backbone 'resnet"):
