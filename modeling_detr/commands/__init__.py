@@ -1,4 +1,4 @@
-"""The console command `detr`: one module per command, listed in `COMMANDS`, and the plug-ins that may add more."""
+"""The console command `detr`: one module per command, listed in `COMMANDS`. Plug-ins can add more."""
 
 import importlib
 import importlib.metadata
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from modeling_detr.errors_detr import DetrError, PluginError, did_you_mean, python_argument
 
 
-PLUGINS = "modeling_detr.plugins"  # entry-point group of packages that add to the public tables
+PLUGINS = "modeling_detr.plugins"  # entry-point group of the packages that add to public tables
 
 
 class Command(NamedTuple):
@@ -22,8 +22,9 @@ class Command(NamedTuple):
 
     Attributes:
         summary: One line for `detr --help`.
-        module: Name of the module, imported only to run the command. It has `main(arguments) -> exit code or None` and
-            may have `OPTION_NAMES`, which maps arguments of the library to the command's options where they differ.
+        module: Name of the module, imported only to run the command. It must have `main(arguments) -> exit code or
+            None`; if options of the command are named differently from the library's arguments, `OPTION_NAMES` maps
+            arguments to options.
     """
 
     summary: str
@@ -35,15 +36,15 @@ COMMANDS = {
     "evaluate": Command("compute AP and panoptic quality of a model on a dataset", "modeling_detr.commands.evaluate"),
     "predict": Command("detect objects in images and draw them", "modeling_detr.commands.predict"),
     "convert": Command(
-        "convert checkpoints of the original DETR or of Transformers", "modeling_detr.commands.convert"
+        "convert models from and to the original DETR and Transformers", "modeling_detr.commands.convert"
     ),
     "data": Command("check, convert or show a dataset", "modeling_detr.commands.data"),
-    "plot": Command("plot the curves of one or several runs", "modeling_detr.commands.plot"),
+    "plot": Command("plot the training curves of one or more runs", "modeling_detr.commands.plot"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `detr COMMAND …` and returns its exit code. An error the user can fix is one line on stderr and the code 2.
+    """Runs `detr COMMAND …` and returns its exit code: 2, after one line on stderr, for an error the user can fix.
 
     With `DETR_TRACEBACK=1` in the environment, errors keep their traceback.
 
@@ -75,29 +76,29 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
         print(f"detr: unknown command '{name}'; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         return 2
     module = COMMANDS[name].module
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> int | None:
-        code: int | None = importlib.import_module(module).main(given)
+        code: int | None = importlib.import_module(module).main(argv)
         return code
 
-    def spell(setting: str, value: object) -> str:
+    def format_setting(setting: str, value: object) -> str:
         names: Mapping[str, str] = getattr(importlib.import_module(module), "OPTION_NAMES", {})
         return as_option(names.get(setting, setting), value)
 
-    return _report_errors(f"detr {name}", run, spell)
+    return _report_errors(f"detr {name}", run, format_setting)
 
 
 def load_plugins() -> None:
     """Imports the entry points of the group `modeling_detr.plugins`, which may add to any public table.
 
     Raises:
-        PluginError: One cannot be imported.
+        PluginError: An entry point cannot be imported.
     """
     for entry in importlib.metadata.entry_points(group=PLUGINS):
         try:
             entry.load()
-        except Exception as error:  # whatever a foreign module raises
+        except Exception as error:  # a plug-in may raise anything
             package = entry.dist.name if entry.dist is not None else entry.value
             raise PluginError(
                 f"plug-in '{entry.name}'",
@@ -107,9 +108,9 @@ def load_plugins() -> None:
 
 
 def _report_errors(
-    program: str, run: Callable[[], int | None], spell: Callable[[str, object], str] = python_argument
+    program: str, run: Callable[[], int | None], format_setting: Callable[[str, object], str] = python_argument
 ) -> int:
-    """The exit code of `run`; an error that the user can fix is printed as one line."""
+    """Returns the exit code of `run`. An error that the user can fix is printed as one line."""
     try:
         return run() or 0
     except KeyboardInterrupt:
@@ -118,13 +119,13 @@ def _report_errors(
     except (DetrError, ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
-        message = error.to_text(spell) if isinstance(error, DetrError) else str(error)
+        message = error.to_text(format_setting) if isinstance(error, DetrError) else str(error)
         print(f"{program}: {_without_worker_traceback(message)}", file=sys.stderr)
         return 2
 
 
 def as_option(name: str, value: object) -> str:
-    """A setting as the command line takes it: `--data_format coco`."""
+    """A setting as a command-line option: `--data_format coco`."""
     if value is True:
         return f"--{name}"
     if value is None or value is False:
@@ -134,7 +135,7 @@ def as_option(name: str, value: object) -> str:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Whether the message suffices: it is about a file or the network, or this package raised it."""
+    """Whether the message is enough without a traceback: a file or network error, or one that this package raised."""
     if isinstance(error, DetrError | OSError):
         return True
     if _from_loader_worker(str(error)):
@@ -145,7 +146,7 @@ def _is_for_the_user(error: Exception) -> bool:
 
 
 def _from_loader_worker(message: str) -> re.Match[str] | None:
-    """PyTorch passes on an error of a data loader process as the text of its traceback."""
+    """Matches an error from a data loader process, which PyTorch re-raises with the text of its traceback."""
     return re.match(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback", message)
 
 
@@ -161,4 +162,4 @@ def _without_worker_traceback(message: str) -> str:
 def _usage() -> str:
     width = 2 + max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: detr COMMAND …", "", *lines, "", "Options of a command: detr COMMAND --help"])
+    return "\n".join(["usage: detr COMMAND …", "", *lines, "", "For the options of a command: detr COMMAND --help"])

@@ -1,12 +1,12 @@
-"""Convert a model: from the original's checkpoint, to the original's, or to Transformers' own DETR.
+"""Convert a model: from a checkpoint of the original, back to one, or to Transformers' own DETR.
 
     detr convert detr-r101-dc5-a2e86def.pth start                 # the original's file → a folder for from_pretrained
     detr convert detr-r50 start                                   # a released model by name, downloaded
     detr convert runs/mine mine.pth --to original                 # → a file for the original's load_state_dict
     detr convert runs/mine mine_stock --to transformers           # → a folder for Transformers without this package
 
-The architecture is read off the weights, and what had to be assumed is printed. No code in a checkpoint is run. The
-target must not exist; it appears only when it is complete.
+The architecture is inferred from the weights, and assumptions are printed. No code in a checkpoint is executed. The
+target must not exist yet, and appears only when it is complete.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         raise ModelError(
             source,
-            f"is {kind.description}, which converts to a model folder only",
+            f"is {kind.description}, which can only be converted to a model folder",
             f"run 'detr convert {source} FOLDER' first, then 'detr convert FOLDER {target} --to {arguments.to}'",
         )
     print("\n".join([*notes, f"wrote {target}, {TARGETS[arguments.to].description}"]))
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "source", help="a checkpoint of the original, the name of a released one, a model folder, a run or a Hub id"
     )
-    parser.add_argument("target", type=Path, help="the folder (with --to original the file) to write")
+    parser.add_argument("target", type=Path, help="the folder to write (with --to original, the file)")
     kinds = ", ".join(f"{name} ({target.description})" for name, target in TARGETS.items())
     parser.add_argument("--to", choices=TARGETS, default="ours", help=f"{kinds}; default: %(default)s")
     added = set()
@@ -69,21 +69,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _given_options(arguments: argparse.Namespace, kind: ModelSource | None) -> dict[str, object]:
-    """The options that were given, by name.
+    """The options that are set, by name.
 
     Raises:
-        ModelError: One of them does not apply to this kind of source.
+        ModelError: An option does not apply to this kind of source.
     """
-    given = {}
+    options = {}
     for other in SOURCES.values():
         for option in other.options:
             value = getattr(arguments, option.name)
             if value is None:
                 continue
             if kind is None or option.name not in [applicable.name for applicable in kind.options]:
-                raise ModelError(f"--{option.name}", f"{arguments.source} is not {other.description}")
-            given[option.name] = value
-    return given
+                problem = f"applies only to {other.description}, which {arguments.source} is not"
+                raise ModelError(f"--{option.name}", problem, "drop the option")
+            options[option.name] = value
+    return options
 
 
 def _boolean(text: str) -> bool:

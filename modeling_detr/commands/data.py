@@ -1,12 +1,12 @@
 """Check, convert or show a dataset before training on it.
 
-    detr data check my_dataset                         counts, and everything that is wrong with it
-    detr data check my_dataset --fix clean             write a copy without what is wrong
+    detr data check my_dataset                         counts and all problems
+    detr data check my_dataset --fix clean             also write a copy without the problems
     detr data convert my_dataset coco_copy --to coco   write it in another format, split by split
     detr data show my_dataset --output_dir gallery     annotated images, before and after augmentation
 
-`check` decodes every image. Each finding names the file and the line or id, and what is done about it: an error stops
-training or silently spoils it, a warning is handled. The exit code is 1 if there are errors.
+`check` decodes every image. Each finding names the file, the line or id, and the remedy. Errors stop training or
+silently spoil it; warnings are handled automatically. The exit code is 1 if there are errors.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("path", help="folder or file of the dataset")
     add_dataset_options(parser, "format")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--all", action="store_true", help="list every finding, not only the first ten of a kind")
+    parser.add_argument("--all", action="store_true", help="list every finding, not only the first ten of each kind")
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a clean copy, in the same format")
     parser.add_argument("--no_images", action="store_true", help="do not decode the images")
     parser.set_defaults(run=_check)
@@ -64,7 +64,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.fix is not None:
         _refuse_existing(arguments.fix)
         if arguments.no_images:
-            raise ValueError("--fix: needs to know which images can be read; drop --no_images.")
+            raise ValueError("--fix: must know which images can be read; drop --no_images.")
 
     # Read and decode everything.
     with tqdm(desc="check", unit=" images", disable=None, leave=False) as bar:
@@ -83,7 +83,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print(report.to_text(sys.maxsize if arguments.all else 10, as_option))
         kinds = [(finding.severity, finding.kind) for finding in report.findings]
         if not arguments.all and any(kinds.count(kind) > 10 for kind in set(kinds)):
-            print("--all lists every finding")
+            print("use --all to list every finding")
 
     # Write a clean copy.
     if arguments.fix is not None:
@@ -157,16 +157,16 @@ def _summary(written: Conversion, target: Path, to: str) -> str:
 
 @contextmanager
 def _terminating() -> Iterator[None]:
-    """Let SIGTERM end the process as an exception does, so that nothing half-written remains."""
+    """Turn SIGTERM into an exception during the block, so that partial output is removed."""
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 # Show
@@ -181,12 +181,19 @@ def _add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--num_images", type=int, default=12, help="number of random images (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=3, help="augmentations of each image (default: %(default)s)")
     parser.add_argument(
-        "--transform", default="original", help=f"{', '.join(POLICIES)}, or a dotted name (default: %(default)s)"
+        "--transform",
+        default="original",
+        help=f"augmentation: {', '.join(POLICIES)}, or a dotted name (default: %(default)s)",
     )
     parser.add_argument(
-        "--shortest_edge", type=int, default=480, help="shortest edge after augmentation (default: %(default)s)"
+        "--shortest_edge", type=int, default=480, help="shortest edge of augmented images (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of images and augmentations (default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed (default: %(default)s)",
+    )
     parser.set_defaults(run=_show)
 
 
@@ -201,7 +208,7 @@ def _show(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) < least:
             raise ValueError(f"--{name}: got {getattr(arguments, name)}, expected at least {least}.")
 
-    # Choose random images, and augment each several times.
+    # Choose random images, and augment each of them several times.
     index = open_dataset(arguments.path, arguments.split, arguments.format, **dataset_options(arguments))
     if not len(index):
         raise DatasetError(index.name, "has no images to show")

@@ -1,4 +1,4 @@
-"""The options of commands that read a dataset: its format, and the options that formats take."""
+"""Command-line options for reading a dataset: its format, and the options of each format."""
 
 import argparse
 from pathlib import Path
@@ -8,11 +8,11 @@ from modeling_detr.data.formats import FORMATS, reading_options
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, format_option: str) -> None:
-    """Add the option for the format, and each option that some format takes when it is read.
+    """Add the format option, and the reading options of all formats.
 
     Args:
         parser: The parser of the command.
-        format_option: Name of the option for the format.
+        format_option: Name of the format option.
     """
     parser.add_argument(f"--{format_option}", choices=list(FORMATS), help="format of the dataset (default: detected)")
     for option in reading_options().values():
@@ -29,5 +29,5 @@ def add_dataset_options(parser: argparse.ArgumentParser, format_option: str) -> 
 
 
 def dataset_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of the options that formats take, as keywords of `open_dataset`."""
+    """Return the values of the reading options, as keyword arguments of `open_dataset`."""
     return {name: getattr(arguments, name) for name in reading_options()}

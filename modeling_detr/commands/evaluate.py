@@ -1,11 +1,11 @@
-"""Compute COCO's AP of a model on a dataset, for boxes and masks, and panoptic quality.
+"""Compute the COCO AP of a model on a dataset, for boxes and masks, and its panoptic quality.
 
     detr evaluate runs/demo/model shapes --split val --output_dir evaluation
     torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
 
 The metrics are printed and written to `evaluation.json`, `.md` and `.html`. All predictions are written in COCO's
-results formats, with the dataset's own ids: `predictions.json` (boxes), `predictions_masks.json` (run lengths), and
-`predictions_panoptic.json` with a folder of PNG files. Classes of dataset and model are matched by name.
+results formats, with the dataset's own ids: `predictions.json` (boxes), `predictions_masks.json` (RLE), and
+`predictions_panoptic.json` with a folder of PNG files. Classes of the dataset and the model are matched by name.
 On a machine without GPUs, several processes require ACCELERATE_USE_CPU=true in the environment.
 """
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse_arguments(argv)
     accelerator = Accelerator()
 
-    # Open the dataset and the model, and put the classes into the model's order.
+    # Open the dataset and the model, and put the classes in the model's order.
     task: Task = arguments.task or "detection"
     dataset = _open_images(arguments, task)
     model, processor = load_model(arguments.model)
@@ -85,29 +85,31 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "detr evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
-    parser.add_argument("dataset", help="a dataset's folder or file, a Hugging Face dataset, or shapes")
+    parser.add_argument("dataset", help="a dataset's folder or file, a Hugging Face dataset, or 'shapes'")
     add_dataset_options(parser, "data_format")
     parser.add_argument(
         "--task",
         choices=get_args(Task),
-        help="detection: boxes; instance: masks too; panoptic: segments too (default: all that the model predicts)",
+        help="score boxes (detection), also masks (instance), also segments (panoptic; default: all that the model has)",
     )
     parser.add_argument("--split", help="split, or several joined by '+' (default: the validation or test split)")
     parser.add_argument(
         "--eval_fraction",
         type=float,
         default=0.0,
-        help="evaluate on the images that training with this eval_fraction and seed held out of --split",
+        help="evaluate on the images of --split that training with this eval_fraction and seed held out",
     )
-    parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of that training (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of that run (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
-    parser.add_argument("--output_dir", type=Path, default=Path("evaluation"), help="default: %(default)s")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("evaluation"), help="results folder (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
 def _open_images(arguments: argparse.Namespace, task: Task) -> DetectionIndex:
-    """Opens the images to evaluate on."""
+    """Opens the dataset and selects the images to evaluate on."""
     dataset = open_dataset(
         arguments.dataset,
         format=arguments.data_format,
@@ -121,7 +123,7 @@ def resize_transform(processor: DetrTorchvisionImageProcessor) -> SampleTransfor
     """The transform that resizes images as the processor does; None if it does not resize.
 
     Raises:
-        ModelError: The processor does not keep the aspect ratio of images.
+        ModelError: The processor changes the aspect ratio of images.
     """
     if not processor.do_resize:
         return None
@@ -129,13 +131,13 @@ def resize_transform(processor: DetrTorchvisionImageProcessor) -> SampleTransfor
         raise ModelError(
             "preprocessor_config.json",
             f"got size {dict(processor.size)}, expected shortest_edge (and longest_edge)",
-            "evaluation keeps the aspect ratio of images",
+            "evaluation requires a size that keeps the aspect ratio",
         )
     return eval_transform(processor.size.shortest_edge, processor.size.longest_edge)
 
 
 def _save_predictions(evaluators: Iterable[Evaluator], folder: Path, category_ids: Collection[int]) -> list[Path]:
-    """Writes the predictions that evaluators have kept in COCO's formats, without classes that only the model has."""
+    """Writes the evaluators' predictions in COCO's formats, without classes that only the model has."""
     written = []
     for evaluator in evaluators:
         if isinstance(evaluator, CocoEvaluator):

@@ -1,9 +1,9 @@
-"""Plot the curves of one or several training runs.
+"""Plot the training curves of one or more runs.
 
     detr plot runs/first runs/second --output curves.png
 
-The plot shows loss terms, class error and AP over the epochs, in one colour per run. Runs of the original DETR, with
-its log.txt, can be plotted too.
+The plot shows loss terms, class error and AP over the epochs, in one colour per run. It also reads log.txt, the log of
+the original DETR.
 """
 
 import argparse
@@ -30,12 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         type=Path,
         metavar="run",
-        help=f"folder of a run with {LOG}, or the original's {ORIGINAL_LOG}, or such a file",
+        help=f"folder of a run, with {LOG} or the original's {ORIGINAL_LOG}, or the log itself",
     )
     parser.add_argument(
         "--output",
         type=Path,
-        help="image file, whose suffix is its format (default: curves.png in the folder of the first run)",
+        help="image file; its suffix sets the format (default: curves.png in the folder of the first run)",
     )
     arguments = parser.parse_args(argv)
     logs = [_log(run) for run in arguments.runs]
@@ -58,7 +58,7 @@ def _entries(log: Path) -> list[dict[str, Any]]:
 
 
 def run_names(logs: Sequence[Path]) -> list[str]:
-    """A name for each run: its folder, with as many parent folders as make the names unique."""
+    """A name for each run: its folder, with as many parent folders as needed to make the names unique."""
     folders = [log.resolve().parent for log in logs]
     depth = 1
     while len({folder.parts[-depth:] for folder in folders}) < len(set(folders)):

@@ -1,12 +1,12 @@
-"""Detect or segment the objects in images, and draw them.
+"""Detect or segment the objects in images and draw them.
 
     detr predict runs/demo/model photo.jpg holiday_photos --output_dir predictions
 
-Each image gets a picture with labelled boxes, in the same subfolder as the image, and an entry in `predictions.json`
-with all detections: the class (`label` and `name`), the `score`, the box in pixels of the image and, if the model
-predicts masks, the mask as COCO's run lengths. With a panoptic model, picture and entry have all segments instead; the
-segment id of each pixel is in `segments/….png` (red + 256 green + 256² blue, 0 = no segment, as in COCO).
-Images that cannot be read are reported and skipped, and the exit code is then 1.
+For each image, the command draws a picture with labelled boxes, in the same subfolder as the image, and adds an entry
+to `predictions.json` with all detections: the class (`label` and `name`), the `score`, the box in pixels and, if the
+model predicts masks, the mask as COCO's RLE. With a panoptic model, picture and entry have segments instead of boxes;
+`segments/….png` has the segment id of each pixel (red + 256 green + 256² blue, 0 = no segment, as in COCO).
+Images that cannot be read are reported and skipped; the exit code is then 1.
 """
 
 import argparse
@@ -89,16 +89,22 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
     parser.add_argument(
-        "inputs", nargs="+", type=Path, metavar="image_or_folder", help="images, and folders including subfolders"
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="image_or_folder",
+        help="images, or folders to search",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the pictures and predictions.json")
     parser.add_argument(
         "--threshold",
         type=float,
-        help=f"lowest score (default: {OBJECT_THRESHOLD}, for panoptic segments {SEGMENT_THRESHOLD})",
+        help=f"lowest score to keep (default: {OBJECT_THRESHOLD}, for panoptic segments {SEGMENT_THRESHOLD})",
     )
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="device to run the model on (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
@@ -129,7 +135,7 @@ def _detections(result: DetectionResult, names: Mapping[int, str]) -> list[dict[
 
 
 def _save_segments(panoptic: PanopticResult, names: Mapping[int, str], output_dir: Path, name: str) -> dict[str, Any]:
-    """Writes the map of segments, with ids from 1 on, and returns the segments as plain values."""
+    """Writes the segmentation map, with ids starting at 1, and returns the segments as plain values."""
     file = Path("segments", name).with_suffix(".png")
     ids = np.zeros(panoptic["segmentation"].shape, np.int64)
     segments = []
@@ -147,17 +153,17 @@ def check_device(name: str) -> None:
     """Checks that a device can be used.
 
     Raises:
-        ValueError: There is no such device, or it cannot be used.
+        ValueError: The device does not exist or cannot be used.
     """
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # a build of PyTorch without CUDA raises an AssertionError
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise ValueError(f"--device: cannot use '{name}' ({reason}); try cpu.") from error
 
 
 def find_images(inputs: Iterable[Path], output_dir: Path) -> dict[str, Path]:
-    """Finds images and gives each a unique name for its picture: its path within the folder that was given.
+    """Finds images and gives each a unique name for its picture: its path relative to the input folder.
 
     Pictures that an earlier call wrote to `output_dir` are ignored.
 
@@ -169,9 +175,9 @@ def find_images(inputs: Iterable[Path], output_dir: Path) -> dict[str, Path]:
         ValueError: An input does not exist, is not an image, or contains no images.
     """
     images: dict[str, Path] = {}
-    for given in inputs:
-        folder = given if given.is_dir() else given.parent
-        for path in _images_of(given, output_dir):
+    for source in inputs:
+        folder = source if source.is_dir() else source.parent
+        for path in _images_of(source, output_dir):
             name = path.relative_to(folder)
             suffix = name.suffix if name.suffix.lower() in (".jpg", ".jpeg", ".png") else f"{name.suffix}.png"
             unique, number = name.with_suffix(suffix).as_posix(), 2
@@ -181,19 +187,19 @@ def find_images(inputs: Iterable[Path], output_dir: Path) -> dict[str, Path]:
     return images
 
 
-def _images_of(given: Path, output_dir: Path) -> list[Path]:
-    """The image `given`, or the images in the folder `given` but not in `output_dir`."""
-    if not given.exists():
-        raise ValueError(f"{given}: no such image or folder.")
+def _images_of(source: Path, output_dir: Path) -> list[Path]:
+    """The image `source`, or the images in the folder `source`, except those in `output_dir`."""
+    if not source.exists():
+        raise ValueError(f"{source}: no such image or folder.")
     suffixes = set(Image.registered_extensions())
-    if not given.is_dir():
-        if given.suffix.lower() not in suffixes and not _is_image(given):
-            raise ValueError(f"{given}: not an image; expected images or folders with images.")
-        return [given]
-    images = sorted(path for path in given.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    if not source.is_dir():
+        if source.suffix.lower() not in suffixes and not _is_image(source):
+            raise ValueError(f"{source}: not an image; expected images or folders with images.")
+        return [source]
+    images = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     images = [path for path in images if output_dir.resolve() not in path.resolve().parents]
     if not images:
-        raise ValueError(f"{given}: no images in this folder.")
+        raise ValueError(f"{source}: no images in this folder.")
     return images
 
 

@@ -4,13 +4,13 @@ r"""Trains a model from a recipe.
     accelerate launch --config_file configs/accelerate/several_gpus.yaml scripts/train.py configs/detr_r50.yaml \
         --data COCO_FOLDER
 
-A recipe is a YAML file, or the name of one that comes with the package. Every key can also be set on the command line,
-which wins over the file. The run's folder gets the recipe, `log.jsonl`, the trackers' files, the newest checkpoints,
-and `model/`: the best model so far, ready to use.
+A recipe is a YAML file or the name of a built-in one. Every key can also be set on the command line, which takes
+precedence. The run's folder contains the recipe, `log.jsonl`, the trackers' files, the newest checkpoints and the best
+model so far, in `model/`, ready to use.
 
     detr train --replay runs/demo/nonfinite/step_00000012_process_0.safetensors --mixed_precision no
 
-repeats a step with a non-finite loss that ended a run, as it was or in another precision.
+repeats the step whose non-finite loss ended a run, in the same or another precision.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     notes: list[str] = []
     recipe = parse_recipe(arguments, notes=notes)
 
-    # What takes seconds to import comes after parsing: `--help` and errors in the recipe appear at once.
+    # Slow imports come after parsing, so that `--help` and errors in the recipe appear at once.
     from modeling_detr.training.export import push_model, push_notes
     from modeling_detr.training.metric_logger import read_log
     from modeling_detr.training.plan import plan
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nThe last evaluation, after {state.step:,} steps:\n\n{report.metrics_table()}\n")
         metric = report.primary_metric.name
         print(f"{state.seconds / 60:.1f} minutes; best {metric} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
-        print(f"model     {model_dir}, the best; its figures are in evaluation.md beside it")
+        print(f"model     {model_dir}, the best model; its metrics are in evaluation.md beside it")
         print(f"pictures  {recipe.run_dir / PREDICTIONS}")
         if any(entry["kind"] == "epoch" for entry in log):
             print(f"curves    {plot_curves({recipe.run_dir.name: log}, recipe.run_dir / 'curves.png')}")
@@ -80,16 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _replay(arguments: Sequence[str]) -> int:
-    """Repeats a step; returns 1 if it is non-finite again, 0 if it is finite."""
+    """Repeats a step; returns 1 if it is not finite again, 0 if it is finite."""
     parser = argparse.ArgumentParser("detr train", allow_abbrev=False)
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="a file of nonfinite/ in the folder of a run")
-    parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="(default: as in the run)")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="a file in the nonfinite/ folder of a run")
+    parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="default: that of the run")
+    parsed = parser.parse_args(arguments)
 
     from modeling_detr.training.replay import FailedStep, Replay
 
-    replay = Replay(FailedStep.load(given.replay), given.mixed_precision)
+    replay = Replay(FailedStep.load(parsed.replay), parsed.mixed_precision)
     for line in replay.lines():
         print(line, flush=True)
-    print("finite here" if replay.is_finite else "non-finite again")
+    print("the step is finite here" if replay.is_finite else "the step is not finite again")
     return 0 if replay.is_finite else 1

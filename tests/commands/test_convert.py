@@ -50,11 +50,11 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(checkpoint, tmp_path, ca
         ([str(checkpoint), str(tmp_path / "taken")], "already exists"),
         (
             [str(checkpoint), str(tmp_path / "new"), "--to", "original"],
-            "which converts to a model folder only; run 'detr convert",
+            "which can only be converted to a model folder; run 'detr convert",
         ),
         (
             [str(tmp_path / "taken"), str(tmp_path / "new"), "--num_labels", "3"],
-            "is not an original DETR checkpoint",
+            "--num_labels: applies only to an original DETR checkpoint, which ",
         ),
     ]
     for arguments, message in cases:

@@ -41,7 +41,7 @@ def test_a_nan_in_one_image_stops_the_run_and_the_step_can_be_replayed(tiny_reci
         ("000007", "1 values not finite")
     ]
     assert printed.count(": finite by itself") == 3
-    assert printed.endswith("non-finite again\n")
+    assert printed.endswith("the step is not finite again\n")
 
 
 def test_a_replay_equals_the_run_bit_for_bit(tiny_recipe, monkeypatch, capsys):
@@ -67,7 +67,7 @@ def test_a_replay_equals_the_run_bit_for_bit(tiny_recipe, monkeypatch, capsys):
     computed.clear()
     assert train.main(["--replay", str(file)]) == 0
     assert computed[:2] == in_run
-    assert capsys.readouterr().out.endswith("finite here\n")
+    assert capsys.readouterr().out.endswith("the step is finite here\n")
 
 
 def test_a_full_disk_does_not_hide_the_original_error(tiny_recipe, nan_in_image_7, monkeypatch):
