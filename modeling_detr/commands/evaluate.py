@@ -90,7 +90,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--task",
         choices=get_args(Task),
-        help="score boxes (detection), also masks (instance), also segments (panoptic; default: all that the model has)",
+        help="detection: boxes; instance: also masks; panoptic: also segments (default: all that the model predicts)",
     )
     parser.add_argument("--split", help="split, or several joined by '+' (default: the validation or test split)")
     parser.add_argument(
@@ -103,7 +103,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("evaluation"), help="results folder (default: %(default)s)"
+        "--output_dir", type=Path, default=Path("evaluation"), help="folder for the results (default: %(default)s)"
     )
     return parser.parse_args(argv)
 
