@@ -21,14 +21,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 		for python in python3.11 python3.12 python3.13 python3; do \
 			if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 		done; \
-		if [ -z "$${found:-}" ]; then echo "No Python of at least 3.11 found; install one." >&2; exit 1; fi; \
+		if [ -z "$${found:-}" ]; then echo "No Python 3.11 or newer found; install one." >&2; exit 1; fi; \
 		echo "Building $(VENV) with $$($$found --version)"; \
 		$$found -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
-# Trains on generated shapes, prints AP on held-out images, and saves those images with boxes, and the curves.
+# Trains on generated shapes, prints AP on held-out images, and saves their pictures with boxes and the training curves.
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
 	$(BIN)/detr train configs/shapes.yaml --output_dir $(DEMO)
