@@ -91,7 +91,7 @@ def released_name_of(path: str | Path) -> str | None:
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """Returns the path of a checkpoint: `source` itself, or the released model of that name, downloaded once.
+    """Returns the path of a checkpoint: `source` itself, or the released model with that name, downloaded once.
 
     Raises:
         ModelNotFoundError: `source` is neither a file nor the name of a released model.
