@@ -1,4 +1,4 @@
-"""Datasets in any of the usual formats, and the way from a file on disk to a batch."""
+"""Datasets in the common formats: open them, augment their samples, and batch them."""
 
 from modeling_detr.data.augmentation import POLICIES
 from modeling_detr.data.augmentation.policy import GeometryPolicy

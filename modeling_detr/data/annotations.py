@@ -1,4 +1,4 @@
-"""What every reader does with its boxes: clip them, leave out those without area, and report both.
+"""Clean the boxes of any format: clip them to their image, leave out those without area, and report both.
 
 A annotations · N images. Boxes are corners in pixels (xyxy); sizes are `(height, width)`.
 """
@@ -18,7 +18,7 @@ EDGE_TOLERANCE = 0.01  # pixels; boxes written with a few decimals may end sligh
 
 @dataclass
 class AnnotationRows:
-    """Annotations as a reader of many small files collects them, one row at a time.
+    """Annotations collected one row at a time, for readers of many small files.
 
     Attributes:
         image_index: Index of the image of each row.
@@ -46,7 +46,7 @@ class AnnotationRows:
 
 
 def to_number(text: str) -> float:
-    """Parse a number, also one with a decimal comma.
+    """Parse a number, with a decimal point or a decimal comma.
 
     Raises:
         ValueError: The text is not a number.
@@ -61,7 +61,7 @@ def to_number(text: str) -> float:
 
 @dataclass(frozen=True)
 class _Reporter:
-    """Reports rows of a file; see the arguments of `clean_annotations`."""
+    """Reports faulty rows; see the arguments of `clean_annotations`."""
 
     boxes: NDArray[np.float64]
     describe: Callable[[int], str]
@@ -76,26 +76,27 @@ class _Reporter:
         message: Callable[[int], str],
         first_detail: Callable[[int], str] = lambda _: "",
     ) -> None:
-        """Warn of the marked rows, if any; the note names the first."""
+        """Warn about the marked rows, if any; the note names the first one."""
         if not rows.any():
             return
         first = int(np.argmax(rows))
-        numbers: list[int] = np.flatnonzero(rows).tolist()
+        marked: list[int] = np.flatnonzero(rows).tolist()
         self.findings.warn(
             kind,
             f"{note}; the first: {self.describe(first)}, {self.box(first)}{first_detail(first)}.",
             action,
-            ((self.describe(row), message(row)) for row in numbers),
+            ((self.describe(row), message(row)) for row in marked),
         )
 
-    def leave_out(self, rows: NDArray[np.bool_], kind: str, what: str) -> None:
-        """Warn that boxes of one kind are left out."""
-        verb = "is" if rows.sum() == 1 else "are"
-        note = f"{counted(int(rows.sum()), 'box', 'boxes')} {what} {verb} left out"
-        self.warn(rows, kind, note, "the box is left out", lambda row: f"{self.box(row)} is {what}")
+    def leave_out(self, rows: NDArray[np.bool_], kind: str, singular: str, plural: str) -> None:
+        """Warn that the marked boxes are left out; `singular` and `plural` say why ("has no area", "have no area")."""
+        is_one = rows.sum() == 1
+        note = f"{counted(int(rows.sum()), 'box', 'boxes')} {singular if is_one else plural} and "
+        note += f"{'is' if is_one else 'are'} left out"
+        self.warn(rows, kind, note, "the box is left out", lambda row: f"{self.box(row)} {singular}")
 
     def box(self, row: int) -> str:
-        """The box of a row as text."""
+        """Format the box of a row."""
         return f"box (x0, y0, x1, y1) = ({', '.join(f'{number:.6g}' for number in self.boxes[row])})"
 
 
@@ -111,7 +112,7 @@ def clean_annotations(
     is_crowd: NDArray[np.bool_] | None = None,
     masks: MaskColumn | None = None,
 ) -> AnnotationTable:
-    """Turn the content of a file into an `AnnotationTable`, and report what was left out or changed.
+    """Build an `AnnotationTable`, and report what was left out or changed.
 
     Args:
         image_index: (A,) index of each annotation's image, in any order.
@@ -119,13 +120,13 @@ def clean_annotations(
         boxes_xyxy: (A, 4) corners in pixels as written; may be inverted, non-finite or past the edge.
         image_sizes: (N, 2) height and width of every image.
         describe: Names a row in a message ("labels/a.txt, line 3").
-        findings: Takes what was left out or changed.
-        area: (A,) the file's areas, NaN where it has none. None: the boxes' areas.
-        is_crowd: (A,) which rows are crowd regions. None: no row is.
-        masks: (A,) the masks of the rows. None: there are none.
+        findings: Reports what was left out or changed.
+        area: (A,) areas as written, NaN where missing; None: the areas of the boxes.
+        is_crowd: (A,) True for crowd regions; None: there are none.
+        masks: (A,) masks of the rows; None: there are none.
 
     Returns:
-        The table, ordered by image, and within an image as in the file.
+        The table, sorted by image; the rows of an image keep their order.
     """
     heights, widths = image_sizes.reshape(-1, 2)[image_index].T.astype(np.float64)
     limits = np.stack([widths, heights, widths, heights], axis=-1).reshape(-1, 4)
@@ -138,7 +139,7 @@ def clean_annotations(
     report.warn(
         repeated,
         "duplicate",
-        f"{counted(int(repeated.sum()), 'exact duplicate')} of another box, with the same class; kept",
+        f"{counted(int(repeated.sum()), 'exact duplicate')} of another box with the same class, kept",
         "it is kept",
         lambda row: f"{report.box(row)} is an exact duplicate of an earlier box with the same class",
     )
@@ -153,26 +154,33 @@ def clean_annotations(
 def _clip_boxes(
     written: NDArray[np.float64], limits: NDArray[np.float64], report: _Reporter
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The boxes (A, 4) clipped to their images, and which (A,) of them have an area left.
+    """Clip boxes (A, 4) to their images; also returns which (A,) of them have an area left.
 
     Args:
         written: (A, 4) corners as written.
         limits: (A, 4) width, height, width, height of each row's image.
-        report: Takes what is left out or clipped.
+        report: Reports what is left out or clipped.
     """
     finite = _every(np.isfinite(written))
-    report.leave_out(~finite, "no box", "with numbers that are not finite or without a box at all")
+    report.leave_out(~finite, "no box", "is missing or not finite", "are missing or not finite")
     with np.errstate(invalid="ignore"):
         has_area = _every(written[:, 2:] > written[:, :2])
-    report.leave_out(finite & ~has_area, "zero area", "of zero area or with inverted corners")
+    report.leave_out(
+        finite & ~has_area, "zero area", "has zero area or inverted corners", "have zero area or inverted corners"
+    )
     boxes = np.clip(np.where(np.isfinite(written), written, 0.0), 0.0, limits)
     inside = _every(boxes[:, 2:] > boxes[:, :2])
-    report.leave_out(finite & has_area & ~inside, "outside", "entirely outside the image")
+    report.leave_out(
+        finite & has_area & ~inside,
+        "outside",
+        "is entirely outside the image",
+        "are entirely outside their images",
+    )
 
     keep = finite & has_area & inside
     excess = np.where(keep, np.abs(np.where(keep[:, None], written, boxes) - boxes).max(-1, initial=0.0), 0.0)
     clipped = excess > EDGE_TOLERANCE
-    verb = "is" if clipped.sum() == 1 else "are"
+    extend = "box extends" if clipped.sum() == 1 else "boxes extend"
 
     def image_size(row: int) -> str:
         return f"{int(limits[row, 0])}x{int(limits[row, 1])} (width x height)"
@@ -180,10 +188,10 @@ def _clip_boxes(
     report.warn(
         clipped,
         "past the edge",
-        f"{counted(int(clipped.sum()), 'box', 'boxes')} past the edge of the image, by up to "
-        f"{excess.max(initial=0.0):.4g} pixels, {verb} clipped to it",
+        f"{int(clipped.sum()):,} {extend} past the edge of the image by up to {excess.max(initial=0.0):.4g} pixels, "
+        f"clipped to the image",
         "the box is clipped to the image",
-        lambda row: f"{report.box(row)} ends {excess[row]:.4g} pixels past the edge of the {image_size(row)} image",
+        lambda row: f"{report.box(row)} extends {excess[row]:.4g} pixels past the edge of the {image_size(row)} image",
         lambda row: f", image of {image_size(row)}",
     )
     return boxes, keep
@@ -192,7 +200,7 @@ def _clip_boxes(
 def _complete_areas(
     area: NDArray[np.float64] | None, boxes: NDArray[np.float64], keep: NDArray[np.bool_], report: _Reporter
 ) -> NDArray[np.float64]:
-    """The file's areas (A,), and the boxes' areas where it has none or invalid ones."""
+    """Replace missing and invalid areas (A,) with the areas of the boxes."""
     box_area: NDArray[np.float64] = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
     if area is None:
         return box_area
@@ -217,9 +225,9 @@ def repeated_boxes(
     boxes: NDArray[np.float64],
     among: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
-    """Which rows (A,) are exact duplicates of an earlier one: same image, class, crowd flag and box (A, 4).
+    """Mark the rows (A,) that exactly duplicate an earlier one: same image, class, crowd flag and box (A, 4).
 
-    Only the rows of `among` (A,) count; None: all do.
+    Only rows where `among` (A,) is True are compared; None: all rows.
     """
     if among is not None and not among.all():
         repeated = np.zeros(len(label), np.bool_)
@@ -227,10 +235,10 @@ def repeated_boxes(
         return repeated
     kind = 2 * label + is_crowd
     columns = [image_index.view(np.uint64), kind.view(np.uint64), *(boxes + 0.0).T.copy().view(np.uint64)]
-    mixed = np.zeros(len(label), np.uint64)
-    for column in columns:  # sorting one number for each row takes a tenth of sorting six columns
-        mixed = (mixed ^ (mixed >> np.uint64(29)) ^ column) * np.uint64(0x9E3779B97F4A7C15)
-    order = np.argsort(mixed, kind="stable")
+    hashes = np.zeros(len(label), np.uint64)
+    for column in columns:  # sorting one hash per row takes a tenth of the time of sorting six columns
+        hashes = (hashes ^ (hashes >> np.uint64(29)) ^ column) * np.uint64(0x9E3779B97F4A7C15)
+    order = np.argsort(hashes, kind="stable")
     rows = np.stack(columns, axis=-1)[order]
     repeated = np.zeros(len(order), np.bool_)
     repeated[order[1:]] = (rows[1:] == rows[:-1]).all(axis=-1)

@@ -1,7 +1,7 @@
-"""Images stored as bytes in the rows of an Arrow file, as `datasets` does: named, opened, never extracted.
+"""Read images that are stored as bytes in the rows of an Arrow file, as `datasets` writes them.
 
-Such an image has a virtual path, `/folder/data-00000-of-00002.arrow?column=image&row=17`. Each process maps a file
-into memory once, so a row costs no more than reading a small file, and workers share the pages.
+Such an image has a virtual path, `/folder/data-00000-of-00002.arrow?column=image&row=17`. Each process memory-maps a
+file once, so that reading a row costs no more than reading a small file, and workers share the pages.
 """
 
 import functools
@@ -19,20 +19,20 @@ _VIRTUAL_PATH = re.compile(r"(?P<file>.+\.arrow)\?column=(?P<column>.+)&row=(?P<
 
 
 def row_path(file: str, column: str, row: int) -> str:
-    """The virtual path of the image in this row."""
+    """Return the virtual path of the image in a row."""
     return f"{file}?column={column}&row={row}"
 
 
 def read_row(path: str) -> io.BytesIO:
-    """The bytes of the image that a virtual path names.
+    """Read the bytes of the image at a virtual path.
 
     Raises:
         OSError: The Arrow file cannot be read, or has no such row.
     """
-    named = _VIRTUAL_PATH.fullmatch(path)
-    if named is None:
-        raise DatasetNotFoundError(path, "not the path of a row, expected …arrow?column=NAME&row=NUMBER")
-    cell = _column(named["file"], named["column"])[int(named["row"])]
+    match = _VIRTUAL_PATH.fullmatch(path)
+    if match is None:
+        raise DatasetNotFoundError(path, "not a path of a row, expected …arrow?column=NAME&row=NUMBER")
+    cell = _column(match["file"], match["column"])[int(match["row"])]
     content = cell["bytes"] if pyarrow.types.is_struct(cell.type) else cell
     if not content.is_valid:
         raise DatasetNotFoundError(path, "the row has no image")
@@ -41,10 +41,10 @@ def read_row(path: str) -> io.BytesIO:
 
 @functools.lru_cache(maxsize=64)
 def read_table(file: str) -> Any:
-    """The table in an Arrow file, mapped into memory.
+    """Return the table in an Arrow file, memory-mapped.
 
     Raises:
-        OSError: The file does not exist, or is cut off.
+        OSError: The file does not exist or is truncated.
     """
     try:
         source = pyarrow.memory_map(file)

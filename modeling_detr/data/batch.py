@@ -1,4 +1,4 @@
-"""Makes a batch of samples: padded pixels, a mask, and labels as the loss takes them.
+"""Collate samples into a batch: padded pixels, a mask, and labels in the form that the loss expects.
 
 B images · N objects of one image · H, W pixels of the batch · h, w pixels of one image.
 """
@@ -13,43 +13,41 @@ from modeling_detr.structures_detr import DetectionBatch, DetectionLabels, Detec
 
 
 class DetrCollator:
-    """list[DetectionSample] → `DetectionBatch`.
+    """Collates a list of `DetectionSample` into a `DetectionBatch`.
 
-    Images are padded right and bottom with zeros. `pixel_values` (B, 3, H, W) stay uint8 and `pixel_mask` (B, H, W)
-    bool, a fifth of the bytes of a normalised batch; `batch_to_device` normalises on the device. Boxes become centre
-    and size relative to the **unpadded** image, and labels are checked here, on the host. Each image's labels have
-    `class_labels` (N,) int64, `boxes` (N, 4) cxcywh, `area` (N,) square pixels of the resized image, `image_index` ()
-    and `size` (2,) int64 height and width without padding, and `masks` (N, h, w) bool, without padding, if samples
-    have them.
+    Images are zero-padded on the right and at the bottom. `pixel_values` (B, 3, H, W) stay uint8 and `pixel_mask`
+    (B, H, W) bool, a fifth of the bytes of a normalised batch; `batch_to_device` normalises on the device. Labels are
+    checked here, on the host. For each image they are `class_labels` (N,) int64, `boxes` (N, 4) cxcywh relative to
+    the **unpadded** image, `area` (N,) square pixels of the resized image, `image_index` (), `size` (2,) int64 height
+    and width without padding, and, if the samples have masks, `masks` (N, h, w) bool without padding.
 
     Pixels are channels last in memory, as the decoder returns them: copying them is sixteen times faster than
     rearranging them, and convolutions on a CPU take up to a third less time.
     """
 
     def __init__(self, num_labels: int, names: Sequence[str] | None = None) -> None:
-        """Set what labels are checked against.
+        """Create a collator.
 
         Args:
-            num_labels: Number of classes of the model.
-            names: Name of each image in messages (its path), by `image_index`.
+            num_labels: Number of classes of the model, against which labels are checked.
+            names: Name of each image for messages (its path), by `image_index`; None: the index itself.
         """
         self.num_labels = num_labels
         self.names = names
 
     def __call__(self, samples: Sequence[DetectionSample]) -> DetectionBatch:
-        """Make the batch of `samples`.
+        """Collate `samples`.
 
         Raises:
-            ValueError: A label is not one of the model's, or a box is not inside its image; the message names the
-                image.
+            ValueError: A label is out of range, or a box is not inside its image; the message names the image.
         """
         images = [sample["image"].as_subclass(Tensor) for sample in samples]
         height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
         pixels = torch.zeros((len(images), height, width * 3), dtype=torch.uint8)
         pixel_mask = torch.zeros((len(images), height, width), dtype=torch.bool)
-        for image, place, mask in zip(images, pixels, pixel_mask, strict=True):
+        for image, canvas, mask in zip(images, pixels, pixel_mask, strict=True):
             rows = image.permute(1, 2, 0).flatten(1)  # (h, w * 3)
-            place[: rows.shape[0], : rows.shape[1]].copy_(rows)
+            canvas[: rows.shape[0], : rows.shape[1]].copy_(rows)
             mask[: image.shape[1], : image.shape[2]] = True
         labels = [_to_labels(sample) for sample in samples]
         check_labels(labels, self.num_labels, [self._name(sample) for sample in samples])
@@ -65,8 +63,10 @@ class DetrCollator:
 
 
 def split_batch(batch: DetectionBatch, max_pixels: int) -> list[DetectionBatch]:
-    """Split a batch into parts of at most `max_pixels` pixels each, padding included, with images of similar size
-    together. A larger image is a part by itself. Each image is in exactly one part."""
+    """Split a batch into parts of at most `max_pixels` pixels each, padding included.
+
+    Images of similar size share a part. An image above the limit is a part by itself.
+    """
     if batch["pixel_values"].shape[0] * batch["pixel_values"].shape[-2:].numel() <= max_pixels:
         return [batch]
     sizes = torch.stack([batch["pixel_mask"][:, :, 0].sum(1), batch["pixel_mask"][:, 0].sum(1)], dim=1)  # (B, 2)
@@ -81,7 +81,7 @@ def split_batch(batch: DetectionBatch, max_pixels: int) -> list[DetectionBatch]:
     parts: list[DetectionBatch] = []
     for group in groups:
         height, width = sizes[group].amax(0).tolist()
-        # indexing copies, and loses the order of the dimensions in memory: channels last, as in the batch
+        # indexing copies into the default memory format; the batch is channels last
         pixels = batch["pixel_values"][group, :, :height, :width].contiguous(memory_format=torch.channels_last)
         mask = batch["pixel_mask"][group, :height, :width]
         parts.append({"pixel_values": pixels, "pixel_mask": mask, "labels": [batch["labels"][i] for i in group]})

@@ -1,7 +1,7 @@
-"""The report of `detr data check` on a dataset: its counts, and everything that is wrong with it.
+"""Check a dataset for `detr data check`: count its content, and report everything that is wrong with it.
 
-Threads decode every image once (Pillow releases the GIL): a JPEG at an eighth of its size, which reads the whole file
-and so detects one that is cut off, but takes less time than all pixels. Of each image 272 bytes are kept, to recognise
+Threads decode every image once (Pillow releases the GIL). A JPEG is decoded at an eighth of its size: this is faster,
+but still reads the whole file and so detects truncation. A thumbnail of 272 bytes is kept of each image, to recognise
 it in another split.
 """
 
@@ -28,23 +28,23 @@ from modeling_detr.structures_detr import AnnotationTable, DetectionIndex, Image
 
 
 _CHUNK = 512  # images decoded at a time
-_ALIKE_BITS = 12  # of 256: the most in which near-duplicates differ
-_LEAST_STRUCTURE = 4.0  # standard deviation in grey levels, below which images are not compared
-_ALIKE_LEVELS = 6.0  # grey levels of 255: the largest average difference of their thumbnails
+_NEAR_BITS = 12  # of 256: near-duplicates differ in at most this many
+_MIN_STRUCTURE = 4.0  # images with a smaller standard deviation, in grey levels, are not compared
+_NEAR_LEVELS = 6.0  # of 255 grey levels: the largest mean difference of their thumbnails
 _NUM_QUERIES = 100  # of the original model
-_NO_ACTION = "nothing is done about it"
-_TITLES = {"least": "minimum", "most": "maximum"}  # keys of the JSON report that read otherwise in the text
+_KEPT = "kept as is"
+_TITLES = {"least": "minimum", "most": "maximum"}  # keys of the JSON report → titles in the text report
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """A dataset and what is wrong with it.
+    """The result of checking a dataset.
 
     Attributes:
-        index: The part that could be read.
-        findings: Errors first; within a severity in the order in which they were found.
-        format: Name of its format; None if it could not be detected.
-        bad_images: Indices of the images that cannot be used.
+        index: The part of the dataset that could be read.
+        findings: All findings, errors first.
+        format: Name of the dataset's format; None if it could not be detected.
+        bad_images: Indices of the unusable images.
     """
 
     index: DetectionIndex
@@ -59,11 +59,11 @@ class CheckReport:
 
     @property
     def good_images(self) -> NDArray[np.int64]:
-        """Indices of the images that can be used."""
+        """Indices of the usable images."""
         return np.setdiff1d(np.arange(len(self.index)), np.array(self.bad_images, dtype=np.int64))
 
     def as_dict(self, spell: Callable[[str, object], str] = python_argument) -> dict[str, Any]:
-        """Everything as plain values for JSON; `spell` writes a setting the way the user can give it."""
+        """The report as plain values for JSON; `spell` formats a setting the way the user can give it."""
         index = self.index
         return {
             "name": index.name,
@@ -79,11 +79,11 @@ class CheckReport:
         }
 
     def to_text(self, shown: int = 10, spell: Callable[[str, object], str] = python_argument) -> str:
-        """The report as lines.
+        """The report as text.
 
         Args:
-            shown: Number of findings of each kind that are listed.
-            spell: Writes a setting the way the user can give it.
+            shown: Largest number of findings listed per kind.
+            spell: Formats a setting the way the user can give it.
         """
         content = self.as_dict()
         lines = [
@@ -94,7 +94,7 @@ class CheckReport:
             lines.append(
                 f"  split {name}: {counted(split['images'], 'image')} ({split['images_without_boxes']:,} without "
                 f"boxes), {counted(split['boxes'], 'box', 'boxes')}"
-                + (f", {split['crowds']:,} of crowds" if split["crowds"] else "")
+                + (f", including {counted(split['crowds'], 'crowd region')}" if split["crowds"] else "")
             )
         for entry in content["classes"]:
             lines.append(
@@ -102,7 +102,7 @@ class CheckReport:
                 f"({entry['share']:.1%}) in {counted(entry['images'], 'image')}"
             )
         for title, key, unit in (
-            ("box size (square root of its area)", "box_sizes", " px"),
+            ("box size (square root of area)", "box_sizes", " px"),
             ("objects per image", "objects_an_image", ""),
         ):
             if content[key]:
@@ -127,7 +127,7 @@ class CheckReport:
         return lines
 
     def clean_index(self) -> DetectionIndex:
-        """The dataset without unusable images and without exact duplicates of boxes."""
+        """The dataset without unusable images and without duplicate boxes."""
         index = self.index.select(self.good_images)
         table = index.annotations
         repeated = repeated_boxes(table.image_index, table.label, table.is_crowd, table.boxes_xyxy)
@@ -143,18 +143,18 @@ def check_dataset(
     progress: Callable[[int], None] = lambda _: None,
     reading: Mapping[str, Any] | None = None,
 ) -> CheckReport:
-    """Read a dataset past all errors, decode its images, and report what is wrong.
+    """Read a dataset, continuing after errors, decode its images, and report what is wrong.
 
     Args:
         path: See `open_dataset`.
         format: See `open_dataset`.
         images: Whether to decode the images.
-        threads: Number of threads that decode; None: one for each core.
+        threads: Number of decoding threads; None: one per core.
         progress: Called with the number of images checked since the last call.
-        reading: Options of the format, see `open_dataset`.
+        reading: Options of the format; see `open_dataset`.
 
     Raises:
-        DatasetNotFoundError: There is nothing at `path`.
+        DatasetNotFoundError: `path` does not exist.
     """
     findings = Findings(collects=True)
     try:
@@ -162,8 +162,9 @@ def check_dataset(
     except (ValueError, OSError) as error:
         if not Path(path).expanduser().exists():
             raise
-        known = error if isinstance(error, DetrError) else DatasetError(path, str(error).rstrip("."), "correct it")
-        findings.add("unreadable dataset", known)
+        if not isinstance(error, DetrError):
+            error = DatasetError(path, str(error).rstrip("."), "fix the dataset")
+        findings.add("unreadable dataset", error)
         index = DetectionIndex(Path(path).name, (), (), AnnotationTable.concatenate([]))
     _check_annotations(index, findings)
     thumbnails: NDArray[np.uint8] | None = None
@@ -172,7 +173,7 @@ def check_dataset(
     _check_splits(index, findings)
     if thumbnails is not None:
         _check_leaks(index, thumbnails, findings)
-    bad = [number for number, record in enumerate(index.images) if record.path in findings.broken_images]
+    bad = [image for image, record in enumerate(index.images) if record.path in findings.broken_images]
     ordered = sorted(findings.items, key=lambda finding: finding.severity != "error")
     return CheckReport(index, tuple(ordered), findings.format, tuple(bad))
 
@@ -233,14 +234,15 @@ def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:
 
 def _check_annotations(index: DetectionIndex, findings: Findings) -> None:
     if len(index) and not len(index.annotations):
-        findings.error("no boxes", index.name, "no image has a box", "annotate it, or point at its labels")
+        findings.error(
+            "no boxes", index.name, "no image has a box", "annotate the images, or check the path of the labels"
+        )
     counts = _objects(index)
     if (counts > _NUM_QUERIES).any():
         findings.warn(
             "many objects",
-            f"images with more than {_NUM_QUERIES} objects.",
-            f"objects beyond the model's number of queries are not learnt; raise model_config.num_queries above "
-            f"{counts.max()}",
+            f"{counted(int((counts > _NUM_QUERIES).sum()), 'image')} with more than {_NUM_QUERIES} objects.",
+            f"a model detects at most one object per query; set model_config.num_queries above {counts.max()}",
             (
                 (index.images[image].path, f"has {counts[image]} objects")
                 for image in np.flatnonzero(counts > _NUM_QUERIES).tolist()
@@ -259,7 +261,7 @@ def _check_splits(index: DetectionIndex, findings: Findings) -> None:
             if len(inside) == 1:
                 only.append((f"class '{category.name}'", f"has boxes only in the split '{inside[0]}'"))
         if only:
-            findings.warn("class in one split", "classes with boxes in one split only.", _NO_ACTION, only)
+            findings.warn("class in one split", "some classes have boxes in a single split only.", _KEPT, only)
     for name, members in index.splits.items():
         if not np.isin(index.annotations.image_index, members).any() and len(index.annotations):
             findings.warn(
@@ -271,7 +273,7 @@ def _check_splits(index: DetectionIndex, findings: Findings) -> None:
 
 
 def _separate_splits(index: DetectionIndex) -> dict[str, NDArray[np.int64]]:
-    """The splits, without those that contain another one entirely (trainval)."""
+    """The splits, except those that contain all of another split (trainval)."""
     sets = {name: {*members.tolist()} for name, members in index.splits.items() if len(members)}
     return {
         name: index.splits[name]
@@ -286,7 +288,7 @@ def _separate_splits(index: DetectionIndex) -> dict[str, NDArray[np.int64]]:
 def _check_images(
     index: DetectionIndex, findings: Findings, threads: int, progress: Callable[[int], None]
 ) -> NDArray[np.uint8]:
-    """Decode every image; returns a thumbnail (N, 16, 17) uint8 of each, zeros for those that cannot be read."""
+    """Decode every image and return thumbnails (N, 16, 17) uint8, zeros for images that cannot be read."""
     thumbnails = np.zeros((len(index), 16, 17), np.uint8)
 
     def check(image: int) -> Exception | None:
@@ -297,7 +299,7 @@ def _check_images(
         return None
 
     with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, and of large images
+        warnings.simplefilter("ignore")  # Pillow warns about odd metadata and large images
         for start in range(0, len(index), _CHUNK):
             stop = min(start + _CHUNK, len(index))
             chunk = [image for image in range(start, stop) if index.images[image].path not in findings.broken_images]
@@ -316,7 +318,7 @@ def _add_image_error(path: str, error: Exception, findings: Findings) -> None:
 
 
 def _thumbnail(record: ImageRecord) -> NDArray[np.uint8]:
-    """The image in 16 x 17 grey pixels, after the whole file has been read; raises what `read_image` raises."""
+    """Read the whole image and shrink it to 16 x 17 grey pixels; raises what `read_image` raises."""
     if Path(record.path).is_file():
         try:
             with Image.open(record.path) as image:
@@ -335,7 +337,7 @@ def _shrink(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings: Findings) -> None:
-    """Report images of one split that are also in another, as the same file or as one that looks the same."""
+    """Report images that are in several splits, as the same file or as a near-duplicate."""
     splits = _separate_splits(index)
     if len(splits) < 2:
         return
@@ -348,7 +350,7 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
         return " and ".join(name for name, inside in zip(names, membership[image], strict=True) if inside)
 
     several = np.flatnonzero(membership.sum(1) > 1).tolist()
-    action = f"{_NO_ACTION}; the metrics on such a split are too optimistic"
+    action = f"{_KEPT}; metrics on these splits will be too optimistic"
     if several:
         findings.warn(
             "image in several splits",
@@ -360,7 +362,7 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
     if pairs:
         findings.warn(
             "near-duplicate images",
-            f"{counted(len(pairs), 'image')} nearly identical to one of another split.",
+            f"{counted(len(pairs), 'image')} nearly identical to an image in another split.",
             action,
             (
                 (
@@ -374,14 +376,15 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
 
 
 def _alike(thumbnails: NDArray[np.uint8], membership: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Pairs of images from different splits that look the same: the slopes of grey agree, and so do the levels.
+    """Find pairs of images from different splits whose thumbnails have nearly the same gradients and grey levels.
 
-    Candidates share one of 16 bands of their 256 slopes, as those that differ in fewer than 16 slopes always do.
-    Images without structure are left out, and where many agree in a band, each is compared only with its neighbours.
+    The signs of the 256 horizontal gradients are compared. Candidate pairs share one of 16 bands of 16 signs, as two
+    images that differ in fewer than 16 signs always do. Images without structure are skipped, and if many images
+    share a band, each is compared only with the next 32.
     """
-    slopes = thumbnails[:, :, 1:] > thumbnails[:, :, :-1]
-    bits = np.packbits(slopes.reshape(len(thumbnails), 256), axis=1)  # (N, 32)
-    structured = np.array([thumbnail.std() > _LEAST_STRUCTURE for thumbnail in thumbnails], dtype=np.bool_)
+    signs = thumbnails[:, :, 1:] > thumbnails[:, :, :-1]
+    bits = np.packbits(signs.reshape(len(thumbnails), 256), axis=1)  # (N, 32)
+    structured = np.array([thumbnail.std() > _MIN_STRUCTURE for thumbnail in thumbnails], dtype=np.bool_)
     structured &= membership.any(1)
     pair_of: dict[int, int] = {}
     for band in range(16):
@@ -398,10 +401,10 @@ def _alike(thumbnails: NDArray[np.uint8], membership: NDArray[np.bool_]) -> list
             left, right = left[rows], right[rows]
             for start in range(0, len(left), 65536):
                 one, two = left[start : start + 65536], right[start : start + 65536]
-                near = np.bitwise_count(bits[one] ^ bits[two]).sum(1) <= _ALIKE_BITS
+                near = np.bitwise_count(bits[one] ^ bits[two]).sum(1) <= _NEAR_BITS
                 for first, second in zip(one[near].tolist(), two[near].tolist(), strict=True):
                     first, second = min(first, second), max(first, second)
                     levels = np.abs(thumbnails[first].astype(np.int16) - thumbnails[second]).mean()
-                    if second not in pair_of and levels <= _ALIKE_LEVELS:
+                    if second not in pair_of and levels <= _NEAR_LEVELS:
                         pair_of[second] = first
     return sorted((first, second) for second, first in pair_of.items())

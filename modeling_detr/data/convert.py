@@ -1,7 +1,7 @@
-"""Writes a dataset in another format, split by split, with its images, and compares what was written.
+"""Convert a dataset to another format, with its splits and images, and verify the result.
 
-Everything is first written to a hidden folder, read back and compared; only then it gets its name. An interruption
-leaves no target behind.
+The new dataset is written to a hidden folder, read back and compared with the source, and only then renamed to its
+target. An interruption leaves no target behind.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ from modeling_detr.errors_detr import DatasetError, did_you_mean
 from modeling_detr.structures_detr import DetectionIndex
 
 
-TOLERANCE = 0.01  # pixels that a box may move
+TOLERANCE = 0.01  # pixels by which a box may change
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written.
+    """A summary of what was written.
 
     Attributes:
-        images: Images in the target.
-        boxes: Boxes in the target, those of crowds included.
-        largest_difference: Largest difference between the boxes written and those read back, in pixels.
-        notes: What the format cannot hold, one sentence each.
+        images: Number of images.
+        boxes: Number of boxes, including crowd regions.
+        largest_difference: Largest difference between source and written coordinates, in pixels.
+        notes: What the format cannot represent, one sentence each.
     """
 
     images: int
@@ -45,14 +45,14 @@ def convert_dataset(index: DetectionIndex, target: str | Path, to: str, *, link:
     Args:
         index: The dataset.
         target: The new folder.
-        to: Its format: one in `FORMATS` that can be written.
-        link: Make hard links to the image files instead of copies, where the disk allows it.
+        to: The target format: a key of `FORMATS` that can be written.
+        link: Hard-link the image files instead of copying them, where the file system allows it.
 
     Raises:
         OutputExistsError: `target` exists.
         OutputError: `target` cannot be written.
-        DatasetError: The format cannot be written or cannot hold the dataset, or an image does not have the size that
-            its annotations are for.
+        DatasetError: The format cannot be written or cannot represent the dataset, or an image does not have the
+            size in its annotations.
         OSError: An image cannot be read.
     """
     write = FORMATS[to].write if to in FORMATS else None
@@ -69,10 +69,10 @@ def convert_dataset(index: DetectionIndex, target: str | Path, to: str, *, link:
 
 
 def _compare(written: WrittenDataset, read: DetectionIndex, to: str) -> float:
-    """Compare every box; returns the largest difference of a coordinate in pixels.
+    """Compare all boxes and return the largest difference of a coordinate, in pixels.
 
     Raises:
-        DatasetError: Images, classes or boxes differ. That is a bug in this package.
+        DatasetError: Images, classes or boxes differ, which is a bug in this package.
     """
     index = written.readable or written.index
     expected_splits = {file_name_of(name): members for name, members in index.splits.items()}
@@ -85,7 +85,7 @@ def _compare(written: WrittenDataset, read: DetectionIndex, to: str) -> float:
         if [name for name, _ in expected] != [name for name, _ in got]:
             raise DatasetError(
                 f"{index.name} as {to}",
-                f"{len(got)} boxes were written, expected {len(expected)}, or their classes differ",
+                f"boxes or classes differ after writing: got {len(got)} boxes, expected {len(expected)}",
                 "please report this as a bug",
             )
         if expected:
@@ -93,7 +93,7 @@ def _compare(written: WrittenDataset, read: DetectionIndex, to: str) -> float:
             largest = max(largest, float(difference))
     if largest > TOLERANCE:
         raise DatasetError(
-            f"{index.name} as {to}", f"boxes moved by {largest:.3g} pixels", "please report this as a bug"
+            f"{index.name} as {to}", f"boxes moved by up to {largest:.3g} pixels", "please report this as a bug"
         )
     return largest
 

@@ -1,4 +1,4 @@
-"""The dataset that PyTorch's loader reads: one augmented sample at a time, the same on any worker."""
+"""The PyTorch dataset: reads and augments one sample at a time, with the same result in any worker."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ from modeling_detr.structures_detr import DetectionIndex, DetectionSample, Detec
 
 
 class SampleKey(NamedTuple):
-    """An image, by its index in the `DetectionIndex`, in an epoch.
+    """A sample: an image, by its index in the `DetectionIndex`, in an epoch.
 
-    Its random numbers depend on nothing else but the seed.
+    The random numbers of a sample depend only on its key and the dataset's seed.
     """
 
     image_index: int
@@ -32,7 +32,7 @@ class SampleKey(NamedTuple):
 
 
 def sample_seed(seed: int, key: SampleKey) -> int:
-    """A different integer for every (seed, epoch, image index)."""
+    """A unique integer for each (seed, epoch, image index)."""
     return (seed % 2**32) << 96 | (key.epoch % 2**32) << 64 | key.image_index
 
 
@@ -41,14 +41,14 @@ class DetectionDataset(Dataset[DetectionSample]):
 
     Attributes:
         index: The images and annotations.
-        transform: Applied to each sample; None: nothing is.
+        transform: Applied to each sample; None: no transform.
         seed: Seed of the transform's random numbers.
         masks: Whether samples have masks, which are read with the image.
-        no_flip_labels: Labels of the classes whose images are never mirrored (given by name: `no_flip_classes`).
+        no_flip_labels: Labels of `no_flip_classes`: images with an object of such a class are never flipped.
 
     Raises:
-        DatasetError: `masks` is True and the index has none; or there is no class with such a name, or the transform
-            is not a `GeometryPolicy`, so its flips cannot be prevented.
+        DatasetError: `masks` is True and the index has none; a class in `no_flip_classes` does not exist; or there are
+            such classes and the transform is not a `GeometryPolicy`, so that its flips cannot be prevented.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DetectionDataset(Dataset[DetectionSample]):
     ) -> None:
         if masks and index.annotations.masks is None:
             able = [name for name, entry in FORMATS.items() if "instance" in entry.tasks]
-            remedy = f"open it for the task instance or panoptic, from a dataset in the format {' or '.join(able)}"
+            remedy = f"open it with the task 'instance' or 'panoptic'; formats with masks: {', '.join(able)}"
             raise DatasetError(index.name, "has no masks", remedy)
         self.index = index
         self.transform = transform
@@ -73,8 +73,8 @@ class DetectionDataset(Dataset[DetectionSample]):
         if names and not isinstance(self.transform, GeometryPolicy):
             raise DatasetError(
                 "no_flip_classes",
-                f"the transform {type(self.transform).__qualname__} decides itself what it flips",
-                f"configure it there, or use one of the policies {', '.join(POLICIES)}",
+                f"not supported by the transform {type(self.transform).__qualname__}, which flips by its own rules",
+                f"configure flips in the transform, or use one of the policies {', '.join(POLICIES)}",
             )
         label_of = {category.name: label for label, category in enumerate(self.index.categories)}
         for name in names:
@@ -88,17 +88,18 @@ class DetectionDataset(Dataset[DetectionSample]):
         return len(self.index)
 
     def __getitem__(self, key: int | SampleKey) -> DetectionSample:
-        """The sample of an image index (in epoch 0) or of a `SampleKey`.
+        """Read and transform the sample of an image index (epoch 0) or of a `SampleKey`.
 
         Raises:
-            IndexError: There is no such image.
+            IndexError: The image index is out of range.
             OSError: The image or its masks cannot be read; the message names the file.
-            ValueError: The image does not have the size that its annotations are for, or the transform did not return
+            ValueError: The size of the image differs from the size in its annotations, or the transform did not return
                 a valid sample.
         """
         key = key if isinstance(key, SampleKey) else SampleKey(int(key))
         if not 0 <= key.image_index < len(self.index):
-            raise IndexError(f"{self.index.name}: got image {key.image_index}, expected 0 to {len(self.index) - 1}.")
+            expected = f"0 to {len(self.index) - 1}"
+            raise IndexError(f"{self.index.name}: got image index {key.image_index}, expected {expected}.")
         sample = self._read(key.image_index)
         try:
             return self._transform(sample, key)
@@ -107,7 +108,7 @@ class DetectionDataset(Dataset[DetectionSample]):
             raise
 
     def plan(self, key: SampleKey) -> GeometryPlan:
-        """The geometry of a sample, without reading it; unchanged for a transform that does not plan."""
+        """Plan the geometry of a sample without reading it; the image's own size if the transform cannot plan."""
         record = self.index.images[key.image_index]
         if not isinstance(self.transform, GeometryPolicy):
             return GeometryPlan(record.height, record.width)
@@ -160,7 +161,7 @@ def _global_seed(seed: int) -> Iterator[None]:
 
 
 def _check_sample(sample: DetectionSample, transform: SampleTransform) -> None:
-    """Raise a ValueError if a user's transform did not return what the collator expects."""
+    """Raise a ValueError if a custom transform did not return what the collator expects."""
     where = f"transform {getattr(transform, '__qualname__', type(transform).__qualname__)}"
     try:
         image, target = sample["image"], sample["target"]

@@ -1,7 +1,7 @@
-"""What a dataset format is: how it is recognised, read and written.
+"""The definition of a dataset format: how it is recognised, read and written.
 
-Each format is one file in `formats/` that defines a `DatasetFormat`; the table `formats.FORMATS` lists them all, and a
-plug-in may add its own.
+Each format is one file in `formats/` that defines a `DatasetFormat`. The table `formats.FORMATS` lists them all;
+plug-ins may add their own.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from modeling_detr.structures_detr import DetectionIndex, Task
 
 @dataclass(frozen=True)
 class ReadingOption:
-    """An option that some formats take when they are read.
+    """An option for reading datasets of some formats.
 
     Attributes:
-        name: Keyword of `open_dataset`; also the name of the command-line option.
-        help: One phrase that explains it.
+        name: Keyword argument of `open_dataset`; also the name of the command-line option.
+        help: A one-line description.
         kind: Type of the value: `bool` is a switch, `Path` a folder that must exist.
-        choices: The allowed values; empty: any.
+        choices: Allowed values; empty: any value.
     """
 
     name: str
@@ -38,13 +38,13 @@ IMAGES_OPTION = ReadingOption("images", "folder of the images, if it is outside 
 
 @dataclass(frozen=True, eq=False)
 class WrittenDataset:
-    """What a format has written.
+    """The result of writing a dataset.
 
     Attributes:
-        index: The dataset as written: without what the format cannot hold.
+        index: The dataset as written, without what the format cannot represent.
         notes: What was left out or changed, one sentence each.
-        keeps_splits: Whether reading it back gives the same splits, so that they can be compared one by one.
-        readable: The part of `index` that reading gives back; None: all of it.
+        keeps_splits: Whether the splits are the same when read back, so that they can be compared one by one.
+        readable: The part of `index` that is read back; None: all of it.
     """
 
     index: DetectionIndex
@@ -55,22 +55,22 @@ class WrittenDataset:
 
 @dataclass(frozen=True)
 class DatasetFormat:
-    """One format of datasets on disk, on the Hub, or built in.
+    """A format of datasets: on disk, on the Hub, or built in.
 
     Attributes:
         name: Value of `format` in `open_dataset`, and key in `FORMATS`.
-        find: `find(path)`: whether a dataset in this format is at `path`, a folder or a file.
-        read: `read(path, findings=…, task=…, **options)`: reads the dataset. `findings` takes or raises what is wrong;
-            `task` is one of `tasks`; `options` are those of `options` that were given.
-        looked_for: What `find` looks for, for the message about a folder in no format.
-        tasks: The tasks that it has annotations for.
-        options: The reading options that it takes.
+        find: `find(path)`: whether `path`, a folder or a file, is a dataset in this format.
+        read: `read(path, findings=…, task=…, **options)`: reads the dataset. `findings` collects or raises problems;
+            `task` is one of `tasks`; `options` are the reading options that the user has set.
+        looked_for: What `find` looks for, for the error about a folder in an unknown format.
+        tasks: The tasks that the format has annotations for.
+        options: The reading options of the format.
         write: `write(index, folder, link)`: writes a dataset with its images into an empty folder; with `link`,
-            images become hard links where possible. None: the format can only be read.
-        find_hints: Like `find`, for weaker evidence, which counts only if no format is found.
-        is_name: `is_name(text, chosen)`: whether `text` names such a dataset without being a path; `chosen` says
-            whether the user has chosen this format.
-        defers_to: Formats that are preferred where they are found too and have what the task needs.
+            images become hard links where possible. None: the format is read-only.
+        find_hints: Like `find`, for weaker evidence; only used if `find` fails for every format.
+        is_name: `is_name(text, chosen)`: whether `text` names such a dataset without being a path; `chosen` is True if
+            the user has chosen this format.
+        defers_to: Formats that take precedence if they are found too and support the task.
     """
 
     name: str

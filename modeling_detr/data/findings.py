@@ -1,8 +1,8 @@
-"""What readers find wrong with a dataset.
+"""Problems that readers find in a dataset.
 
-Readers report to a `Findings`. A strict one, as training uses, raises the first error and keeps one sentence for each
-kind of warning. A collecting one, as `detr data check` uses, keeps every finding with its place, and the reader skips
-the faulty entry.
+Readers report problems to a `Findings` object. By default, as in training, it raises the first error and keeps one
+note for each kind of warning. In collecting mode, as in `detr data check`, it keeps every finding with its location,
+and the reader skips the faulty entry.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,14 +14,14 @@ from modeling_detr.errors_detr import DatasetError, DetrError, python_argument
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong.
+    """A single problem.
 
     Attributes:
-        severity: `error`: it stops training or silently spoils it; `warning`: it is handled.
+        severity: `error`: stops training or silently spoils it; `warning`: is handled.
         kind: Short name of the problem ("zero area"), by which findings are grouped.
         where: The file, and the line, id or number of the entry in it.
         message: What is wrong.
-        action: For a warning, what is done about it; for an error, what to do.
+        action: How a warning was handled, or how to fix an error.
         settings: Arguments of `open_dataset` that fix it.
     """
 
@@ -33,7 +33,7 @@ class Finding:
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def text(self, spell: Callable[[str, object], str] = python_argument) -> str:
-        """The finding as one sentence; `spell` writes a setting the way the user can give it."""
+        """The finding as one sentence; `spell` formats a setting the way the user can give it."""
         return self._error().to_text(spell)
 
     def as_dict(self, spell: Callable[[str, object], str] = python_argument) -> dict[str, str]:
@@ -54,13 +54,13 @@ class Finding:
 
 
 class Findings:
-    """Collects or raises what readers find.
+    """Collects or raises the problems that readers find.
 
     Attributes:
-        collects: Whether errors are kept instead of raised.
-        items: Every finding, if they are collected.
+        collects: Whether errors are collected instead of raised.
+        items: All findings, if they are collected.
         notes: One sentence for each kind of warning, for `DetectionIndex.notes`.
-        broken_images: Paths of the images that have an error.
+        broken_images: Paths of the unusable images.
         format: Name of the dataset's format, once it is known.
     """
 
@@ -83,22 +83,22 @@ class Findings:
         cause: Exception | None = None,
         image: str | None = None,
     ) -> None:
-        """Raise an error, or keep it; the caller then skips what is wrong.
+        """Raise an error, or collect it; the caller then skips the faulty entry.
 
         Args:
             kind: See `Finding`.
             where: See `Finding`.
             message: See `Finding`.
-            remedy: What to do about it.
+            remedy: How to fix it.
             settings: See `Finding`.
             raises: Class of the error.
-            cause: What it is raised from.
-            image: Path of the image that cannot be used because of it.
+            cause: The exception that caused it.
+            image: Path of the image that it makes unusable.
         """
         self.add(kind, raises(where, message, remedy, settings), cause=cause, image=image)
 
     def add(self, kind: str, error: DetrError, *, cause: Exception | None = None, image: str | None = None) -> None:
-        """Raise `error`, or keep it as a finding; see `error`."""
+        """Raise `error`, or collect it as a finding; see the method `error`."""
         if not self.collects:
             raise error from cause
         self.items.append(Finding("error", kind, error.where, error.problem, error.remedy, error.settings))
@@ -106,13 +106,13 @@ class Findings:
             self.broken_images.add(image)
 
     def warn(self, kind: str, note: str, action: str, each: Iterable[tuple[object, str]]) -> None:
-        """Keep a warning.
+        """Record a warning.
 
         Args:
             kind: See `Finding`.
-            note: One sentence that sums it up.
-            action: What is done about it.
-            each: Place and message of each case; only iterated if findings are collected.
+            note: A one-sentence summary.
+            action: How it is handled.
+            each: Location and message of each case; only iterated if findings are collected.
         """
         self.notes.append(note)
         if self.collects:
@@ -120,12 +120,12 @@ class Findings:
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """`1 box`, `2 boxes`: a number with the form of the noun that fits it (by default with an s)."""
+    """Format a number with its noun: `1 box`, `2 boxes`. The default plural adds an s."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def first_items(items: Iterable[object], limit: int = 20) -> str:
-    """At most `limit` items, joined by commas, and how many more there are."""
+    """Join at most `limit` items with commas, followed by the number of further ones."""
     texts = [str(item) for item in items]
     more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more

@@ -1,4 +1,4 @@
-"""What the formats that are written cannot hold, and the notes about it."""
+"""Checks and notes about what a target format cannot represent."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from modeling_detr.structures_detr import DetectionIndex
 
 
 def refuse_shared_names(index: DetectionIndex, to: str) -> None:
-    """Raise a DatasetError if two classes share a name, which formats that match classes by name cannot hold."""
+    """Raise a DatasetError if two classes share a name, for formats that match classes by name."""
     names = [category.name for category in index.categories]
     shared = next((name for name in names if names.count(name) > 1), None)
     if shared is not None:
@@ -19,7 +19,7 @@ def refuse_shared_names(index: DetectionIndex, to: str) -> None:
 
 
 def warn_of_stuff(index: DetectionIndex) -> list[str]:
-    """A note if there are boxes of stuff: no format that is written tells stuff from things."""
+    """Return a note if there are boxes of stuff: no format that can be written separates stuff from things."""
     stuff = {label for label, category in enumerate(index.categories) if not category.is_thing}
     boxes = int(np.isin(index.annotations.label, [*stuff]).sum())
     if not boxes:
@@ -29,18 +29,18 @@ def warn_of_stuff(index: DetectionIndex) -> list[str]:
 
 
 def without_crowds(index: DetectionIndex, to: str) -> tuple[DetectionIndex, list[str]]:
-    """The dataset without crowds, which formats of plain boxes cannot hold, and notes on what else they lose."""
+    """Drop crowd regions, for formats of plain boxes; also returns notes on what else they cannot represent."""
     table, notes = index.annotations, []
     crowds = int(table.is_crowd.sum())
     if crowds:
-        notes.append(f"{to} has no crowd regions: {crowds} left out, because as boxes they would be trained on.")
+        notes.append(f"{to} has no crowd regions: {crowds} left out, because they would be trained on as objects.")
         table = table.take(~table.is_crowd)
     box_area: NDArray[np.float64] = (table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]).prod(-1)
     others = int((np.abs(table.area - box_area) > np.maximum(1e-3 * box_area, 1e-3)).sum())
     if others:
-        notes.append(f"{to} has no areas: {others} that differ from their box's are lost.")
+        notes.append(f"{to} has no areas: {others} {'differs' if others == 1 else 'differ'} from the box area, lost.")
     if any(isinstance(image.id, int) for image in index.images):
-        notes.append(f"{to} has no image ids: the file names take their place.")
+        notes.append(f"{to} has no image ids: file names are used instead.")
     if table.masks is not None:
         notes.append("masks are not written.")
     return replace(index, annotations=table), notes

@@ -1,4 +1,4 @@
-"""Copies the images of a dataset into the folder of a converted one, each once and under a unique name."""
+"""Copy the images of a dataset to a converted one, each once and under a unique name."""
 
 import os
 import shutil
@@ -13,16 +13,16 @@ from modeling_detr.data.image_headers import header_size
 from modeling_detr.structures_detr import DetectionIndex
 
 
-UNLISTED = "unlisted"  # split of the images that are in no split
+UNLISTED = "unlisted"  # name of the split for images that are in no split
 
 
 class ImageCopies:
-    """The images of a converted dataset: each goes to the folder of the smallest split that contains it.
+    """The images of a converted dataset, each in the folder of the smallest split that contains it.
 
     Attributes:
-        home: Split of each image.
+        home: The split in whose folder each image is stored.
         name: File name of each image.
-        splits: Name of each split to write → indices of its images; images in no split get the split `UNLISTED`.
+        splits: Name of each written split → indices of its images; images in no split are in the split `UNLISTED`.
         notes: Which images were re-encoded.
     """
 
@@ -32,11 +32,11 @@ class ImageCopies:
         Args:
             index: The dataset.
             folder: Folder of the converted dataset.
-            place_of: Split → folder of its images, relative to `folder`. Names are unique within such a folder.
-            link: Make hard links where possible.
+            place_of: Maps a split to the folder of its images, relative to `folder`. Names are unique in each folder.
+            link: Use hard links where possible.
 
         Raises:
-            DatasetError: An image does not have the size that its annotations are for.
+            DatasetError: An image does not have the size in its annotations.
             OSError: An image cannot be read or written.
         """
         self._folder, self._place_of = folder, place_of
@@ -80,9 +80,9 @@ class ImageCopies:
                     rewritten.append(record.path)
         if not rewritten:
             return []
-        were = "image was annotated as it is" if len(rewritten) == 1 else "images were annotated as they are"
+        were = "image was" if len(rewritten) == 1 else "images were"
         return [
-            f"{len(rewritten)} {were} stored, without the EXIF orientation; re-encoded as PNG; the first: "
+            f"{len(rewritten)} {were} annotated without the EXIF orientation, re-encoded as PNG; the first: "
             f"{rewritten[0]}."
         ]
 
@@ -92,11 +92,11 @@ def _copy(source: Path, target: Path, link: bool) -> None:
         try:
             os.link(source.resolve(), target)
             return
-        except OSError:  # another disk, or one without links
+        except OSError:  # another file system, or one without hard links
             pass
     shutil.copyfile(source, target)
 
 
 def file_name_of(split: str) -> str:
-    """The name of a split in file names."""
+    """Convert the name of a split to a valid file name."""
     return split.replace("/", "_")

@@ -1,4 +1,4 @@
-"""Decodes one image to 8-bit RGB, in the orientation in which it was annotated."""
+"""Decode an image to 8-bit RGB, in the orientation in which it was annotated."""
 
 import warnings
 
@@ -12,7 +12,7 @@ from modeling_detr.data.image_headers import (
     EXIF_ORIENTATION,
     check_pixels,
     exif_orientation,
-    ignore_warnings_of_opening,
+    ignore_opening_warnings,
     image_source,
 )
 from modeling_detr.data.shape_scenes import is_shapes, render
@@ -24,8 +24,9 @@ from modeling_detr.structures_detr import ImageRecord
 def read_image(record: ImageRecord) -> tv_tensors.Image:
     """Read the image of `record`: (3, H, W) uint8 RGB, with the record's height and width.
 
-    The EXIF orientation is applied, unless only the image as stored has the record's size: then it was annotated that
-    way. Pillow decodes: torchvision gives the same pixels in four fifths of the time, but its decoders are deprecated.
+    The EXIF orientation is applied, unless only the stored image has the record's size: then it was annotated without
+    it. Decoding uses Pillow: torchvision returns the same pixels in four fifths of the time, but its decoders are
+    deprecated.
 
     Args:
         record: The image; its path may be a virtual one of the built-in shapes.
@@ -52,19 +53,19 @@ def read_image(record: ImageRecord) -> tv_tensors.Image:
 
 
 def _decode(path: str, oriented: bool) -> Tensor:
-    """Pixels (3, H, W) uint8 of an image file, turned by its EXIF orientation if `oriented`."""
+    """Decode an image file to pixels (3, H, W) uint8, rotated by its EXIF orientation if `oriented`."""
     try:
         with warnings.catch_warnings():
-            ignore_warnings_of_opening()
+            ignore_opening_warnings()
             opened = Image.open(image_source(path))
         with opened as image:
             check_pixels(path, image.height, image.width)
             image.load()
             orientation = exif_orientation(image)
             if not oriented or orientation == 1:
-                image.getexif()[EXIF_ORIENTATION] = 1  # also replaces an invalid number
+                image.getexif()[EXIF_ORIENTATION] = 1  # also replaces an invalid value
             if image.mode == "RGB" and image.format == "JPEG" and (orientation == 1 or not oriented):
-                return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # nothing to convert: nearly every image
+                return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # the usual case: nothing to convert
             return to_rgb(image)
     except FileNotFoundError as error:
         raise DatasetNotFoundError(path, "no such image", "restore it, or remove its annotations") from error

@@ -1,4 +1,4 @@
-"""How large an image is and which way up, from its header: nothing is decoded."""
+"""Read the size and EXIF orientation of an image from its header, without decoding it."""
 
 import io
 import struct
@@ -11,33 +11,33 @@ from modeling_detr.errors_detr import DatasetReadError
 
 
 EXIF_ORIENTATION = 0x0112
-# Pillow warns above 89 million pixels and refuses twice that; satellite and slide images of datasets are tiles.
+# Pillow warns above 89 million pixels and rejects twice as many; datasets store satellite and slide images as tiles.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
 def header_size(path: str) -> tuple[int, int]:
-    """Height and width of an image file from its header, after its EXIF orientation.
+    """Read the height and width of an image from its header, after applying its EXIF orientation.
 
     Raises:
-        DatasetReadError: The file cannot be read, is not an image, or is absurdly large.
+        DatasetReadError: The file cannot be read, is not an image, or is implausibly large.
     """
     return header_sizes(path)[0]
 
 
 def header_sizes(path: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of an image after its EXIF orientation, and as it is stored; see `header_size`."""
+    """Read height and width after applying the EXIF orientation, and as stored; see `header_size`."""
     try:
         with warnings.catch_warnings():
-            ignore_warnings_of_opening()
+            ignore_opening_warnings()
             with Image.open(image_source(path)) as image:
                 width, height = image.size
                 check_pixels(path, height, width)
-                # Pillow decodes a whole PNG to look for EXIF data after its pixels, where hardly any file has it.
+                # Pillow decodes a whole PNG to look for EXIF data after its pixels, which hardly any file has.
                 has_exif = image.format in ("JPEG", "MPO", "TIFF", "WEBP") or "exif" in image.info
                 orientation = exif_orientation(image) if has_exif else 1
     except UnidentifiedImageError as error:
         raise DatasetReadError(
-            path, f"not an image that can be read ({_num_bytes(path)} bytes)", "replace or remove it"
+            path, f"not a readable image ({_num_bytes(path):,} bytes)", "replace or remove it"
         ) from error
     except Image.DecompressionBombError as error:
         raise DatasetReadError(path, str(error), "scale it down, or remove it and its annotations") from error
@@ -49,7 +49,7 @@ def header_sizes(path: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def check_pixels(path: str, height: int, width: int) -> None:
-    """Refuse an image of absurd size before it is decoded: it is a mistake, or an attack on memory.
+    """Reject an implausibly large image before it is decoded and fills the memory.
 
     Raises:
         DatasetReadError: It has more than `MAX_PIXELS` pixels.
@@ -63,24 +63,24 @@ def check_pixels(path: str, height: int, width: int) -> None:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image, 1 (upright) to 8; 1 where the data is broken or out of range."""
+    """Read the EXIF orientation of an image, 1 (upright) to 8; 1 if the data is broken or out of range."""
     with warnings.catch_warnings():
-        ignore_warnings_of_opening()
+        ignore_opening_warnings()
         try:
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        except (SyntaxError, ValueError, struct.error):  # the bytes are not EXIF data
+        except (SyntaxError, ValueError, struct.error):  # not valid EXIF data
             return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def ignore_warnings_of_opening() -> None:
-    """Silence Pillow inside `warnings.catch_warnings()`: size and EXIF data get errors of their own here."""
+def ignore_opening_warnings() -> None:
+    """Silence Pillow's warnings about size and EXIF data, which are checked here; use in `catch_warnings()`."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 
 def image_source(path: str) -> str | io.BytesIO:
-    """What Pillow opens for an image record: its path, or the bytes of the Arrow row that a virtual path names.
+    """Return what Pillow opens: the path of a file, or the bytes of the Arrow row at a virtual path.
 
     Raises:
         OSError: The row cannot be read.

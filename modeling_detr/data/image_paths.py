@@ -1,4 +1,4 @@
-"""Where the image files of a dataset are: names, folders, and files outside the dataset."""
+"""Find the image files of a dataset, and report files outside it."""
 
 import os
 import re
@@ -15,18 +15,18 @@ _SPLIT_NAME = re.compile(r"(train(ing|val)?|val(id|idation)?|dev|eval|test(ing)?
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a folder or file of this name is usually a split (train, valid, test2017, …)."""
+    """Whether a folder or file with this name usually is a split (train, valid, test2017, …)."""
     return _SPLIT_NAME.fullmatch(name) is not None
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the name has the ending of an image file, in upper or lower case; hidden files do not count."""
+    """Whether a file name has an image suffix, in any case; hidden files do not count."""
     stem, _, suffix = name.rpartition(".")
     return suffix.lower() in IMAGE_SUFFIXES and bool(stem) and not name.startswith(".")
 
 
 def refuse_outside(paths: Iterable[str], roots: Sequence[str | Path | None], findings: Findings) -> None:
-    """Report files outside `roots` once symbolic links and `..` are resolved.
+    """Report files that are outside `roots` after symbolic links and `..` are resolved.
 
     Raises:
         DatasetError: A file is outside, if `findings` raises.
@@ -43,16 +43,16 @@ def refuse_outside(paths: Iterable[str], roots: Sequence[str | Path | None], fin
                 "path outside",
                 path,
                 f"is outside the dataset's folder {allowed[0]}, at {place}",
-                "move it there, or allow its folder",
+                "move it into the dataset's folder, or allow its folder",
                 {"images": str(Path(place).parent)},
                 image=path,
             )
 
 
 class FolderListings:
-    """Lists each folder once, so that a hundred thousand names are looked up with few calls to the disk.
+    """Lists each folder only once, so that a hundred thousand names are looked up with few system calls.
 
-    Folders are strings, and names may contain sub-folders: path objects would take most of the time.
+    Folders are strings, because `Path` objects would take most of the time. Names may contain sub-folders.
     """
 
     def __init__(self) -> None:
@@ -72,14 +72,14 @@ class FolderListings:
         return [f"{folder}/{name}" for name in sorted(self.names(folder)) if is_image_name(name)]
 
     def image_stems(self, folder: str) -> set[str]:
-        """The names, without their endings, of the image files directly in `folder`."""
+        """The stems of the image files directly in `folder`."""
         if folder not in self._image_stems:
             images = filter(is_image_name, self.names(folder))
             self._image_stems[folder] = {name.rpartition(".")[0] for name in images}
         return self._image_stems[folder]
 
     def find(self, folder: str, name: str) -> str | None:
-        """The path of `name` in `folder`, as written or else in another case; None if neither exists."""
+        """Find `name` in `folder`, preferably in the same case, and return its path; None if it does not exist."""
         parent, _, last = name.rpartition("/")
         place = f"{folder}/{parent}" if parent else folder
         if last in self.names(place):
@@ -91,9 +91,9 @@ class FolderListings:
 
 
 def locate_images(names: Sequence[str], folders: Iterable[Path]) -> list[str | None]:
-    """Find the path of each image, searching `folders` in turn; None where it is in none of them.
+    """Find the path of each image, searching `folders` in order; None if an image is in none of them.
 
-    A name may contain folders of the machine that wrote it; if it is not found as written, its last part is searched.
+    Names may contain folders of another machine: if a name is not found as written, only its last part is searched.
     """
     places, listings = [str(folder) for folder in folders], FolderListings()
     return [_locate(name.replace("\\", "/").removeprefix("./"), places, listings) for name in names]

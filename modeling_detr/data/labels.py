@@ -1,4 +1,4 @@
-"""Which label each class of a dataset has: dense 0…C-1, the dataset's own ids, or those of a model."""
+"""Assign labels to the classes of a dataset: dense 0…C-1, the dataset's own ids, or the labels of a model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,13 +9,13 @@ from modeling_detr.errors_detr import DatasetError, nearest_name
 from modeling_detr.structures_detr import Category, DetectionIndex
 
 
-MAX_RAW_LABELS = 10_000  # a class head with more outputs than this comes from a mistaken id
+MAX_RAW_LABELS = 10_000  # a higher id is a mistake: the class head gets one output per id
 
 
 def with_raw_labels(index: DetectionIndex) -> DetectionIndex:
     """Use the dataset's own category ids as labels, as the original does: 0 up to the highest id.
 
-    Unused ids in between become classes without objects: a dataset whose highest id is 106 gets 107 classes.
+    Unused ids become classes without objects: a dataset whose highest id is 106 gets 107 classes.
 
     Raises:
         DatasetError: An id is negative, or too high to be a label.
@@ -40,16 +40,16 @@ def with_raw_labels(index: DetectionIndex) -> DetectionIndex:
 def adopt_model_labels(
     index: DetectionIndex, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()
 ) -> DetectionIndex:
-    """Put the dataset's classes into the model's order, matched by name, so that labels mean the same in both.
+    """Give the dataset's classes the labels that classes with the same name have in the model.
 
     A dataset with exactly the model's classes is returned unchanged, even if several share a name. Classes that only
-    the model has are added without objects, under category ids that the dataset does not use.
+    the model has are added without objects, with category ids that the dataset does not use.
 
     Args:
         index: The dataset.
         id2label: The model's label → class name (`model.config.id2label`).
-        stuff_labels: Labels that are stuff for the model (`model.config.stuff_labels`); for classes that the dataset
-            has, the dataset decides.
+        stuff_labels: The model's labels of stuff (`model.config.stuff_labels`); only used for classes that the dataset
+            does not have.
 
     Raises:
         DatasetError: The dataset has a class that the model does not have.
@@ -79,7 +79,7 @@ def adopt_model_labels(
 
 
 def only_things(index: DetectionIndex) -> DetectionIndex:
-    """Drop the stuff classes, as instance segmentation does. The labels of the things are dense again."""
+    """Drop the stuff classes, for instance segmentation. The labels of the things become dense again."""
     is_thing = np.array([category.is_thing for category in index.categories], dtype=np.bool_)
     new_label = np.cumsum(is_thing) - 1
     table = index.annotations.take(is_thing[index.annotations.label])

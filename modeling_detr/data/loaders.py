@@ -1,6 +1,6 @@
-"""Data loaders: the batches of a dataset that one process reads.
+"""Build the data loaders of one process.
 
-Pixels stay uint8 and are normalised on the device, see `batch_to_device`.
+Pixels stay uint8 and are normalised on the device; see `batch_to_device`.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,10 @@ def build_loader(
 
     Args:
         dataset: The samples.
-        sampler: The batches of this process.
+        sampler: Yields the batches of this process.
         num_workers: Number of loader processes; 0: load in this process.
         pin_memory: Put batches into pinned memory, for faster copies to a GPU.
-        worker_init_fn: Called in each loader process with its number.
+        worker_init_fn: Called in each loader process with its index.
     """
     index = dataset.index
     names = [image.path for image in index.images]
@@ -60,15 +60,15 @@ def build_eval_loader(
     num_workers: int = 0,
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> DataLoader[Any]:
-    """Build the loader of an evaluation. Its batches do not depend on the number of processes.
+    """Build a loader for evaluation. Its batches do not depend on the number of processes.
 
     Args:
         index: The dataset; its labels are the model's.
-        transform: What resizes the images; None: nothing does.
-        accelerator: Has the number and the rank of this process, and its device.
+        transform: Resizes the images; None: they keep their size.
+        accelerator: Provides the number of processes, the index of this one, and its device.
         batch_size: Images per batch.
         masks: Load masks too.
-        max_pixels: Upper limit for the pixels of a batch, including padding.
+        max_pixels: Upper limit for the pixels of a batch, including padding; None: no limit.
         num_workers: See `build_loader`.
         worker_init_fn: See `build_loader`.
     """

@@ -1,4 +1,4 @@
-"""Masks as they are in files, kept small and decoded one image at a time: polygons, run lengths, segments of a PNG.
+"""Masks, kept compact as in their files and decoded one image at a time: polygons, run lengths, PNG segments.
 
 A annotations of a dataset · n rows to read, all of one image · H, W pixels.
 """
@@ -17,7 +17,7 @@ from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError
 from modeling_detr.structures_detr import MaskColumn
 
 
-ReadMasks = tuple[MaskColumn, list[int]]  # the masks of the rows that have one, and the rows without one
+ReadMasks = tuple[MaskColumn, list[int]]  # masks of the rows that have one, and the rows without one
 
 
 # COCO's segmentations
@@ -32,7 +32,7 @@ class CocoMasks:
         is_rle: (A,) bool; True: run lengths, False: polygons.
         spans: (A, 2) int64, where a row begins and ends in `runs` or `polygons`.
         runs: COCO's compressed run lengths, as bytes.
-        polygons: float64; for each polygon the number of its coordinates, then alternately x and y.
+        polygons: float64; for each polygon the number of its coordinates, followed by x, y, x, y, ….
     """
 
     sizes: NDArray[np.int64]
@@ -42,7 +42,7 @@ class CocoMasks:
     polygons: NDArray[np.float64]
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The masks (n, H, W) bool."""
+        """Decode the masks (n, H, W) bool."""
         from pycocotools import mask as coco_mask
 
         if len(rows) == 0:
@@ -75,7 +75,7 @@ def read_segmentations(
         entries: The annotations.
         sizes: (A, 2) height and width of each one's image.
         describe: Names a row in a message.
-        findings: Takes the rows without a mask.
+        findings: Reports rows without a mask.
 
     Returns:
         The masks, and the rows without one.
@@ -121,7 +121,7 @@ def read_segmentations(
 
 
 def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], str], findings: Findings) -> None:
-    """Report the annotations without a segmentation, of `count` in the file."""
+    """Report the annotations without a segmentation, out of `count` in the file."""
     if not absent:
         return
     first = describe(absent[0])
@@ -129,8 +129,8 @@ def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], 
         findings.error(
             "segmentation",
             first,
-            "no segmentation, and neither has any other annotation of the file",
-            "add segmentations, or train boxes only",
+            "no segmentation, like all annotations in this file",
+            "add segmentations, or train on boxes only",
             {"task": "detection"},
         )
         return
@@ -144,12 +144,12 @@ def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], 
 
 
 def _compressed(segmentation: Mapping[str, Any], height: int, width: int) -> bytes:
-    """Run lengths in COCO's compressed form.
+    """Convert run lengths to COCO's compressed form.
 
     Raises:
         KeyError: A part is missing.
         TypeError: A part has the wrong type.
-        ValueError: They do not have the size of the image.
+        ValueError: They do not match the size of the image.
     """
     size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
     if size != [height, width]:
@@ -171,12 +171,12 @@ def _compressed(segmentation: Mapping[str, Any], height: int, width: int) -> byt
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PanopticMasks:
-    """Segments of PNG files in which each pixel's colour is the id of its segment.
+    """Segments in PNG files, where the colour of a pixel is the id of its segment.
 
     Attributes:
         files: The PNG files.
         file: (A,) int64, index into `files`.
-        segment: (A,) int64, the id of each row's segment in its file.
+        segment: (A,) int64, id of each row's segment in its file.
     """
 
     files: tuple[str, ...]
@@ -184,7 +184,7 @@ class PanopticMasks:
     segment: NDArray[np.int64]
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The masks (n, H, W) bool."""
+        """Decode the masks (n, H, W) bool."""
         if len(rows) == 0:
             return np.zeros((0, 0, 0), np.bool_)
         segments = read_segment_ids(self.files[self.file[rows[0]]])
@@ -193,7 +193,7 @@ class PanopticMasks:
 
 
 def read_segment_ids(path: str) -> NDArray[np.int32]:
-    """The segment id of every pixel (H, W) of a panoptic PNG: red + 256 green + 256² blue, or the grey value.
+    """Read the segment id of every pixel (H, W) of a panoptic PNG: red + 256 green + 256² blue, or the grey value.
 
     Raises:
         DatasetNotFoundError: The file does not exist.

@@ -1,4 +1,4 @@
-"""Opens a dataset, whatever its format."""
+"""Open a dataset in any format."""
 
 import os
 from collections.abc import Mapping
@@ -29,28 +29,28 @@ def open_dataset(
     Args:
         path: The dataset's folder; a COCO annotation file (.json); a YOLO description (.yaml); a parquet file; the
             name of a dataset on the Hub (owner/name); or `shapes`, with options as in
-            `shapes?size=128&train=8000&val=400&seed=0&panoptic=true`. A folder that contains nothing but one other
-            folder stands for that one.
-        split: Name of a split, several joined by `+` (`train+val`), or None for every image. Classes and labels are
-            those of the whole dataset, whichever split is chosen.
-        format: A key of `FORMATS`; None: detected. In a folder with both of COCO's formats, the task `panoptic` reads
-            the panoptic files, the other tasks the instances.
-        findings: Collects what is wrong, with its place (`detr data check`); None: the first error is raised.
+            `shapes?size=128&train=8000&val=400&seed=0&panoptic=true`. If a folder without a dataset
+            contains a single folder, that one is opened.
+        split: Name of a split, or several joined by `+` (`train+val`); None: all images. Classes and labels are always
+            those of the whole dataset.
+        format: A key of `FORMATS`; None: detected. In a folder with both COCO formats, the task `panoptic` reads the
+            panoptic files, all other tasks the instances.
+        findings: Collects problems and their locations (`detr data check`); None: the first error is raised.
         task: What the dataset is opened for: `detection` (boxes), `instance` (things with their masks) or `panoptic`
             (every pixel belongs to a thing or to stuff).
-        **options: Options of the format; None and False mean "not given". `images` (COCO, YOLO, VOC): a folder of
-            images, which may be outside the dataset's; otherwise images outside are refused. `drop_difficult` (VOC):
-            leave out objects marked as difficult. `box_format` (hf): convention of the boxes, see `hf.BoxFormat`;
-            otherwise detected.
+        **options: Options of the format; None and False mean "not set". `images` (COCO, YOLO, VOC): a folder of
+            images, which may be outside the dataset's folder; other images outside it are an error. `drop_difficult`
+            (VOC): leave out objects marked as difficult. `box_format` (hf): convention of the boxes, one of
+            `hf_boxes.BoxFormat`; detected by default.
 
     Returns:
-        The index of its images and annotations; its `notes` list what was left out or changed.
+        The index of images and annotations; its `notes` list what was left out or changed.
 
     Raises:
-        DatasetNotFoundError: There is nothing at `path`, or images or labels are missing.
+        DatasetNotFoundError: `path` does not exist, or images or labels are missing.
         DatasetError: The format cannot be detected or lacks what the task needs, the split does not exist, or a file
             has unexpected content.
-        TypeError: No format has such an option.
+        TypeError: No format has this option.
     """
     if task not in get_args(Task):
         raise DatasetError("task", f"got '{task}'", did_you_mean(task, get_args(Task)))
@@ -62,7 +62,7 @@ def open_dataset(
         raise DatasetError(
             place,
             f"format '{chosen.name}' has no {_NEEDED[task]}, which task '{task}' needs",
-            f"choose another task, or a dataset in the format {' or '.join(able)}",
+            f"choose another task, or use a dataset in one of the formats {', '.join(able)}",
         )
     findings = Findings() if findings is None else findings
     findings.format = chosen.name
@@ -77,7 +77,7 @@ def _choose_format(
     format: str | None,  # noqa: A002
     task: Task,
 ) -> tuple[DatasetFormat, str | Path]:
-    """The format of the dataset at `path`, and the name or the file or folder to read it from."""
+    """Return the format of a dataset, and the name, file or folder to read it from."""
     if format is not None and format not in FORMATS:
         raise DatasetError("format", f"got '{format}'", did_you_mean(format, FORMATS))
     candidates = list(FORMATS.values()) if format is None else [FORMATS[format]]
@@ -92,7 +92,7 @@ def _choose_format(
 
 
 def _detect_format(path: Path, task: Task) -> tuple[DatasetFormat, Path]:
-    """The format of the dataset at `path`, or in the only folder inside it."""
+    """Detect the format of the dataset at `path`, or in the only folder inside it."""
     place: Path | None = path
     while place is not None:
         fitting = [entry for entry in FORMATS.values() if entry.find(place)]
@@ -105,20 +105,17 @@ def _detect_format(path: Path, task: Task) -> tuple[DatasetFormat, Path]:
             raise DatasetError(
                 place,
                 f"could be read as {' or as '.join(entry.name for entry in fitting)}",
-                "give the path of the annotation file (.json) or description (.yaml), or choose the format",
+                "pass the path of the annotation file (.json) or description (.yaml), or choose the format",
                 {"format": fitting[0].name},
             )
         if fitting:
             return fitting[0], place
         place = _only_folder(place)
     if path.is_file():
-        raise DatasetError(path, "not a dataset file", f"expected one of these: {_looked_for()}")
+        raise DatasetError(path, "not a dataset file", f"expected one of: {_looked_for()}")
     entries = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
-    raise DatasetError(
-        path,
-        f"no dataset in a known format, found only {first_items(entries, 12) or 'an empty folder'}",
-        f"expected one of these: {_looked_for()}",
-    )
+    content = f"found only {first_items(entries, 12)}" if entries else "the folder is empty"
+    raise DatasetError(path, f"no dataset in a known format, {content}", f"expected one of: {_looked_for()}")
 
 
 def _looked_for() -> str:
@@ -126,7 +123,7 @@ def _looked_for() -> str:
 
 
 def _only_folder(path: Path) -> Path | None:
-    """The only folder in `path`, as archives often unpack to; None if there are none or several."""
+    """Return the only folder in `path`, as archives often unpack to one; None if there is none or several."""
     if not path.is_dir():
         return None
     with os.scandir(path) as entries:

@@ -1,7 +1,7 @@
-"""Which images share a batch: images of similar size, so that there is little padding, however work is split up.
+"""Batch samplers that group images of similar size, for little padding on any number of processes.
 
-Random sizes are planned before anything is read, from the random numbers that the dataset will draw again. The sizes
-only decide which images share a batch; each image has the size that it would have anyway.
+The augmented sizes are planned before any image is read, with the same random numbers that the dataset will draw. They
+only decide which images share a batch; the size of each image is unaffected.
 """
 
 import math
@@ -22,10 +22,10 @@ POOL_IMAGES = 4096  # images sorted together: enough for little padding, planned
 class TrainBatchSampler(Sampler[list[SampleKey]]):
     """Batches for training, for one process.
 
-    An epoch is divided into global steps of `num_processes * accumulation * batch_size` images, and only then a step
-    into batches: 1 x 8, 2 x 4 and 1 x 4 with 2 accumulated batches see the same images in the same step. No image
-    occurs twice in an epoch; images that do not fill a last step are left out, other ones in each epoch. A dataset
-    smaller than one step is one smaller step, divided evenly.
+    An epoch is divided into global steps of `num_processes * accumulation * batch_size` images, and each step into
+    batches. One process with batch size 8, two with batch size 4, and one with batch size 4 and 2 accumulated batches
+    therefore see the same images in the same step. No image occurs twice in an epoch. Images that do not fill the last
+    step are left out, different ones in each epoch. A dataset smaller than one step forms a single smaller step.
 
     Batch `i` of a process belongs to step `first_step + i // accumulation`.
     """
@@ -41,16 +41,16 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         batching: Batching = "size",
         seed: int | None = None,
     ) -> None:
-        """Set what is sampled, and how steps are divided.
+        """Create the sampler of one process.
 
         Args:
-            dataset: The dataset; its transform plans the sizes (without a plan: the images' own sizes).
-            batch_size: Images in a batch, which one process takes in one forward pass.
+            dataset: The dataset; its transform plans the sizes (the images' own sizes if it cannot plan).
+            batch_size: Images per batch, one forward pass of one process.
             num_processes: Number of processes that train together.
             process_index: Index of this process.
-            accumulation: Batches of a process whose gradients are accumulated before the optimizer steps.
-            batching: `size` puts images of similar size into a batch, `random` any images, as the original does.
-            seed: Seed of the order of the images; None: the dataset's.
+            accumulation: Batches per process whose gradients are accumulated before an optimizer step.
+            batching: `size` groups images of similar size, `random` arbitrary images, as the original does.
+            seed: Seed for the order of the images; None: the dataset's.
 
         Raises:
             ValueError: A number is out of range, or there are fewer images than batches in a step.
@@ -63,7 +63,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         if len(dataset) < num_processes * accumulation:
             raise ValueError(
                 f"{dataset.index.name}: got {len(dataset)} images to train on, expected at least one for each of the "
-                f"{num_processes} processes x {accumulation} accumulated batches of a step; use fewer."
+                f"{num_processes} processes x {accumulation} accumulated batches of a step; use fewer of them."
             )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -82,7 +82,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in a whole epoch."""
+        """Optimizer steps in a full epoch."""
         return len(self.dataset) // self.step_size
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
@@ -102,7 +102,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
                 yield [SampleKey(int(image), self.epoch) for image in batch]
 
     def _steps(self) -> Iterator[NDArray[np.int64]]:
-        """The images of each global step, from `first_step` on. Earlier pools are not even planned."""
+        """Yield the images of each global step, from `first_step` on. Skipped pools are not planned."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset))
         steps = order[: self.steps_per_epoch * self.step_size].reshape(-1, self.step_size)
         pools = np.array_split(steps, math.ceil(len(steps) / max(1, POOL_IMAGES // self.step_size)))
@@ -115,8 +115,10 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             yield from (self._group(pool, pool_index) if self.batching == "size" else pool)[skipped:]
 
     def _group(self, pool: NDArray[np.int64], pool_index: int) -> NDArray[np.int64]:
-        """Rearrange the images of a pool (steps, step size) so that those of a step have similar sizes, and within a
-        step those of a batch. Which images share a step does not depend on the batch size."""
+        """Rearrange a pool (steps, step size) so that the images of a step, and of its batches, have similar sizes.
+
+        Which images share a step does not depend on the batch size.
+        """
         images = pool.ravel()
         sizes = planned_sizes(self.dataset, images, self.epoch)
         steps = pack_by_size(sizes, self.step_size).reshape(pool.shape)
@@ -126,10 +128,11 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):
-    """Batches for evaluation, for one process: images of similar size, every image once.
+    """Batches for evaluation, for one process: images of similar size, each image once.
 
     The batches do not depend on the number of processes; process `k` gets every batch whose index is `k` modulo
-    `num_processes`, so some get one batch less. The largest come first, so that a lack of memory shows at once.
+    `num_processes`, so that some get one batch fewer. The largest batches come first: if memory runs out, it does so
+    at once.
     """
 
     def __init__(
@@ -145,11 +148,11 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
 
         Args:
             dataset: The dataset.
-            batch_size: Images in a batch; one batch may have fewer.
+            batch_size: Images per batch; one batch may have fewer.
             num_processes: Number of processes that evaluate together.
             process_index: Index of this process.
-            max_pixels: Largest number of pixels in a batch, padding included; a batch that has more is divided. A
-                larger image is a batch by itself. None: no limit.
+            max_pixels: Upper limit for the pixels of a batch, padding included; larger batches are divided. An image
+                above the limit is a batch by itself. None: no limit.
 
         Raises:
             ValueError: A number is out of range.
@@ -172,7 +175,7 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
 
 
 def planned_sizes(dataset: DetectionDataset, images: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
-    """The size (N, 2), height and width, of each of `images` (N,) indices in an epoch."""
+    """Plan the height and width (N, 2) of the images with the indices `images` (N,) in an epoch."""
     plans = (dataset.plan(SampleKey(int(image), epoch)) for image in images)
     return np.array([(plan.height, plan.width) for plan in plans], dtype=np.int64).reshape(-1, 2)
 
@@ -180,13 +183,13 @@ def planned_sizes(dataset: DetectionDataset, images: NDArray[np.int64], epoch: i
 def pack_by_size(sizes: NDArray[np.int64], group: int) -> NDArray[np.int64]:
     """Order images so that each `group` of consecutive ones has similar heights and widths.
 
-    The images are halved repeatedly, at a multiple of `group`, along the side in which they differ more. Images of
-    equal size keep their order. On COCO's sizes, padding is 0.3, 2 and 3 % of the pixels for groups of 2, 8 and 16,
-    against 20, 45 and 52 % for random groups.
+    The images are recursively sorted by the side in which they differ more, and halved at a multiple of `group`.
+    Images of equal size keep their order. On COCO's sizes, padding is 0.3, 2 and 3 % of the pixels for groups of 2, 8
+    and 16, compared with 20, 45 and 52 % for random groups.
 
     Args:
         sizes: (N, 2) height and width of each image.
-        group: Images in a group; the last one may have fewer.
+        group: Images per group; the last one may have fewer.
 
     Returns:
         (N,) indices into `sizes`.
@@ -206,7 +209,7 @@ def pack_by_size(sizes: NDArray[np.int64], group: int) -> NDArray[np.int64]:
 
 
 def _within(batch: NDArray[np.int64], sizes: NDArray[np.int64], max_pixels: int) -> list[NDArray[np.int64]]:
-    """Halve the batch repeatedly, until each part has at most `max_pixels` pixels or one image."""
+    """Halve a batch until each part has at most `max_pixels` pixels or a single image."""
     if len(batch) <= 1 or int(sizes[batch].max(0).prod()) * len(batch) <= max_pixels:
         return [batch]
     middle = len(batch) // 2

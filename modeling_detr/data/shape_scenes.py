@@ -1,12 +1,12 @@
-"""Scenes of the built-in dataset: circles, squares, triangles and stars on textured ground. Nothing is on disk.
+"""Draw the built-in dataset: circles, squares, triangles and stars on textured ground. Nothing is stored on disk.
 
-An image is a function of (seed, split, number, size): the index draws where the shapes are, and `render` draws the
-same again when the pixels are needed. Train and validation images come from different streams of random numbers. The
-geometry is in one place, `Shape.outline`: boxes are its extent, and pixels and masks come from `coverage`.
+An image is determined by (seed, split, index, size). Its scene is drawn when the dataset is opened, and once more when
+`render` needs the pixels. Training and validation images use different streams of random numbers. The geometry is
+defined in one place, `Shape.outline`: boxes are its extent, and pixels and masks come from `coverage`.
 
 An image has a virtual path, `shapes?size=128&seed=0/train/000017.png`, which `image_decoding.read_image` renders. With
-`classes=circle,square` only those are drawn, and they are the dataset's classes in that order. With `panoptic=true`
-the ground is a class too, of stuff.
+`classes=circle,square`, only those are drawn, and they are the dataset's classes in that order. With `panoptic=true`,
+the ground is a stuff class.
 """
 
 import math
@@ -26,15 +26,15 @@ from modeling_detr.errors_detr import DatasetError, did_you_mean
 
 
 KINDS = ("circle", "square", "triangle", "star")
-SHARE_OF_SIDE = (0.18, 0.45)  # smallest and largest shape, relative to the image
+SHARE_OF_SIDE = (0.18, 0.45)  # smallest and largest side of a shape, relative to the image
 MOST_OBJECTS = 5
-MOST_COVER = 0.2  # largest share of the smaller of two boxes under the other, so that no shape is hidden
-LEAST_CONTRAST = 90  # between a shape and the ground, in grey levels of the channel that differs most
-_OVERSAMPLING = 4  # subpixels a side, for smooth edges
+MOST_COVER = 0.2  # largest overlap, as a share of the smaller of two boxes, so that no shape is hidden
+LEAST_CONTRAST = 90  # between a shape and the ground, in the channel that differs most
+_OVERSAMPLING = 4  # subpixels per side of a pixel, for smooth edges
 _TRIES = 40
 _SPLIT_STREAM = {"train": 1, "val": 2}
 _PREFIX = "shapes?"
-GROUND = -1  # in place of a shape: the rest of the image
+GROUND = -1  # in place of the index of a shape: the rest of the image
 
 Colour = tuple[int, int, int]
 
@@ -45,11 +45,11 @@ class ShapesOptions:
 
     Attributes:
         size: Side of an image in pixels.
-        train: Images of the training split.
-        val: Images of the validation split.
-        seed: Seed of all drawing.
-        classes: The kinds that are drawn, out of `KINDS`; a kind's label is its index here.
-        panoptic: Whether the ground (the rest of the image) is a class too: the last one, stuff.
+        train: Number of training images.
+        val: Number of validation images.
+        seed: Seed of all random numbers.
+        classes: The kinds of shapes, a subset of `KINDS`; the label of a kind is its index here.
+        panoptic: Whether the ground (the rest of the image) is a class too: the last one, and stuff.
     """
 
     size: int = 128
@@ -65,7 +65,7 @@ class ShapesOptions:
         return tuple(KINDS.index(name) for name in self.classes)
 
     def prefix(self) -> str:
-        """The start of an image's virtual path: the options that decide its pixels."""
+        """The start of an image's virtual path: the options that determine its pixels."""
         chosen = "" if self.classes == KINDS else f"&classes={','.join(self.classes)}"
         return f"{_PREFIX}size={self.size}&seed={self.seed}{chosen}"
 
@@ -86,13 +86,13 @@ class Shape:
         return self.x, self.y, self.x + self.side, self.y + self.side
 
     def outline(self) -> NDArray[np.float64]:
-        """The corners (K, 2) of the shape's polygon, x and y in pixels."""
+        """The corners (K, 2) of the shape's polygon: x and y in pixels."""
         return _unit_outlines()[self.kind] * self.side + (self.x, self.y)
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The content of an image: the colour of its ground, and its shapes, later ones on top."""
+    """The content of an image: the colour of the ground, and the shapes from bottom to top."""
 
     ground: Colour
     shapes: tuple[Shape, ...]
@@ -102,12 +102,12 @@ class Scene:
 
 
 def is_shapes(path: str | Path) -> bool:
-    """Whether `path` names this dataset. (Write `./shapes` for a folder with this name.)"""
+    """Whether `path` names this dataset. (A folder with this name can be opened as `./shapes`.)"""
     return str(path) == "shapes" or str(path).startswith(_PREFIX)
 
 
 def parse_options(path: str) -> ShapesOptions:
-    """The options in a name of the dataset.
+    """Parse the options in the name of a dataset.
 
     Raises:
         DatasetError: An option is unknown or has an invalid value.
@@ -145,19 +145,17 @@ def _parse_classes(path: str, text: str) -> tuple[str, ...]:
 # Scenes
 
 
-def draw_scene(
-    size: int, seed: int, split: str, number: int, kinds: Sequence[int] = tuple(range(len(KINDS)))
-) -> Scene:
-    """The content of image `number` of a split; always the same.
+def draw_scene(size: int, seed: int, split: str, index: int, kinds: Sequence[int] = tuple(range(len(KINDS)))) -> Scene:
+    """Draw the content of an image, which is the same in every call.
 
     Args:
         size: Side of the image in pixels.
-        seed: The dataset's.
+        seed: Seed of the dataset.
         split: `train` or `val`.
-        number: The image's index in its split.
-        kinds: Which kinds are drawn, as indices into `KINDS`.
+        index: Index of the image in its split.
+        kinds: The kinds to draw, as indices into `KINDS`.
     """
-    draw = _stream(seed, split, number)
+    draw = _stream(seed, split, index)
     ground: Colour = (draw.randrange(256), draw.randrange(256), draw.randrange(256))
     shapes: list[Shape] = []
     for _ in range(draw.randint(1, MOST_OBJECTS)):
@@ -170,12 +168,12 @@ def draw_scene(
     return Scene(ground, tuple(shapes))
 
 
-def _stream(seed: int, split: str, number: int) -> random.Random:
-    return random.Random(seed << 48 | _SPLIT_STREAM[split] << 40 | number)
+def _stream(seed: int, split: str, index: int) -> random.Random:
+    return random.Random(seed << 48 | _SPLIT_STREAM[split] << 40 | index)
 
 
 def _cover(x: float, y: float, side: float, other: Shape) -> float:
-    """The share of the smaller of two boxes that is under the other."""
+    """The overlap of two boxes, as a share of the area of the smaller one."""
     width = min(x + side, other.x + other.side) - max(x, other.x)
     height = min(y + side, other.y + other.side) - max(y, other.y)
     return max(width, 0.0) * max(height, 0.0) / min(side, other.side) ** 2
@@ -190,7 +188,7 @@ def _contrasting(draw: random.Random, ground: Colour) -> Colour:
 
 @lru_cache
 def _unit_outlines() -> tuple[NDArray[np.float64], ...]:
-    """The polygon of each kind, stretched to touch all sides of the unit square."""
+    """The polygon of each kind, scaled to touch all sides of the unit square."""
     circle = [(math.cos(angle), math.sin(angle)) for angle in np.linspace(0, 2 * math.pi, 64, endpoint=False)]
     square = [(0, 0), (1, 0), (1, 1), (0, 1)]
     triangle = [(0.5, 0), (1, 1), (0, 1)]
@@ -208,7 +206,7 @@ def _unit_outlines() -> tuple[NDArray[np.float64], ...]:
 
 
 def coverage(outline: NDArray[np.float64], height: int, width: int) -> tuple[NDArray[np.uint8], int, int]:
-    """How much of each pixel is inside an outline, 0…255, for the part of the image that it touches.
+    """Compute how much of each pixel is inside an outline, 0…255, for the part of the image that it touches.
 
     Args:
         outline: (K, 2) corners of a polygon, x and y in pixels.
@@ -221,7 +219,7 @@ def coverage(outline: NDArray[np.float64], height: int, width: int) -> tuple[NDA
     left, top = np.maximum(np.floor(outline.min(0)).astype(int), 0).tolist()
     right, bottom = np.minimum(np.ceil(outline.max(0)).astype(int), (width, height)).tolist()
     canvas = Image.new("L", ((right - left) * _OVERSAMPLING, (bottom - top) * _OVERSAMPLING))
-    # Pillow's polygon includes its border; half a subpixel less puts the edge where it belongs.
+    # Pillow's polygon includes its border; shifting it by half a subpixel corrects this.
     corners = (outline - (left, top)) * _OVERSAMPLING - 0.5
     ImageDraw.Draw(canvas).polygon(corners.ravel().tolist(), fill=255)
     return np.asarray(canvas.reduce(_OVERSAMPLING)), top, left
@@ -231,21 +229,21 @@ def render(path: str) -> NDArray[np.uint8]:
     """Draw the image of a virtual path: pixels (H, W, 3) uint8 RGB.
 
     Raises:
-        DatasetError: It is not a path of this dataset.
+        DatasetError: `path` is not a path of this dataset.
     """
     options, scene, stream = parse_image_path(path)
     return _paint(scene, options.size, np.random.default_rng(stream))
 
 
 def parse_image_path(path: str) -> tuple[ShapesOptions, Scene, list[int]]:
-    """The options in a virtual path, the content of its image, and the seed of its texture; see `render`."""
+    """Parse a virtual path: the options, the content of the image, and the seed of its texture; see `render`."""
     try:
         options_text, split, name = path.rsplit("/", 2)
-        options, number = parse_options(options_text), int(name.removesuffix(".png"))
-        scene = draw_scene(options.size, options.seed, split, number, options.kinds)
+        options, index = parse_options(options_text), int(name.removesuffix(".png"))
+        scene = draw_scene(options.size, options.seed, split, index, options.kinds)
     except (KeyError, ValueError) as error:
         raise DatasetError(f"'{path}'", f"not an image of the built-in shapes ({error})") from error
-    return options, scene, [options.seed, _SPLIT_STREAM[split], number]
+    return options, scene, [options.seed, _SPLIT_STREAM[split], index]
 
 
 def _paint(scene: Scene, size: int, draw: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Which images to train on and which to evaluate on: splits found by their usual names, or a share held out."""
+"""Choose the images to train on and to evaluate on: splits with the usual names, or a held-out share."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ _ROLE_NAMES: dict[Role, tuple[str, ...]] = {
     "train": ("train", "training", "trainval"),
     "eval": ("val", "valid", "validation", "dev", "eval", "test"),
 }
-_HELD_OUT = 0.1  # the share that errors suggest to hold out
+_HELD_OUT = 0.1  # the share that error messages suggest
 
 
 def training_splits(
@@ -30,13 +30,13 @@ def training_splits(
 
     Args:
         index: The whole dataset.
-        train_split: Split to train on, several joined by `+`; None: the one with a usual name.
-        eval_split: Split to evaluate on, several joined by `+`; None: the one with a usual name.
-        eval_fraction: If above 0, this share of the training images is held out for the evaluation instead.
-        seed: Seed of what is held out.
+        train_split: Split to train on, or several joined by `+`; None: the one with a usual name.
+        eval_split: Split to evaluate on, or several joined by `+`; None: the one with a usual name.
+        eval_fraction: If above 0, this share of the training images is held out for evaluation instead.
+        seed: Seed for choosing the held-out images.
 
     Raises:
-        DatasetError: There is no such split, one has no images, or nothing in it is annotated.
+        DatasetError: A split does not exist, has no images, or has no annotated objects.
     """
     if eval_fraction > 0:
         train, evaluation = hold_out_of_split(index, train_split, eval_fraction, seed)
@@ -58,12 +58,12 @@ def evaluation_images(
 
     Args:
         index: The whole dataset.
-        split: Several are joined by `+`; None: the one with a usual name, or every image if there are no splits.
-        eval_fraction: Above 0: the share that training on `split` with this `seed` held out.
+        split: Split, or several joined by `+`; None: the one with a usual name, or all images if there are no splits.
+        eval_fraction: If above 0, choose the share that a training on `split` with this `seed` holds out.
         seed: See `eval_fraction`.
 
     Raises:
-        DatasetError: There is no such split, it has no images, or `eval_fraction` is out of range.
+        DatasetError: The split does not exist or has no images, or `eval_fraction` is out of range.
     """
     if not 0 <= eval_fraction < 1:
         raise DatasetError("eval_fraction", f"got {eval_fraction:g}, expected at least 0 and below 1")
@@ -93,11 +93,11 @@ def find_split(index: DetectionIndex, role: Role) -> str:
             return (exact or matching)[0]
         if matching:
             matching.sort()
-            problem = f"has several splits to {role} on, {', '.join(matching)}"
+            problem = f"has several splits to {'train' if role == 'train' else 'evaluate'} on, {', '.join(matching)}"
             raise DatasetError(index.name, problem, "choose one", {key: matching[0]})
     if not index.has_splits:
         raise DatasetError(
-            index.name, "has no splits", "hold out some images for the evaluation", {"eval_fraction": _HELD_OUT}
+            index.name, "has no splits", "hold out some images for evaluation", {"eval_fraction": _HELD_OUT}
         )
     splits, usual = sorted(index.splits), ", ".join(_ROLE_NAMES[role])
     problem = f"has no split with a usual name for {'training' if role == 'train' else 'evaluation'} ({usual})"
@@ -112,19 +112,19 @@ def find_split(index: DetectionIndex, role: Role) -> str:
 def hold_out_of_split(
     index: DetectionIndex, split: str | None, fraction: float, seed: int
 ) -> tuple[DetectionIndex, DetectionIndex]:
-    """Hold out a share of the training images for the evaluation; see `hold_out`.
+    """Hold out a share of the training images for evaluation; see `hold_out`.
 
     Args:
         index: The whole dataset.
-        split: The split to train on; None: the one with a usual name, or every image if there are no splits.
+        split: The split to train on; None: the one with a usual name, or all images if there are no splits.
         fraction: Share of the images to hold out, above 0 and below 1.
-        seed: Another seed holds out other images.
+        seed: Seed for choosing the held-out images.
 
     Returns:
-        The images to train on and those held out.
+        The images to train on, and the held-out images.
 
     Raises:
-        DatasetError: There is no such split.
+        DatasetError: The split does not exist.
     """
     if split is not None or index.has_splits:
         index = index.split(split or find_split(index, "train"))
@@ -132,12 +132,12 @@ def hold_out_of_split(
 
 
 def hold_out(index: DetectionIndex, fraction: float, seed: int) -> tuple[DetectionIndex, DetectionIndex]:
-    """Divide the images into the rest and a share that depends on their ids and the seed alone, not on their order."""
+    """Divide the images into those to train on and a held-out share, which depends on their ids and the seed only."""
     keys = [hashlib.sha256(f"{seed}/{image.id}".encode()).digest() for image in index.images]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     num_held_out = min(len(index) - 1, max(1, round(fraction * len(index))))
     held_out, rest = order[:num_held_out], order[num_held_out:]
     return (
-        index.select(np.sort(np.asarray(rest)), f"{index.name} less held-out"),
-        index.select(np.sort(np.asarray(held_out)), f"{index.name} held-out"),
+        index.select(np.sort(np.asarray(rest)), f"{index.name} without held-out images"),
+        index.select(np.sort(np.asarray(held_out)), f"held-out images of {index.name}"),
     )

@@ -87,7 +87,7 @@ def test_every_case_of_a_warning_has_a_location_and_they_share_one_note(yolo_fol
         "a.txt, line 3",
         "a.txt, line 4",
     ]
-    assert [note for note in index.notes if note.startswith("2 boxes of zero area")]
+    assert [note for note in index.notes if note.startswith("2 boxes have zero area")]
     assert [found.action for found in findings.items if found.kind == "past the edge"] == [
         "the box is clipped to the image"
     ]

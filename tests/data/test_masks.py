@@ -117,7 +117,7 @@ def test_an_rle_with_a_wrong_size_is_an_error_that_names_the_annotation(tmp_path
 
 
 def test_a_file_without_any_segmentation_has_no_masks(tmp_path):
-    with pytest.raises(ValueError, match="no segmentation, and neither has any other annotation"):
+    with pytest.raises(ValueError, match="no segmentation, like all annotations in this file"):
         read_coco(instances(tmp_path, [None, None]), masks=True)
 
 

@@ -50,7 +50,7 @@ def test_real_datasets_are_read_completely(real_data):
         "test": 72,
         "trainval": 292,
     }
-    assert [note for note in bccd.notes if note.startswith("2 boxes of zero area")]
+    assert [note for note in bccd.notes if note.startswith("2 boxes have zero area")]
 
     dino = open_dataset(real_data / "dino_yolo")
     assert (len(dino), len(dino.annotations)) == (686, 1830)

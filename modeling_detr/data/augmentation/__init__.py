@@ -1,6 +1,6 @@
-"""The policies of augmentation, one file each. A new one is a file with a `GeometryPolicy`, and a line in `POLICIES`.
+"""The augmentation policies, one file each. To add one, write a `GeometryPolicy` and add a line to `POLICIES`.
 
-A plug-in adds its own: `POLICIES["mine"] = MyPolicy`. Its class method `sizes_for` chooses its sizes.
+A plug-in adds its own: `POLICIES["mine"] = MyPolicy`. The policy's class method `sizes_for` chooses its sizes.
 """
 
 from modeling_detr.data.augmentation.light import LightPolicy

@@ -1,4 +1,4 @@
-"""Geometric changes of a sample: its image, boxes, areas and masks change together.
+"""Geometric transforms of a sample: image, boxes, areas and masks change together.
 
 `crop`, `horizontal_flip` and `resize` treat boxes and areas as the original does (datasets/transforms.py).
 """
@@ -14,7 +14,7 @@ from modeling_detr.structures_detr import DetectionSample, DetectionTarget
 
 
 class Crop(NamedTuple):
-    """A part of an image, in whole pixels."""
+    """A region of an image, in whole pixels."""
 
     top: int
     left: int
@@ -34,8 +34,9 @@ class GeometryPlan(NamedTuple):
 def crop(
     sample: DetectionSample, top: int, left: int, height: int, width: int, min_visibility: float = 0.0
 ) -> DetectionSample:
-    """Take a part of the image. Boxes are clipped to it, and areas become those of the clipped boxes. Objects without
-    width or height, or with less than the share `min_visibility` of their box's area left, are dropped.
+    """Crop the image. Boxes are clipped to the crop, and areas become those of the clipped boxes.
+
+    Objects are dropped if their clipped box has no area, or less than the share `min_visibility` of its former area.
 
     Original: datasets/transforms.py, `crop`.
     """
@@ -43,7 +44,7 @@ def crop(
     boxes = target["boxes"].as_subclass(Tensor) - torch.tensor([left, top, left, top], dtype=torch.float32)
     corners = boxes.reshape(-1, 2, 2).minimum(torch.tensor([width, height], dtype=torch.float32)).clamp(min=0)
     sides = corners[:, 1] - corners[:, 0]
-    # The factor keeps boxes that are entirely inside, however their corners are rounded.
+    # The factor keeps boxes that are entirely inside, in spite of rounding.
     least = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * (min_visibility * (1 - 1e-5))
     changed = _with_boxes(target, corners.reshape(-1, 4), sides.prod(dim=1), (height, width))
     if "masks" in target:
@@ -86,13 +87,13 @@ def resize(sample: DetectionSample, height: int, width: int) -> DetectionSample:
 
 
 def _nearest(old: int, new: int) -> Tensor:
-    """The index of the old pixel for each new one: (new,) int64, by PyTorch's own rule for float32."""
+    """Return the index of the old pixel for each new one, (new,) int64, by PyTorch's rule for float32."""
     indices = torch.arange(old, dtype=torch.float32)[None, None]
     return torch.nn.functional.interpolate(indices, size=new, mode="nearest")[0, 0].to(torch.int64)
 
 
 def take_objects(target: DetectionTarget, keep: Tensor) -> DetectionTarget:
-    """The objects of the target where `keep` (N,) bool is True, with all their fields."""
+    """Select the objects of the target where `keep` (N,) bool is True, with all their fields."""
     if bool(keep.all()):
         return target
     rows = {key: value[keep] for key, value in target.items() if isinstance(value, Tensor)}

@@ -13,16 +13,16 @@ from modeling_detr.image_processing_detr import resize_output_size
 class LightPolicy(GeometryPolicy):
     """For small datasets: flips, and crops that change scale, position and proportions mildly.
 
-    Half of the images stay whole; of the others a part with at least `least_share` of each side is taken. The outcome
-    has the size that the whole image would have, so images of one size make batches without padding.
+    Half of the images are cropped, to at least the share `least_share` of each side. The output has the size that the
+    whole image would have, so that images of the same size form batches without padding.
 
     Attributes:
-        scales: The shortest edge of the outcome is one of these.
-        longest_edge: Largest number of pixels of its longer side.
+        scales: Shortest edges of the output in pixels, one of which is drawn.
+        longest_edge: Upper limit for the longer side of the output, in pixels.
         least_share: Smallest share of each side that a crop keeps, in (0, 1].
         crop_probability: Share of the images that are cropped.
         flip_probability: Share of the images that are mirrored.
-        min_visibility: A crop drops boxes of which it shows less than this share.
+        min_visibility: A crop drops boxes of which less than this share of the area is visible.
     """
 
     scales: tuple[int, ...] = SCALES
@@ -40,11 +40,11 @@ class LightPolicy(GeometryPolicy):
 
     @classmethod
     def sizes_for(cls, shortest_edge: int, longest_edge: int) -> dict[str, Any]:
-        """One scale: the crops already change the size of what is seen."""
+        """A single scale: the crops already change the size of objects."""
         return {"scales": (shortest_edge,), "longest_edge": longest_edge}
 
     def plan(self, height: int, width: int, generator: random.Random) -> GeometryPlan:
-        """Draw flip, part and size."""
+        """Draw flip, crop and output size."""
         flip = generator.random() < self.flip_probability
         output = resize_output_size(height, width, generator.choice(self.scales), self.longest_edge)
         if generator.random() >= self.crop_probability:

@@ -1,4 +1,4 @@
-"""The policy `none`: resize only, as the evaluation does."""
+"""The policy `none`: resize only, as in evaluation."""
 
 import random
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from modeling_detr.image_processing_detr import resize_output_size
 
 @dataclass(frozen=True)
 class ResizePolicy(GeometryPolicy):
-    """Resize only: the policy `none`, and the transform of the evaluation.
+    """Resize only: the policy `none`, and the transform for evaluation.
 
     Attributes:
-        shortest_edge: Pixels of the shorter side, unless the longer one would exceed `longest_edge`.
-        longest_edge: Largest number of pixels of the longer side; None: no limit.
+        shortest_edge: Shorter side of the output in pixels, unless the longer side would exceed `longest_edge`.
+        longest_edge: Upper limit for the longer side of the output, in pixels; None: no limit.
     """
 
     shortest_edge: int = 800
@@ -28,9 +28,9 @@ class ResizePolicy(GeometryPolicy):
 
     @classmethod
     def sizes_for(cls, shortest_edge: int, longest_edge: int) -> dict[str, Any]:
-        """The size itself."""
+        """Both sizes, unchanged."""
         return {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
 
     def plan(self, height: int, width: int, generator: random.Random) -> GeometryPlan:  # noqa: ARG002
-        """The size; nothing is random."""
+        """Return the output size; nothing is random."""
         return GeometryPlan(*resize_output_size(height, width, self.shortest_edge, self.longest_edge))

@@ -23,18 +23,18 @@ CROP_MIN, CROP_MAX = 384, 600
 class OriginalPolicy(GeometryPolicy):
     """The original's training policy: flip; then either resize, or resize, crop and resize again.
 
-    Paper: sec. 4. Original: datasets/coco.py, `make_coco_transforms`. Sizes are drawn in the same way. Differs in that
-    a crop is taken from whole pixels of the source and resized once, because that is several times faster.
+    Paper: sec. 4. Original: datasets/coco.py, `make_coco_transforms`. Sizes are drawn in the same way. Differs from
+    the original: the crop is taken from whole pixels of the source and resized once, which is several times faster.
 
     Attributes:
-        scales: The shortest edge of the outcome is one of these.
-        longest_edge: Largest number of pixels of its longer side.
-        crop_scales: Before a crop, the shortest edge is one of these.
-        crop_min: Smallest height and width of a crop.
-        crop_max: Largest height and width of a crop.
+        scales: Shortest edges of the output in pixels, one of which is drawn.
+        longest_edge: Upper limit for the longer side of the output, in pixels.
+        crop_scales: Shortest edges before a crop in pixels, one of which is drawn.
+        crop_min: Smallest height and width of a crop, in pixels.
+        crop_max: Largest height and width of a crop, in pixels.
         crop_probability: Share of the images that are cropped.
         flip_probability: Share of the images that are mirrored.
-        min_visibility: A crop drops boxes of which it shows less than this share.
+        min_visibility: A crop drops boxes of which less than this share of the area is visible.
     """
 
     scales: tuple[int, ...] = SCALES
@@ -58,7 +58,7 @@ class OriginalPolicy(GeometryPolicy):
 
     @classmethod
     def sizes_for(cls, shortest_edge: int, longest_edge: int) -> dict[str, Any]:
-        """All sizes, in the proportions of the original's on COCO."""
+        """All sizes, in the proportions that the original uses for COCO."""
         factor = shortest_edge / max(SCALES)
         return {
             "scales": tuple(round(scale * shortest_edge / max(SCALES)) for scale in SCALES),
@@ -69,7 +69,7 @@ class OriginalPolicy(GeometryPolicy):
         }
 
     def plan(self, height: int, width: int, generator: random.Random) -> GeometryPlan:
-        """Draw flip, crop and size."""
+        """Draw flip, crop and output size."""
         flip = generator.random() < self.flip_probability
         if generator.random() >= self.crop_probability:
             return GeometryPlan(*self._output_size(height, width, generator), flip)
@@ -85,7 +85,7 @@ class OriginalPolicy(GeometryPolicy):
         return resize_output_size(height, width, generator.choice(self.scales), self.longest_edge)
 
     def _draw_span(self, side: int, generator: random.Random) -> tuple[int, int]:
-        """Length and start of a crop along a side; a side shorter than `crop_min` is kept whole."""
+        """Draw length and start of a crop along a side; a side shorter than `crop_min` is kept whole."""
         length = generator.randint(min(self.crop_min, side), min(self.crop_max, side))
         return length, generator.randint(0, side - length)
 

@@ -1,9 +1,9 @@
-"""What a policy of augmentation is: it plans the geometry of a sample before the image is read.
+"""The base class of augmentation policies, which plan the geometry of a sample before its image is read.
 
-A plan depends on nothing but the image's size and random numbers: whether to flip, which part to take, and the size of
-the outcome. So the batch sampler knows the sizes of an epoch before an image is read, and an image is resized once, in
-uint8, instead of twice with a crop in between (the original's way; a crop of the resized image is mapped back to whole
-pixels of the source, and boxes are computed from that crop).
+A plan says whether to flip, what to crop, and the size of the output. It depends only on the size of the image and on
+random numbers. The batch sampler therefore knows all sizes of an epoch before any image is read, and an image is
+resized once, in uint8. (The original resizes twice, with a crop in between. Here, a crop of the resized image is
+mapped back to whole pixels of the source, and boxes are computed from that crop.)
 """
 
 import random
@@ -22,10 +22,11 @@ LONGEST_EDGE = 1333
 
 
 class GeometryPolicy(ABC):
-    """A transform that plans before it acts. A policy defines `plan`, and which sizes it uses.
+    """A transform that plans the geometry of a sample and then applies it. A policy defines `plan` and `sizes_for`.
 
     Attributes:
-        min_visibility: A crop drops boxes of which it shows less than this share; 0: those of which it shows nothing.
+        min_visibility: A crop drops boxes of which less than this share of the area is visible; 0: only boxes that are
+            not visible at all.
     """
 
     min_visibility: float = 0.0
@@ -36,16 +37,16 @@ class GeometryPolicy(ABC):
 
     @classmethod
     def sizes_for(cls, shortest_edge: int, longest_edge: int) -> dict[str, Any]:  # noqa: ARG003
-        """The arguments of this policy for images of a given size; empty: the policy's defaults.
+        """The arguments of this policy for the processor's image size; empty: the policy's defaults.
 
         Args:
-            shortest_edge: Largest shortest edge of the outcome, in pixels: the processor's.
-            longest_edge: Largest longest edge of the outcome, in pixels.
+            shortest_edge: Upper limit for the shorter side of the output, in pixels.
+            longest_edge: Upper limit for the longer side of the output, in pixels.
         """
         return {}
 
     def __call__(self, sample: DetectionSample, generator: random.Random | None = None) -> DetectionSample:
-        """Draw a plan (with the process's `random` if there is no `generator`) and apply it."""
+        """Draw a plan (with the global `random` if `generator` is None) and apply it."""
         height, width = sample["image"].shape[-2:]
         generator = generator or random.Random(random.getrandbits(64))
         return self.apply(sample, self.plan(height, width, generator))
@@ -60,7 +61,7 @@ class GeometryPolicy(ABC):
 
 
 def check_pixels(name: str, value: object) -> None:
-    """Raise a ValueError unless `value` is a number of pixels, or several."""
+    """Raise a ValueError unless `value` is a number of pixels or a list of them."""
     values = value if isinstance(value, (list, tuple)) else [value]
     if not values:
         raise ValueError(f"{name}: got an empty list, expected at least one number of pixels.")
@@ -70,6 +71,6 @@ def check_pixels(name: str, value: object) -> None:
 
 
 def check_share(name: str, value: float) -> None:
-    """Raise a ValueError unless `value` is a share."""
+    """Raise a ValueError unless `value` is between 0 and 1."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: got {value!r}, expected a number from 0 to 1.")

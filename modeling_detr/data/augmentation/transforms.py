@@ -1,4 +1,4 @@
-"""The transforms of training and evaluation, by name."""
+"""The transforms for training and evaluation, by name."""
 
 import importlib
 import inspect
@@ -14,7 +14,7 @@ from modeling_detr.errors_detr import did_you_mean
 
 
 def eval_transform(shortest_edge: int = 800, longest_edge: int | None = LONGEST_EDGE) -> ResizePolicy:
-    """The transform of the evaluation: resize only."""
+    """Create the transform for evaluation: resize only."""
     return ResizePolicy(shortest_edge, longest_edge)
 
 
@@ -25,19 +25,19 @@ def train_transform(
     size: tuple[int, int | None] | None = None,
     **options: Any,
 ) -> SampleTransform:
-    """The transform of the training, by the name of its policy.
+    """Create the transform for training from the name of its policy.
 
     Args:
         name: A key of `POLICIES`: `original` (the original's), `light` (for small datasets), `none` (resize only); or
-            the dotted name of a transform, `package.module.name` (the current folder is searched too): a callable that
-            takes and returns a `DetectionSample`, or a class, which is instantiated with those of `scales` and
-            `options` that are given. It may draw from the global random states of Python, NumPy and PyTorch, which the
-            dataset seeds for each sample.
-        scales: Shortest edges to draw from, or a single one. All sizes that are not given follow from the largest.
-        size: Shortest and longest edge of the processor, from which a policy chooses its sizes if there are no
-            `scales`. Without either, a policy has its default sizes. A dotted name does not get it.
+            the dotted name of a transform, `package.module.name` (the working folder is searched too): a callable that
+            takes and returns a `DetectionSample`, or a class, which is instantiated with `scales` and `options` where
+            set. It may draw from the global random states of Python, NumPy and PyTorch, which the dataset seeds for
+            each sample.
+        scales: Shortest edges to draw from, or a single one. Sizes that are not set follow from the largest.
+        size: Shortest and longest edge of the processor, from which a policy chooses its sizes if `scales` is None. If
+            both are None, the policy uses its default sizes. Not passed to a transform with a dotted name.
         **options: Fields of the policy, e.g. `longest_edge`, `flip_probability`, `crop_probability`, `min_visibility`.
-            None means not given.
+            None: not set.
 
     Raises:
         ValueError: The policy does not exist, has no such option, or a value is out of range; or a dotted name cannot
@@ -82,8 +82,8 @@ def _import_transform(name: str, options: dict[str, Any]) -> SampleTransform:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
-            f"{where}: cannot be imported ({error}); run the command in the folder of '{module_name}', add it to "
-            f"PYTHONPATH, or correct the name."
+            f"{where}: cannot be imported ({error}); run the command in the folder that contains '{module_name}', add "
+            f"that folder to PYTHONPATH, or correct the name."
         ) from error
     if not hasattr(module, attribute):
         public = [public_name for public_name in dir(module) if not public_name.startswith("_")]
@@ -93,8 +93,8 @@ def _import_transform(name: str, options: dict[str, Any]) -> SampleTransform:
         transform = transform(**options)
     elif options:
         raise ValueError(
-            f"{where}: got the options {', '.join(options)}, but it is not a class; leave them out, or use a "
-            f"class that takes them."
+            f"{where}: got the options {', '.join(options)}, but it is not a class; drop them, or use a class "
+            f"that takes them."
         )
     if not callable(transform):
         raise ValueError(f"{where}: got a {type(transform).__name__}, expected a callable.")
@@ -102,9 +102,9 @@ def _import_transform(name: str, options: dict[str, Any]) -> SampleTransform:
 
 
 def _add_working_folder_to_import_path() -> None:
-    """Let modules in the working folder be imported; console scripts, unlike `python -m`, do not search it.
+    """Make modules in the working folder importable; console scripts, unlike `python -m`, do not search it.
 
-    It stays on the path: newly started workers of a data loader import the transform by its name again.
+    The folder stays on the path, because new workers of a data loader import the transform again.
     """
     folder = str(Path.cwd())
     if not {"", folder} & set(sys.path):

@@ -1,4 +1,4 @@
-"""A policy of augmentation that is added from outside, as a plug-in would."""
+"""An augmentation policy that is added from outside, as a plug-in would do."""
 
 from dataclasses import dataclass
 

@@ -138,10 +138,10 @@ def test_unusual_boxes_are_dropped_or_clipped_and_reported(coco_folder, train_fi
     assert index.annotations.area[2] == 100
     notes = "\n".join(index.notes)
     for words in (
-        r"2 boxes of zero area or with inverted corners are left out; .*annotation 100 of image 1",
-        r"2 boxes with numbers that are not finite or without a box at all are left out; .*annotation 102",
-        r"1 box entirely outside the image is left out; .*annotation 103",
-        r"1 box past the edge of the image, by up to 20 pixels, is clipped to it; .*annotation 200",
+        r"2 boxes have zero area or inverted corners and are left out; .*annotation 100 of image 1",
+        r"2 boxes are missing or not finite and are left out; .*annotation 102",
+        r"1 box is entirely outside the image and is left out; .*annotation 103",
+        r"1 box extends past the edge of the image by up to 20 pixels, clipped to the image; .*annotation 200",
     ):
         assert re.search(words, notes), (words, notes)
 
