@@ -74,8 +74,8 @@ HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
         "tiny-r18",
         "tiny-r18-prenorm",
         "tiny-r18-learned",
-        pytest.param("detr-r50-dc5", marks=pytest.mark.slow),
-        pytest.param("detr-r50-panoptic", marks=pytest.mark.slow),
+        "detr-r50-dc5",
+        "detr-r50-panoptic",
     ],
 )
 def test_a_converted_checkpoint_computes_what_the_original_computes(name, tmp_path):

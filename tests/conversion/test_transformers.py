@@ -409,7 +409,6 @@ def test_models_that_stock_does_not_support_are_refused_and_nothing_is_written(t
     assert not (tmp_path / "stock").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr-r50", "detr-r50-dc5", "detr-r50-panoptic"])
 def test_stock_computes_the_originals_numbers_from_its_weights(tmp_path, name):
     case = load_case(name)

@@ -122,7 +122,6 @@ def test_a_terminal_without_a_size_gets_lines_instead_of_a_bar(tmp_path, capsys,
     assert capsys.readouterr().out.startswith("epoch 1/2 · step 2/4 · ")
 
 
-@pytest.mark.slow
 def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
     accelerator.init_trackers("run")
