@@ -4,7 +4,6 @@ import os
 import re
 
 import numpy as np
-import pytest
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
