@@ -1,15 +1,15 @@
-"""What a checkpoint holds, how it is saved, checked and loaded.
+"""Checkpoints: their contents, and how they are saved, checked and loaded.
 
     checkpoints/step_00001200/
       model.safetensors       weights of the training model, training aids included
       ema.safetensors         averaged weights of the detector, if the run keeps them
       optimizer.pt            AdamW's moments: tensors and numbers only, read with `weights_only`
       recipe.yaml             the resolved recipe
-      state.json              where the run is, and size and checksum of the other files
+      state.json              progress of the run, and size and checksum of the other files
 
-`CHECKPOINT_PARTS` lists the parts; a new one is one entry there. Random numbers need no file: those of a sample depend
+`CHECKPOINT_PARTS` lists the parts; to add one, add an entry. Random numbers need no file: those of a sample depend
 on seed, epoch and index, those of a step on seed, step, process and image. A checkpoint is written under a hidden name
-first, so one with its own name is complete. The newest checkpoints and that of the best model are kept.
+first, so one with its final name is complete. The newest checkpoints and that of the best model are kept.
 """
 
 import dataclasses
@@ -45,12 +45,12 @@ STATE = "state.json"
 AVERAGE = "ema.safetensors"
 
 
-# Where a run is
+# Progress of a run
 
 
 @dataclass
 class Averages:
-    """Running means of named numbers, which survive a checkpoint."""
+    """Running means of named numbers, saved in checkpoints."""
 
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
@@ -74,25 +74,25 @@ class Averages:
 
 @dataclass
 class TrainingState:
-    """Where a run is.
+    """The progress of a run.
 
     Attributes:
         epoch: Current epoch, from 0.
         step_in_epoch: Optimizer steps taken in the current epoch.
         step: Optimizer steps taken in all.
-        best_ap: Primary figure of the model in `model/`; None before the first evaluation.
+        best_ap: Primary metric of the model in `model/`; None before the first evaluation.
         best_epoch: Epoch of that evaluation, from 1.
         best_step: Optimizer steps before that evaluation.
-        last_ap: Primary figure of the last evaluation.
+        last_ap: Primary metric of the last evaluation.
         stale_evaluations: Evaluations since the best one.
-        closed_step: Optimizer steps before the end of an epoch was last handled: evaluated, if due, and logged.
-        seconds: Time spent so far, evaluations included.
+        closed_step: Optimizer steps taken when an epoch was last completed, that is, evaluated (if due) and logged.
+        seconds: Duration so far, including evaluations.
         num_processes: Number of processes.
         step_size: Images in an optimizer step, over all processes and accumulated batches.
         num_images: Number of training images.
         step_averages: Means since the last log entry.
         epoch_averages: Means since the start of the epoch.
-        symptoms: Signs in the evaluations that training goes wrong.
+        symptoms: Signs in the evaluations that training is going wrong.
         id2label: Names of the classes in the order of the class head's rows; empty in checkpoints of older versions.
     """
 
@@ -132,8 +132,8 @@ class CheckpointedRun:
         optimizer: The raw optimizer.
         accelerator: Its gradient scaler, if it has one, is part of the checkpoint.
         recipe: The resolved recipe.
-        state: Where the run is. Restoring a checkpoint changes it in place.
-        average: The detector with averaged weights, if the run keeps it.
+        state: The progress of the run. Restoring a checkpoint changes it in place.
+        average: The detector with averaged weights; None if the run keeps no average.
     """
 
     model: nn.Module
@@ -303,7 +303,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint, or None if they are as they were written."""
+    """Return what is wrong with the files of a checkpoint, or None if they are unchanged."""
     try:
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
         TrainingState.from_dict(content["state"])
@@ -359,7 +359,7 @@ def holds_part(folder: Path, name: str) -> bool:
 
 
 def _check_classes(folder: Path, saved: Mapping[int, str], current: Mapping[int, str]) -> None:
-    """Refuse a checkpoint whose class head has its rows in another order than the dataset's classes are in now."""
+    """Refuse a checkpoint whose class head has other classes, or another order of classes, than the dataset."""
     if saved == current:
         return
     different = next(label for label in sorted({*saved, *current}) if saved.get(label) != current.get(label))

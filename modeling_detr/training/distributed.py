@@ -1,7 +1,7 @@
-"""Processes and devices: Accelerate set up and checked against the recipe, threads, and weights that FSDP shards.
+"""Processes and devices: the setup of Accelerate, CPU threads, and weights that FSDP shards.
 
-Without FSDP, `gather_full`, `shard_like` and `copy_weights` change nothing. With it, shards travel between processes,
-so all of them must call these functions together.
+Without FSDP, `gather_full`, `shard_like` and `copy_weights` change nothing. With FSDP, processes exchange shards, so
+all of them must call these functions together.
 """
 
 import contextlib
@@ -48,12 +48,12 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             project_config=ProjectConfiguration(recipe.output_dir, logging_dir=str(recipe.run_dir / TRACKERS)),
         )
     except ValueError as error:  # such as fp16 on a CPU
-        raise ValueError(f"mixed_precision: {recipe.mixed_precision} does not work here: {error}") from error
+        raise ValueError(f"mixed_precision: {recipe.mixed_precision} is not supported here: {error}") from error
     _set_up_sharding(accelerator, recipe)
     if accelerator.distributed_type not in _DISTRIBUTED_TYPES:
         raise ValueError(
             f"Accelerate is configured for {accelerator.distributed_type.value}; expected one process, several "
-            f"processes with a copy of the model each, or FSDP. Use a configuration such as "
+            f"processes that each have a copy of the model, or FSDP. Use a configuration such as "
             f"configs/accelerate/several_gpus.yaml."
         )
     started = int(os.environ.get("WORLD_SIZE", 1))
@@ -75,7 +75,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 def leave_cores_to_loaders(accelerator: Accelerator, num_workers: int) -> None:
     """Limit the compute threads on a CPU to the cores that loaders and other processes do not use.
 
-    Threads that share a core with a loader keep waiting for each other; a small model is then several times slower.
+    Threads that share a core with a loader wait for each other, which makes a small model several times slower.
     `OMP_NUM_THREADS` overrides this.
     """
     if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: the error, and which images they came from."""
+"""Steps whose loss or gradient is not finite: the error, and the search for the images that cause it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -15,9 +15,10 @@ from modeling_detr.structures_detr import DetectionBatch
 class StepShare(NamedTuple):
     """What one process contributes to an optimizer step.
 
-    parts: batches, or parts of them, that pass through the model at once, each with what its class losses are divided
-        by.
-    num_boxes: what all other losses are divided by.
+    Attributes:
+        parts: Batches, or parts of them, that pass through the model at once, each with the divisor of its class
+            losses.
+        num_boxes: Divisor of all other losses.
     """
 
     parts: Sequence[tuple[DetectionBatch, float | Tensor]]
@@ -25,12 +26,12 @@ class StepShare(NamedTuple):
 
 
 class NonFiniteLossError(ArithmeticError):
-    """A loss or the gradient became NaN or infinite; the optimizer has not moved.
+    """A loss or the gradient became NaN or infinite; the optimizer has not stepped.
 
     Attributes:
         terms: Names of the losses that are not finite, or "gradient".
-        image_indices: Indices in the dataset of the images it came from, over all processes.
-        finding: What running each image by itself showed.
+        image_indices: Indices in the dataset of the images that cause it, over all processes.
+        finding: Result of running each image by itself, as a sentence.
         share: What this process contributed to the step; None if its losses are finite.
     """
 
@@ -47,7 +48,7 @@ class NonFiniteLossError(ArithmeticError):
     ) -> None:
         images = images or ", ".join(map(str, image_indices)) or "unknown"
         super().__init__(
-            f"{where}: not finite: {', '.join(terms)}. The optimizer has not moved. {finding} Images: {images}."
+            f"{where}: not finite: {', '.join(terms)}. The weights have not been updated. {finding} Images: {images}."
             f"{remedy}"
         )
         self.terms = tuple(terms)
@@ -64,21 +65,21 @@ def non_finite_loss(
     losses_of: Callable[[nn.Module, DetectionBatch, float | Tensor], dict[str, Tensor]],
     accelerator: Accelerator,
 ) -> NonFiniteLossError:
-    """Return the error for a step that is not finite, with the images it came from. All processes call it together.
+    """Return the error for a step that is not finite, with the images that cause it. All processes call it together.
 
     Args:
         terms: Names of the losses that are not finite, or "gradient".
         share: What this process contributed.
-        suspects: Indices of the parts it may have come from.
+        suspects: Indices of the parts that may cause it.
         model: The training model as prepared by `accelerator`.
-        losses_of: Computes the losses of a part, given what its class losses are divided by.
-        accelerator: Accelerate's side of the run.
+        losses_of: Computes the losses of a part, given the divisor of its class losses.
+        accelerator: The accelerator of the run.
     """
     parts = [share.parts[index] for index in suspects]
     images = [index for part, _ in parts for index in image_indices(part)]
     num_images = sum(len(part["labels"]) for part, _ in share.parts)
     culprits: list[int] = []
-    tried = accelerator.distributed_type != DistributedType.FSDP  # where a forward pass needs all processes
+    tried = accelerator.distributed_type != DistributedType.FSDP  # under FSDP, a forward pass needs all processes
     if tried:
         module = accelerator.unwrap_model(model)
         try:
@@ -90,17 +91,17 @@ def non_finite_loss(
                     if not is_finite(module, losses_of(module, image, class_weight_sum))
                     for index in image_indices(image)
                 ]
-        except RuntimeError:  # such as running out of memory, which must not hide what happened
+        except RuntimeError:  # such as running out of memory, which must not hide the non-finite loss
             tried = False
     if accelerator.num_processes > 1:
         images, culprits = gather_object(images), gather_object(culprits)
         num_images, tried = sum(gather_object([num_images])), all(gather_object([tried]))
-    finding = _finding(len(culprits), num_images) if tried else "It came from a batch of the images listed."
+    finding = _finding(len(culprits), num_images) if tried else "The cause is in a batch of the images listed."
     return NonFiniteLossError(terms, culprits or images, finding, share if suspects else None)
 
 
 def _finding(num_culprits: int, num_images: int) -> str:
-    """What it means that so many of a step's images reproduce the failure by themselves."""
+    """Interpret how many of a step's images reproduce the failure by themselves."""
     remedy = "try lower learning rates, a lower max_grad_norm, or full precision"
     if num_culprits == 0:
         return f"No single image reproduces this, so the weights have probably diverged: {remedy}."
@@ -119,5 +120,5 @@ def is_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> bool:
 
 
 def image_indices(part: DetectionBatch) -> list[int]:
-    """Return the indices in the dataset of a part's images, as far as its labels have them."""
+    """Return the dataset indices of a part's images; images whose labels have no index are left out."""
     return [int(label["image_index"]) for label in part["labels"] if "image_index" in label]

@@ -1,4 +1,4 @@
-"""Optimizer steps whose result does not depend on how they are split, and epochs of them.
+"""Optimizer steps and epochs; the result of a step does not depend on how its images are split.
 
 The loss of a step is a sum over its images, divided by counts of the whole step (its boxes, its class weights). The
 counts are known before the forward pass, so each process and each accumulated batch contributes its share, and the
@@ -38,7 +38,7 @@ class StepOptions:
     """How optimizer steps are computed.
 
     Attributes:
-        batches_per_step: Batches of each process in one step; the last step of an epoch takes what is left.
+        batches_per_step: Batches of each process in one step; the last step of an epoch may have fewer.
         loss_normalization: What the losses are divided by; see `step_normalizers`.
         max_pixels: Maximum number of pixels, padding included, in one forward pass; a larger batch is split. None: no
             limit.
@@ -79,8 +79,13 @@ class Engine:
 
 
 class StepRequest(NamedTuple):
-    """What this process reports along with a step: whether the run should stop or write a checkpoint after it, and how
-    many seconds the process waited for its batches."""
+    """What this process reports along with a step.
+
+    Attributes:
+        stop: Whether the run should stop after the step.
+        checkpoint: Whether the run should write a checkpoint after the step.
+        loader_wait: How long the process waited for its batches, in seconds.
+    """
 
     stop: bool = False
     checkpoint: bool = False
@@ -88,11 +93,15 @@ class StepRequest(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What an optimizer step did, over all processes.
+    """The result of an optimizer step, over all processes.
 
-    losses: mean `loss` and unweighted terms. grad_norm: norm of the gradient before clipping. num_images: images in
-    the step. stop_requested, checkpoint_requested: whether any process asked for it. loader_wait: the longest wait of
-    a process for its batches, in seconds.
+    Attributes:
+        losses: Mean `loss` and unweighted terms.
+        grad_norm: Norm of the gradient before clipping.
+        num_images: Number of images in the step.
+        stop_requested: Whether any process asked to stop.
+        checkpoint_requested: Whether any process asked for a checkpoint.
+        loader_wait: Longest wait of a process for its batches, in seconds.
     """
 
     losses: dict[str, float]
@@ -114,14 +123,14 @@ def train_one_epoch(
     should_stop: Callable[[], bool] = lambda: False,
     wants_checkpoint: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepResult]:
-    """Take one optimizer step after another over `batches`, and yield the result of each.
+    """Take optimizer steps over `batches`, and yield the result of each.
 
     The random numbers of a step depend only on the seed and the step; those of dropout also on the process, those of
     denoising also on the image. A run resumed in the middle of an epoch therefore continues exactly, and the denoising
     noise does not depend on how a step is split.
 
     Args:
-        engine: What takes the steps.
+        engine: Model, optimizer and options.
         batches: This process's batches of the epoch; every process has the same number.
         first_step: Optimizer steps the run has already taken.
         should_stop: Whether this process wants to stop; called before each step.
@@ -161,17 +170,17 @@ def training_step(
     step: int = 0,
     request: StepRequest = StepRequest(),  # noqa: B008 (immutable)
 ) -> StepResult:
-    """Take one optimizer step over `batches` of this process and those of all others.
+    """Take one optimizer step over the batches of all processes, which call it together.
 
     Args:
-        engine: What takes the step.
-        batches: What this process contributes: one forward and backward pass each, or several (see
+        engine: Model, optimizer and options.
+        batches: The batches of this process, each with one forward and backward pass, or several (see
             `StepOptions.max_pixels`).
         step: Index of the step in the run; the denoising noise depends on it.
         request: What this process reports along with the step.
 
     Raises:
-        NonFiniteLossError: A loss or the gradient is not finite. Raised in all processes, before the optimizer moves.
+        NonFiniteLossError: A loss or the gradient is not finite. Raised in all processes, before the optimizer steps.
     """
     accelerator, options = engine.accelerator, engine.options
     dtype = torch.float64 if next(engine.model.parameters()).dtype == torch.float64 else torch.float32
@@ -205,8 +214,8 @@ class StepLosses:
     """Computes the losses of a part of a step: `losses = step_losses(model, part, class_weight_sum)`.
 
     Attributes:
-        accelerator: Its device and precision.
-        num_boxes: What all losses except the class loss are divided by.
+        accelerator: Provides the device and the precision.
+        num_boxes: Divisor of all losses except the class loss.
         image_mean: See `StepOptions`.
         image_std: See `StepOptions`.
         seed: Seed of the run.
@@ -226,7 +235,7 @@ class StepLosses:
         Args:
             model: The training model.
             part: A batch or part of one.
-            class_weight_sum: What its class losses are divided by.
+            class_weight_sum: Divisor of the class losses.
         """
         inputs = batch_to_device(part, self.accelerator.device, self.image_mean, self.image_std)
         for label in inputs.get("labels", ()):
@@ -242,8 +251,8 @@ def _backward(
 ) -> list[dict[str, Tensor]]:
     """Accumulate the gradient of all parts; return the losses of each, by name in sorted order."""
     accelerator = engine.accelerator
-    # Distributed training averages gradients over processes, and Accelerate divides by its accumulation steps; the
-    # loss already is this part's share of the whole step's.
+    # Distributed training averages gradients over processes, and Accelerate divides by its accumulation steps. Undo
+    # both, since the loss is already this part's share of the loss of the whole step.
     factor = accelerator.num_processes * accelerator.gradient_accumulation_steps
     all_losses = []
     for index, (part, class_weight_sum) in enumerate(parts):
@@ -256,7 +265,7 @@ def _backward(
 
 
 def _clip_gradient(engine: Engine) -> Tensor:
-    """Scale the gradient down to the maximum norm; return its norm before."""
+    """Scale the gradient down to the maximum norm; return its norm before clipping."""
     parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
     engine.accelerator.unscale_gradients()
     max_norm = engine.options.max_grad_norm if engine.options.max_grad_norm > 0 else math.inf
@@ -271,12 +280,12 @@ def _reduce(
     grad_norm: Tensor,
     request: StepRequest,
 ) -> StepResult:
-    """The result of a step over all processes, in one reduction and one copy to the host. (Besides the matching costs
-    it is the step's only copy from the device.)
+    """Compute the result of a step over all processes, with one reduction and one copy to the host. (Apart from the
+    matching costs, this is the step's only copy from the device.)
 
     Args:
         accelerator: All of its processes call this together.
-        names: The terms.
+        names: Names of the terms.
         losses: (parts of this process, terms).
         num_images: Images of the step.
         grad_norm: Norm of the gradient.
@@ -298,7 +307,7 @@ def _reduce(
 
 
 def _advance(engine: Engine) -> None:
-    """Move the weights and the learning rates."""
+    """Update the weights and the learning rates."""
     engine.optimizer.step()
     if getattr(engine.optimizer, "step_was_skipped", False):  # by a gradient scaler that lowers its scale
         with warnings.catch_warnings():  # PyTorch warns if the very first step was skipped
@@ -312,21 +321,22 @@ def _advance(engine: Engine) -> None:
 def _scale_is_exhausted(accelerator: Accelerator) -> bool:
     """Whether no lower gradient scale could make the gradient finite.
 
-    A gradient scaler skips a step that overflows and halves its scale; an overflow is gone long before scale 1.
+    A gradient scaler skips a step that overflows and halves its scale; overflows disappear long before scale 1.
     """
     return accelerator.scaler is None or accelerator.scaler.get_scale() <= 1.0
 
 
-# What the losses of a step are divided by
+# Divisors of the losses
 
 
 class StepNormalizers(NamedTuple):
-    """What the losses of an optimizer step are divided by.
+    """The divisors of the losses of an optimizer step.
 
-    num_images: images of the step, over all processes.
-    num_boxes: boxes of the step, at least 1; with 'original' at least the number of batches.
-    class_weight_sums: one for each batch of this process. The class weights of all queries of the step, see
-        `sum_class_weights`; with 'original' those of the batch alone, times the number of batches.
+    Attributes:
+        num_images: Images of the step, over all processes.
+        num_boxes: Boxes of the step, at least 1; with 'original' at least the number of batches.
+        class_weight_sums: One for each batch of this process. The class weights of all queries of the step, see
+            `sum_class_weights`; with 'original' those of the batch alone, times the number of batches.
     """
 
     num_images: float | Tensor
@@ -348,10 +358,11 @@ def step_normalizers(
         config: The detector's config.
         accelerator: All of its processes call this together.
         dtype: Data type of the losses. Counts are summed as integers.
-        loss_normalization: 'step': a batch's losses are its share of means over the whole step. 'original': a batch's
-            class loss is the mean over its own queries, and box losses are divided by the mean number of boxes per
-            batch, at least 1; the step's losses are the means of both over the batches of all processes. (The original
-            has one batch per process and does not accumulate; here an accumulated batch counts as a process's.)
+        loss_normalization: 'step': the losses of a batch are its share of the means over the whole step.
+            'original': the class loss of a batch is the mean over its own queries, and box losses are divided by the
+            mean number of boxes per batch, at least 1; the losses of the step are means over the batches of all
+            processes. (The original has one batch per process and does not accumulate; here an accumulated batch
+            counts as a process's.)
     """
     eos, num_queries = float(config.eos_coefficient), config.num_queries
     counts = [[len(label["class_labels"]) for label in batch["labels"]] for batch in batches]  # boxes of each image

@@ -1,4 +1,4 @@
-"""The model a run leaves for use: `model/` with weights, processor and model card, and its push to the Hub."""
+"""Export of a run's best model: `model/` with weights, processor and model card, and the push to the Hub."""
 
 import contextlib
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def export_model(run_dir: Path, detector: Savable, processor: Savable, model_car
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Transformers shows a bar for each file it writes, which would tear the run's own."""
+    """Hide the bar that Transformers shows for each file it writes, which would break the run's own."""
     was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -91,7 +91,7 @@ def push_model(folder: Path, repository: str, private: bool, message: str) -> st
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=message)
-    except Exception as error:  # client and network raise many kinds, and none may look like a lost run
+    except Exception as error:  # of many kinds, from client and network; none of them loses the run
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PushError(
             f"{repository}: the push failed ({reason}). Nothing is lost: the model is in {folder}. Push it later: "

@@ -2,11 +2,11 @@
 
 `log.jsonl` has one JSON object per line, of the `kind`
 
-- `"step"`: learning rates, and the means of all loss terms and of the gradient norm since the entry before;
+- `"step"`: learning rates, and the means of all loss terms and of the gradient norm since the previous entry;
 - `"epoch"`: the means over the epoch and, if it was evaluated, the metrics;
-- `"warning"`: a `text`; an evaluation indicates that training goes wrong.
+- `"warning"`: a `text`, if an evaluation indicates that training is going wrong.
 
-The first two also have `images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`, see `Pace`.
+The first two also have `images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`; see `Pace`.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from modeling_detr.training.trackers import log_images
 
 # The most important first: a narrow terminal cuts off the end
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
-_LONG_WAIT = 0.2  # share of the time; the loader then slows down training
+_LONG_WAIT = 0.2  # share of the time above which the loader slows down training
 
 
 class MetricLogger:
@@ -47,7 +47,7 @@ class MetricLogger:
         accelerator: Its trackers, if any, must have been started.
         total_steps: Optimizer steps of the whole run.
         epochs: Epochs of the whole run.
-        first_step: Optimizer steps taken before this start.
+        first_step: Optimizer steps taken before this start of the run.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class MetricLogger:
             self.bar.update()
 
     def step(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Log an entry of kind `"step"`: means since the previous one, learning rates and the figures of a `Pace`."""
+        """Log an entry of kind `"step"`: means since the previous one, learning rates, and the values of a `Pace`."""
         if self.accelerator.is_main_process:
             self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values})
             self._pace = _pace_in_words(values)
@@ -97,7 +97,7 @@ class MetricLogger:
         Args:
             epoch: From 0.
             step: Optimizer steps taken in all.
-            averages: Means over the epoch, and the figures of a `Pace`.
+            averages: Means over the epoch, and the values of `Pace.take`.
             metrics: Results of the evaluation; empty if the epoch was not evaluated.
             headline: Metrics shown in the line of the epoch; the bar shows the first one.
         """
@@ -129,7 +129,7 @@ class MetricLogger:
             self.message(f"warning: {text}")
 
     def message(self, text: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line above the bar."""
         if self.accelerator.is_main_process:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -165,7 +165,7 @@ def _shows_a_bar() -> bool:
 
 
 def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list[str]:
-    """Return the figures of a `Pace` for display; the loader wait only if it slows down training."""
+    """Format the values of `Pace.take` for display; the loader wait only if it slows down training."""
     words = [f"{pace['images_per_second']:.1f} images/s", f"{pace['memory_gib']:.1f} GiB"]
     if pace["loader_wait"] > _LONG_WAIT:
         words.append(f"loader wait {pace['loader_wait']:.0%}" + (": raise num_workers" if with_remedy else ""))
@@ -230,9 +230,9 @@ def drop_later_entries(run_dir: Path, step: int, closed_step: int) -> None:
 
 
 def _rewrite_events(path: Path, is_kept: Callable[[int, bool], bool]) -> None:
-    """Reduce a TensorBoard file to the events to keep, byte for byte, up to where it is damaged.
+    """Keep only the selected events of a TensorBoard file, byte for byte, up to where it is damaged.
 
-    A record is an eight-byte length, its checksum of four bytes, an `Event`, and its checksum of four bytes.
+    A record is an eight-byte length, its four-byte checksum, an `Event`, and its four-byte checksum.
     """
     data, kept, position = path.read_bytes(), [], 0
     while position + 12 <= len(data):
@@ -253,7 +253,7 @@ def _rewrite_events(path: Path, is_kept: Callable[[int, bool], bool]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Round numbers to 7 digits and replace NaN and infinity by None, so that every line is valid JSON."""
+    """Round numbers to 7 digits and replace NaN and infinity with None, so that every line is valid JSON."""
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
-"""How a run is doing: its speed, its memory, and signs that training goes wrong although the loss is finite.
+"""Monitoring of a run: speed, memory, and signs that training is going wrong although the loss is finite.
 
-Two signs are looked for after each evaluation: no query finds anything, and all queries of an image predict the same
-box. Both are normal for a DETR that has not learned anything yet. A sign is therefore reported once it has lasted for
-two evaluations, and only if the model had learned something before or has had its share of the run to do so.
+Each evaluation is checked for two signs: no query finds anything, or all queries of an image predict the same box.
+Both are normal for a DETR that has not learned anything yet. A sign is therefore reported only after two evaluations
+in a row, and only if the model had learned something before or has trained long enough to do so.
 """
 
 import time
@@ -19,7 +19,7 @@ from modeling_detr.training.engine import StepResult
 
 
 _MIN_OBJECT_QUERIES = 0.01  # queries that predict a class, per true object
-_MIN_SPREAD = 0.1  # of predicted boxes, relative to true ones; one query in a hundred at the other of two objects: 0.2
+_MIN_SPREAD = 0.1  # of predicted boxes relative to true ones; 0.2 if one query in 100 finds the second of two objects
 _MIN_EVALUATIONS = 2  # in a row
 _LEARNED_AP50 = 0.1
 # Steps after the warm-up in which a model should have begun to learn: a share of the run, within these bounds.
@@ -47,20 +47,20 @@ class Pace:
         self._waited += step.loader_wait
 
     def take(self) -> dict[str, float]:
-        """Return the figures since the last call, and start over.
+        """Return the measurements since the last call, and start over.
 
         `images_per_second`; `loader_wait`, the share of the time (0 to 1) spent waiting for images; `memory_gib`, see
         `memory_gib`.
         """
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
-        figures = {
+        measurements = {
             "images_per_second": self._images / seconds,
             "loader_wait": min(1.0, self._waited / seconds),
             "memory_gib": memory_gib(self._device),
         }
         self._images, self._waited, self._since = 0, 0.0, now
-        return figures
+        return measurements
 
 
 def memory_gib(device: torch.device) -> float:
@@ -71,10 +71,10 @@ def memory_gib(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """The time of a run over all of its starts, and the time since its last checkpoint.
+    """Measures the duration of a run, including earlier starts, and the time since its last checkpoint.
 
     Args:
-        seconds: Time of earlier starts.
+        seconds: Duration of earlier starts.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -95,15 +95,15 @@ class Stopwatch:
         return (time.monotonic() - self._checkpoint_at) / 60
 
 
-# Signs that training goes wrong
+# Signs that training is going wrong
 
 
 @dataclass
 class Symptom:
-    """The history of one sign.
+    """The history of one sign that training is going wrong.
 
     Attributes:
-        in_a_row: How many of the latest evaluations showed it.
+        in_a_row: Number of evaluations in a row, up to the latest, that showed it.
         was_well: Whether an earlier evaluation, of a model that had learned something, did not show it.
         reported: Whether it has been reported since it appeared.
     """
@@ -145,8 +145,8 @@ def find_symptoms(report: EvaluationReport, history: dict[str, Symptom], due: bo
         )
     if queries.spread is not None and queries.spread < _MIN_SPREAD:
         present["collapsed"] = (
-            f"the queries have collapsed: the predicted boxes of an evaluation image vary by only "
-            f"{queries.spread:.1%} of what its true boxes do"
+            f"the queries have collapsed: within an evaluation image, predicted boxes vary only "
+            f"{queries.spread:.1%} as much as true boxes"
         )
     warnings = []
     for name in ("nothing_found", "collapsed"):
@@ -168,7 +168,7 @@ def _remedy(symptom: Symptom) -> str:
             f"FOLDER) with a lower learning_rate and backbone_learning_rate, or a longer warm-up."
         )
     return (
-        "The model has not learned to find objects so far. Check the data (detr data check), and try lower learning "
+        "The model has not learned to find objects yet. Check the data (detr data check), and try lower learning "
         "rates or a longer warm-up. A DETR with random weights needs many steps, or encoder_supervision, "
         "denoising_groups and local_start."
     )

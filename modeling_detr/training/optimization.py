@@ -26,8 +26,8 @@ def build_optimizer(
     """Build AdamW over the trainable parameters in two groups: transformer and heads, and the backbone.
 
     The group of the backbone has every parameter with `backbone` in its name, including a learned position embedding,
-    as in the original. All parameters decay, also biases and norms. The fused implementation is used where the device
-    supports it (on a CPU it is four times faster for 41 M parameters).
+    as in the original. Weight decay applies to all parameters, including biases and norms. The fused implementation is
+    used where the device supports it (on a CPU it is four times faster for 41 M parameters).
 
     Args:
         model: The model or a wrapper of it; parameters without `requires_grad` are left out.
@@ -78,7 +78,7 @@ def build_lr_scheduler(
         total_steps: Optimizer steps of the whole run.
         warmup_steps: Steps at the start over which the learning rates rise linearly.
         drop_at: For `"step"`: step counts, in ascending order.
-        first_step: Optimizer steps taken before, for a resumed run.
+        first_step: Optimizer steps already taken, for a resumed run.
     """
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

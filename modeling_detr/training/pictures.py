@@ -30,7 +30,7 @@ def draw_predictions(
         detector: The model; it is left in evaluation mode.
         processor: The image processor of the model.
         index: The dataset.
-        task: Whether boxes, boxes and masks, or panoptic segments are drawn.
+        task: Selects whether boxes, boxes and masks, or panoptic segments are drawn.
         num_images: Maximum number of images.
 
     Returns:

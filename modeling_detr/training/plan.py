@@ -1,4 +1,4 @@
-"""The plan: what a run is about to do, in a few lines, before its first step."""
+"""The plan: a summary of what a run will do, printed before its first step."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from modeling_detr.training.optimization import num_parameters
 from modeling_detr.training.setup import PreparedRun, rate_factor
 
 
-# Part of the model → where its parameters are, in the order of the forward pass; everything else is "others".
+# Part of the model → modules with its parameters, in the order of the forward pass; all others are "others".
 _PARTS = {
     "backbone": ("backbone.conv_encoder",),
     "positions": ("backbone.position_embedding",),
@@ -40,7 +40,7 @@ def plan(run: PreparedRun) -> str:
         f"schedule  {_describe_schedule(run)}",
     ]
     if weights.average is not None:
-        lines.append(f"average   of the weights, decay {recipe.ema_decay:g}; it is evaluated and exported")
+        lines.append(f"average   of the weights with decay {recipe.ema_decay:g}, which is evaluated and exported")
     if recipe.loss_normalization == "original":
         lines.append("losses    each batch's class loss is divided by its own class weights, as in the original")
     lines.append(f"runs on   {_describe_processes(run)}")
@@ -65,7 +65,7 @@ def surplus_note(index: DetectionIndex, num_queries: int) -> str | None:
 
 def _describe(index: DetectionIndex) -> str:
     num_boxes, num_crowds = len(index.annotations), int(index.annotations.is_crowd.sum())
-    crowds = f" ({num_crowds:,} of crowds)" if num_crowds else ""
+    crowds = f" ({num_crowds:,} crowd regions)" if num_crowds else ""
     return f"{index.name}: {len(index):,} images, {num_boxes:,} boxes{crowds}"
 
 
@@ -89,14 +89,13 @@ def _describe_schedule(run: PreparedRun) -> str:
     parts: list[str] = [recipe.lr_schedule]
     if recipe.lr_schedule == "step":
         every = recipe.lr_drop_steps
-        parts.append(
-            f"a tenth every {recipe.lr_drop_epochs} epochs" if every is None else f"a tenth every {every:,} steps"
-        )
+        interval = f"{recipe.lr_drop_epochs} epochs" if every is None else f"{every:,} steps"
+        parts.append(f"drop to a tenth every {interval}")
     if run.schedule.warmup_steps:
         parts.append(f"{run.schedule.warmup_steps} steps of warm-up")
     if recipe.scale_lr:
         factor = rate_factor(recipe, run.loaders.train_sampler.step_size)
-        parts.append(f"rates x {factor:.3g} for the images of a step")
+        parts.append(f"rates x {factor:.3g}, scaled by the images per step")
     return ", ".join(parts)
 
 
@@ -157,7 +156,7 @@ def _frozen(part: str, names: Sequence[str], parameters: Mapping[str, nn.Paramet
     def is_frozen(glob: str) -> bool:
         return frozen.issuperset(name for name in parameters if fnmatchcase(f"{name}.", f"{glob}.*"))
 
-    globs: dict[str, None] = {}  # as in the key `freeze`: all layers are layers.*
+    globs: dict[str, None] = {}  # in the notation of the key `freeze`, where layers.* is all layers
     for name in names:
         pieces = name.split(".") if name in frozen else []
         prefixes = (".".join(pieces[:depth]) for depth in range(1, len(pieces) + 1))

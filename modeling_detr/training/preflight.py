@@ -33,7 +33,7 @@ from modeling_detr.training.setup import PreparedRun
 MAX_IMAGES = 500
 MAX_SECONDS = 30.0
 _MIN_AP = 0.999
-_MIN_IOU = 0.95  # at which a box is recovered
+_MIN_IOU = 0.95  # at which a box counts as recovered
 _MAX_LISTED = 10  # boxes that are listed one by one
 
 
@@ -56,7 +56,7 @@ class TruthCheck:
 
 @dataclass(frozen=True)
 class LoadingCheck:
-    """Training images that went through the transforms.
+    """The result of loading training images through the transforms.
 
     Attributes:
         num_images: Number of images.
@@ -117,7 +117,7 @@ def check_truth(run: PreparedRun, deadline: float) -> TruthCheck:
 
     Args:
         run: The run.
-        deadline: Time of `time.monotonic` after which no further image is started.
+        deadline: Value of `time.monotonic()` after which no further image is loaded.
     """
     index, loader = run.eval_index, run.loaders.eval
     image_indices: list[int] = []
@@ -201,7 +201,7 @@ def _check_training_images(run: PreparedRun, deadline: float) -> LoadingCheck:
     """Load training images.
 
     Raises:
-        ValueError: A label or box is out of range; the collator says in which image.
+        ValueError: A label or box is out of range; the message names the image.
         OSError: An image cannot be read.
     """
     dataset = run.loaders.train_sampler.dataset
@@ -236,7 +236,7 @@ def _speed_line(loading: LoadingCheck, num_workers: int, batch_size: int, step_s
 
 
 def largest_batch(run: PreparedRun) -> DetectionBatch:
-    """Return the largest images of the first epoch as one batch; random batches are padded to the largest sides."""
+    """Return the largest images of the first epoch as one batch; with random batching, padded to the largest sides."""
     dataset: DetectionDataset = run.loaders.train_sampler.dataset
     image_indices = np.array(_spread(len(dataset), 10 * MAX_IMAGES), dtype=np.int64)
     sizes = planned_sizes(dataset, image_indices, epoch=0)
@@ -317,7 +317,7 @@ def estimated_bytes(run: PreparedRun, batch: DetectionBatch) -> float:
         return tensor
 
     detector = run.weights.detector
-    detector.eval()  # no running statistics, no random numbers
+    detector.eval()  # evaluation mode: no running statistics, no random numbers
     device = next(detector.parameters()).device
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = detector(pixel_values=torch.zeros(1, 3, *small, device=device))
@@ -347,7 +347,7 @@ def _free_bytes() -> float | None:
 @contextmanager
 def _unchanged_states(model: nn.Module) -> Iterator[None]:
     """Restore random states, modes, buffers and gradients after the block."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what others draw from)
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (other libraries draw from it)
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]

@@ -1,6 +1,6 @@
-"""The recipe: everything that decides one training run, one typed key per setting.
+"""The recipe: all settings of one training run, one typed key per setting.
 
-A key is declared once: type, default, help, bounds, and what another value means for a resumed run. `recipe_parsing`
+A key is declared once: type, default, help, bounds, and the effect of a changed value on a resume. `recipe_parsing`
 reads recipes from YAML and the command line. What the weights mean is in the model's `config.json` and what the pixels
 mean in the processor's `preprocessor_config.json`; a recipe only has settings for new ones, under `model_config` and
 `processor_config`.
@@ -28,7 +28,7 @@ _READING = reading_options()
 
 
 def _zero_freezes(value: float, previous: float) -> Resume:
-    """The optimizer of a frozen backbone does not fit that of a trained one."""
+    """The effect of a changed backbone rate: 0 freezes the backbone, whose parameters then leave the optimizer."""
     return Resume.MODEL if (value == 0) != (previous == 0) else Resume.FREE
 
 
@@ -51,7 +51,7 @@ class Recipe:
     data: str | None = key(
         None,
         "Dataset: a folder or file in COCO, YOLO or Pascal VOC format, a dataset of Hugging Face's `datasets` (a "
-        "folder, a .parquet or its name on the Hub), or the built-in 'shapes'.",
+        "folder, a .parquet file or its name on the Hub), or the built-in 'shapes'.",
         resume=Resume.ORDER,
     )
     data_format: str | None = key(
@@ -67,8 +67,8 @@ class Recipe:
     )
     label_ids: Literal["dense", "raw"] = key(
         "dense",
-        "How classes are numbered. 'dense': from 0 without gaps, or as in 'model' if it has all classes of the "
-        "dataset by name. 'raw': by the dataset's category ids, as in the original.",
+        "How classes are numbered. 'dense': from 0 without gaps, or as in 'model' if that has all classes of "
+        "the dataset by name. 'raw': by the dataset's category ids, as in the original.",
         resume=Resume.MODEL,
     )
     train_split: str | None = key(
@@ -87,7 +87,7 @@ class Recipe:
         resume=Resume.ORDER,
     )
     output_dir: str | None = key(
-        None, "Folder of the run. none: runs/ and the name of the recipe.", resume=Resume.LAUNCH
+        None, "Folder of the run. none: runs/NAME, after the name of the recipe.", resume=Resume.LAUNCH
     )
 
     # The model
@@ -106,12 +106,12 @@ class Recipe:
     head_init: Literal["by_name", "fresh"] = key(
         "by_name",
         "What happens to the class head of 'model' if the dataset has other classes. 'by_name': classes with the same "
-        "name keep their weights, new ones start with a low score. 'fresh': a head of another size starts at random.",
+        "name keep their weights, new ones start with a low score. 'fresh': a head of another size is random.",
         resume=Resume.MODEL,
     )
     label_mapping: dict[str, Any] = key(
         {},
-        "Renamed classes: names in 'model' and their names in the dataset, which keep the weights.",
+        "Renamed classes that keep their weights: KEY is the name in 'model', VALUE the name in the dataset.",
         resume=Resume.MODEL,
     )
     processor_config: dict[str, Any] = key(
@@ -153,8 +153,8 @@ class Recipe:
     batch_size: int = key(2, "Images per batch and process.", at_least=1)
     max_pixels_per_batch: int | None = key(
         None,
-        "Most pixels, padding included, in one forward pass. A larger batch is processed in parts; the images and the "
-        "gradient of the step stay the same.",
+        "Maximum number of pixels, padding included, in one forward pass. A larger batch is processed in parts; the "
+        "images and the gradient of the step stay the same.",
         at_least=1,
     )
     gradient_accumulation_steps: int = key(1, "Batches per process and optimizer step.", at_least=1)
@@ -174,7 +174,9 @@ class Recipe:
         "by the ratio. 'sqrt': by its square root, which suits AdamW. none: use them as given.",
     )
     scale_lr_from: int = key(
-        16, "Images per step that the learning rates are meant for; the original's are 8 processes of 2.", at_least=1
+        16,
+        "Images per step that the learning rates are meant for; in the original, 8 processes with 2 each.",
+        at_least=1,
     )
     freeze_detector: bool = key(
         False,
@@ -199,11 +201,9 @@ class Recipe:
     lr_drop_epochs: int = key(
         200, "With lr_schedule 'step': epochs between drops of the learning rates to a tenth.", at_least=1
     )
-    lr_drop_steps: int | None = key(
-        None, "The same in optimizer steps; takes precedence over lr_drop_epochs.", at_least=1
-    )
+    lr_drop_steps: int | None = key(None, "The same in optimizer steps; overrides lr_drop_epochs.", at_least=1)
     warmup_steps: int = key(0, "Optimizer steps over which the learning rates rise from zero.", at_least=0)
-    warmup_epochs: float = key(0.0, "The same in epochs, fractions allowed; give only one of the two.", at_least=0)
+    warmup_epochs: float = key(0.0, "Warm-up in epochs instead of steps, such as 0.5; set only one.", at_least=0)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = key(
         None, "Precision of the forward pass. none: as configured by `accelerate launch`, else full precision."
     )
@@ -233,8 +233,8 @@ class Recipe:
     )
     local_start: bool = key(
         False,
-        "Initialise the queries of a new model so that each looks at one place, instead of at random as in the "
-        "original.",
+        "Initialise the queries of a new model so that each attends to one place, instead of at random as in "
+        "the original.",
         resume=Resume.START,
         describes_new_model=True,
     )
@@ -249,7 +249,7 @@ class Recipe:
     checkpoint_every_epochs: int = key(1, "Epochs between checkpoints; the last epoch always gets one.", at_least=1)
     checkpoint_every_steps: int | None = key(None, "Optimizer steps between additional checkpoints.", at_least=1)
     checkpoint_every_minutes: float | None = key(
-        30.0, "Most minutes between checkpoints. none: do not go by the clock.", at_least=0
+        30.0, "Maximum minutes between checkpoints. none: no limit.", at_least=0
     )
     keep_checkpoints: int = key(
         2, "Newest checkpoints to keep; the checkpoint of the best model is kept as well.", at_least=1
@@ -268,17 +268,17 @@ class Recipe:
     )
     preflight: bool = key(
         True,
-        "Before the first step, check data, boxes, evaluation and memory on at most 500 images and for 30 seconds.",
+        "Before the first step, check data, boxes, evaluation and memory on up to 500 images, for about 30 seconds.",
         resume=Resume.LAUNCH,
     )
     num_images_to_log: int = key(8, "Evaluation images to draw with predicted and true boxes; 0: none.", at_least=0)
     push_to_hub: str | None = key(
-        None, "Repository on the Hub (owner/name) that gets the best model at the end of the run."
+        None, "Repository on the Hub (owner/name) to push the best model to at the end of the run."
     )
-    hub_private: bool = key(False, "Make that repository private if it is new.")
+    hub_private: bool = key(False, "Make that repository private if it does not exist yet.")
 
     def __post_init__(self) -> None:
-        """Checks bounds, and keys that exclude or need each other."""
+        """Checks bounds, and keys that exclude or require each other."""
         for name, declared in keys_of(type(self)).items():
             declared.check(getattr(self, name))
         self._check_exclusive("eval_split", "eval_fraction")
@@ -291,7 +291,7 @@ class Recipe:
 
     def _check_exclusive(self, *names: str) -> None:
         if all(getattr(self, name) for name in names):
-            raise RecipeError(names[0], f"cannot be combined with {names[1]}", "give one of the two")
+            raise RecipeError(names[0], f"cannot be combined with {names[1]}", "set only one of the two")
 
     def _check_model(self) -> None:
         for name in ("backbone_weights", "local_start"):
@@ -326,10 +326,10 @@ class Recipe:
         """`data`, which every run needs.
 
         Raises:
-            RecipeError: It is not given.
+            RecipeError: It is not set.
         """
         if self.data is None:
-            raise RecipeError("data", "not given", "choose a dataset", {"data": "FOLDER"})
+            raise RecipeError("data", "not set", "choose a dataset", {"data": "FOLDER"})
         return self.data
 
     @property
@@ -337,10 +337,10 @@ class Recipe:
         """`output_dir` as a path.
 
         Raises:
-            RecipeError: It is not given.
+            RecipeError: It is not set.
         """
         if self.output_dir is None:
-            raise RecipeError("output_dir", "not given", "choose a folder for the run", {"output_dir": "FOLDER"})
+            raise RecipeError("output_dir", "not set", "choose a folder for the run", {"output_dir": "FOLDER"})
         return Path(self.output_dir)
 
     def to_yaml(self) -> str:
@@ -362,11 +362,11 @@ def _extended_recipe(keys: tuple[tuple[str, Any, Any], ...]) -> type[Recipe]:
     return dataclasses.make_dataclass("Recipe", keys, bases=(Recipe,), frozen=True) if keys else Recipe
 
 
-# What a changed recipe means for a resume
+# Changes on a resume
 
 
 class Change(NamedTuple):
-    """A key whose value differs from that of the run so far."""
+    """A key whose value differs from the run so far."""
 
     name: str
     value: object
@@ -378,11 +378,11 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class ResumeChanges:
-    """The keys that differ between a recipe and that of a checkpoint, by what the difference means (see `Resume`).
+    """The keys that differ between a recipe and that of a checkpoint, grouped by their effect (see `Resume`).
 
     Attributes:
         model: The checkpoint does not fit.
-        order: Steps get other images, so an epoch cannot be continued.
+        order: The images of the steps change, so an epoch cannot be continued.
         free: The new value is used from the resumed step on.
         start: The new value has no effect.
     """
@@ -403,8 +403,8 @@ def compare_for_resume(recipe: Recipe, previous: Mapping[str, Any]) -> ResumeCha
 
     Args:
         recipe: The recipe of the resumed run.
-        previous: The checkpoint's recipe as plain values. A key that it lacks, as a newer version has added it, counts
-            as its default.
+        previous: The checkpoint's recipe as plain values. Keys that it lacks, because a newer version added them,
+            count as their defaults.
     """
     values = dataclasses.asdict(recipe)
     changes: dict[Resume, list[Change]] = {rule: [] for rule in Resume}

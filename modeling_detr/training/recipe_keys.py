@@ -1,8 +1,8 @@
-"""How a key of the recipe is declared: its default, help, bounds and what it means for a resume, in one place.
+"""The declaration of recipe keys: default, help, bounds and the effect on a resume, in one place.
 
     epochs: int = key(300, "Passes over the training images.", at_least=1)
 
-Everything that uses keys reads these declarations: the parser, `--help`, the checks and the comparison at a resume.
+The parser, `--help`, the checks and the comparison on resume all read these declarations.
 """
 
 import copy
@@ -22,10 +22,10 @@ _Value = TypeVar("_Value")
 
 
 class Resume(enum.Enum):
-    """What another value of a key means for a run that resumes from a checkpoint."""
+    """The effect of a changed key on a run that resumes from a checkpoint."""
 
     MODEL = "the checkpoint does not fit; the resume is refused"
-    ORDER = "steps get other images; an epoch cannot be continued, so the next one starts"
+    ORDER = "the images of the steps change; the run continues with the next epoch"
     FREE = "the new value is used from the resumed step on"
     START = "no effect: the key is used only when a run starts"
     LAUNCH = "not compared: the key is about this launch, not about the run"
@@ -33,18 +33,18 @@ class Resume(enum.Enum):
 
 @dataclass(frozen=True)
 class Key:
-    """A key as its recipe declares it.
+    """The declaration of a recipe key.
 
     Attributes:
         name: Its name, in Python, in YAML and on the command line.
         type: Its type annotation, resolved.
-        default: Its value if it is not given.
+        default: Its value if it is not set.
         help: What it does, for `--help`.
-        at_least: The smallest value allowed.
-        below: The smallest value that is too large.
-        choices: The values allowed; None: any. A table that plug-ins add to may be given.
-        examples: Values that `--help` lists although others are allowed too; such a table as well.
-        resume: What another value means for a resume, or a function of the current and the previous value.
+        at_least: Inclusive lower bound.
+        below: Exclusive upper bound.
+        choices: Allowed values; None: any. It may be a table that plug-ins add to.
+        examples: Values that `--help` lists although others are allowed too. It may be such a table as well.
+        resume: Effect of a changed value on a resume, or a function of the current and the previous value.
         describes_new_model: Whether a file's value is dropped when the command line gives an existing model.
     """
 
@@ -69,7 +69,7 @@ class Key:
 
         Args:
             value: The value.
-            where: What the error names; None: the key.
+            where: Location for the error message; None: the key.
 
         Raises:
             RecipeError: The value is out of bounds or not one of the choices.
@@ -88,7 +88,7 @@ class Key:
             raise RecipeError(where or self.name, f"got '{value}'", did_you_mean(value, self.choices))
 
     def resume_rule(self, value: object, previous: object) -> Resume:
-        """What a change from `previous` to `value` means for a resume."""
+        """The effect of a change from `previous` to `value` on a resume."""
         return self.resume if isinstance(self.resume, Resume) else self.resume(value, previous)
 
 

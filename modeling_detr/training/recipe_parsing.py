@@ -1,8 +1,8 @@
 """Reads recipes from YAML files and the command line, and explains their keys for `--help`.
 
-`detr train bccd --data FOLDER --learning_rate 2e-4 --model_config.num_queries 50` reads the file, lets the command
-line win, and refuses unknown keys. A recipe is given by its path or, if it is built in, by its name. What
-there is to know about a key is in its declaration, see `recipe_keys`.
+`detr train bccd --data FOLDER --learning_rate 2e-4 --model_config.num_queries 50` reads the file, gives the
+command line precedence, and rejects unknown keys. A recipe is given by its path or, if it is built in, by its name.
+Everything about a key is in its declaration, see `recipe_keys`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def find_recipe(name: str) -> Path:
     """The file of a recipe, given as a path or, where no such file exists, as the name of a built-in one.
 
     Raises:
-        RecipeNotFoundError: It is neither.
+        RecipeNotFoundError: `name` is neither.
     """
     if Path(name).is_file():
         return Path(name)
@@ -54,7 +54,7 @@ def parse_recipe(
     *,
     notes: list[str] | None = None,
 ) -> Recipe:
-    """Parses a recipe from command line arguments: at most one recipe, and `--key value` pairs, which win over it.
+    """Parses a recipe from command line arguments: at most one recipe, and `--key value` pairs, which take precedence.
 
     Mappings are set key by key (`--model_config.num_queries 50`). Values are YAML: `1e-4`, `true`, `[480, 512]`.
 
@@ -140,7 +140,7 @@ def _unknown_key(where: str, name: str, keys: Mapping[str, Key]) -> RecipeError:
     if inner and mapping in keys:
         mappings = ", ".join(declared.name for declared in keys.values() if declared.is_mapping)
         problem = f"'{mapping}' is a single value, so '{name}' cannot be set"
-        return RecipeError(where, problem, f"keys with keys of their own: {mappings}")
+        return RecipeError(where, problem, f"keys that hold a mapping: {mappings}")
     nearest = nearest_name(name.replace("-", "_"), keys)
     remedy = f"did you mean '{nearest}'?" if nearest else "detr train --help lists all keys"
     return RecipeError(where, f"unknown key '{name}'", remedy)
@@ -195,7 +195,7 @@ def _from_text(key: Key, text: str) -> Any:
         return _checked(key, text, where)
     is_list = typing.get_origin(key.type) is list
     if is_list and not text.startswith("["):
-        if key.type == list[str]:  # a glob's * means something else in YAML
+        if key.type == list[str]:  # YAML would read the * of a glob as an alias
             return [item.strip() for item in text.split(",") if item.strip()]
         text = f"[{text}]"
     return _checked(key, _yaml_value(where, text, _type_name(key.type)), where)
@@ -209,7 +209,7 @@ def _yaml_value(where: str, text: str, expected: str) -> Any:
 
 
 def _checked(key: Key, value: object, where: str) -> Any:
-    """`value` with the type of the key, integers as floats where those are expected.
+    """`value` with the type of the key, with integers converted where floats are expected.
 
     Raises:
         RecipeError: It has another type, is out of bounds, or is not one of the choices.
@@ -268,11 +268,11 @@ def _argument_parser(program: str, arguments: Sequence[str], keys: Mapping[str, 
     """A parser for every key of the recipe, and for the keys of mappings that occur in `arguments`."""
     parser = _Parser(
         prog=program,
-        description="Train a DETR from a recipe. Every key can also be set on the command line, which wins over the "
-        "recipe.",
+        description="Train a DETR from a recipe. Every key can also be set on the command line, which takes "
+        "precedence.",
         epilog="Mappings are set key by key: --model_config.num_queries 50. Values are written as in YAML. "
         f"Built-in recipes: {', '.join(builtin_recipes())}. "
-        "detr train --replay FILE repeats a training step with a non-finite loss and reports where it came from.",
+        "detr train --replay FILE repeats a training step with a non-finite loss and reports its origin.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

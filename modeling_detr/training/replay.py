@@ -2,8 +2,8 @@
 
     runs/NAME/nonfinite/step_00000012_process_0.safetensors
 
-holds, without pickle, everything a process computed with: the weights, its batches and what their losses are divided
-by; and as JSON in the file's metadata the recipe, the model's config, and epoch and step.
+contains, without pickle, everything a process computed with: the weights, its batches and the divisors of their losses
+and, as JSON in the file's metadata, the recipe, the model's config, the epoch and the step.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ class FailedStep:
         }
         path = run_dir / NONFINITE / f"step_{self.step:08d}_process_{self.process}.safetensors"
         copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        path.unlink(missing_ok=True)  # of an earlier start of the run
+        path.unlink(missing_ok=True)  # from an earlier start of the run
         with new_file(path) as partial:
             save_file(copies, partial, metadata={"failed_step": json.dumps(facts)})
         return path
@@ -104,7 +104,7 @@ class FailedStep:
 
         Raises:
             FileNotFoundError: The file does not exist.
-            ValueError: The file does not hold a step, or that of another version.
+            ValueError: The file does not contain a step, or was written by an incompatible version.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, expected one from the folder {NONFINITE} of a run.")
@@ -113,7 +113,7 @@ class FailedStep:
                 facts = json.loads(file.metadata()["failed_step"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             sums = facts.pop("class_weight_sums")
-            parts = [(_part(tensors, f"{_PART}{number}."), weight_sum) for number, weight_sum in enumerate(sums)]
+            parts = [(_part(tensors, f"{_PART}{index}."), weight_sum) for index, weight_sum in enumerate(sums)]
             return cls(
                 share=StepShare(parts, facts.pop("num_boxes")),
                 weights=_below(tensors, _WEIGHT),
@@ -123,7 +123,7 @@ class FailedStep:
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}: not a step that this version has saved ({error}), expected a file from the folder "
+                f"{path}: not a step saved by this version ({error}), expected a file from the folder "
                 f"{NONFINITE} of a run."
             ) from error
 
@@ -136,7 +136,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> DetectionBatch:
-    # in memory as they came from the collator: convolutions then round alike
+    # the collator's memory format, so that convolutions round the same way
     pixel_values = tensors[f"{prefix}pixel_values"].contiguous(memory_format=torch.channels_last)
     labels = [_below(tensors, f"{prefix}labels.{image}.") for image in range(len(pixel_values))]
     return cast(
@@ -146,7 +146,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> DetectionBatch:
 
 
 class Replay:
-    """Runs a step that was not finite again, on this machine.
+    """Repeats a non-finite step on this machine.
 
     Args:
         failed: The step.
@@ -198,8 +198,8 @@ class Replay:
         yield f"gradient: {f'not finite for {len(bad)} of {len(gradients)} parameters' if bad else 'finite'}"
         for part, class_weight_sum in failed.share.parts:
             for image in split_batch(part, max_pixels=1):
-                fine = is_finite(self.model, self._losses_of(self.model, image, class_weight_sum))
-                yield f"{self._describe(image)}: {'finite' if fine else 'NOT FINITE'} by itself"
+                finite = is_finite(self.model, self._losses_of(self.model, image, class_weight_sum))
+                yield f"{self._describe(image)}: {'finite' if finite else 'NOT FINITE'} by itself"
 
     def _run(self, part: DetectionBatch, class_weight_sum: float | Tensor) -> str:
         """Run forward and backward pass of a part; return the result in words."""
@@ -254,7 +254,7 @@ def _training_model(failed: FailedStep) -> TrainingModel:
 
 
 def describe_failure(error: NonFiniteLossError, run: PreparedRun) -> NonFiniteLossError:
-    """Save a step that was not finite; return the error with its epoch, step and files, and what to do.
+    """Save a non-finite step; return the error with its epoch, step and files, and a remedy.
 
     All processes call it together.
     """
@@ -281,7 +281,7 @@ def describe_failure(error: NonFiniteLossError, run: PreparedRun) -> NonFiniteLo
         )
         try:
             remedies = [f"Run the step again: detr train --replay {failed.save(run_dir)}"]
-        except OSError as problem:  # a full disk must not hide what happened
+        except OSError as problem:  # a full disk must not hide the non-finite loss
             remedies = [str(problem).rstrip(".")]
     if run.accelerator.num_processes > 1:
         remedies = gather_object(remedies)

@@ -1,4 +1,4 @@
-"""Resuming a run: which checkpoint it continues from, and what has changed since that was written."""
+"""Resuming a run: which checkpoint it continues from, and what has changed since the checkpoint was written."""
 
 import dataclasses
 from pathlib import Path
@@ -12,16 +12,16 @@ from modeling_detr.training.run_folder import RECIPE, holds_run
 
 
 def checkpoint_to_resume(recipe: Recipe) -> Path | None:
-    """Return the checkpoint that a run continues from; None for a new run, whose folder must not hold another.
+    """Return the checkpoint that a run continues from; None for a new run, whose folder must not contain another.
 
     Raises:
-        ValueError: The folder holds a run that the recipe does not resume.
+        ValueError: The folder contains a run that the recipe does not resume.
         FileNotFoundError: The checkpoint to resume does not exist.
     """
     run_dir = recipe.run_dir
     if recipe.resume is None:
         if holds_run(run_dir):
-            raise ValueError(f"{run_dir} already holds a run; use --resume auto, or choose another --output_dir.")
+            raise ValueError(f"{run_dir}: already contains a run; use --resume auto, or choose another --output_dir.")
         return None
     if recipe.resume == "auto":
         return newest_checkpoint(run_dir)
@@ -32,7 +32,7 @@ def checkpoint_to_resume(recipe: Recipe) -> Path | None:
         )
     if folder.resolve().parents[1] != run_dir.resolve() and holds_run(run_dir):
         raise ValueError(
-            f"{run_dir} already holds a run, and {folder} is a checkpoint of another; choose another --output_dir."
+            f"{run_dir}: already contains a run, and {folder} is a checkpoint of another; choose another --output_dir."
         )
     return folder
 
@@ -45,14 +45,14 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
         run: What is restored. Its state describes the new start: processes, images per step, training images, classes.
 
     Returns:
-        What the plan should mention.
+        Notes for the plan.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or does not fit the recipe, the model or the classes.
     """
     changes = compare_for_resume(run.recipe, yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
     if changes.model:
-        remedy = "undo that, or start a new run with another output_dir"
+        remedy = "undo this change, or start a new run with another output_dir"
         raise CheckpointError(folder, f"does not fit this recipe: {changes.model[0]}", remedy)
     current, state = dataclasses.replace(run.state), run.state
     load_checkpoint(folder, run, id2label=current.id2label)
@@ -72,7 +72,7 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
 
 
 def _changed_images(previous: TrainingState, current: TrainingState) -> list[str]:
-    """What differs in the images of an epoch or a step, apart from the recipe."""
+    """Describe what has changed about the images of an epoch or a step, other than by the recipe."""
     changes = []
     if previous.step_size != current.step_size:
         changes.append(f"the number of images per step (from {previous.step_size} to {current.step_size})")

@@ -6,11 +6,12 @@
       trackers/           files of Accelerate's trackers, such as TensorBoard's
       checkpoints/        step_00001200/ …, see `checkpointing`
       model/              the best model so far, see `export`
-      evaluation.*        figures of that model
+      evaluation.*        metrics of that model
       predictions/        pictures of its predictions on evaluation images
       nonfinite/          steps whose loss was not finite, see `replay`
 
-Everything is written under a hidden name and then renamed, so what has its own name is complete; see `atomic_output`.
+Everything is written under a hidden name and then renamed, so anything with its final name is complete; see
+`atomic_output`.
 """
 
 import re
@@ -60,7 +61,7 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """All checkpoint folders, oldest first; one that a kill interrupted while it was replaced has its hidden name."""
+    """All checkpoint folders, oldest first; one whose replacement was interrupted has its hidden name."""
     folders = [path for path in (run_dir / CHECKPOINTS).glob("*") if _CHECKPOINT_NAME.fullmatch(path.name)]
     return sorted(
         (path for path in folders if not path.name.startswith(".") or path.with_name(path.name[1:-9]) not in folders),
@@ -76,6 +77,6 @@ def drop_later_checkpoints(run_dir: Path, step: int) -> None:
 
 
 def step_of(folder: Path) -> int:
-    """Optimizer steps before a checkpoint, from the name of its folder; -1 for other names."""
+    """The step of a checkpoint, from the name of its folder; -1 for other names."""
     match = _CHECKPOINT_NAME.fullmatch(folder.name)
     return int(match[1] or match[2]) if match else -1

@@ -1,4 +1,4 @@
-"""Everything a run needs, built from its recipe: data, model, loaders, optimizer, schedule, and where it starts."""
+"""The setup of a run from its recipe: data, model, loaders, optimizer, schedule, and the state to start from."""
 
 import copy
 import math
@@ -68,7 +68,7 @@ class Weights:
     Attributes:
         detector: The plain DETR.
         trained: The detector that the training model contains: `detector`, or with FSDP a copy in shards.
-        average: The averaged weights, in a detector of their own; None if the run does not keep them.
+        average: A separate detector with the averaged weights; None if the run keeps no average.
     """
 
     detector: Detector
@@ -104,7 +104,7 @@ class Schedule:
 
     Attributes:
         steps_per_epoch: Steps of an epoch.
-        total_steps: Steps of the run, those before a resume included.
+        total_steps: Steps of the run, including those before a resume.
         warmup_steps: Steps over which the learning rates rise.
         drop_at: Steps at which they drop, with the schedule "step".
     """
@@ -116,7 +116,7 @@ class Schedule:
 
     @classmethod
     def of(cls, recipe: Recipe, steps_per_epoch: int, state: TrainingState) -> "Schedule":
-        """Count the steps of a run that continues at `state`; its earlier epochs may have had other steps."""
+        """Compute the steps of a run that continues at `state`; earlier epochs may have had a different number."""
         steps_left = steps_per_epoch * (recipe.epochs - state.epoch) - state.step_in_epoch
         total_steps = min(state.step + max(0, steps_left), recipe.max_steps or sys.maxsize)
         if recipe.lr_drop_steps is not None:
@@ -137,7 +137,7 @@ class PreparedRun:
 
     Attributes:
         recipe: The resolved recipe.
-        accelerator: Accelerate's side of the run.
+        accelerator: The accelerator of the run.
         train_index: The training images.
         eval_index: The evaluation images.
         loaders: The loaders of this process.
@@ -148,7 +148,7 @@ class PreparedRun:
         scheduler: The learning rate schedule.
         schedule: The steps of the run.
         checkpoint: The checkpoint that the run resumes from; None for a new run.
-        notes: What the plan should mention.
+        notes: Notes for the plan.
     """
 
     recipe: Recipe
@@ -172,16 +172,16 @@ class PreparedRun:
 
     @property
     def raw_optimizer(self) -> Optimizer:
-        """The optimizer as built."""
+        """The optimizer before it was prepared by `accelerator`."""
         return self.checkpointed.optimizer
 
     @property
     def state(self) -> TrainingState:
-        """Where the run is; changes while it trains."""
+        """The progress of the run, updated while it trains."""
         return self.checkpointed.state
 
     def engine(self) -> Engine:
-        """Return what takes the optimizer steps."""
+        """Return the engine that takes the optimizer steps."""
         recipe = self.recipe
         options = StepOptions(
             batches_per_step=recipe.gradient_accumulation_steps,
@@ -203,19 +203,19 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
 
     Args:
         recipe: The recipe.
-        notes: More for the plan to mention.
+        notes: Additional notes for the plan.
 
     Raises:
         ValueError: The recipe does not fit the data, the model or the checkpoint; or the folder already holds a run
             that the recipe does not resume.
-        OSError: Something the recipe names does not exist or cannot be read.
+        OSError: A file or folder that the recipe names does not exist or cannot be read.
     """
     check_trackers(recipe.trackers)
     checkpoint = checkpoint_to_resume(recipe)
     accelerator = build_accelerator(recipe)
     leave_cores_to_loaders(accelerator, recipe.num_workers)
-    accelerator.wait_for_everyone()  # no process writes into the folder before all have looked at it
-    with accelerator.main_process_first():  # what it creates or downloads is then available to the others
+    accelerator.wait_for_everyone()  # no process writes to the folder before all have checked it
+    with accelerator.main_process_first():  # the others then use what it has created or downloaded
         train_index, eval_index = open_splits(recipe)
         detector, processor = _build_model_and_processor(recipe, train_index)
     loaders = build_loaders(recipe, train_index, eval_index, processor, accelerator)
@@ -223,7 +223,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     run, optimizer = _build_optimizer(recipe, training_model, weights, accelerator, loaders, train_index)
     head = head_note(recipe, train_index.id2label)
     resumed = [] if checkpoint is None else _resume(checkpoint, run, weights)
-    # every process must check, also one that sees no checkpoint: otherwise the others would wait for it forever
+    # every process must check, even if it sees no checkpoint: otherwise the others would wait for it forever
     problem = "the processes see different checkpoints; output_dir must be a folder that all machines share"
     check_same((run.state.step, run.state.epoch), f"{recipe.run_dir}: {problem}.")
     schedule = Schedule.of(recipe, loaders.train_sampler.steps_per_epoch, run.state)
@@ -291,13 +291,13 @@ def _build_optimizer(
 
 
 def scaled_rates(recipe: Recipe, step_size: int) -> tuple[float, float]:
-    """Return the learning rates of transformer and heads, and of the backbone, for steps of so many images."""
+    """Return the learning rates of transformer and heads, and of the backbone, for steps of `step_size` images."""
     factor = rate_factor(recipe, step_size)
     return factor * recipe.learning_rate, factor * recipe.backbone_learning_rate
 
 
 def rate_factor(recipe: Recipe, step_size: int) -> float:
-    """Return the factor by which the recipe's learning rates are scaled for steps of so many images."""
+    """Return the factor by which the recipe's learning rates are scaled for steps of `step_size` images."""
     ratio = step_size / recipe.scale_lr_from
     return {None: 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[recipe.scale_lr]
 
@@ -322,7 +322,7 @@ def _build_training_model(
 
 
 def _resume(checkpoint: Path, run: CheckpointedRun, weights: Weights) -> list[str]:
-    """Restore a run from a checkpoint; return what the plan should mention."""
+    """Restore a run from a checkpoint; return notes for the plan."""
     notes = resume(checkpoint, run)
     if weights.average is not None and not holds_part(checkpoint, AVERAGE):
         weights.start_average()
@@ -340,7 +340,7 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
     """Open the dataset; return the images to train on and those to evaluate on.
 
     Raises:
-        ValueError: There are no such splits, one is empty, or nothing is annotated to train on.
+        ValueError: A split does not exist or is empty, or no training image is annotated.
         OSError: The dataset does not exist or cannot be read.
     """
     options = {name: getattr(recipe, name, None) for name in reading_options()}
@@ -350,11 +350,11 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
 
 
 def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
-    """Number the classes as the recipe says: like the model to start from if it has every class by name, by the
+    """Number the classes according to the recipe: as in the model to start from if it has every class by name, by the
     dataset's category ids, or from 0 without gaps.
 
     Raises:
-        ValueError: The category ids cannot be labels.
+        ValueError: The category ids cannot be used as labels.
         OSError: The model to start from cannot be found or read.
     """
     if recipe.label_ids == "raw":
@@ -380,7 +380,7 @@ def build_loaders(
     """Build the loaders of this process.
 
     Raises:
-        ValueError: The transform does not exist or its options do not fit; or the processor's size has no edges.
+        ValueError: The transform does not exist, its options do not fit, or the processor has no shortest edge.
     """
     shortest_edge, longest_edge = _edges(processor)
     masks = recipe.task != "detection"
@@ -422,7 +422,7 @@ def build_loaders(
 
 
 def prepare_worker(_index: int) -> None:
-    """Limit a loader process to one thread, and let it run until the process that it loads for ends it."""
+    """Limit a loader process to one thread, and let only its parent process end it."""
     torch.set_num_threads(1)
     leave_stopping_to_parent()
     sys.excepthook = _ignore_broken_connections
@@ -431,7 +431,7 @@ def prepare_worker(_index: int) -> None:
 def _ignore_broken_connections(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """An exception hook of loaders: a run that stops while it receives a batch breaks the loader's connection."""
+    """Exception hook of loaders that ignores the broken connection of a run that stops while receiving a batch."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, traceback)
 

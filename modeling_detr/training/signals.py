@@ -17,7 +17,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
 
 
 class StopRequested(BaseException):
-    """A signal arrived while the run was waiting and had nothing to lose; see `StopSignals`."""
+    """A signal arrived while the run was waiting and could stop at once; see `StopSignals`."""
 
 
 class TrainingInterrupted(Exception):
@@ -105,9 +105,9 @@ def leave_stopping_to_parent() -> None:
 
     Ctrl-C in a terminal goes to a whole process group, so the loader gets a group of its own. Slurm sends its warning,
     and SIGTERM at the time limit, to every process; if a loader dies from it, PyTorch raises an error wherever the run
-    is, possibly in the middle of a checkpoint. Only SIGTERM from the process that it loads for ends a loader: that is
-    how PyTorch ends loaders after a run, and it sends the signal only once. A loader notices by itself if that process
-    no longer exists.
+    is, possibly in the middle of a checkpoint. A loader therefore ends only on SIGTERM from its parent process,
+    which is how PyTorch ends loaders after a run (it sends the signal only once). A loader notices by itself if its
+    parent no longer exists.
     """
     for number in STOP_SIGNALS:
         if number != signal.SIGTERM:

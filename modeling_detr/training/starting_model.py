@@ -1,4 +1,4 @@
-"""The model that a run starts from, new or pretrained: its class head, its processor and what is frozen."""
+"""The model that a run starts from, new or pretrained: its class head, processor and frozen parameters."""
 
 import contextlib
 import logging
@@ -29,7 +29,7 @@ _LABEL_KEYS = ("num_labels", "id2label", "label2id", "stuff_labels")
 
 
 def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()) -> Detector:
-    """Build a new model for the recipe's task, or loads the one to start from, with a class head for `id2label`.
+    """Build a new model for the recipe's task, or load the one to start from, with a class head for `id2label`.
 
     A task with masks may start from a detector; its mask head is then new.
 
@@ -77,7 +77,7 @@ def new_config(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequen
 
 
 def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageProcessor:
-    """Load the processor of the model to start from, or builds one with the mean and std of the backbone.
+    """Load the processor of the model to start from, or build one with the mean and std of the backbone.
 
     Raises:
         RecipeError: `processor_config` has an unknown key or an invalid value.
@@ -102,8 +102,8 @@ def without_mask_head(model: Detector) -> DetrForObjectDetection:
 def compile_parts(model: Detector) -> None:
     """Compile backbone, encoder and decoder, which take nearly all the time of a step, at their first use.
 
-    Matching and loss are not compiled, since their shapes change with the objects of a batch. Changing image sizes are
-    compiled once for all of them.
+    Matching and loss are not compiled, since their shapes change with the objects of a batch. One
+    compilation covers all image sizes.
     """
     parts = without_mask_head(model).model
     for part in (parts.backbone, parts.encoder, parts.decoder):
@@ -113,7 +113,7 @@ def compile_parts(model: Detector) -> None:
 
 
 def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
-    """Return what happens to the class head of the model to start from; None for a new model."""
+    """Describe what happens to the class head of the model to start from; None for a new model."""
     if recipe.model is None:
         return None
     old_config = load_config(recipe.model)
@@ -213,7 +213,7 @@ def _check_loaded_weights(source: str, model: Detector, info: Mapping[str, Any])
 
 @contextlib.contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Hide log messages of loading; the plan has the information."""
+    """Hide log messages about loading; the plan contains the information."""
     loggers = [logging.getLogger(name) for name in (HeadChange.__module__, translate_stock_config.__module__)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -231,7 +231,7 @@ def _timm_name(recipe: Recipe, config: DetrConfig) -> str:
     return source if source.split(".")[0] == config.backbone.split(".")[0] else config.backbone
 
 
-# What does not train
+# Frozen parameters
 
 
 def _freeze_parts(model: Detector, recipe: Recipe) -> None:
@@ -281,7 +281,7 @@ def _parts(names: Iterable[str]) -> list[str]:
 
 
 def _refuse_frozen_random_backbone(model: DetrForObjectDetection) -> None:
-    """Refuse a random backbone that would stay random, or under frozen batch norms: it learns nothing, silently."""
+    """Refuse a random backbone that is frozen or has frozen batch norms: it would silently learn nothing."""
     config = model.config
     frozen = [key for key in ("freeze_batch_norm", "freeze_backbone_stem") if getattr(config, key)]
     if frozen:

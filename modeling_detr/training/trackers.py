@@ -34,7 +34,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def start_trackers(accelerator: Accelerator, recipe: Recipe, first_step: int) -> None:
     """Start the recipe's trackers. A run is named after its folder, the project after the parent folder.
 
-    All but TensorBoard get the recipe as configuration; TensorBoard would show each start as one more run.
+    All but TensorBoard get the recipe as configuration; TensorBoard would show each start as an additional run.
 
     Raises:
         ValueError: A tracker does not start, for example because the user is not logged in.
@@ -56,11 +56,11 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, first_step: int) ->
                 tracker.store_init_configuration(configuration)
     except OSError:
         raise
-    except Exception as error:  # each tracker has its own errors
+    except Exception as error:  # each tracker raises its own errors
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         raise ValueError(
-            f"trackers: one of {', '.join(recipe.trackers)} does not start: {reason}. Fix this or leave the tracker "
-            f"out, for example --trackers tensorboard"
+            f"trackers: one of {', '.join(recipe.trackers)} failed to start: {reason}. Fix this or leave the "
+            f"tracker out, for example --trackers tensorboard."
         ) from error
 
 

@@ -47,7 +47,7 @@ class Trainer:
 
     Attributes:
         run: The run.
-        state: Where it is.
+        state: The progress of the run.
     """
 
     def __init__(self, run: PreparedRun) -> None:
@@ -63,16 +63,16 @@ class Trainer:
         return cls(prepare_run(recipe))
 
     def train(self) -> EvaluationReport:
-        """Train from wherever the run is to its end.
+        """Train from the current state to the end of the run.
 
         Returns:
             The last evaluation.
 
         Raises:
             NonFiniteLossError: A loss or the gradient is not finite. Raised in all processes, before the optimizer
-                moves.
+                steps.
             TrainingInterrupted: SIGINT, SIGTERM or SIGUSR1 arrived; a checkpoint has been written.
-            OSError: Something cannot be written.
+            OSError: A file cannot be written.
         """
         report = None
         self._stopwatch = Stopwatch(self.state.seconds)
@@ -84,7 +84,7 @@ class Trainer:
                     is_best = report is not None and self._keep_if_best(report)
                     self._log_epoch(pace, report)
                     self._end_epoch(is_best)
-                if report is None:  # the run was finished before
+                if report is None:  # the run had already finished
                     report = self.evaluate()
                     if self.state.best_ap is None:
                         self._keep_if_best(report)
@@ -108,14 +108,14 @@ class Trainer:
     # One epoch
 
     def _train_epoch(self) -> dict[str, float]:
-        """Train to the end of the epoch, or of the run; return the figures of a `Pace`.
+        """Train to the end of the epoch or the run; return its speed, loader wait and memory (see `Pace.take`).
 
         Raises:
             TrainingInterrupted: A signal arrived; a checkpoint has been written.
         """
         state, run = self.state, self.run
         pace, epoch_pace = Pace(run.accelerator.device), Pace(run.accelerator.device)
-        if self._is_last_epoch:  # only its evaluation is left
+        if self._is_last_epoch:  # only the evaluation remains
             return epoch_pace.take()
         run.loaders.train_sampler.set_epoch(state.epoch, first_step=state.step_in_epoch)
         steps = train_one_epoch(
@@ -142,7 +142,7 @@ class Trainer:
         return epoch_pace.take()
 
     def _next_step(self, steps: Iterator[StepResult]) -> StepResult | None:
-        """Take a step; an error names the step, or is preceded by a checkpoint."""
+        """Take a step. A non-finite loss is reported with its step; before other errors a checkpoint is written."""
         try:
             return next(steps, None)
         except NonFiniteLossError as error:
@@ -165,12 +165,12 @@ class Trainer:
         return report
 
     def evaluate(self) -> EvaluationReport:
-        """Evaluate the model as it is on the evaluation images."""
+        """Evaluate the current model on the evaluation images."""
         run = self.run
         run.weights.gather()
         if run.accelerator.num_processes > 1:  # running statistics of batch norms differ between processes
             broadcast(list(run.weights.result.buffers()))
-        # Mask AP needs the masks of all queries, panoptic segments those of a few.
+        # Mask AP is skipped: it needs the masks of all queries, panoptic segments only those of a few.
         skip = ("masks",) if run.recipe.task == "panoptic" else ()
         with run.accelerator.autocast():
             return evaluate(
@@ -187,7 +187,7 @@ class Trainer:
         """Export the model and pictures of its predictions if its primary metric is the highest so far.
 
         Returns:
-            Whether it is.
+            Whether the metric is the highest so far.
         """
         state, run = self.state, self.run
         pictures = self._draw_predictions()
@@ -240,7 +240,7 @@ class Trainer:
             self._logger.step(state.epoch, state.step, {**state.step_averages.take(), **named_rates, **pace.take()})
 
     def _log_epoch(self, pace: Mapping[str, float], report: EvaluationReport | None) -> None:
-        """Log the averages of the epoch, the figures of its evaluation, and warnings if training goes wrong."""
+        """Log the averages of the epoch, the metrics of its evaluation, and warnings if training is going wrong."""
         state, schedule = self.state, self.run.schedule
         metrics = {} if report is None else {**report.log_values(), "eval_loss": report.losses["loss"]}
         state.seconds = self._stopwatch.seconds
@@ -257,8 +257,8 @@ class Trainer:
         run = self.run
         if not run.accelerator.is_main_process:
             return {}
-        number = run.recipe.num_images_to_log
-        return draw_predictions(run.weights.result, run.processor, run.eval_index, run.recipe.task, number)
+        num_images = run.recipe.num_images_to_log
+        return draw_predictions(run.weights.result, run.processor, run.eval_index, run.recipe.task, num_images)
 
     # Checkpoints
 
@@ -281,12 +281,12 @@ class Trainer:
         return minutes is not None and self._stopwatch.minutes_since_checkpoint() >= minutes
 
     def _save_before_error(self) -> None:
-        """Write a checkpoint before an error ends the run. Of several processes each fails alone, so none writes."""
+        """Write a checkpoint before an error ends the run. One of several processes cannot do so alone."""
         if self.run.accelerator.num_processes == 1 and self.state.step > 0:
-            with contextlib.suppress(OSError):  # a full disk is less informative than the error
+            with contextlib.suppress(OSError):  # the error matters more than a full disk
                 folder = self._save_checkpoint()
                 self._logger.message(
-                    f"{folder} holds everything up to step {self.state.step}: fix the error below, then resume "
+                    f"{folder} has all progress up to step {self.state.step}: fix the error below, then resume "
                     f"{_RESUME}."
                 )
 
@@ -304,14 +304,14 @@ class Trainer:
 
     @contextmanager
     def _open_folder(self) -> Iterator[None]:
-        """Prepare the folder of the run and open its log; a full disk becomes an error that says what to do."""
+        """Prepare the folder of the run and open its log; a full disk becomes an error that says how to continue."""
         run, run_dir, step = self.run, self.run.recipe.run_dir, self.state.step
         if run.accelerator.is_main_process:
             run_dir.mkdir(parents=True, exist_ok=True)
             tidy_after_kill(run_dir)
             drop_later_checkpoints(run_dir, step)
             drop_later_entries(run_dir, step, self.state.closed_step)
-            start_trackers(run.accelerator, run.recipe, step)  # first, so that a failure leaves no run behind
+            start_trackers(run.accelerator, run.recipe, step)  # early, so that a failure leaves no run behind
             replace_text(run_dir / RECIPE, run.recipe.to_yaml())
         self._logger = MetricLogger(
             run_dir,
@@ -323,11 +323,11 @@ class Trainer:
         try:
             yield
         except BaseException as error:
-            with contextlib.suppress(OSError):  # on a full disk closing fails too
+            with contextlib.suppress(OSError):  # on a full disk, closing fails too
                 self._logger.close()
             if isinstance(error, OutputError):
                 raise OutputError(error.where, error.problem, _NO_SPACE_REMEDY) from error
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of the log or a tracker
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # from the log or a tracker
                 raise OutputError(run_dir, f"cannot be written ({error.strerror})", _NO_SPACE_REMEDY) from error
             raise
         self._logger.close()

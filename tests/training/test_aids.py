@@ -162,7 +162,7 @@ def test_with_a_local_start_every_query_attends_to_its_own_region(tiny_detector,
 
 
 def test_a_local_start_needs_sine_positions(tiny_detector):
-    with pytest.raises(ValueError, match="local_start: needs position_embedding_type 'sine', got 'learned'"):
+    with pytest.raises(ValueError, match="local_start: got position_embedding_type 'learned', expected 'sine'"):
         start_local(tiny_detector(position_embedding_type="learned"))
 
 

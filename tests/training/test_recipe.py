@@ -77,7 +77,7 @@ def test_a_written_recipe_parses_to_the_same_recipe(tmp_path):
         (["a.yaml", "b.yaml"], "command line: unexpected 'b.yaml'; expected at most one recipe"),
         (
             ["--eval_split", "val", "--eval_fraction", "0.1"],
-            "eval_split: cannot be combined with eval_fraction; give one of the two.",
+            "eval_split: cannot be combined with eval_fraction; set only one of the two.",
         ),
         (
             ["--model", "x", "--backbone_weights", "y"],

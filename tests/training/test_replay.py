@@ -86,5 +86,5 @@ def test_only_a_saved_step_can_be_replayed(tiny_recipe, tmp_path):
         train.main(["--replay", str(tmp_path / "nowhere")])
     recipe = tiny_recipe(max_steps=1)
     Trainer.from_recipe(recipe).train()
-    with pytest.raises(ValueError, match="not a step that this version has saved"):
+    with pytest.raises(ValueError, match="not a step saved by this version"):
         train.main(["--replay", str(recipe.run_dir / "model" / "model.safetensors")])

@@ -71,7 +71,7 @@ def test_a_tracker_that_fails_to_start_leaves_no_run_behind(tiny_recipe, install
     installed("wandb").wandb.init.side_effect = RuntimeError("No API key configured.")
     recipe = tiny_recipe(trackers=["wandb"])
     with pytest.raises(
-        ValueError, match=r"one of wandb does not start: RuntimeError: No API key configured\. Fix this"
+        ValueError, match=r"one of wandb failed to start: RuntimeError: No API key configured\. Fix this"
     ):
         Trainer.from_recipe(recipe).train()
     Trainer.from_recipe(tiny_recipe())  # would refuse a folder that holds a run

@@ -204,7 +204,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_recipe):
     recipe = tiny_recipe()
     recipe.run_dir.mkdir()
     (recipe.run_dir / "log.jsonl").write_text("precious")
-    with pytest.raises(ValueError, match="already holds a run; use --resume auto"):
+    with pytest.raises(ValueError, match="already contains a run; use --resume auto"):
         Trainer.from_recipe(recipe)
     assert (recipe.run_dir / "log.jsonl").read_text() == "precious"
 
@@ -276,7 +276,7 @@ def test_an_unreadable_image_saves_a_checkpoint_first(tiny_recipe, monkeypatch, 
         patch.setattr(DetectionDataset, "__getitem__", broken)
         with pytest.raises(OSError, match="bad"):
             Trainer.from_recipe(recipe).train()
-    assert "step_00000002 holds everything up to step 2: fix the error below" in capsys.readouterr().out
+    assert "step_00000002 has all progress up to step 2: fix the error below" in capsys.readouterr().out
     trainer = Trainer.from_recipe(dataclasses.replace(recipe, resume="auto"))
     trainer.train()
     assert [entry["step"] for entry in entries(recipe) if entry["kind"] == "step"] == [2, 4, 6, 8, 10]
@@ -336,7 +336,7 @@ def test_a_checkpoint_of_another_run_does_not_overwrite_this_one(tiny_recipe, tm
     Trainer.from_recipe(tiny_recipe(epochs=1)).train()
     other = tiny_recipe(epochs=1, output_dir=str(tmp_path / "other"))
     Trainer.from_recipe(other).train()
-    with pytest.raises(ValueError, match=r"already holds a run, and .* is a checkpoint of another"):
+    with pytest.raises(ValueError, match=r"already contains a run, and .* is a checkpoint of another"):
         Trainer.from_recipe(tiny_recipe(resume=str(other.run_dir / "checkpoints" / "step_00000005")))
 
 

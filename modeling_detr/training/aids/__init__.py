@@ -1,8 +1,8 @@
-"""Training aids: what exists only while a DETR trains, so that it learns from little data.
+"""Training aids: parts that a DETR has only during training, which help it to learn from little data.
 
-An aid is one file in this package and one entry in `AIDS`. Supervising aids stand beside the detector in a
-`TrainingModel`, whose loss has their terms too; initialising aids change the weights of a new model before training.
-What is exported is the plain DETR.
+An aid is one file in this package and one entry in `AIDS`. Supervising aids are modules beside the detector in a
+`TrainingModel` and add terms to its loss; initialising aids change the weights of a new model before training. The
+exported model is the plain DETR.
 
 A plug-in adds an aid with `AIDS["my_aid"] = Aid(key="my_aid", supervise=…)`. It is active if the recipe has this key
 and its value is neither false nor 0; `recipe.PLUGIN_KEYS` adds the key.
@@ -32,7 +32,7 @@ class Aid:
 
     Attributes:
         key: The recipe key that activates it.
-        supervise: Builds its module from the detector's config and the key's value; None if it has none.
+        supervise: Builds its module from the detector's config and the key's value; None if it has no module.
         initialize: Changes the weights of a new detector before training; None if it does not.
     """
 

@@ -1,6 +1,6 @@
-"""Denoising: extra decoder queries that start at a noised target and recover it.
+"""Denoising: extra decoder queries that start at a noised target and learn to recover it.
 
-Shapes: B images · Q queries · D width · C classes · N targets of an image, n the most of any image of the batch ·
+Shapes: B images · Q queries · D width · C classes · N targets of an image, n the largest N in the batch ·
 G groups · E = G·n extra queries · L decoder layers.
 """
 
@@ -35,7 +35,7 @@ class Denoising(TrainingAid):
         num_labels: C.
         width: D.
         num_groups: G.
-        temperature: Temperature of the sine embedding of the noised boxes; best that of the model's positions.
+        temperature: Temperature of the sine embedding of the noised boxes; ideally that of the model's positions.
         label_noise: Probability that a label is replaced by a random one.
         centre_noise: Maximum shift of a centre, as a fraction of the side.
         size_noise: Maximum change of a side, as a fraction of it.
@@ -82,7 +82,7 @@ class Denoising(TrainingAid):
         content = self.label_embedding(torch.where(flipped, others, classes))
         noised = self.add_noise(boxes, draws[..., 2:])
         embedded = sine_embedding(noised, self.width // 2, self.temperature).flatten(-2)  # (B, E, 4 · D/2)
-        centres = sine_position(noised[..., :2], self.width, self.temperature)  # (B, E, D), as tokens have
+        centres = sine_position(noised[..., :2], self.width, self.temperature)  # (B, E, D), as for encoder tokens
         positions = centres + self.position_mlp(embedded.to(content.dtype))
         return ExtraQueries(content, positions, self._attention_mask(counts, most, num_queries, device))
 

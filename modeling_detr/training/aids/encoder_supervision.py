@@ -19,12 +19,13 @@ class EncoderSupervision(TrainingAid):
 
     A token is positive if its distance from a box's centre (the larger of |dx| and |dy|, in half-sides of the box) is
     at most `radius`, or if it is the token nearest to the centre; among several boxes it belongs to the nearest. All
-    other tokens are "no object". The loss terms are those of the set loss. Those of an image are divided by its number
-    of positive tokens, also the class term over all tokens (divided by the class weights it would be several times
-    smaller, and the decoder would start several times later: measured). Images are weighted by their share of the
-    step's objects, so the sum does not depend on how a step is split over processes.
+    other tokens are "no object". The loss terms are those of the set loss, divided by the
+    image's number of positive tokens. This includes the class term, which is a sum over all tokens: divided by the
+    class weights it would be several times smaller, and the decoder would start to learn several times later
+    (measured). Images are weighted by their share of the step's objects, so the sum does not depend on how a step is
+    split over processes.
 
-    Without this aid, the decoder has to learn where to look before the encoder provides anything to see: on small
+    Without this aid, the decoder has to learn where to look before the encoder provides useful features: on small
     datasets the original's recipe stays at AP 0 for hours.
 
     Args:

@@ -1,4 +1,4 @@
-"""Local start: the queries of a new model look at one place each."""
+"""Local start: each query of a new model starts by attending to one place."""
 
 from typing import cast
 
@@ -11,11 +11,11 @@ from modeling_detr.modeling_detr import DetrDecoderLayer, DetrForObjectDetection
 
 @torch.no_grad()
 def start_local(detector: DetrForObjectDetection) -> None:
-    """Initialise a new detector so that each query looks at one place from the first step on.
+    """Initialise a new detector so that each query attends to one place from the first step on.
 
     Each query starts as the position code of a point (the points are spread over the image), and the cross-attention
     starts with equal projections of queries and keys, so that close positions score high. From the original's random
-    start a decoder takes long to find this; the network is the same.
+    initialisation, a decoder takes long to learn this. The network is unchanged.
 
     Args:
         detector: A new detector with sine positions. A `position_temperature` far below 10,000 separates points well.
@@ -26,7 +26,7 @@ def start_local(detector: DetrForObjectDetection) -> None:
     config = detector.config
     if config.position_embedding_type != "sine":
         raise ValueError(
-            f"local_start: needs position_embedding_type 'sine', got '{config.position_embedding_type}'; use sine "
+            f"local_start: got position_embedding_type '{config.position_embedding_type}', expected 'sine'; use sine "
             f"positions, or set local_start to false."
         )
     points = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(config.num_queries)  # (Q, 2) in [0, 1]

@@ -1,4 +1,4 @@
-"""What a training aid is: a module beside the detector that adds queries and loss terms while it trains."""
+"""The base class of training aids: modules beside the detector that add queries and loss terms during training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class AidedBatch:
         output: The detector's output.
         pixel_mask: (B, H, W), 1 = image; None if nothing is padded.
         labels: One dict per image.
-        num_boxes: Boxes of the whole optimizer step, to divide by.
+        num_boxes: Number of boxes in the whole optimizer step, the divisor of the losses.
         extra_states: (L, B, E, D) decoder states of the queries that the aid added; None if it added none.
     """
 
@@ -39,7 +39,7 @@ class TrainingAid(nn.Module):
     A subclass adds loss terms (`losses`) and possibly queries to the decoder (`extra_queries`).
 
     Attributes:
-        suffix: What the names of its loss terms end in, after those of the set loss: `loss_ce_SUFFIX`.
+        suffix: Suffix of the names of its loss terms, as in `loss_ce_SUFFIX`.
     """
 
     suffix: ClassVar[str]
@@ -49,12 +49,12 @@ class TrainingAid(nn.Module):
 
         Args:
             labels: One dict per image; at least one image has a target.
-            num_queries: Q, the number of learned queries. They must not attend to the extra ones.
+            num_queries: Q, the number of learned queries, which must not attend to the extra ones.
         """
         return None
 
     def losses(self, batch: AidedBatch) -> dict[str, Tensor]:
-        """Return the unweighted loss terms of a batch; their names are those of `loss_weights`."""
+        """Return the unweighted loss terms of a batch; their names are the keys of `loss_weights`."""
         raise NotImplementedError
 
     def loss_weights(self, set_loss_weights: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ class TrainingModel(nn.Module):
     """A detector, with or without masks, and the aids it trains with. Its forward has the detector's signature.
 
     Args:
-        detector: The plain DETR, which is what remains after training.
+        detector: The plain DETR, which remains after training.
         aids: The aids by name; a name is the prefix of the aid's parameters in a checkpoint.
     """
 
@@ -85,7 +85,7 @@ class TrainingModel(nn.Module):
     def _touch_unused(self, output: DetrObjectDetectionOutput) -> DetrObjectDetectionOutput:
         """Give every parameter of the aids a gradient and every term a value.
 
-        A batch without objects has no use for the aids, but other processes wait for their gradients and terms.
+        A batch without objects does not use the aids, but other processes wait for their gradients and terms.
         """
         if not self.training or output.loss is None:
             return output
