@@ -349,7 +349,8 @@ class DetrLearnedPositionEmbedding(nn.Module):
                 f"The feature map has {height} x {width} cells, but the learned position table has {grid} x {grid}; "
                 f"set learned_position_grid to at least {max(height, width)}, use smaller images, or sine positions."
             )
-        rows, columns = self.row_embeddings.weight[:height], self.column_embeddings.weight[:width]
+        rows = self.row_embeddings(torch.arange(height, device=feature_mask.device))
+        columns = self.column_embeddings(torch.arange(width, device=feature_mask.device))
         grid_positions = torch.cat(
             [columns[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1)], dim=-1
         )  # (h, w, D)

@@ -9,22 +9,22 @@ h, w feature cells · S = h·w tokens · L decoder layers.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
+from transformers.utils.import_utils import is_tracing
 
 from .backbone_detr import DetrBackbone
 from .configuration_detr import DetrConfig
+from .layers_detr import DetrMLPPredictionHead, HeadLinear, at_least_float32, xavier_linear
 from .loss_detr import HungarianMatcher, SetCriterion
-from .pretrained_detr import DetrPreTrainedModel, HeadChange, init_bias, resized
+from .pretrained_detr import DetrPreTrainedModel, HeadChange, resized
 from .structures_detr import Assignment, DetectionLabels, check_labels
 
 
@@ -130,27 +130,6 @@ class DetrObjectDetectionOutput(DetrModelOutput, DetectionFields):
 # Transformer
 
 
-class XavierLinear(nn.Linear):
-    """A linear layer of the transformer, initialised by Xavier's uniform rule.
-
-    Args:
-        in_features: Width of the input.
-        out_features: Width of the output.
-        gain: Factor of the bound.
-        zero_bias: Initialise the bias to 0 instead of PyTorch's default.
-    """
-
-    def __init__(self, in_features: int, out_features: int, gain: float = 1.0, zero_bias: bool = False) -> None:
-        self.gain = gain
-        self.zero_bias = zero_bias
-        super().__init__(in_features, out_features)
-
-    def reset_weights(self) -> None:
-        """Draws new weights."""
-        init.xavier_uniform_(self.weight, self.gain)
-        init_bias(self, zero=self.zero_bias)
-
-
 class DetrAttention(nn.Module):
     """Multi-head attention.
 
@@ -167,10 +146,10 @@ class DetrAttention(nn.Module):
         self.dropout = float(config.attention_dropout)
         width = config.d_model
         # the original's three input projections are one (3D, D) matrix: Xavier's bound of (D, D) over √2
-        self.q_proj = XavierLinear(width, width, gain=2**-0.5, zero_bias=True)
-        self.k_proj = XavierLinear(width, width, gain=2**-0.5, zero_bias=True)
-        self.v_proj = XavierLinear(width, width, gain=2**-0.5, zero_bias=True)
-        self.out_proj = XavierLinear(width, width, zero_bias=True)
+        self.q_proj = xavier_linear(width, width, gain=2**-0.5, zero_bias=True)
+        self.k_proj = xavier_linear(width, width, gain=2**-0.5, zero_bias=True)
+        self.v_proj = xavier_linear(width, width, gain=2**-0.5, zero_bias=True)
+        self.out_proj = xavier_linear(width, width, zero_bias=True)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, output_attentions: bool = False
@@ -210,8 +189,8 @@ class TransformerLayer(nn.Module):
         self.dropout = float(config.dropout)
         self.activation_dropout = float(config.activation_dropout)
         self.activation = ACT2FN[config.activation_function]
-        self.fc1 = XavierLinear(config.d_model, ffn_dim)
-        self.fc2 = XavierLinear(ffn_dim, config.d_model)
+        self.fc1 = xavier_linear(config.d_model, ffn_dim)
+        self.fc2 = xavier_linear(ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def residual(self, states: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -497,7 +476,8 @@ class DetrModel(DetrPreTrainedModel):
 
     def _queries(self, tokens: Tensor, extra: ExtraQueries | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The decoder's input (B, Q + E, D), its positions, and its self-attention mask."""
-        positions = self.query_position_embeddings.weight.to(tokens.dtype).expand(len(tokens), -1, -1)
+        indices = torch.arange(self.config.num_queries, device=tokens.device)
+        positions = self.query_position_embeddings(indices).to(tokens.dtype).expand(len(tokens), -1, -1)
         queries = torch.zeros_like(positions)  # the learned queries consist of a position only
         if extra is None:
             return queries, positions, None
@@ -522,7 +502,8 @@ class DetrModel(DetrPreTrainedModel):
             raise ValueError(
                 f"pixel_mask: got shape {tuple(pixel_mask.shape)}, expected {expected}, to match pixel_values."
             )
-        if pixel_mask.device.type != "cpu":  # reading it would stall the device
+        if pixel_mask.device.type != "cpu" or is_tracing(pixel_mask):
+            # reading it would stall the device, or make this batch's padding a part of the graph
             return pixel_mask
         image = pixel_mask.bool()
         if bool(image.all()):
@@ -541,39 +522,6 @@ class DetrModel(DetrPreTrainedModel):
 # Heads
 
 
-def linear_at_least_float32(layer: nn.Module, states: Tensor) -> Tensor:
-    """A linear layer in float32 (float64 if the states are): half precision shifts boxes of large images by pixels."""
-    dtype = torch.float64 if states.dtype == torch.float64 else torch.float32
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    bias: Tensor = layer.bias  # type: ignore[assignment]
-    with torch.autocast(states.device.type, enabled=False):
-        return F.linear(states.to(dtype), weight.to(dtype), bias.to(dtype))
-
-
-class DetrMLPPredictionHead(nn.Module):
-    """A multi-layer perceptron with ReLU between its layers, computed in at least float32.
-
-    Original: models/detr.py, `MLP`.
-
-    Args:
-        width: Width of the input and the hidden layers.
-        output_width: Width of the output.
-        num_layers: Number of linear layers.
-    """
-
-    def __init__(self, width: int, output_width: int, num_layers: int) -> None:
-        super().__init__()
-        widths = [width] * num_layers + [output_width]
-        self.layers = nn.ModuleList([nn.Linear(i, o) for i, o in pairwise(widths)])
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(…, width) → (…, output_width)."""
-        *hidden, last = self.layers
-        for layer in hidden:
-            states = F.relu(linear_at_least_float32(layer, states))
-        return linear_at_least_float32(last, states)
-
-
 class DetrForObjectDetection(DetrPreTrainedModel):
     """DETR: one class and one box per object query.
 
@@ -584,7 +532,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
     def __init__(self, config: DetrConfig) -> None:
         super().__init__(config)
         self.model = DetrModel(config)
-        self.class_labels_classifier = nn.Linear(config.d_model, config.num_classes + 1)
+        self.class_labels_classifier = HeadLinear(config.d_model, config.num_classes + 1, exact=True)
         self.bbox_predictor = DetrMLPPredictionHead(config.d_model, 4, num_layers=3)
         self.criterion = SetCriterion(
             HungarianMatcher(float(config.class_cost), float(config.bbox_cost), float(config.giou_cost)),
@@ -685,11 +633,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         In evaluation mode logits are computed in float64: float32 products round differently when the matrix has more
         rows, so adding classes to a head would change the logits of the existing ones.
         """
-        exact = not self.training and states.device.type != "mps"  # which has no float64
-        logits = linear_at_least_float32(self.class_labels_classifier, states.double() if exact else states)
-        if states.dtype != torch.float64:
-            logits = logits.float()
-        return logits, self.bbox_predictor(states).sigmoid()
+        logits = at_least_float32(self.class_labels_classifier(states))
+        return logits, at_least_float32(self.bbox_predictor(states)).sigmoid()
 
     def change_head(self, change: HeadChange) -> None:
         """Moves, drops and adds rows of the class head; see `DetrModel.change_head` for queries."""
@@ -713,7 +658,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             return None, None, []
         if len(labels) != logits.shape[1]:
             raise ValueError(f"labels: got {len(labels)} images, expected {logits.shape[1]}, as in pixel_values.")
-        if logits.device.type == "cpu":
+        if logits.device.type == "cpu" and not is_tracing(logits):
             check_labels(labels, self.config.num_classes)
         loss, loss_dict, assignments = self.criterion(
             logits, pred_boxes, labels, num_boxes=num_boxes, class_weight_sum=class_weight_sum

@@ -19,6 +19,7 @@ from transformers.utils.generic import ModelOutput
 from .backbone_detr import DetrConvEncoder
 from .configuration_detr import DetrConfig, config_under_our_keys
 from .errors_detr import DetrError, ModelError, did_you_mean
+from .layers_detr import init_bias
 from .stock_detr import NAMES_OF_RESNET, NAMES_OF_STOCK, STOCK_MODEL_TYPE, is_huggingface_resnet, stock_norm_difference
 
 
@@ -449,12 +450,15 @@ class DetrPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises one module as the original does: the transformer by Xavier, the rest by PyTorch's defaults.
 
-        Original: models/transformer.py, `_reset_parameters`. Our own modules with other rules have `reset_weights`.
+        Original: models/transformer.py, `_reset_parameters`. Modules with other rules have `reset_weights` or an
+        `init_rule`.
         timm has initialised the backbone's weights; they get here only if a checkpoint lacks them. Transformers calls
         this for modules with weights of their own, not for mere containers.
         """
         if callable(reset := getattr(module, "reset_weights", None)):
             reset()
+        elif callable(rule := getattr(module, "init_rule", None)):
+            rule(module)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             init_bias(module)
@@ -464,13 +468,6 @@ class DetrPreTrainedModel(PreTrainedModel):
             _init_norm(module)
         elif callable(reset := getattr(module, "init_non_persistent_buffers", None)):
             reset()  # timm's buffers: in no checkpoint, and lost on the meta device
-
-
-def init_bias(module: nn.Linear | nn.Conv2d, zero: bool = False) -> None:
-    """Initialises the bias by PyTorch's default, uniform within 1/√(inputs), or with zeros."""
-    if module.bias is not None:
-        bound = 0.0 if zero else module.weight[0].numel() ** -0.5
-        init.uniform_(module.bias, -bound, bound)  # also for zeros: a seed then gives the same weights as before
 
 
 def _init_norm(norm: nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d) -> None:

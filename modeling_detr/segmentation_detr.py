@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_detr import DetrConfig
+from .layers_detr import init_bias, xavier_linear
 from .loss_detr import MaskCriterion, SetCriterion, flat_queries
 from .modeling_detr import (
     DetectionFields,
     DetrForObjectDetection,
     DetrObjectDetectionOutput,
     ExtraQueries,
-    XavierLinear,
 )
-from .pretrained_detr import DetrPreTrainedModel, HeadChange, init_bias
+from .pretrained_detr import DetrPreTrainedModel, HeadChange
 from .structures_detr import DetectionLabels, check_masks
 
 
@@ -77,8 +77,8 @@ class DetrAttentionMaps(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_linear = XavierLinear(width, width, zero_bias=True)
-        self.k_linear = XavierLinear(width, width, zero_bias=True)
+        self.q_linear = xavier_linear(width, width, zero_bias=True)
+        self.k_linear = xavier_linear(width, width, zero_bias=True)
 
     def forward(self, queries: Tensor, memory: Tensor, feature_mask: Tensor) -> Tensor:
         """(B, Q, D) queries, (B, S, D) memory and (B, h, w) bool, True = image → (B, Q, A, h, w)."""
@@ -140,10 +140,7 @@ class DetrMaskHead(nn.Module):
         Returns:
             (M, height, width) logits at the resolution of the largest map.
         """
-        shared_weight, query_weight = self.lay1.weight.split([self.width, maps.shape[1]], dim=1)
-        shared = F.conv2d(projected, shared_weight, self.lay1.bias, padding=1)  # (B, D + A, h, w)
-        states = shared[image_index] + F.conv2d(maps, query_weight, padding=1)  # (M, D + A, h, w)
-        states = F.relu(self.gn1(states))
+        states = F.relu(self.gn1(self._first_convolution(projected, maps, image_index)))
         states = F.relu(self.gn2(self.lay2(states)))
         stages = (
             (self.adapter1, self.lay3, self.gn3),
@@ -155,6 +152,25 @@ class DetrMaskHead(nn.Module):
             states = F.relu(norm(convolution(adapter(lateral)[image_index] + enlarged)))
         logits: Tensor = self.out_lay(states)
         return logits[:, 0]
+
+    def _first_convolution(self, projected: Tensor, maps: Tensor, image_index: Tensor) -> Tensor:
+        """`lay1` of the projected map and a query's maps → (M, D + A, h, w), at a fraction of the cost of a call.
+
+        The part of the projected map is the same for all queries of an image. A layer that somebody has replaced,
+        adapted or hooked is called as it is.
+        """
+        if not _is_untouched(self.lay1, MaskConv2d):
+            states: Tensor = self.lay1(torch.cat([projected[image_index], maps], dim=1))
+            return states
+        shared_weight, query_weight = self.lay1.weight.split([self.width, maps.shape[1]], dim=1)
+        shared = F.conv2d(projected, shared_weight, self.lay1.bias, padding=1)  # (B, D + A, h, w)
+        return shared[image_index] + F.conv2d(maps, query_weight, padding=1)
+
+
+def _is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a layer does what its class does, and nothing else."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is kind and "forward" not in vars(layer) and not any(hooks)
 
 
 def _norm_groups(widths: Sequence[int]) -> list[int]:
