@@ -41,9 +41,9 @@ def test_all_errors_of_a_coco_file_are_collected(coco_folder):
     file.write_text(json.dumps(content))
     index, findings = collect(coco_folder)
     assert len(index.annotations) == 2  # the third of train, one of val
-    assert [place.partition(".json, ")[2][:38] for place in places(findings, "unknown class")] == [
-        "annotation 0 of image 1: category_id 7",
-        "annotation 9 of image 2: category_id [",
+    assert [place.partition(".json, ")[2][:42] for place in places(findings, "unknown class")] == [
+        "annotation 0 of image 1: got category_id 7",
+        "annotation 9 of image 2: got category_id [",
     ]
     assert "annotation 1 of image 1: got bbox [1, 'x', 3, 4]" in places(findings, "box")[0]
     assert "2 images have the id 2" in places(findings, "duplicate id")[0]

@@ -1,4 +1,4 @@
-"""The dataset formats, one file each. A new one is a file that defines a `DatasetFormat`, and a line in `FORMATS`.
+"""The dataset formats, one file each. To add one, define a `DatasetFormat` and add a line to `FORMATS`.
 
 A plug-in adds its own: `FORMATS["mine"] = DatasetFormat(name="mine", …)`.
 """
@@ -18,10 +18,10 @@ FORMATS: dict[str, DatasetFormat] = {
 
 
 def reading_options() -> dict[str, ReadingOption]:
-    """Every option that some format takes when it is read, by name."""
+    """Return the reading options of all formats, by name."""
     return {option.name: option for entry in FORMATS.values() for option in entry.options}
 
 
 def writable_formats() -> list[str]:
-    """The names of the formats that can be written."""
+    """Return the names of the formats that can be written."""
     return [name for name, entry in FORMATS.items() if entry.write is not None]

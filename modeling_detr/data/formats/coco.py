@@ -1,11 +1,11 @@
-"""The COCO format of objects with boxes and masks (https://cocodataset.org/#format-data).
+"""The COCO format for boxes and instance masks (https://cocodataset.org/#format-data).
 
-Three layouts are read, and a single JSON file:
+Reads single JSON files and folders in three layouts:
 
     annotations/instances_train2017.json    train/_annotations.coco.json    annotations.json
     train2017/*.jpg                         train/*.jpg                     images/*.jpg
 
-The first one is written, with the images in SPLIT/.
+Writes the first layout, with the images in SPLIT/.
 """
 
 import json
@@ -30,7 +30,7 @@ _LOOKED_FOR = "annotations/instances_*.json, or other JSON files with 'images', 
 
 
 def find_coco_files(path: Path) -> list[Path]:
-    """The annotation files of the dataset at `path`, a folder or one JSON file; empty if it is in another format."""
+    """Find the annotation files of the dataset at `path`, a folder or a JSON file; empty if it has another format."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".json" and not holds_segments(path) else []
     official = sorted(path.glob("annotations/instances_*.json"))
@@ -38,7 +38,7 @@ def find_coco_files(path: Path) -> list[Path]:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Whether this is meant to be a COCO file of boxes; decided without parsing what may be hundreds of MB.
+    """Whether a file is meant to be a COCO file of boxes, decided without parsing what may be hundreds of MB.
 
     A file that lacks one of the lists counts too, so that the reader reports it instead of skipping it.
     """
@@ -59,20 +59,19 @@ def read_coco(
     masks: bool = False,
     images: str | Path | None = None,
 ) -> DetectionIndex:
-    """Read a COCO dataset: each annotation file of a folder as one split, or a single JSON file.
+    """Read a COCO dataset: each annotation file in a folder as one split, or a single JSON file.
 
     Labels are dense, in ascending order of the category ids over all files. An annotation without `iscrowd` is not a
-    crowd; one without `area` gets its box's area. A category without boxes is dropped if another one has its name, or
-    if its id is 0 and every other one names it as `supercategory` (Roboflow's export). A test split may lack
-    'annotations' and then has no boxes; the files of other splits must have them.
+    crowd region; one without `area` gets the area of its box. A category without boxes is dropped if another one has
+    the same name, or if its id is 0 and it is the `supercategory` of all others (as in Roboflow exports). The file
+    of a test split may lack 'annotations'; the split then has no boxes.
 
     Args:
         path: The dataset's folder, or one annotation file.
-        require_images: False if only the annotations are needed; `ImageRecord.path` is then the bare file name of
-            images that are not found.
-        findings: Collects what is wrong; None: the first error is raised.
-        masks: Keep the segmentations (polygons, run lengths); annotations without one are then left out.
-        images: A folder of images, inside the dataset's or elsewhere; None: the usual places inside.
+        require_images: False: images may be missing; `ImageRecord.path` is then the file name as written.
+        findings: Collects problems; None: the first error is raised.
+        masks: Keep the segmentations (polygons, run lengths); annotations without one are left out.
+        images: Folder of the images, inside or outside the dataset's folder; None: the usual places inside.
 
     Raises:
         DatasetNotFoundError: There is no annotation file, or images are missing.
@@ -101,7 +100,7 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
     keeps_ids = all(isinstance(record.id, int) for record in index.images)
     keeps_ids = keeps_ids and all(len({*members}) == len(members) for members in ids.values())
     if not keeps_ids:
-        notes.append("coco needs integer image ids, unique within a split: images are numbered from 1.")
+        notes.append("coco needs integer image ids that are unique within a split: images are numbered from 1.")
     if index.annotations.masks is not None:
         notes.append("masks are not written.")
     categories = [{"id": category.id, "name": category.name} for category in index.categories]
@@ -116,7 +115,7 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
 def _write_split(
     index: DetectionIndex, split: str, members: NDArray[np.int64], copies: ImageCopies, keeps_ids: bool
 ) -> dict[str, list[dict[str, object]]]:
-    """The lists 'images' and 'annotations' of one split's file."""
+    """Build the lists 'images' and 'annotations' for the file of one split."""
     table = index.annotations
     sides = table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]
     images: list[dict[str, object]] = []

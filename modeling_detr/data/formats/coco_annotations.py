@@ -1,4 +1,4 @@
-"""The annotations of a COCO file as columns. What does not convert as a whole is examined entry by entry."""
+"""Read the annotations of a COCO file as columns. Only a column that fails to convert is examined entry by entry."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
@@ -35,8 +35,8 @@ def read_annotations(
         entries: Its annotations.
         records: Its images; `image_index` of the result refers to them.
         label_of: Category id, as written in the file → dense label.
-        findings: Takes what is wrong.
-        read_masks: Reads the masks, see `coco_files.read_files`; None: there are none.
+        findings: Reports problems.
+        read_masks: Reads the masks, see `coco_files.read_files`; None: masks are not read.
     """
     entries, image_index = _of_listed_images(file, entries, records, findings)
     entries, image_index = _of_known_categories(file, entries, image_index, label_of, findings)
@@ -66,7 +66,7 @@ def read_annotations(
 
 
 def _describer(file: Path, entries: Entries) -> Callable[[int], str]:
-    """What names a row of `entries` in a message."""
+    """Return a function that names a row of `entries` in messages."""
 
     def describe(row: int) -> str:
         entry = entries[row]
@@ -81,7 +81,7 @@ def _describer(file: Path, entries: Entries) -> Callable[[int], str]:
 def _of_listed_images(
     file: Path, entries: Entries, records: Sequence[ImageRecord], findings: Findings
 ) -> tuple[Entries, NDArray[np.int64]]:
-    """The entries whose image the file lists, and the index of each one's image."""
+    """Select the entries whose image is in the file; also returns the index of each one's image."""
     index_of: dict[Any, int] = {record.id: index for index, record in enumerate(records)}
     indices = [index_of.get(entry.get("image_id"), -1) for entry in entries]
     image_index = np.array(indices, dtype=np.int64)
@@ -90,9 +90,11 @@ def _of_listed_images(
         return entries, image_index
     describe = _describer(file, entries)
     belong = "annotation belongs to an image" if len(unlisted) == 1 else "annotations belong to images"
+    are = "is" if len(unlisted) == 1 else "are"
     findings.warn(
         "no such image",
-        f"{len(unlisted)} {belong} that the file does not list, left out; the first: {describe(int(unlisted[0]))}.",
+        f"{len(unlisted)} {belong} that the file does not list and {are} left out; the first: "
+        f"{describe(int(unlisted[0]))}.",
         "the annotation is left out",
         ((describe(int(row)), "the file does not list its image") for row in unlisted),
     )
@@ -103,7 +105,7 @@ def _of_listed_images(
 def _of_known_categories(
     file: Path, entries: Entries, image_index: NDArray[np.int64], label_of: Mapping[Any, int], findings: Findings
 ) -> tuple[Entries, NDArray[np.int64]]:
-    """The entries whose category the dataset has, and the index of each one's image."""
+    """Select the entries whose category is in the dataset; also returns the index of each one's image."""
     try:
         unknown = [row for row, entry in enumerate(entries) if entry.get("category_id") not in label_of]
     except TypeError:  # a list or an object instead of an id
@@ -114,7 +116,7 @@ def _of_known_categories(
         findings.error(
             "unknown class",
             describe(row),
-            f"category_id {entries[row].get('category_id')!r}, but the dataset's categories are "
+            f"got category_id {entries[row].get('category_id')!r}, expected one of the dataset's categories: "
             f"{first_items(label_of)}",
             "add the category to the file's 'categories', or correct the annotation",
         )
@@ -134,7 +136,7 @@ def _without(
 
 
 def _read_boxes(file: Path, entries: Entries, findings: Findings) -> tuple[NDArray[np.float64], list[int]]:
-    """Boxes (A, 4) as written, NaN for an annotation without one; and the faulty rows, which are not among them."""
+    """Read boxes (A, 4) as written, NaN where missing, without faulty rows; also returns the faulty rows."""
     try:
         written = [entry["bbox"] for entry in entries]
         if set(map(len, written)) <= {4}:
@@ -157,7 +159,7 @@ def _read_boxes(file: Path, entries: Entries, findings: Findings) -> tuple[NDArr
 
 
 def _read_areas(file: Path, entries: Entries, findings: Findings) -> NDArray[np.float64]:
-    """Areas (A,) as written; NaN where there is none."""
+    """Read areas (A,) as written, NaN where missing."""
     try:
         return np.array([entry.get("area") for entry in entries], dtype=np.float64)
     except (TypeError, ValueError):
@@ -177,9 +179,9 @@ def _read_areas(file: Path, entries: Entries, findings: Findings) -> NDArray[np.
 
 
 def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings) -> None:
-    """Report boxes relative to the image: they would pass as specks in its corner.
+    """Report boxes relative to the image, which would pass as tiny boxes in its corner.
 
-    Integers are pixels, however small.
+    Integers are taken as pixels, however small.
     """
     rows = np.isfinite(boxes).all(axis=-1)
     written = boxes[rows]
@@ -189,20 +191,19 @@ def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.
         findings.error(
             "normalised boxes",
             file,
-            f"the boxes look normalised, none has a number above {written.max():.4g}; expected x, y, width, height in "
-            f"pixels",
-            "multiply them by the width and height of their image",
+            f"the boxes look normalised (largest value {written.max():.4g}), expected x, y, width, height in pixels",
+            "multiply them by the width and height of the image",
         )
 
 
 def _note_corners(file: Path, corners: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings) -> None:
-    """Ask about corners in place of width and height: many boxes then end far outside."""
+    """Warn if boxes may be corners instead of x, y, width, height: many would then end far outside."""
     past = np.any(corners[:, 2:] > sizes[:, ::-1] + 1.0, axis=-1)  # one more pixel may be rounding
     if past.sum() > len(corners) / 3:
         message = f"{int(past.sum())} of {counted(len(corners), 'box', 'boxes')} end past the edge of their image"
         findings.warn(
             "corners",
             f"{file}: {message}; are these corners? COCO expects x, y, width, height.",
-            "they are clipped; if they are corners, write x, y, width, height",
+            "they are clipped; if they are corners, convert them to x, y, width, height",
             [(file, message)],
         )

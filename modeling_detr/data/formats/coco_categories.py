@@ -1,7 +1,7 @@
-"""Which categories of a COCO dataset are classes, and which are mere placeholders in its list.
+"""Drop the categories of a COCO dataset that are not classes.
 
-Exports list more than is annotated: Roboflow's gives id 0 to a supercategory of all others, often with the name of one
-of them. As a class it would take a label that nothing is ever trained on.
+Exports may list more categories than are annotated: Roboflow adds one with id 0 as the supercategory of all others,
+often with the name of one of them. As a class, it would take up a label that is never trained.
 """
 
 from collections import defaultdict
@@ -27,10 +27,10 @@ def drop_placeholder_categories(
         categories: All categories that the files list; labels are indices into it.
         supercategories: The supercategory of each, None where its entry has none.
         annotations: The objects of the whole dataset.
-        findings: Takes each category that is dropped, and the classes without a box.
+        findings: Reports dropped categories, and classes without a box.
 
     Returns:
-        The remaining categories, and the annotations with their labels.
+        The remaining categories, and the annotations with the new labels.
 
     Raises:
         DatasetError: Two categories with the same name both have boxes.
@@ -75,7 +75,7 @@ def _drop_namesakes(
                 "category",
                 f"categories {categories[first].id} and {categories[second].id}",
                 f"both are named '{name}' and both have boxes ({boxes[first]} and {boxes[second]})",
-                "rename one of them in 'categories', or give all boxes one category_id",
+                "rename one of them in 'categories', or give all boxes the same category_id",
             )
             continue
         kept = used[0] if used else labels[-1]  # Roboflow's supercategory comes first

@@ -1,6 +1,6 @@
-"""The JSON files of COCO's two formats: which splits they are, their images and their categories.
+"""Read the JSON files of COCO's two formats: their splits, images and categories.
 
-A million annotations open in seconds: everything is built as columns, and nothing is parsed that is not needed.
+A million annotations load in seconds, because everything is built as columns and nothing is parsed without need.
 """
 
 import gc
@@ -34,7 +34,7 @@ _NOT_A_SPLIT = {
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """An annotation file, the name of its split, and the folder of the whole dataset."""
+    """An annotation file, with the name of its split and the root folder of the dataset."""
 
     name: str
     file: Path
@@ -42,13 +42,13 @@ class CocoSplit:
 
 
 def json_files(path: Path) -> list[Path]:
-    """The JSON files in the usual places of a dataset's folder."""
+    """Find the JSON files in the usual places of a dataset's folder."""
     nested = [*path.glob("annotations/*.json"), *path.glob("*/*.json"), *path.glob("*/annotations/*.json")]
     return sorted({*path.glob("*.json"), *nested})
 
 
 def holds_segments(file: Path) -> bool:
-    """Whether a JSON file has panoptic annotations; decided without parsing what may be hundreds of MB."""
+    """Whether a JSON file has panoptic annotations, decided without parsing what may be hundreds of MB."""
     if file.stat().st_size == 0:
         return False
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
@@ -85,7 +85,7 @@ def read_files(
     """Read the annotation files of a dataset, each as one split; see `coco.read_coco`.
 
     Args:
-        path: The dataset's folder, or the one file.
+        path: The dataset's folder, or the file.
         files: The annotation files.
         require_images: See `read_coco`.
         findings: See `read_coco`.
@@ -141,11 +141,11 @@ def _name_splits(path: Path, files: Sequence[Path]) -> list[CocoSplit]:
 
 
 def _without_polygons(text: bytes) -> bytes:
-    """The JSON with null in place of every segmentation that is a list of numbers.
+    """Replace every segmentation that is a list of numbers with null.
 
-    They take most of the time and memory of parsing, and only boxes are needed.
+    They take most of the time and memory of parsing, and are not needed for boxes.
     """
-    key = b'"segmentation"'  # as a whole string in quotes; within another string its quotes would be escaped
+    key = b'"segmentation"'  # with its quotes, which would be escaped inside another string
     pieces: list[bytes] = []
     done = 0
     place = text.find(key)
@@ -169,9 +169,9 @@ def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, lis
         text = file.read_bytes()
         content = json.loads(text if polygons else _without_polygons(text))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        if not polygons:  # again, for the position in the file as it is
+        if not polygons:  # parse the unmodified text, for the right position in the error
             return _load(split, findings, polygons=True)
-        remedy = "write it again; it may be cut off"
+        remedy = "the file may be truncated; write it again"
         findings.error("unreadable file", file, f"not valid JSON ({error})", remedy, cause=error)
         return empty
     if not isinstance(content, dict):
@@ -179,15 +179,15 @@ def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, lis
             "unreadable file",
             file,
             f"got a JSON {type(content).__name__}, expected an object with 'images', 'annotations' and 'categories'",
-            "a list of predictions or annotations alone names neither images nor classes",
+            "add the lists of images and categories, which a plain list of annotations or predictions lacks",
         )
         return empty
     if "annotations" not in content and split.name.lower().startswith("test"):
         content["annotations"] = []
         findings.warn(
             "no annotations",
-            f"{file}: no 'annotations'; the images of the split '{split.name}' count as images without objects.",
-            "its images count as images without objects",
+            f"{file}: no 'annotations'; the images of the split '{split.name}' are treated as images without objects.",
+            "its images are treated as images without objects",
             [(file, "no 'annotations'")],
         )
     for key in ("images", "annotations", "categories"):
@@ -207,8 +207,8 @@ def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, lis
 @dataclass(frozen=True)
 class _Labels:
     categories: tuple[Category, ...]
-    of_id: Mapping[Any, int]  # the file's id, as it is written there → dense label
-    supercategories: tuple[str | None, ...]  # one for each of the categories
+    of_id: Mapping[Any, int]  # category id as written in the file → dense label
+    supercategories: tuple[str | None, ...]  # of each category
 
 
 def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any]], findings: Findings) -> _Labels:
@@ -223,7 +223,7 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
                 category_id = int(written)
             except (TypeError, ValueError):
                 message = f"got id {written!r}, expected an integer"
-                findings.error("category", f"{file}, category {entry}", message, "number the category")
+                findings.error("category", f"{file}, category {entry}", message, "give it an integer id")
                 continue
             name = str(entry.get("name", category_id))
             earlier, earlier_file = names.setdefault(category_id, (name, file))
@@ -232,7 +232,7 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
                     "category",
                     f"{file}, category {category_id}",
                     f"is named '{name}', but '{earlier}' in {earlier_file}",
-                    "the files of one dataset must agree: rename it, or give it another id",
+                    "use the same name in all files, or another id",
                 )
             is_thing[category_id] = bool(entry.get("isthing", True))
             id_of_written[written] = category_id
@@ -258,7 +258,7 @@ def _read_images(
     for key in ("id", "file_name"):
         missing = [index for index, entry in enumerate(entries) if entry.get(key) is None]
         for index in missing:
-            where, message = f"{split.file}, image {index} of the list", f"no '{key}', got {entries[index]}"
+            where, message = f"{split.file}, image entry {index}", f"no '{key}', got {entries[index]}"
             findings.error("image entry", where, message, f"add its '{key}'")
         if missing:
             entries = [entry for entry in entries if entry.get(key) is not None]
@@ -287,11 +287,11 @@ def _read_images(
 
 
 def _size_in_file(split: CocoSplit, entry: Mapping[str, Any], path: str, findings: Findings) -> tuple[int, int] | None:
-    """Height and width from the image file, for an entry that lacks them; None if it cannot be read."""
+    """Read height and width from the image file, for an entry that lacks them; None if this fails."""
     if path in findings.broken_images:
         return None
     if not Path(path).is_file():
-        where, message = f"{split.file}, image {entry['id']!r}", "no height and width, and no image file to read"
+        where, message = f"{split.file}, image {entry['id']!r}", "no height and width, and the image file is missing"
         findings.error("image entry", where, message, "add its size, or restore the image")
         return None
     try:
@@ -302,7 +302,7 @@ def _size_in_file(split: CocoSplit, entry: Mapping[str, Any], path: str, finding
 
 
 def _with_unique_ids(split: CocoSplit, entries: Entries, findings: Findings) -> Entries:
-    """The entries, and of several with one id only the first."""
+    """Keep only the first of several entries with the same id, and report the others."""
     first_of = {entry["id"]: entry for entry in reversed(entries)}
     if len(first_of) == len(entries):
         return entries
@@ -312,7 +312,7 @@ def _with_unique_ids(split: CocoSplit, entries: Entries, findings: Findings) -> 
                 "duplicate id",
                 split.file,
                 f"{count} images have the id {image_id!r}, so their annotations cannot be told apart",
-                "give each image its own id",
+                "give each image a unique id",
             )
     return [entry for entry in entries if first_of[entry["id"]] is entry]
 
@@ -337,14 +337,14 @@ def _locate(
                 message = f"the image '{name}' is missing, searched {places}"
                 findings.error("missing image", split.file, message, remedy, image=name)
         else:
-            count = f"all {len(names)}" if len(missing) == len(names) else f"{len(missing)} of the {len(names)}"
-            message = f"{count} images are missing, the first is '{missing[0]}', searched {places}"
+            count = f"all {len(names)}" if len(missing) == len(names) else f"{len(missing)} of {len(names)}"
+            message = f"{count} images missing, the first is '{missing[0]}', searched {places}"
             findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)
     return [path if path is not None else name for path, name in zip(paths, names, strict=True)]
 
 
 def _folders(parent: Path) -> list[Path]:
-    """The folders in `parent`, which may contain a hundred thousand images as well."""
+    """List the folders in `parent`, which may also contain a hundred thousand images."""
     if not parent.is_dir():
         return []
     with os.scandir(parent) as entries:

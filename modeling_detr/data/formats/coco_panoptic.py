@@ -1,9 +1,9 @@
-"""COCO's panoptic format (https://cocodataset.org/#format-data): JSON files and folders of PNG files. Only read.
+"""COCO's panoptic format (https://cocodataset.org/#format-data): JSON files and folders of PNG files. Read-only.
 
     annotations/panoptic_train2017.json    annotations/panoptic_train2017/*.png    train2017/*.jpg
 
-Every segment is an object: each thing by itself, stuff as one region per image. Boxes and areas are those in the file;
-they belong to the mask, so a box ends where its last pixel ends.
+Every segment is an object: each thing by itself, each kind of stuff as one region per image. Boxes and areas are taken
+from the file. They describe the mask, so a box ends at its last pixel.
 """
 
 import json
@@ -29,7 +29,7 @@ _LOOKED_FOR = "annotations/panoptic_*.json, or other JSON files with 'segments_i
 
 
 def find_panoptic_files(path: Path) -> list[Path]:
-    """The panoptic annotation files of the dataset at `path`, a folder or one JSON file; empty if it has none."""
+    """Find the panoptic annotation files of the dataset at `path`, a folder or a JSON file; empty if it has none."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".json" and holds_segments(path) else []
     official = sorted(path.glob("annotations/panoptic_*.json"))
@@ -37,16 +37,16 @@ def find_panoptic_files(path: Path) -> list[Path]:
 
 
 def read_panoptic(path: str | Path, require_images: bool = True, findings: Findings | None = None) -> DetectionIndex:
-    """Read a COCO panoptic dataset: each annotation file of a folder as one split, or a single JSON file.
+    """Read a COCO panoptic dataset: each annotation file in a folder as one split, or a single JSON file.
 
-    PNG files are searched in the folder named like their JSON file, and in those beside it; they are read only when
-    masks are needed, or where the JSON lacks a segment's box. Categories say whether they are things. Crowd regions
-    are kept for the evaluation. (The original trains on them as if each were one object.)
+    PNG files are searched for in the folder with the name of the JSON file, and in the folders beside it. They are
+    read only when masks are needed, or where the JSON file lacks the box of a segment. Crowd regions are kept for
+    evaluation. (The original trains on them as if each were a single object.)
 
     Args:
         path: The dataset's folder, or one annotation file.
         require_images: See `read_coco`.
-        findings: Collects what is wrong; None: the first error is raised.
+        findings: Collects problems; None: the first error is raised.
 
     Raises:
         DatasetNotFoundError: There is no annotation file, or images or PNG files are missing.
@@ -64,11 +64,11 @@ def _read(path: str | Path, *, findings: Findings, task: Task) -> DetectionIndex
 
 
 def read_panoptic_predictions(path: str | Path, index: DetectionIndex) -> Iterator[tuple[int, PanopticResult]]:
-    """Read predictions in COCO's panoptic form, of any model: a JSON file and a folder of PNG files of the same name.
+    """Read the predictions of any model in COCO's panoptic format: a JSON file, and a folder of PNG files beside it.
 
     Args:
-        path: The JSON file, of which only `annotations` are read.
-        index: The dataset that was predicted on, with the same ids of images and categories.
+        path: The JSON file, of which only `annotations` is read; the folder has its name, without `.json`.
+        index: The dataset that was predicted on, with the same image and category ids.
 
     Yields:
         The index of each image in `index` and its segments, one image at a time.
@@ -82,12 +82,12 @@ def read_panoptic_predictions(path: str | Path, index: DetectionIndex) -> Iterat
         annotations = json.loads(file.read_bytes())["annotations"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DatasetError(file, f"no panoptic predictions ({error!r}), expected JSON with 'annotations'") from error
-    image_index = {image.id: number for number, image in enumerate(index.images)}
+    image_index = {record.id: image for image, record in enumerate(index.images)}
     labels = {category.id: label for label, category in enumerate(index.categories)}
     for annotation in annotations:
         where = f"{file}, prediction of image {annotation.get('image_id')!r}"
         if annotation.get("image_id") not in image_index:
-            raise DatasetError(where, f"{index.name} has no such image", "give the dataset that was predicted on")
+            raise DatasetError(where, f"{index.name} has no such image", "use the dataset that was predicted on")
         for info in annotation["segments_info"]:
             if info["category_id"] not in labels:
                 raise DatasetError(where, f"category_id {info['category_id']}, which {index.name} does not have")
@@ -104,21 +104,21 @@ def read_panoptic_predictions(path: str | Path, index: DetectionIndex) -> Iterat
 
 
 def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) -> Entries:
-    """One entry for each segment, with the path of its PNG file."""
+    """Return one entry for each segment, with the path of its PNG file."""
     segments: list[dict[str, Any]] = []
     names, paths = _locate_pngs(split, content)
     for entry, name, png in zip(content["annotations"], names, paths, strict=True):
         if png is None:
             archive, folder = split.file.with_suffix(".zip"), split.file.with_suffix("")
             message = f"the panoptic image '{name}' is missing"
-            remedy = f"unpack {archive} there" if archive.is_file() else f"put it into {folder}"
+            remedy = f"unpack {archive}" if archive.is_file() else f"put it into {folder}"
             findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)
             continue
         infos = entry.get("segments_info")
         if not isinstance(infos, list) or not all(isinstance(info, dict) and "id" in info for info in infos):
             message = f"no list 'segments_info' of objects with an 'id', got {sorted(entry)}"
             where = f"{split.file}, annotation of image {entry.get('image_id')!r}"
-            findings.error("image entry", where, message, "list the segments of its PNG file there")
+            findings.error("image entry", where, message, "list the segments of its PNG file in 'segments_info'")
             continue
         of_image = [{**info, "image_id": entry.get("image_id"), "png": png} for info in infos]
         if any(not info.get("bbox") or 0 in info["bbox"][2:] for info in of_image):
@@ -131,7 +131,7 @@ def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) 
 
 
 def _locate_pngs(split: CocoSplit, content: Mapping[str, Any]) -> tuple[list[str], list[str | None]]:
-    """The name of each annotation's PNG file, and its path; None where it is missing."""
+    """Find the name of each annotation's PNG file and its path, None where the file is missing."""
     image_names = {image.get("id"): str(image.get("file_name", "")) for image in content["images"]}
     names = [
         entry.get("file_name") or Path(image_names.get(entry.get("image_id"), "")).with_suffix(".png").name
@@ -145,7 +145,7 @@ def _locate_pngs(split: CocoSplit, content: Mapping[str, Any]) -> tuple[list[str
 
 
 def _measured(segments: list[dict[str, Any]], png: str) -> list[dict[str, Any]]:
-    """The segments with box and area measured from their pixels."""
+    """Measure box and area of the segments from their pixels."""
     segment_ids = read_segment_ids(png)
     measured = []
     for segment in segments:
@@ -164,7 +164,7 @@ def _read_masks(
     describe: Callable[[int], str],  # noqa: ARG001
     findings: Findings,  # noqa: ARG001
 ) -> ReadMasks:
-    files = {png: number for number, png in enumerate(dict.fromkeys(entry["png"] for entry in entries))}
+    files = {png: index for index, png in enumerate(dict.fromkeys(entry["png"] for entry in entries))}
     source = PanopticMasks(
         files=tuple(files),
         file=np.array([files[entry["png"]] for entry in entries], dtype=np.int64),

@@ -1,12 +1,12 @@
-"""The format `hf`, of Hugging Face's `datasets`: a Hub id, a folder of `save_to_disk`, parquet files. Only read.
+"""The format `hf` of Hugging Face's `datasets`: a Hub id, a `save_to_disk` folder, or parquet files. Read-only.
 
-    objects: {bbox: [[…]], category: […], area?: […], iscrowd?: […]}    the usual column, or a list of such structs
-    bbox: [[…]], category: […]                                          or columns of the table itself
+    objects: {bbox: [[…]], category: […], area?: […], iscrowd?: […]}    the usual column, also as a list of structs
+    bbox: [[…]], category: […]                                          or top-level columns
 
-Images stay where they are: as bytes in the rows of memory-mapped files (`arrow_rows`), or as files that rows name. The
-convention of the boxes is chosen by the user or detected (`hf_boxes`); the notes say which one was used.
+Images stay where they are: as bytes in the rows of memory-mapped files (`arrow_rows`), or as files that the rows refer
+to. The convention of the boxes is set by the user or detected (`hf_boxes`); a note says which one is used.
 
-`pyarrow` comes with `datasets`; both are imported when a dataset of this kind is opened.
+`pyarrow` comes with `datasets`; both are only imported when a dataset of this format is opened.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, De
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LOOKED_FOR = "a folder of save_to_disk, .parquet files, or a name on the Hub (owner/name)"
-_WHOLE = "whole"  # the split of files that name none: `datasets` reserves 'all'
+_LOOKED_FOR = "a folder written by save_to_disk, .parquet files, or a Hub id (owner/name)"
+_WHOLE = "whole"  # split of files without a split in their path; `datasets` reserves 'all'
 _OBJECTS = ("objects", "annotations", "labels", "faces", "boxes")
 _BOXES = ("bbox", "bboxes", "box", "boxes")
 _CLASSES = ("category", "categories", "category_id", "label", "labels", "class", "classes", "class_id", "class_label")
@@ -41,12 +41,12 @@ _IDS = ("image_id", "id")
 
 
 def is_hub_id(path: str | Path) -> bool:
-    """Whether `path` may be the name of a dataset on the Hub, owner/name."""
+    """Whether `path` may be the id of a dataset on the Hub, owner/name."""
     return _HUB_ID.fullmatch(str(path)) is not None and not Path(path).exists()
 
 
 def find_hf_files(path: Path) -> list[Path]:
-    """The files that show that `path` is a dataset of `datasets`; empty if it is not."""
+    """Find the files that identify `path` as a dataset of `datasets`; empty if it is not."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
     saved = [path / "dataset_dict.json", path / "state.json"]
@@ -62,17 +62,17 @@ def read_hf_dataset(
 ) -> DetectionIndex:
     """Read a dataset of `datasets`, with all of its splits.
 
-    Class names are those of a ClassLabel feature; else the words themselves if classes are words; else the numbers.
-    The size of an image comes from its header. Rows without objects are images without objects.
+    Class names come from the ClassLabel feature; without one, they are the classes as written, words or numbers. The
+    size of an image comes from its header. Rows without objects are images without objects.
 
     Args:
-        path: A Hub id, a folder that `save_to_disk` wrote, a folder of parquet files or one of them.
-        findings: Collects what is wrong; None: the first error is raised.
-        box_format: One of `BoxFormat`. None: by the names of a box's numbers, else the one that fits the boxes best.
+        path: A Hub id, a folder written by `save_to_disk`, a folder of parquet files, or a parquet file.
+        findings: Collects problems; None: the first error is raised.
+        box_format: One of `BoxFormat`; None: detected from the names of a box's numbers, or else by the best fit.
 
     Raises:
-        DatasetReadError: The dataset cannot be loaded, or an image not read.
-        DatasetError: It has no column of images or of boxes, or an entry is invalid.
+        DatasetReadError: The dataset cannot be loaded, or an image cannot be read.
+        DatasetError: There is no column of images or boxes, or an entry is invalid.
     """
     if box_format is not None and box_format not in get_args(BoxFormat):
         raise DatasetError("box_format", f"got '{box_format}'", did_you_mean(box_format, get_args(BoxFormat)))
@@ -107,7 +107,7 @@ def _read(path: str | Path, *, findings: Findings, task: Task, box_format: str |
 def _to_index(
     split: "_Split", label: NDArray[np.int64], convention: str, findings: Findings
 ) -> tuple[list[ImageRecord], AnnotationTable]:
-    """The images of one split, and its objects; `label` (A,) is -1 for objects without a class."""
+    """Build the images and objects of one split; `label` (A,) is -1 for objects without a class."""
     records, index_of_row = _records(split, findings)
     kept = np.flatnonzero((index_of_row[split.row] >= 0) & (label >= 0))
     image_index = index_of_row[split.row[kept]]
@@ -129,7 +129,7 @@ def _to_index(
 
 
 def _load(path: str | Path) -> dict[str, Any]:
-    """Split → its `datasets.Dataset`, memory-mapped."""
+    """Load the memory-mapped `datasets.Dataset` of each split."""
     import datasets
 
     place = Path(path)
@@ -176,12 +176,12 @@ def _from_hub(datasets: Any, name: str) -> Any:
         return datasets.load_dataset(name, keep_in_memory=False)
     except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
-        problem = f"no such file or folder here, and no such dataset could be loaded from the Hub ({reason})"
+        problem = f"no such file or folder, and it could not be loaded from the Hub ({reason})"
         raise DatasetReadError(name, problem) from error
 
 
 def _split_of(file: Path, root: Path) -> str:
-    """`train` for train-00000-of-00002.parquet and for train/0000.parquet; `whole` for names without a split."""
+    """Return `train` for train-00000-of-00002.parquet and train/0000.parquet, `whole` for paths without a split."""
     inner = file.relative_to(root).parts[:-1] if root.is_dir() else ()
     for word in (re.split(r"[-_.]", file.stem)[0], *inner):
         if is_split_name(word):
@@ -194,20 +194,20 @@ def _split_of(file: Path, root: Path) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """A split as written: R rows (images), A objects.
+    """A split as written, with R rows (images) and A objects.
 
     Attributes:
-        where: Its name in messages.
+        where: Name of the split in messages.
         ids: (R,) id of each row.
-        paths: (R,) path of each row's image, virtual or real; "" where it has none.
-        sizes: (R, 2) height and width in the table; None: it has none.
+        paths: (R,) path of each row's image, virtual or real; "" where missing.
+        sizes: (R, 2) height and width in the table; None: the table has none.
         row: (A,) row of each object.
-        number: (A,) number of the object in its row, from 0.
+        object_index: (A,) index of the object in its row.
         boxes: (A, 4) as written; NaN where a box does not have four numbers.
-        classes: (A,) as written: numbers or words; None where there is none.
-        class_names: Names of a ClassLabel; None: classes are not a ClassLabel.
-        area: (A,) areas, or None.
-        is_crowd: (A,) crowd flags, or None.
+        classes: (A,) as written: numbers or words; None where missing.
+        class_names: Names of the ClassLabel; None: there is no ClassLabel.
+        area: (A,) areas; None: the table has none.
+        is_crowd: (A,) crowd flags; None: the table has none.
         convention: Convention according to the names of a box's numbers; None: they have no names.
     """
 
@@ -216,7 +216,7 @@ class _Split:
     paths: Sequence[str]
     sizes: NDArray[np.int64] | None
     row: NDArray[np.int64]
-    number: NDArray[np.int64]
+    object_index: NDArray[np.int64]
     boxes: NDArray[np.float64]
     classes: Sequence[int | str | None]
     class_names: Sequence[str] | None
@@ -227,7 +227,7 @@ class _Split:
     def describe(self, index: int) -> str:
         """Name an object in a message."""
         row = int(self.row[index])
-        return f"{self.where}, object {int(self.number[index])} of row {row} (image {self.ids[row]!r})"
+        return f"{self.where}, object {int(self.object_index[index])} of row {row} (image {self.ids[row]!r})"
 
 
 def _read_split(where: str, rows: Any) -> _Split:
@@ -244,7 +244,7 @@ def _read_split(where: str, rows: Any) -> _Split:
         raise DatasetError(
             where,
             f"no column of {missing}, only {', '.join(columns)}{objects}",
-            f"expected a column 'objects' with one of {', '.join(names)} in it, or such a column",
+            f"expected a column 'objects' with one of the fields {', '.join(names)}, or a column with such a name",
         )
     parents = pc.list_parent_indices(fields[boxes_key]).to_numpy().astype(np.int64)
     starts = np.searchsorted(parents, parents)
@@ -255,8 +255,8 @@ def _read_split(where: str, rows: Any) -> _Split:
         if len(values) != len(boxes):
             raise DatasetError(
                 where,
-                f"{len(boxes)} {boxes_key} in total, but {len(values)} {key}",
-                "give every object one of each",
+                f"'{boxes_key}' has {len(boxes)} values in total, but '{key}' has {len(values)}",
+                "make the lists of each row equally long",
             )
     areas = None if area is None else np.array(flat[area], dtype=np.float64)
     return _Split(
@@ -265,7 +265,7 @@ def _read_split(where: str, rows: Any) -> _Split:
         paths=_paths(where, rows, image_column),
         sizes=_sizes(rows),
         row=parents,
-        number=np.arange(len(parents)) - starts,
+        object_index=np.arange(len(parents)) - starts,
         boxes=boxes,
         classes=flat[classes_key],
         class_names=_class_names(features.get(classes_key)),
@@ -283,18 +283,18 @@ def _image_column(where: str, rows: Any) -> str:
     import datasets
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    if not images:  # written by something that does not know the feature
+    if not images:  # written without the feature Image
         images = [name for name, feature in rows.features.items() if isinstance(feature, dict) and "bytes" in feature]
     if "image" in images or len(images) == 1:
         return "image" if "image" in images else images[0]
     if not images:
         problem = f"no column of images, only {', '.join(rows.column_names)}"
-        raise DatasetError(where, problem, "expected one with the feature Image, or structs with 'bytes'")
-    raise DatasetError(where, f"several columns of images, {', '.join(images)}", "name the one to use 'image'")
+        raise DatasetError(where, problem, "expected a column with the feature Image, or of structs with 'bytes'")
+    raise DatasetError(where, f"several columns of images, {', '.join(images)}", "rename the one to use to 'image'")
 
 
 def _arrow(rows: Any, column: str) -> Any:
-    """A column as one Arrow array."""
+    """Return a column as one Arrow array."""
     combined = rows.select_columns([column]).with_format("arrow")[:].column(column).combine_chunks()
     if getattr(combined, "num_chunks", None) is not None:
         combined = combined.chunk(0)
@@ -302,8 +302,10 @@ def _arrow(rows: Any, column: str) -> Any:
 
 
 def _object_columns(rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Field → list array with one list a row, and field → its feature, from structs of lists, lists of structs, or
-    columns of the table."""
+    """Return the list array (one list per row) and the feature of each field of the objects, by name.
+
+    The fields may be structs of lists, lists of structs, or top-level columns.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -332,7 +334,7 @@ def _object_columns(rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _box_numbers(where: str, flat: Any) -> tuple[NDArray[np.float64], str | None]:
-    """Boxes (A, 4) as written, and their convention if their numbers have names."""
+    """Return boxes (A, 4) as written, and their convention if their numbers have names."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -344,7 +346,7 @@ def _box_numbers(where: str, flat: Any) -> tuple[NDArray[np.float64], str | None
                 numbers = [column.to_numpy(zero_copy_only=False) for column in columns]
                 return np.stack(numbers, axis=-1).reshape(-1, 4), convention
         raise DatasetError(
-            where, f"a box has the fields {', '.join(sorted(keys))}, expected e.g. xmin, ymin, xmax, ymax"
+            where, f"boxes have the fields {', '.join(sorted(keys))}, expected for example xmin, ymin, xmax, ymax"
         )
     boxes = np.full((len(flat), 4), np.nan)
     whole = pc.fill_null(pc.equal(pc.list_value_length(flat), 4), False)
@@ -378,7 +380,7 @@ def _sizes(rows: Any) -> NDArray[np.int64] | None:
 
 
 def _paths(where: str, rows: Any, column: str) -> list[str]:
-    """The path of each row's image: its file if it is in one, else a virtual path."""
+    """Return the path of each row's image: a virtual one if the row contains the bytes, else that of the file."""
     from modeling_detr.data.arrow_rows import read_table, row_path
 
     paths: list[str] = []
@@ -393,7 +395,7 @@ def _paths(where: str, rows: Any, column: str) -> list[str]:
                 paths.append(cell["path"].as_py() or "" if "path" in cell else "")
     if len(paths) != len(rows):
         raise DatasetError(
-            where, f"{len(rows)} rows, but its files have {len(paths)}", "save it again with save_to_disk"
+            where, f"{len(rows)} rows, but its Arrow files have {len(paths)}", "save it again with save_to_disk"
         )
     return paths
 
@@ -402,7 +404,7 @@ def _paths(where: str, rows: Any, column: str) -> list[str]:
 
 
 def _records(split: _Split, findings: Findings) -> tuple[list[ImageRecord], NDArray[np.int64]]:
-    """The images, and for each row (R,) the index of its image; -1 for one that cannot be used."""
+    """Read the sizes of the images; also returns the index of each row's image (R,), -1 if it is unusable."""
     records: list[ImageRecord] = []
     index_of_row = np.full(len(split.paths), -1, dtype=np.int64)
     other_size = []
@@ -426,13 +428,13 @@ def _records(split: _Split, findings: Findings) -> tuple[list[ImageRecord], NDAr
         records.append(ImageRecord(split.ids[row], path, *size))
     if other_size:
         where, sizes = other_size[0]
-        have = "image has" if len(other_size) == 1 else "images have"
+        differ = "image differs" if len(other_size) == 1 else "images differ"
         findings.warn(
             "image size",
-            f"{len(other_size)} {have} another size than the columns height and width say; the image's size is used; "
+            f"{len(other_size)} {differ} in size from the columns height and width; the size of the image is used; "
             f"the first: {where}, {sizes}.",
             "the size of the image is used",
-            ((where, f"{sizes} as in the columns") for where, sizes in other_size),
+            ((where, f"the image is {sizes} as in the columns") for where, sizes in other_size),
         )
     return records, index_of_row
 
@@ -440,7 +442,7 @@ def _records(split: _Split, findings: Findings) -> tuple[list[ImageRecord], NDAr
 def _merge_classes(
     path: str, splits: Mapping[str, _Split], findings: Findings
 ) -> tuple[tuple[Category, ...], dict[str, NDArray[np.int64]]]:
-    """The categories over all splits, and the label (A,) of each split's objects; -1 for one without a class."""
+    """Merge the categories of all splits; also returns the labels (A,) of each, -1 for objects without a class."""
     named = [list(split.class_names) for split in splits.values() if split.class_names is not None]
     other = next((names for names in named if names != named[0]), None)
     if other is not None:
@@ -468,14 +470,14 @@ def _merge_classes(
                 "unknown class",
                 split.describe(index),
                 f"class {split.classes[index]!r}, but the dataset's classes are {names}",
-                "correct the object, or name the class in the ClassLabel",
+                "correct the object, or add the class to the ClassLabel",
             )
         labels[name] = label
     return categories, labels
 
 
 def _sample(split: _Split) -> BoxSample:
-    """Some boxes of a split, with the sizes of their images."""
+    """Sample boxes of a split, with the sizes of their images."""
     chosen = np.unique(np.linspace(0, len(split.row) - 1, min(len(split.row), 20_000)).astype(np.int64))
     size_of: dict[int, tuple[int, int]] = {}
     for row in np.unique(split.row[chosen])[:2000].tolist():
@@ -497,7 +499,7 @@ FORMAT = DatasetFormat(
     options=(
         ReadingOption(
             "box_format",
-            "box format of a dataset of Hugging Face's `datasets`, detected by default",
+            "box format of a Hugging Face dataset; detected by default",
             str,
             get_args(BoxFormat),
         ),

@@ -1,6 +1,7 @@
-"""The convention of the boxes in a table of `datasets`, which usually does not name it: detection, and corners.
+"""Detect the box convention of a table of `datasets`, which usually does not state it, and convert boxes to corners.
 
-Boxes are in one of six conventions: `xywh`, `xyxy`, `cxcywh`, in pixels or, with `_normalized`, relative to the image.
+There are six conventions: `xywh`, `xyxy` and `cxcywh` in pixels, and with the suffix `_normalized` relative to the
+image.
 """
 
 from collections.abc import Sequence
@@ -31,12 +32,12 @@ _NORMALIZED_LIMIT = 1.5  # boxes relative to the image end at 1, or slightly pas
 
 @dataclass(frozen=True, eq=False)
 class BoxSample:
-    """Some boxes of a dataset, from which their convention is detected.
+    """A sample of the boxes of a dataset, for detecting their convention.
 
     Attributes:
         boxes: (N, 4) as written.
         limits: (N, 2) width and height of each one's image.
-        areas: (N,) areas in the table; NaN where it has none.
+        areas: (N,) areas in the table, NaN where missing.
     """
 
     boxes: NDArray[np.float64]
@@ -45,7 +46,7 @@ class BoxSample:
 
     @classmethod
     def concatenate(cls, samples: Sequence["BoxSample"]) -> "BoxSample":
-        """All boxes of `samples`."""
+        """Concatenate `samples`."""
         return cls(
             np.concatenate([sample.boxes for sample in samples]),
             np.concatenate([sample.limits for sample in samples]),
@@ -53,7 +54,7 @@ class BoxSample:
         )
 
     def finite(self) -> "BoxSample":
-        """The boxes whose numbers are all finite."""
+        """Select the boxes with finite coordinates."""
         rows = np.isfinite(self.boxes).all(axis=-1)
         return BoxSample(self.boxes[rows], self.limits[rows], self.areas[rows])
 
@@ -69,8 +70,8 @@ def detect_convention(path: str | Path, sample: BoxSample, named: str | None, fi
     Args:
         path: The dataset, for messages.
         sample: Some of its boxes.
-        named: Convention according to the names of a box's numbers, which do not say whether they are normalised.
-        findings: Takes a note on the choice, or a warning if it is uncertain.
+        named: Convention according to the names of a box's numbers, which do not show whether they are normalised.
+        findings: Gets a note on the detected convention, or a warning if it is uncertain.
     """
     sample = sample.finite()
     normalized = _are_normalized(sample.boxes)
@@ -79,19 +80,19 @@ def detect_convention(path: str | Path, sample: BoxSample, named: str | None, fi
         return named + suffix
     limits = np.ones_like(sample.limits) if normalized else sample.limits
     fits = [_Fit(name, _misfits(sample.boxes, limits, sample.areas, name)) for name in ("xywh", "xyxy", "cxcywh")]
-    fits.sort(key=lambda fit: fit.misfits)  # of equally good ones the first: COCO's, the most common
+    fits.sort(key=lambda fit: fit.misfits)  # stable: of equally good ones the first, COCO's, is the most common
     best, *others = fits
     alike = [fit.convention for fit in others if fit.misfits == best.misfits]
     evidence = ", ".join(f"{fit.misfits} of {len(sample.boxes)} do not fit {fit.convention}" for fit in fits)
     if alike:
-        evidence += f"; {' and '.join(alike)} would fit as well"
+        evidence += f"; {' and '.join(alike)} would fit equally well"
     other = f"{'xyxy' if best.convention != 'xyxy' else 'xywh'}{suffix}"
     note = (
         f"{path}: boxes detected as {best.convention}, {'relative to the image' if normalized else 'in pixels'} "
-        f"({evidence}); if that is wrong, choose another with box_format={other}."
+        f"({evidence}); if this is wrong, set box_format, for example box_format='{other}'."
     )
     if alike or best.misfits > len(sample.boxes) / 100:
-        action = f"they are read as {best.convention}{suffix}; box_format chooses another convention"
+        action = f"they are read as {best.convention}{suffix}; set box_format to change this"
         findings.warn("box format", note, action, [(path, f"the convention of its boxes is uncertain ({evidence})")])
     else:
         findings.notes.append(note)
@@ -123,15 +124,17 @@ def _start_and_end(boxes: NDArray[np.float64], kind: str) -> tuple[NDArray[np.fl
 
 
 def _are_normalized(boxes: NDArray[np.float64]) -> bool:
-    """Whether boxes are relative to the image; integers are pixels."""
+    """Whether boxes are relative to the image; integers are taken as pixels."""
     if not len(boxes) or float(np.quantile(boxes, 0.99)) > _NORMALIZED_LIMIT:
         return False
     return not bool((boxes == np.floor(boxes)).all())
 
 
 def _misfits(boxes: NDArray[np.float64], limits: NDArray[np.float64], areas: NDArray[np.float64], kind: str) -> int:
-    """How many boxes would have no area, end past the edge, or be smaller than their area in the table (of a mask or
-    of the box)."""
+    """Count the boxes that would have no area, extend past the edge, or be smaller than their area in the table.
+
+    That area may be the box's or the mask's.
+    """
     start, end = _start_and_end(boxes, kind)
     slack = 0.01 * limits.max(axis=-1, keepdims=True)
     wrong = (end <= start).any(axis=-1) | (start < -slack).any(axis=-1) | (end > limits + slack).any(axis=-1)

@@ -1,4 +1,4 @@
-"""The built-in dataset `shapes`, whose images are drawn when they are needed (`shape_scenes`)."""
+"""The built-in dataset `shapes`, whose images are drawn on demand (`shape_scenes`)."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIn
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShapeMasks:
-    """The visible part of each shape, drawn when needed.
+    """The visible part of each shape, drawn on demand.
 
     Attributes:
         paths: Virtual path of each image.
@@ -27,26 +27,26 @@ class ShapeMasks:
     shape: NDArray[np.int64]
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The masks (n, size, size) bool. A pixel belongs to the uppermost shape that has half of it."""
+        """Draw the masks (n, size, size) bool. A pixel belongs to the uppermost shape that covers half of it."""
         if len(rows) == 0:
             return np.zeros((0, 0, 0), np.bool_)
         options, scene, _ = parse_image_path(self.paths[self.image[rows[0]]])
         seen = np.full((options.size, options.size), GROUND, np.int64)
-        for number, shape in enumerate(scene.shapes):
+        for index, shape in enumerate(scene.shapes):
             inside, top, left = coverage(shape.outline(), options.size, options.size)
-            seen[top : top + inside.shape[0], left : left + inside.shape[1]][inside >= 128] = number
+            seen[top : top + inside.shape[0], left : left + inside.shape[1]][inside >= 128] = index
         masks: NDArray[np.bool_] = seen == self.shape[rows][:, None, None]
         return masks
 
 
 def read_shapes(path: str = "shapes", panoptic: bool = False) -> DetectionIndex:
-    """The dataset with the options in `path`, as in `shapes?size=128&train=8000&val=400&seed=0&classes=circle,star`.
+    """Create the dataset with the options in `path`: `shapes?size=128&train=8000&val=400&seed=0&classes=circle,star`.
 
-    Masks are the visible part of each shape; boxes are those of the whole shape.
+    Masks are the visible part of a shape; boxes enclose the whole shape.
 
     Args:
         path: `shapes`, with or without options.
-        panoptic: Make the ground a class, as `panoptic=true` among the options does.
+        panoptic: Make the ground a class, like the option `panoptic=true`.
 
     Raises:
         DatasetError: An option is unknown or has an invalid value.

@@ -4,10 +4,10 @@
     train/a.xml  train/a.jpg  valid/…                                  XML beside images, one folder for each split
     a.xml  a.jpg                                                       or no splits at all
 
-Coordinates are used as written. (The original challenge counted pixels from 1; most files written since do not, and a
-shift would spoil those.) Objects marked as difficult are ordinary boxes by default. An image is found by the stem of
-its XML file, or else by that of <filename>; the ending there decides between images with the same stem. The official
-layout is written.
+Coordinates are used as written. (The VOC challenge counted pixels from 1, but most files written since do not, and a
+shift would spoil them.) Objects marked as difficult are ordinary boxes by default. An image is found by the stem of
+its XML file, or else by the stem of <filename>, whose suffix decides between images with the same stem. Writes the
+official layout.
 """
 
 import itertools
@@ -39,7 +39,7 @@ _LOOKED_FOR = ".xml files that begin with <annotation>"
 
 @dataclass
 class _Files:
-    """The files of a dataset, from one walk; images are keyed by folder and stem, and by stem alone.
+    """The files of a dataset. Images are keyed by folder and stem, and by stem alone.
 
     Several images may share a stem (a.jpg beside a.png), so each key has a list.
     """
@@ -66,9 +66,9 @@ def read_voc(
 
     Args:
         path: The dataset's folder.
-        findings: Collects what is wrong; None: the first error is raised.
+        findings: Collects problems; None: the first error is raised.
         drop_difficult: Leave out objects marked as difficult; by default they are ordinary boxes.
-        images: A folder of images, inside the dataset's or elsewhere.
+        images: Folder of the images, inside or outside the dataset's folder.
 
     Raises:
         DatasetNotFoundError: There is no XML file, or an image is missing.
@@ -139,7 +139,7 @@ def _note_difficult(difficult: Sequence[str], dropped: bool, findings: Findings)
             "it is left out",
             ((where, "is marked as difficult") for where in difficult),
         )
-    else:  # nothing is wrong: only the mark is lost
+    else:  # not a problem: only the mark is lost
         findings.notes.append(f"{objects} kept as ordinary boxes (drop_difficult leaves them out).")
 
 
@@ -209,16 +209,16 @@ def _find_image(root: Path, file: Path, tree: ElementTree.Element, files: _Files
     findings.error(
         "missing image",
         file,
-        f"its image is missing, searched '{file.stem}' and '{written.name}' with the endings of images in "
+        f"its image is missing, searched '{file.stem}' and '{written.name}' with any image suffix in "
         f"{', '.join(folders)}",
-        "put the image there, or remove the XML file",
+        "put the image into one of these folders, or remove the XML file",
         raises=DatasetNotFoundError,
     )
     return None
 
 
 def _choose(file: Path, written: str, images: Sequence[str], findings: Findings) -> str | None:
-    """The image, of several with the same stem, that <filename> in the XML file names."""
+    """Choose the image that <filename> in the XML file names, of several with the same stem."""
     if len(images) == 1:
         return images[0]
     ending = Path(written).suffix.lower()
@@ -230,13 +230,13 @@ def _choose(file: Path, written: str, images: Sequence[str], findings: Findings)
         "missing image",
         file,
         f"its image may be {' or '.join(images)}, and <filename> is '{written}'",
-        "write the full name of the right one there, or put it beside the XML file and remove the others",
+        "write the full file name into <filename>, or remove the other images",
     )
     return None
 
 
 def _image_folders(root: Path, folder: Path) -> list[str]:
-    """The folders that may have the images of the XML files in `folder`: …/Annotations/x ↔ …/JPEGImages/x."""
+    """List the folders that may contain the images for the XML files in `folder`: …/Annotations/x → …/JPEGImages/x."""
     parts = folder.relative_to(root).parts
     folders = []
     for depth in reversed(range(len(parts))):
@@ -284,7 +284,7 @@ def _read_record(
             findings.error("image size", file, message, "correct or remove it")
             size.append(0)
     if min(size) <= 0:
-        message = "no size of the image"
+        message = "no image size"
         note = f"{file}: {message}; read from {path} instead."
         findings.warn("image size", note, "it is read from the image file", [(file, message)])
         try:
@@ -306,7 +306,7 @@ def _read_objects(
     rows: AnnotationRows,
     findings: Findings,
 ) -> list[str]:
-    """Append the objects of one file to `rows`; returns the places of those marked as difficult."""
+    """Append the objects of one file to `rows`; returns the locations of those marked as difficult."""
     difficult = []
     for number, element in enumerate(tree.iterfind("object"), start=1):
         if (element.findtext("difficult") or "").strip() == "1":
@@ -326,7 +326,7 @@ def _read_object(
     where = f"{file}, object {number}"
     name = (element.findtext("name") or "").strip()
     if not name:
-        findings.error("unknown class", where, "no <name>", "name its class, or remove it")
+        findings.error("unknown class", where, "no <name>", "name its class, or remove the object")
         return None
     where = f"{where} ({name})"
     box = element.find("bndbox")
@@ -350,19 +350,19 @@ def _read_object(
 
 
 def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Findings) -> dict[str, NDArray[np.int64]]:
-    """Split → indices of its images, from ImageSets, else from folders named like splits.
+    """Read the splits and the indices of their images from ImageSets, or else from folders named like splits.
 
     Args:
         root: The dataset's folder.
         used: The XML file of each image.
         files: All files.
-        findings: Takes names in a list that have no XML file.
+        findings: Reports names in a list that have no XML file.
     """
     members: dict[str, set[int]] = {}
     for folder in files.image_sets:
         base = folder.parent if folder.name == "ImageSets" else folder.parent.parent
         index_of = {file.stem: index for index, file in enumerate(used) if file.is_relative_to(base)}
-        if findings.collects:  # files that are not used have been reported already
+        if findings.collects:  # unused files have already been reported
             index_of = {file.stem: -1 for file in files.xml if file.is_relative_to(base)} | index_of
         for list_file in sorted(folder.glob("*.txt")):
             indices = _read_list(list_file, index_of, findings)
@@ -374,7 +374,7 @@ def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Find
                 if is_split_name(part):
                     members.setdefault(part, set()).add(index)
                     break
-    if len(members) == 1 and not is_split_name(next(iter(members))):  # CVAT lists what it exports in default.txt
+    if len(members) == 1 and not is_split_name(next(iter(members))):  # CVAT lists all images in default.txt
         members = {UNSPLIT: next(iter(members.values()))}
     if not members:
         members[UNSPLIT] = set(range(len(used)))
@@ -382,7 +382,7 @@ def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Find
 
 
 def _read_list(file: Path, index_of: Mapping[str, int], findings: Findings) -> list[int] | None:
-    """The images that a list in ImageSets names; None for the list of one class (`name 1`, `name -1`)."""
+    """Read the image indices of a list in ImageSets; None for the list of a single class (`name 1`, `name -1`)."""
     indices = []
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         name = line.strip()
@@ -412,15 +412,15 @@ def _read_list(file: Path, index_of: Mapping[str, int], findings: Findings) -> l
 def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
     refuse_shared_names(index, "voc")
     if not all(category.name.strip() for category in index.categories):
-        raise DatasetError(index.name, "a class has no name, which voc needs", "name it")
+        raise DatasetError(index.name, "a class has no name, which voc needs", "name the class")
     notes = warn_of_stuff(index)
     index, lost = without_crowds(index, "voc")
     notes += lost
     used = {int(label) for label in np.unique(index.annotations.label)}
     unused = [category.name for label, category in enumerate(index.categories) if label not in used]
     if unused:
-        notes.append(f"voc has no list of classes: those without a box are lost ({', '.join(unused)}).")
-    notes.append("voc has no class ids: readers number the classes by name.")
+        notes.append(f"voc has no list of classes: classes without a box are lost ({', '.join(unused)}).")
+    notes.append("voc has no class ids: readers sort the classes by name.")
 
     copies = ImageCopies(index, folder, lambda _: "JPEGImages", link)
     (folder / "Annotations").mkdir()
@@ -456,7 +456,7 @@ FORMAT = DatasetFormat(
     looked_for=_LOOKED_FOR,
     options=(
         IMAGES_OPTION,
-        ReadingOption("drop_difficult", "leave out objects that Pascal VOC marks as difficult", bool),
+        ReadingOption("drop_difficult", "leave out objects marked as difficult in Pascal VOC", bool),
     ),
     write=_write,
 )

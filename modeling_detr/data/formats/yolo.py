@@ -6,8 +6,8 @@
     train/a.jpg             train/a.txt           labels beside the images
 
 Without a YAML file, the class names may be in classes.txt, obj.names or _darknet.labels. A line with more numbers is a
-polygon and becomes its box. Images without a label file are backgrounds; if others in their folder have one, a note
-says so, and so do label files without an image. The first layout is written.
+polygon, which is replaced by its bounding box. Images without a label file are backgrounds; a note reports them if
+other images in their folder have one. Label files without an image are reported too. Writes the first layout.
 """
 
 import os
@@ -57,7 +57,7 @@ class _Description:
 
 
 def find_yolo_file(path: Path) -> Path | None:
-    """The description of the YOLO dataset at `path`: its YAML file or list of class names; None if there is none."""
+    """Find the YAML file or list of class names of the YOLO dataset at `path`; None if there is none."""
     return _find_yaml(path) or _find_class_names(path)
 
 
@@ -84,8 +84,8 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
 
     Args:
         path: The dataset's folder, or its YAML file.
-        findings: Collects what is wrong; None: the first error is raised.
-        images: A folder outside the dataset's that may contain images and labels as well.
+        findings: Collects problems; None: the first error is raised.
+        images: A folder outside the dataset's folder that may contain images and labels.
 
     Raises:
         DatasetNotFoundError: There is no description, no folder of a split, or no label file at all.
@@ -157,7 +157,7 @@ def _load_yaml(file: Path, strict: bool = True) -> Any:
         return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         if strict:
-            raise DatasetError(file, f"not valid YAML ({' '.join(str(error).split())})", "correct it") from error
+            raise DatasetError(file, f"not valid YAML ({' '.join(str(error).split())})", "correct the file") from error
         return None
 
 
@@ -211,14 +211,14 @@ def _root(file: Path, path: Any, findings: Findings) -> Path:
         if candidate.is_dir():
             return candidate
     if str(path) not in ("", "."):
-        message = f"its path '{path}' does not exist here"
+        message = f"'path: {path}' does not exist"
         used = f"{file.parent} is used instead"
         findings.warn("path", f"{file}: {message}; {used}.", used, [(file, message)])
     return file.parent
 
 
 def _split_place(file: Path, key: str, value: str, root: Path, findings: Findings) -> Path | None:
-    """Where a split of the YAML file is: as written if that is in the root, else its tail in the root, else as
+    """Locate a split of the YAML file: as written if that is in the root, else its last parts in the root, else as
     written."""
     written = Path(value.replace("\\", "/"))
     straight = root / written
@@ -230,19 +230,19 @@ def _split_place(file: Path, key: str, value: str, root: Path, findings: Finding
         if candidate.exists():
             return candidate
     if straight.exists():
-        return straight  # outside the root: its images are refused unless they are allowed
+        return straight  # outside the root: an error for its images unless they are allowed
     findings.error(
         "missing file",
         file,
-        f"{key} is '{value}', but neither {straight} nor any tail of it inside {root} exists",
-        f"set 'path' to the dataset's folder, and '{key}' to the folder of its images or to a list of them",
+        f"{key} is '{value}', but neither {straight} nor any end of this path in {root} exists",
+        f"set 'path' to the dataset's folder, and '{key}' to a folder of images or a list of them",
         raises=DatasetNotFoundError,
     )
     return None
 
 
 def _splits_by_folder(root: Path) -> dict[str, list[Path]]:
-    """Splits without a YAML file: sub-folders named like splits, else image lists, else everything."""
+    """Find splits without a YAML file: sub-folders named like splits, else image lists, else all images."""
     splits: dict[str, list[Path]] = {}
     for parent in (root / "images", root):
         for child in sorted(parent.glob("*")):
@@ -278,7 +278,7 @@ def _list_images(
         splits[split] = np.unique(np.array(members, dtype=np.int64))
     if not index_of:
         places_text = ", ".join(str(place) for places in description.splits.values() for place in places)
-        raise DatasetNotFoundError(description.source, f"no images in {places_text}", "correct the paths in it")
+        raise DatasetNotFoundError(description.source, f"no images in {places_text}", "correct the split paths")
     return list(index_of), splits
 
 
@@ -318,7 +318,7 @@ def _from_list(file: Path, root: Path, findings: Findings) -> list[str]:
 def _find_label_files(
     description: _Description, images: Sequence[str], listings: FolderListings, findings: Findings
 ) -> list[str | None]:
-    """The label file of each image, None for a background. The images of one folder have theirs in one folder."""
+    """Find the label file of each image, None for backgrounds. Label files for one image folder are in one folder."""
     label_folder = _choose_label_folders(description, images, listings, findings)
     files: list[str | None] = []
     for image in images:
@@ -333,7 +333,7 @@ def _find_label_files(
 def _choose_label_folders(
     description: _Description, images: Sequence[str], listings: FolderListings, findings: Findings
 ) -> dict[str, str | None]:
-    """Folder of images → the candidate folder with most of their label files; None if none has any."""
+    """Choose, for each folder of images, the folder with most of their label files; None if there are none."""
     stems_of: dict[str, list[str]] = {}
     for image in images:
         folder, _, name = image.rpartition("/")
@@ -349,20 +349,20 @@ def _choose_label_folders(
         label_folder[folder] = candidates[best] if counts[best] else None
         searched += candidates
         if not counts[best]:
-            note = f"None of the {len(stems)} images in {folder} has a label file: they are backgrounds."
-            message = f"none of its {len(stems)} images has a label file"
-            findings.warn("no label file", note, "they are backgrounds", [(folder, message)])
+            note = f"no label files for {counted(len(stems), 'image')} in {folder}, treated as backgrounds."
+            message = f"no label files for its {counted(len(stems), 'image')}"
+            findings.warn("no label file", note, "treated as backgrounds", [(folder, message)])
     if not any(label_folder.values()):
         raise DatasetNotFoundError(
             description.source,
             f"no image has a label file, searched {', '.join(dict.fromkeys(searched))}",
-            "name text files with the labels like the images, into a folder 'labels' if the images are in 'images'",
+            "name label files like their images (a.jpg, a.txt), in 'labels' if the images are in a folder 'images'",
         )
     return label_folder
 
 
 def _find_label_file(place: str, folder: str, stem: str, listings: FolderListings) -> str | None:
-    """The label file of an image, or one with its name in another case that is not the name of another image."""
+    """Find the label file of an image; a name in another case counts unless another image has it."""
     file = listings.find(place, f"{stem}.txt")
     found = file.rpartition("/")[2].rpartition(".")[0] if file else stem
     return file if found == stem or found not in listings.image_stems(folder) else None
@@ -383,14 +383,14 @@ def _note_images_without_labels(
         if file is None and label_folder[folder]:
             without.setdefault(folder, []).append(image)
     for folder, bare in without.items():
-        have = "has no label file and counts as background"
+        have = "has no label file and is treated as background"
         if len(bare) > 1:
-            have = "have no label file and count as backgrounds"
+            have = "have no label file and are treated as backgrounds"
         findings.warn(
             "no label file",
             f"{len(bare)} of {total[folder]} images in {_relative(folder, description.root)} {have}; the first: "
             f"{bare[0]}.",
-            "it counts as background",
+            "treated as background",
             ((image, "has no label file, though others in its folder have one") for image in bare),
         )
 
@@ -402,7 +402,7 @@ def _note_labels_without_images(
     listings: FolderListings,
     findings: Findings,
 ) -> None:
-    """Note label files without an image of their name, listed in a split or not, in the folders that they serve."""
+    """Note label files without an image of that name, whether or not the image is in a split."""
     folders_of: dict[str, list[str]] = {}
     for folder, place in label_folder.items():
         if place:
@@ -416,29 +416,25 @@ def _note_labels_without_images(
             if _may_be_labels(name) and f"{place}/{name}" not in used and name.rpartition(".")[0] not in stems
         ]
         if lost:
-            files_are = (
-                "label file that belongs to no image is"
-                if len(lost) == 1
-                else "label files that belong to no image are"
-            )
+            belong = "belongs to no image and is" if len(lost) == 1 else "belong to no image and are"
             findings.warn(
                 "label file without image",
-                f"{len(lost)} {files_are} left out in {_relative(place, description.root)}; the first: "
-                f"{place}/{lost[0]}.",
+                f"{counted(len(lost), 'label file')} in {_relative(place, description.root)} {belong} left out; the "
+                f"first: {place}/{lost[0]}.",
                 "the file is left out",
                 ((f"{place}/{name}", "belongs to no image") for name in lost),
             )
 
 
 def _may_be_labels(name: str) -> bool:
-    """Whether a text file may have labels: not a list of classes or images, and not a readme or license."""
+    """Whether a text file may contain labels: not a list of classes or images, and not a readme or license."""
     stem, _, suffix = name.rpartition(".")
     about = name in _NAME_FILES or is_split_name(stem) or stem.lower().startswith(("readme", "license"))
     return suffix.lower() == "txt" and not about and not name.startswith(".")
 
 
 def _label_folders(folder: Path, root: Path) -> list[str]:
-    """The folders that may have the labels of the images in `folder`, the usual ones first."""
+    """List the folders that may contain the labels of the images in `folder`, the most common ones first."""
     inside = folder.relative_to(root).parts if folder.is_relative_to(root) else folder.parts
     base = root if folder.is_relative_to(root) else Path()
     places = []
@@ -471,14 +467,14 @@ def _read_labels(
             class_id = int(numbers[0])
         except (ValueError, OverflowError):
             message = f"got '{line.strip()[:80]}', expected numbers: class, centre x, centre y, width, height"
-            findings.error("line", f"{file}, line {number}", message, "correct or remove it")
+            findings.error("line", f"{file}, line {number}", message, "correct or remove the line")
             continue
         if class_id != numbers[0] or class_id not in label_of:
             findings.error(
                 "unknown class",
                 f"{file}, line {number}",
-                f"class id {fields[0]}, but {description.source} names the classes {first_items(label_of)}",
-                "correct the label, or name the class there",
+                f"got class id {fields[0]}, expected one of those in {description.source}: {first_items(label_of)}",
+                "correct the label, or add the class to that file",
             )
             continue
         box = _box(numbers[1:], description)
@@ -487,15 +483,15 @@ def _read_labels(
                 "line",
                 f"{file}, line {number}",
                 f"got {counted(len(numbers), 'number')}, expected 5 (class, centre x, centre y, width, height), or a "
-                f"class and three or more points x y of a polygon",
-                "correct or remove it",
+                f"class and the coordinates x y of at least three polygon points",
+                "correct or remove the line",
             )
             continue
         rows.append(image_index, label_of[class_id], box, number)
 
 
 def _box(numbers: Sequence[float], description: _Description) -> tuple[float, float, float, float] | None:
-    """Corners relative to the image, of a box or of a polygon's points; None if the count of numbers fits neither."""
+    """Return the corners of a box or polygon, relative to the image; None if there are too few or too many numbers."""
     if len(numbers) == 4 or (description.has_keypoints and len(numbers) > 4):
         x, y, width, height = numbers[:4]
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
@@ -513,7 +509,7 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
     notes += lost
     ids = [category.id for category in index.categories]
     if ids != list(range(len(ids))):
-        notes.append(f"yolo numbers classes from 0: the ids {_span(ids)} become 0-{len(ids) - 1}, in that order.")
+        notes.append(f"yolo numbers classes from 0: the ids {_span(ids)} become 0-{len(ids) - 1}, in this order.")
     copies = ImageCopies(index, folder, lambda split: f"images/{split}", link)
     _write_labels(index, folder, copies)
     description: dict[str, object] = {
@@ -543,18 +539,18 @@ def _write_labels(index: DetectionIndex, folder: Path, copies: ImageCopies) -> N
         ]
         place = folder / "labels" / copies.home[image] / f"{Path(copies.name[image]).stem}.txt"
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text("".join(lines), encoding="utf-8")  # an empty file: no objects
+        place.write_text("".join(lines), encoding="utf-8")  # empty if there are no objects
 
 
 def _write_splits(folder: Path, copies: ImageCopies, notes: list[str]) -> dict[str, str]:
-    """Write the lists of images that splits need; returns key of data.yaml → folder or list."""
+    """Write lists of images where splits need them; returns the folder or list of each key of data.yaml."""
     if [*copies.splits] == [UNSPLIT]:
-        return {}  # without splits, every image counts
+        return {}  # without splits, all images are read
     description: dict[str, str] = {}
     for split, members in copies.splits.items():
         key = _split_key(split, [*copies.splits])
         if key != split:
-            notes.append(f"the split '{split}' is called '{key}', as programs for yolo expect.")
+            notes.append(f"the split '{split}' is named '{key}', as YOLO tools expect.")
         if split == UNLISTED:
             notes.append(f"{counted(len(members), 'image')} in no split, written to images/{UNLISTED}.")
         elif len(members) and sum(home == split for home in copies.home) == len(members):
@@ -567,7 +563,7 @@ def _write_splits(folder: Path, copies: ImageCopies, notes: list[str]) -> dict[s
 
 
 def _split_key(split: str, splits: Sequence[str]) -> str:
-    """`train`, `val` or `test` if the split's name says so and no other one's does; else its name."""
+    """Return `train`, `val` or `test` if only this split's name stands for it, otherwise the name itself."""
     for key, words in {"train": ("train",), "val": ("val", "dev", "eval"), "test": ("test",)}.items():
         alike = [name for name in splits if is_split_name(name) and name.lower().startswith(words)]
         if split in alike and split.lower() != "trainval":

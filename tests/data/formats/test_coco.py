@@ -158,7 +158,7 @@ def test_annotations_of_unlisted_images_are_dropped_and_reported(coco_folder, tr
     [
         (
             lambda content: content["annotations"][1].update(category_id=91),
-            r"annotation 1 of image 1: category_id 91, but the dataset's categories are 1, 2",
+            r"annotation 1 of image 1: got category_id 91, expected one of the dataset's categories: 1, 2",
         ),
         (
             lambda content: content["annotations"][1].update(bbox=[1, 2, 3]),
@@ -170,7 +170,7 @@ def test_annotations_of_unlisted_images_are_dropped_and_reported(coco_folder, tr
         ),
         (lambda content: content.pop("images"), r"no 'images', only annotations, categories; add the list 'images'"),
         (lambda content: content["images"][1].update(id=1), "2 images have the id 1"),
-        (lambda content: content["images"][1].pop("file_name"), "image 1 of the list: no 'file_name'"),
+        (lambda content: content["images"][1].pop("file_name"), "image entry 1: no 'file_name'"),
         (
             lambda content: content["categories"][0].update(name="lion"),
             "category 1: is named 'cat', but 'lion' in .*instances_train.json",
@@ -187,11 +187,11 @@ def test_errors_are_named(coco_folder, train_file, change, message):
 def test_missing_images_are_named_with_the_folders_searched(coco_folder, train_file):
     (coco_folder / "train" / "b.png").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"instances_train.json: 1 of the 2 images are missing, the first is 'b.png', searched"
+        FileNotFoundError, match=r"instances_train.json: 1 of 2 images missing, the first is 'b.png', searched"
     ):
         open_dataset(coco_folder)
     shutil.rmtree(coco_folder / "train")
-    with pytest.raises(FileNotFoundError, match=r"all 2 images are missing, .*put them into .*train"):
+    with pytest.raises(FileNotFoundError, match=r"all 2 images missing, .*put them into .*train"):
         open_dataset(coco_folder)
     assert len(read_coco(train_file, require_images=False).annotations) == 3
 

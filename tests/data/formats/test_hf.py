@@ -174,5 +174,5 @@ def test_a_folder_without_a_dataset_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_a_name_that_the_hub_does_not_provide_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="nobody/nothing: no such file or folder here, and no such dataset"):
+    with pytest.raises(OSError, match="nobody/nothing: no such file or folder, and it could not be loaded"):
         open_dataset("nobody/nothing")

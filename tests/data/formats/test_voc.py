@@ -62,7 +62,7 @@ def test_a_missing_size_is_read_from_the_image_and_reported(voc_folder, edit):
     edit(voc_folder / "Annotations" / "a.xml", "<width>80</width>", "<width>0</width>")
     index = open_dataset(voc_folder)
     assert (index.images[0].height, index.images[0].width) == (60, 80)
-    assert [note for note in index.notes if "a.xml: no size of the image" in note]
+    assert [note for note in index.notes if "a.xml: no image size" in note]
 
 
 def test_images_without_xml_and_unrelated_xml_are_dropped_and_reported(voc_folder):

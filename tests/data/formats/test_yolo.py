@@ -104,8 +104,8 @@ def test_sizes_respect_the_exif_orientation(yolo_folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("7 0.5 0.5 0.1 0.1", r"a.txt, line 2: class id 7, but .*data.yaml names the classes 0, 1"),
-        ("0.5 0.5 0.5 0.1 0.1", r"line 2: class id 0.5"),
+        ("7 0.5 0.5 0.1 0.1", r"a.txt, line 2: got class id 7, expected one of those in .*data.yaml: 0, 1"),
+        ("0.5 0.5 0.5 0.1 0.1", r"line 2: got class id 0.5"),
         ("cat 0.5 0.5 0.1 0.1", r"line 2: got 'cat 0.5 0.5 0.1 0.1', expected numbers"),
         ("0 0.5 0.5 0.1", r"line 2: got 4 numbers, expected 5"),
         ("0 0.5 0.5 0.1 0.1 0.9", r"line 2: got 6 numbers, expected 5"),
@@ -149,15 +149,15 @@ def test_missing_or_broken_files_are_named(yolo_folder):
 def test_a_split_without_labels_is_reported(yolo_folder):
     shutil.rmtree(yolo_folder / "labels" / "val")
     notes = open_dataset(yolo_folder).notes
-    assert [note for note in notes if note.startswith("None of the 2 images in ") and "backgrounds" in note]
+    assert [note for note in notes if note.startswith("no label files for 2 images in ") and "backgrounds" in note]
 
 
 def test_missing_and_unused_label_files_are_reported(yolo_folder):
     labels = yolo_folder / "labels" / "train"
     shutil.move(labels / "b.txt", labels / "other.txt")
     notes = "\n".join(open_dataset(yolo_folder).notes)
-    assert "1 of 2 images in images/train has no label file and counts as background; the first: " in notes
-    assert "1 label file that belongs to no image is left out in labels/train; the first: " in notes
+    assert "1 of 2 images in images/train has no label file and is treated as background; the first: " in notes
+    assert "1 label file in labels/train belongs to no image and is left out; the first: " in notes
 
 
 def test_a_label_file_with_other_case_is_found(yolo_folder):
