@@ -165,7 +165,7 @@ def _num_labels(
             raise ModelError(path, "no class head ('class_embed')", "set num_labels or labels to create a new one")
         created = [f"created a new class head for {num_labels} classes, because the checkpoint has none"]
     if names is not None and len(names) != num_labels:
-        raise ModelError("labels", f"got {len(names)} names, expected one for each of {num_labels} classes")
+        raise ModelError("labels", f"expected {num_labels} class names, got {len(names)}")
     return num_labels, created
 
 

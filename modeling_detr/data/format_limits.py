@@ -38,7 +38,8 @@ def without_crowds(index: DetectionIndex, to: str) -> tuple[DetectionIndex, list
     box_area: NDArray[np.float64] = (table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]).prod(-1)
     others = int((np.abs(table.area - box_area) > np.maximum(1e-3 * box_area, 1e-3)).sum())
     if others:
-        notes.append(f"{to} has no areas: {others} {'differs' if others == 1 else 'differ'} from the box area, lost.")
+        differ = "area that differs from its box's is" if others == 1 else "areas that differ from their box's are"
+        notes.append(f"{to} has no areas: {others} {differ} lost.")
     if any(isinstance(image.id, int) for image in index.images):
         notes.append(f"{to} has no image ids: file names are used instead.")
     if table.masks is not None:

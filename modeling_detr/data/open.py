@@ -147,4 +147,4 @@ def _check_options(chosen: DatasetFormat, place: str | Path, given: Mapping[str,
                 {"format": able[0]},
             )
         if known[name].kind is Path and not Path(str(value)).is_dir():
-            raise DatasetNotFoundError(value, f"no such folder, expected the {known[name].help}")
+            raise DatasetNotFoundError(value, "no such folder", f"set {name} to an existing folder")

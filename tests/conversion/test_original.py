@@ -218,7 +218,7 @@ def test_class_names_come_from_a_list_or_from_coco(tmp_path):
     names = [f"class {number}" for number in range(91)]
     convert_original(path, tmp_path / "named", labels=names, **HEADS)
     assert list(DetrConfig.from_pretrained(tmp_path / "named").id2label.values()) == names
-    with pytest.raises(ValueError, match="labels: got 3 names, expected one for each of 91 classes"):
+    with pytest.raises(ValueError, match="labels: expected 91 class names, got 3"):
         convert_original(path, tmp_path / "wrong", labels=names[:3], **HEADS)
     with pytest.raises(ValueError, match="class head has 91 classes, but num_labels is 107"):
         convert_original(path, tmp_path / "wrong", num_labels=107, **HEADS)

@@ -51,7 +51,7 @@ def test_difficult_objects_are_kept_unless_drop_difficult_is_set(voc_folder: Pat
     index = open_dataset(voc_folder, "train", drop_difficult=True)
 
     assert len(index.annotations) == 1
-    assert any("3 objects marked as difficult left out" in note for note in index.notes)
+    assert any("3 objects marked as difficult, left out" in note for note in index.notes)
 
 
 def test_an_option_of_another_format_is_refused(coco_folder: Path) -> None:

@@ -200,10 +200,11 @@ def _note_corners(file: Path, corners: NDArray[np.float64], sizes: NDArray[np.in
     """Warn if boxes may be corners instead of x, y, width, height: many would then end far outside."""
     past = np.any(corners[:, 2:] > sizes[:, ::-1] + 1.0, axis=-1)  # one more pixel may be rounding
     if past.sum() > len(corners) / 3:
-        message = f"{int(past.sum())} of {counted(len(corners), 'box', 'boxes')} end past the edge of their image"
+        extend = "extends" if past.sum() == 1 else "extend"
+        message = f"{int(past.sum())} of {counted(len(corners), 'box', 'boxes')} {extend} past the edge of the image"
         findings.warn(
             "corners",
-            f"{file}: {message}; are these corners? COCO expects x, y, width, height.",
+            f"{file}: {message}; check that boxes are x, y, width, height, not corners.",
             "they are clipped; if they are corners, convert them to x, y, width, height",
             [(file, message)],
         )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.findings import Findings
+from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats.coco_annotations import Entries, MaskReader, read_annotations
 from modeling_detr.data.formats.coco_categories import drop_placeholder_categories
 from modeling_detr.data.image_headers import header_size
@@ -331,14 +331,14 @@ def _locate(
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing and require_images:
         places = ", ".join(str(place) for place in folders[:8])
-        remedy = f"put them into {root / split.name} or {root / 'images'}, or remove their entries"
+        remedy = f"put missing images into {root / split.name} or {root / 'images'}, or remove their entries"
         if findings.collects:
             for name in missing:
                 message = f"the image '{name}' is missing, searched {places}"
                 findings.error("missing image", split.file, message, remedy, image=name)
         else:
-            count = f"all {len(names)}" if len(missing) == len(names) else f"{len(missing)} of {len(names)}"
-            message = f"{count} images missing, the first is '{missing[0]}', searched {places}"
+            count = f"{len(missing):,} of {counted(len(names), 'image')}"
+            message = f"{count} missing, the first is '{missing[0]}', searched {places}"
             findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)
     return [path if path is not None else name for path, name in zip(paths, names, strict=True)]
 

@@ -255,7 +255,7 @@ def _read_split(where: str, rows: Any) -> _Split:
         if len(values) != len(boxes):
             raise DatasetError(
                 where,
-                f"'{boxes_key}' has {len(boxes)} values in total, but '{key}' has {len(values)}",
+                f"'{boxes_key}' and '{key}' have different lengths, {len(boxes)} and {len(values)} in total",
                 "make the lists of each row equally long",
             )
     areas = None if area is None else np.array(flat[area], dtype=np.float64)
@@ -469,7 +469,7 @@ def _merge_classes(
             findings.error(
                 "unknown class",
                 split.describe(index),
-                f"class {split.classes[index]!r}, but the dataset's classes are {names}",
+                f"got class {split.classes[index]!r}, expected one of {names}",
                 "correct the object, or add the class to the ClassLabel",
             )
         labels[name] = label

@@ -135,12 +135,12 @@ def _note_difficult(difficult: Sequence[str], dropped: bool, findings: Findings)
     if dropped:
         findings.warn(
             "difficult",
-            f"{objects} left out, as requested by drop_difficult; the first: {difficult[0]}.",
+            f"{objects}, left out as requested by drop_difficult; the first: {difficult[0]}.",
             "it is left out",
             ((where, "is marked as difficult") for where in difficult),
         )
     else:  # not a problem: only the mark is lost
-        findings.notes.append(f"{objects} kept as ordinary boxes (drop_difficult leaves them out).")
+        findings.notes.append(f"{objects}, used like all others (set drop_difficult to leave them out).")
 
 
 # Files
@@ -206,11 +206,11 @@ def _find_image(root: Path, file: Path, tree: ElementTree.Element, files: _Files
                 return _choose(file, written.name, files.images[folder, stem], findings)
         if stem in files.by_stem:
             return _choose(file, written.name, files.by_stem[stem], findings)
+    stems = " and ".join(dict.fromkeys([f"'{file.stem}'", f"'{written.stem}'"]))
     findings.error(
         "missing image",
         file,
-        f"its image is missing, searched '{file.stem}' and '{written.name}' with any image suffix in "
-        f"{', '.join(folders)}",
+        f"its image is missing, searched {stems} with any image suffix in {', '.join(folders)}",
         "put the image into one of these folders, or remove the XML file",
         raises=DatasetNotFoundError,
     )
@@ -326,7 +326,7 @@ def _read_object(
     where = f"{file}, object {number}"
     name = (element.findtext("name") or "").strip()
     if not name:
-        findings.error("unknown class", where, "no <name>", "name its class, or remove the object")
+        findings.error("unknown class", where, "no <name>", "add the name of its class, or remove the object")
         return None
     where = f"{where} ({name})"
     box = element.find("bndbox")

@@ -234,7 +234,7 @@ def _split_place(file: Path, key: str, value: str, root: Path, findings: Finding
     findings.error(
         "missing file",
         file,
-        f"{key} is '{value}', but neither {straight} nor any end of this path in {root} exists",
+        f"{key} is '{value}', but neither {straight} nor a trailing part of it inside {root} exists",
         f"set 'path' to the dataset's folder, and '{key}' to a folder of images or a list of them",
         raises=DatasetNotFoundError,
     )
@@ -349,9 +349,9 @@ def _choose_label_folders(
         label_folder[folder] = candidates[best] if counts[best] else None
         searched += candidates
         if not counts[best]:
-            note = f"no label files for {counted(len(stems), 'image')} in {folder}, treated as backgrounds."
+            note = f"no label files for {counted(len(stems), 'image')} in {folder}, treated as background."
             message = f"no label files for its {counted(len(stems), 'image')}"
-            findings.warn("no label file", note, "treated as backgrounds", [(folder, message)])
+            findings.warn("no label file", note, "treated as background", [(folder, message)])
     if not any(label_folder.values()):
         raise DatasetNotFoundError(
             description.source,

@@ -191,7 +191,7 @@ def test_missing_images_are_named_with_the_folders_searched(coco_folder, train_f
     ):
         open_dataset(coco_folder)
     shutil.rmtree(coco_folder / "train")
-    with pytest.raises(FileNotFoundError, match=r"all 2 images missing, .*put them into .*train"):
+    with pytest.raises(FileNotFoundError, match=r"2 of 2 images missing, .*put missing images into .*train"):
         open_dataset(coco_folder)
     assert len(read_coco(train_file, require_images=False).annotations) == 3
 
@@ -276,7 +276,7 @@ def test_boxes_in_another_format_are_reported_or_refused(coco_folder, train_file
             annotation["bbox"] = [0.1, 0.2, 0.5, 0.25]
 
     _change(train_file, corners)
-    assert [note for note in open_dataset(coco_folder).notes if "3 of 3 boxes end past the edge" in note]
+    assert [note for note in open_dataset(coco_folder).notes if "3 of 3 boxes extend past the edge" in note]
     _change(train_file, normalized)
     with pytest.raises(ValueError, match=r"instances_train.json: the boxes look normalised.* in pixels"):
         open_dataset(coco_folder)

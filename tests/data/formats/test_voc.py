@@ -11,7 +11,7 @@ from modeling_detr.data import open_dataset
 def test_coordinates_are_as_written_and_difficult_objects_are_boxes(voc_folder):
     index = open_dataset(voc_folder)
     assert index.annotations.boxes_xyxy[:2].tolist() == [[10, 20, 40, 50], [0, 0, 80, 60]]
-    assert "objects marked as difficult kept as ordinary boxes (drop_difficult leaves them out)." in index.notes[0]
+    assert "objects marked as difficult, used like all others (set drop_difficult" in index.notes[0]
     assert [record.id for record in index.images] == ["a", "b", "c", "d"]
 
 

@@ -149,7 +149,7 @@ def test_missing_or_broken_files_are_named(yolo_folder):
 def test_a_split_without_labels_is_reported(yolo_folder):
     shutil.rmtree(yolo_folder / "labels" / "val")
     notes = open_dataset(yolo_folder).notes
-    assert [note for note in notes if note.startswith("no label files for 2 images in ") and "backgrounds" in note]
+    assert [note for note in notes if note.startswith("no label files for 2 images in ") and "background" in note]
 
 
 def test_missing_and_unused_label_files_are_reported(yolo_folder):
