@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         raise ModelError(
             source,
-            f"is {kind.description}, which can only be converted to a model folder",
+            f"{kind.description} can only be converted to a model folder",
             f"run 'detr convert {source} FOLDER' first, then 'detr convert FOLDER {target} --to {arguments.to}'",
         )
     print("\n".join([*notes, f"wrote {target}, {TARGETS[arguments.to].description}"]))

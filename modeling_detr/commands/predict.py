@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.conversion.sources import load_model
+from modeling_detr.data.findings import counted
 from modeling_detr.evaluation.coco import encode_masks
 from modeling_detr.evaluation.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
@@ -74,9 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Write all predictions to one file, and print a summary.
     written = output_dir / "predictions.json"
     replace_text(written, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
-    key, noun = ("segments", "segments") if is_panoptic else ("detections", "objects")
+    key, noun = ("segments", "segment") if is_panoptic else ("detections", "object")
     num_objects = sum(len(entry[key]) for entry in entries)
-    print(f"{num_objects} {noun} in {len(entries)} images; see {written} and the pictures beside it.")
+    print(
+        f"{counted(num_objects, noun)} in {counted(len(entries), 'image')}; see {written} and the pictures beside it."
+    )
     num_unreadable = len(images) - len(entries)
     if num_unreadable:
         print(f"{num_unreadable} of {len(images)} images could not be read.", file=sys.stderr)

@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from modeling_detr.backbone_detr import FrozenBatchNorm2d
+from modeling_detr.data.findings import counted
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.optimization import num_parameters
 from modeling_detr.training.setup import PreparedRun, rate_factor
@@ -102,10 +103,11 @@ def _describe_schedule(run: PreparedRun) -> str:
 def _describe_processes(run: PreparedRun) -> str:
     accelerator = run.accelerator
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    loaders = counted(run.recipe.num_workers, "loader process", "loader processes")
     return (
-        f"{accelerator.device.type}, {accelerator.num_processes} process(es), "
+        f"{accelerator.device.type}, {counted(accelerator.num_processes, 'process', 'processes')}, "
         + ("each with a shard of the model (FSDP), " if is_sharded else "")
-        + f"precision {accelerator.mixed_precision}, {run.recipe.num_workers} loader processes each"
+        + f"precision {accelerator.mixed_precision}, {loaders} each"
         + (", compiled" if run.recipe.compile else "")
     )
 

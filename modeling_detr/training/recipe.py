@@ -373,7 +373,7 @@ class Change(NamedTuple):
     previous: object
 
     def __str__(self) -> str:
-        return f"{self.name} was {_shown(self.previous)} and is now {_shown(self.value)}"
+        return f"{self.name} changed from {_shown(self.previous)} to {_shown(self.value)}"
 
 
 @dataclass(frozen=True)

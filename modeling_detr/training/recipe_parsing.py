@@ -77,7 +77,7 @@ def parse_recipe(
         if token.startswith("-"):
             raise _unknown_key("command line", token.lstrip("-").split("=")[0], keys)
     if unknown:
-        raise RecipeError("command line", f"unexpected '{unknown[0]}'", "expected at most one recipe, and --key value")
+        raise RecipeError("command line", f"unexpected '{unknown[0]}'", "expected one recipe and --key value pairs")
     texts = vars(given)
     config = texts.pop("config")
     path = None if config is None else find_recipe(config)
@@ -121,7 +121,7 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     try:
         loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(path, f"invalid YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(path, f"invalid YAML: {_yaml_problem(error)}") from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -133,6 +133,13 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
             raise _unknown_key(str(path), str(name), keys)
         values[name] = _checked(keys[name], value, f"{path}: {name}")
     return values
+
+
+def _yaml_problem(error: Exception) -> str:
+    """An error of PyYAML on one line, with its place but without the quoted text."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def _unknown_key(where: str, name: str, keys: Mapping[str, Key]) -> RecipeError:
@@ -161,10 +168,11 @@ class _RecipeLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Builds a mapping; a repeated key is an error."""
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"repeated key '{key}'", node.start_mark)
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"repeated key '{key.value}'", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 

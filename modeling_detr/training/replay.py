@@ -107,7 +107,7 @@ class FailedStep:
             ValueError: The file does not contain a step, or was written by an incompatible version.
         """
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file, expected one from the folder {NONFINITE} of a run.")
+            raise FileNotFoundError(f"{path}: no such file, expected a file in the {NONFINITE}/ folder of a run.")
         try:
             with safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["failed_step"])
@@ -123,8 +123,8 @@ class FailedStep:
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}: not a step saved by this version ({error}), expected a file from the folder "
-                f"{NONFINITE} of a run."
+                f"{path}: not a step saved by this version ({error}), expected a file in the {NONFINITE}/ folder "
+                f"of a run."
             ) from error
 
 

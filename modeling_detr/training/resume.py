@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import CheckpointError
 from modeling_detr.training.checkpointing import CheckpointedRun, TrainingState, load_checkpoint, newest_checkpoint
 from modeling_detr.training.recipe import Recipe, compare_for_resume
@@ -59,7 +60,8 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
     reordered = [*(change.name for change in changes.order), *_changed_images(state, current)]
     notes = changes.sentences()
     if state.num_processes != current.num_processes:
-        note = f"trained with {state.num_processes} processes so far, now with {current.num_processes}"
+        before = counted(state.num_processes, "process", "processes")
+        note = f"trained with {before} so far, now with {current.num_processes}"
         same = "" if reordered else ": each step sees the same images, so the run continues where it stopped"
         notes.append(note + same)
     if reordered and state.step_in_epoch > 0:

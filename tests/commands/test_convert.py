@@ -50,7 +50,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(checkpoint, tmp_path, ca
         ([str(checkpoint), str(tmp_path / "taken")], "already exists"),
         (
             [str(checkpoint), str(tmp_path / "new"), "--to", "original"],
-            "which can only be converted to a model folder; run 'detr convert",
+            "can only be converted to a model folder; run 'detr convert",
         ),
         (
             [str(tmp_path / "taken"), str(tmp_path / "new"), "--num_labels", "3"],

@@ -138,6 +138,6 @@ def test_a_job_that_gets_the_warning_signal_saves_a_checkpoint_and_the_next_job_
     out, _ = job.communicate(timeout=120)
     assert job.returncode == 0, out
     assert f"at step {stopped_at}" in out
-    assert "2 process(es)" in out
+    assert "2 processes, " in out
     assert len(_requests(slurm)) == 1
     assert [entry["step"] for entry in entries(run_dir, "step")] == [*range(1, stopped_at + 3)]

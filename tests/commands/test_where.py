@@ -34,7 +34,7 @@ def test_accelerate_launch_starts_all_requested_processes_and_fewer_is_an_error(
     ]
     (one, _), (fewer, _) = (run.communicate(timeout=120) for run in runs)
     assert runs[0].returncode == 0, one
-    assert "1 process(es)" in one
+    assert "1 process," in one
     assert runs[1].returncode != 0
     assert "asked for 2 processes, by --num_processes or its configuration, but started 1: this machine has 0" in fewer
     assert not (tmp_path / "fewer").exists()
@@ -83,8 +83,8 @@ def test_two_machines_train_one_run_in_a_shared_folder_and_separate_folders_are_
     options = (config, "--batch_size", 4, "--num_workers", 1, "--preflight", "false")
     first, second = launch_on_two_machines(*options, output_dirs=[shared, shared])
     assert (first[1], second[1]) == (0, 0), first[0] + second[0]
-    assert "2 process(es)" in first[0]
-    assert "2 process(es)" not in second[0]  # only one of them prints
+    assert "2 processes," in first[0]
+    assert "2 processes," not in second[0]  # only one of them prints
     assert [entry["step"] for entry in entries(shared, "step")] == [1, 2]
     assert len(entries(shared, "epoch")) == 1
     assert len([*shared.glob("trackers/**/events.out.tfevents.*")]) == 1
@@ -110,7 +110,7 @@ def test_two_processes_resume_at_the_step_where_one_stopped(config, tmp_path, mo
     run = launch(*two, "--max_steps", "11", processes=2)
     out, _ = run.communicate(timeout=120)
     assert run.returncode == 0, out
-    assert "trained with 1 processes so far, now with 2: each step sees the same images, so the run continues" in out
+    assert "trained with 1 process so far, now with 2: each step sees the same images, so the run continues" in out
     whole, continued = (entries(tmp_path / name, "step") for name in ("whole", "continued"))
     assert [entry["step"] for entry in continued] == [*range(1, 12)]
     for expected, got in zip(whole[6:], continued[6:], strict=True):

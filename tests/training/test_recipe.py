@@ -74,7 +74,7 @@ def test_a_written_recipe_parses_to_the_same_recipe(tmp_path):
         (["--batch_size", "0"], "batch_size: got 0, expected at least 1."),
         (["--data.x", "3"], "'data' is a single value, so 'data.x' cannot be set"),
         (["--epochs"], "argument --epochs: expected one argument"),
-        (["a.yaml", "b.yaml"], "command line: unexpected 'b.yaml'; expected at most one recipe"),
+        (["a.yaml", "b.yaml"], "command line: unexpected 'b.yaml'; expected one recipe"),
         (
             ["--eval_split", "val", "--eval_fraction", "0.1"],
             "eval_split: cannot be combined with eval_fraction; set only one of the two.",
@@ -97,7 +97,7 @@ def test_errors_on_the_command_line(arguments, message):
     [
         ("epoch: 3\n", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("epochs: three\n", "epochs: got 'three' (str), expected an integer."),
-        ("epochs: 3\nepochs: 4\n", "repeated key 'epochs'"),
+        ("epochs: 3\nepochs: 4\n", "line 2: repeated key 'epochs'"),
         ("model_config: 3\n", "model_config: got 3 (int), expected a mapping."),
         ("trackers: [1]\n", "trackers[0]: got 1 (int), expected text."),
         ("- epochs\n", "got a list, expected lines of 'key: value'."),
@@ -214,9 +214,9 @@ def test_keys_about_the_launch_are_not_compared():
 def test_changes_are_described_in_sentences():
     before = {"learning_rate": 1e-3, "local_start": True, "trackers": []}
     assert compare_for_resume(Recipe(trackers=[], max_steps=5), before).sentences() == [
-        "max_steps was none and is now 5",
-        "learning_rate was 0.001 and is now 0.0001",
-        "local_start was true and is now false; this has no effect on a run that has started",
+        "max_steps changed from none to 5",
+        "learning_rate changed from 0.001 to 0.0001",
+        "local_start changed from true to false; this has no effect on a run that has started",
     ]
 
 

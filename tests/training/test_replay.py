@@ -82,7 +82,7 @@ def test_a_full_disk_does_not_hide_the_original_error(tiny_recipe, nan_in_image_
 
 
 def test_only_a_saved_step_can_be_replayed(tiny_recipe, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file, expected one from the folder nonfinite of a run"):
+    with pytest.raises(FileNotFoundError, match="no such file, expected a file in the nonfinite/ folder of a run"):
         train.main(["--replay", str(tmp_path / "nowhere")])
     recipe = tiny_recipe(max_steps=1)
     Trainer.from_recipe(recipe).train()

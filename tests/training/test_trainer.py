@@ -218,7 +218,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_other_changes_are_reported
     with pytest.raises(ValueError, match="denoising_groups"):
         Trainer.from_recipe(tiny_recipe(resume="auto", denoising_groups=2))
     changed = Trainer.from_recipe(tiny_recipe(resume="auto", batch_size=5, learning_rate=5e-4))
-    assert "learning_rate was 0.001 and is now 0.0005" in plan(changed.run)
+    assert "learning_rate changed from 0.001 to 0.0005" in plan(changed.run)
     assert (
         "continues with the next epoch, since the number of images per step (from 4 to 5) changed within this one"
         in plan(changed.run)
