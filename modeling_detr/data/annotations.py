@@ -154,7 +154,7 @@ def clean_annotations(
 def _clip_boxes(
     written: NDArray[np.float64], limits: NDArray[np.float64], report: _Reporter
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Clip boxes (A, 4) to their images; also returns which (A,) of them have an area left.
+    """Clip boxes (A, 4) to their images; also return which (A,) of them have an area left.
 
     Args:
         written: (A, 4) corners as written.

@@ -29,7 +29,7 @@ def warn_of_stuff(index: DetectionIndex) -> list[str]:
 
 
 def without_crowds(index: DetectionIndex, to: str) -> tuple[DetectionIndex, list[str]]:
-    """Drop crowd regions, for formats of plain boxes; also returns notes on what else they cannot represent."""
+    """Drop crowd regions, for formats of plain boxes; also return notes on what else they cannot represent."""
     table, notes = index.annotations, []
     crowds = int(table.is_crowd.sum())
     if crowds:

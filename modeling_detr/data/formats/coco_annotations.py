@@ -81,7 +81,7 @@ def _describer(file: Path, entries: Entries) -> Callable[[int], str]:
 def _of_listed_images(
     file: Path, entries: Entries, records: Sequence[ImageRecord], findings: Findings
 ) -> tuple[Entries, NDArray[np.int64]]:
-    """Select the entries whose image is in the file; also returns the index of each one's image."""
+    """Select the entries whose image is in the file; also return the index of each one's image."""
     index_of: dict[Any, int] = {record.id: index for index, record in enumerate(records)}
     indices = [index_of.get(entry.get("image_id"), -1) for entry in entries]
     image_index = np.array(indices, dtype=np.int64)
@@ -105,7 +105,7 @@ def _of_listed_images(
 def _of_known_categories(
     file: Path, entries: Entries, image_index: NDArray[np.int64], label_of: Mapping[Any, int], findings: Findings
 ) -> tuple[Entries, NDArray[np.int64]]:
-    """Select the entries whose category is in the dataset; also returns the index of each one's image."""
+    """Select the entries whose category is in the dataset; also return the index of each one's image."""
     try:
         unknown = [row for row, entry in enumerate(entries) if entry.get("category_id") not in label_of]
     except TypeError:  # a list or an object instead of an id
@@ -136,7 +136,7 @@ def _without(
 
 
 def _read_boxes(file: Path, entries: Entries, findings: Findings) -> tuple[NDArray[np.float64], list[int]]:
-    """Read boxes (A, 4) as written, NaN where missing, without faulty rows; also returns the faulty rows."""
+    """Read boxes (A, 4) as written, NaN where missing, without faulty rows; also return the faulty rows."""
     try:
         written = [entry["bbox"] for entry in entries]
         if set(map(len, written)) <= {4}:

@@ -404,7 +404,7 @@ def _paths(where: str, rows: Any, column: str) -> list[str]:
 
 
 def _records(split: _Split, findings: Findings) -> tuple[list[ImageRecord], NDArray[np.int64]]:
-    """Read the sizes of the images; also returns the index of each row's image (R,), -1 if it is unusable."""
+    """Read the sizes of the images; also return the index of each row's image (R,), -1 if it is unusable."""
     records: list[ImageRecord] = []
     index_of_row = np.full(len(split.paths), -1, dtype=np.int64)
     other_size = []
@@ -442,7 +442,7 @@ def _records(split: _Split, findings: Findings) -> tuple[list[ImageRecord], NDAr
 def _merge_classes(
     path: str, splits: Mapping[str, _Split], findings: Findings
 ) -> tuple[tuple[Category, ...], dict[str, NDArray[np.int64]]]:
-    """Merge the categories of all splits; also returns the labels (A,) of each, -1 for objects without a class."""
+    """Merge the categories of all splits; also return the labels (A,) of each, -1 for objects without a class."""
     named = [list(split.class_names) for split in splits.values() if split.class_names is not None]
     other = next((names for names in named if names != named[0]), None)
     if other is not None:

@@ -306,7 +306,7 @@ def _read_objects(
     rows: AnnotationRows,
     findings: Findings,
 ) -> list[str]:
-    """Append the objects of one file to `rows`; returns the locations of those marked as difficult."""
+    """Append the objects of one file to `rows`; return the locations of those marked as difficult."""
     difficult = []
     for number, element in enumerate(tree.iterfind("object"), start=1):
         if (element.findtext("difficult") or "").strip() == "1":

@@ -402,7 +402,7 @@ def _note_labels_without_images(
     listings: FolderListings,
     findings: Findings,
 ) -> None:
-    """Note label files without an image of that name, whether or not the image is in a split."""
+    """Note label files that match no image, whether or not the image is in a split."""
     folders_of: dict[str, list[str]] = {}
     for folder, place in label_folder.items():
         if place:
@@ -543,7 +543,7 @@ def _write_labels(index: DetectionIndex, folder: Path, copies: ImageCopies) -> N
 
 
 def _write_splits(folder: Path, copies: ImageCopies, notes: list[str]) -> dict[str, str]:
-    """Write lists of images where splits need them; returns the folder or list of each key of data.yaml."""
+    """Write lists of images where splits need them; return the folder or list of each key of data.yaml."""
     if [*copies.splits] == [UNSPLIT]:
         return {}  # without splits, all images are read
     description: dict[str, str] = {}
