@@ -6,13 +6,16 @@ Boxes: `boxes_xyxy` are corners in pixels, `boxes_cxcywh` centre and size relati
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 
@@ -42,11 +45,29 @@ class CocoAnnotation(TypedDict):
     image_id: NotRequired[int]
 
 
+class CocoSegment(TypedDict):
+    """One segment of a panoptic annotation: `id` is the value of its pixels in the PNG file."""
+
+    id: int
+    category_id: int
+    area: NotRequired[float]
+    iscrowd: NotRequired[int]
+
+
+class CocoPanopticAnnotation(TypedDict):
+    """The segments of one image; `file_name` is a PNG file in the folder `masks_path`."""
+
+    file_name: str
+    segments_info: Sequence[CocoSegment]
+    image_id: NotRequired[int]
+
+
 def coco_to_labels(
-    annotations: CocoAnnotation | Sequence[CocoAnnotation],
+    annotations: CocoAnnotation | CocoPanopticAnnotation | Sequence[CocoAnnotation | CocoPanopticAnnotation],
     originals: Sequence[Tensor],
     resized: Sequence[Tensor],
     with_masks: bool,
+    masks_path: str | Path | None = None,
 ) -> list[dict[str, Tensor]]:
     """Converts the COCO annotations of several images to the labels that the loss expects.
 
@@ -55,6 +76,7 @@ def coco_to_labels(
         originals: The images (3, H, W) that they refer to.
         resized: The same images after resizing, unpadded.
         with_masks: Convert each object's `segmentation` to `masks`.
+        masks_path: The folder with the PNG files of panoptic annotations.
 
     Returns:
         One dict per image; see `DetrTorchvisionImageProcessor.preprocess`.
@@ -62,9 +84,11 @@ def coco_to_labels(
     Raises:
         ValueError: An annotation is malformed, or there is not one per image.
     """
-    each = [annotations] if isinstance(annotations, Mapping) else list(annotations)
+    each: list[Any] = [annotations] if isinstance(annotations, Mapping) else list(annotations)
     if len(each) != len(originals):
         raise ValueError(f"annotations: got {len(each)} for {len(originals)} images, expected one dict per image.")
+    if any(isinstance(annotation, Mapping) and "segments_info" in annotation for annotation in each):
+        each = [_panoptic_objects(annotation, f"image {index}", masks_path) for index, annotation in enumerate(each)]
     return [
         _image_labels(
             annotation,
@@ -75,6 +99,44 @@ def coco_to_labels(
         )
         for index, (annotation, before, after) in enumerate(zip(each, originals, resized, strict=True))
     ]
+
+
+def _panoptic_objects(annotation: Any, where: str, masks_path: str | Path | None) -> CocoAnnotation:
+    """Converts a panoptic annotation to objects, whose boxes enclose their pixels.
+
+    Raises:
+        ValueError: The annotation is malformed, or its file is missing or outside `masks_path`.
+    """
+    if "segments_info" not in annotation or "file_name" not in annotation or masks_path is None:
+        raise ValueError(
+            f"{where}: the annotation has the keys {sorted(annotation)}, expected {{'file_name': …, 'segments_info': "
+            f"[{{'id': …, 'category_id': …}}, …]}}, and masks_path the folder with the PNG files; got {masks_path}."
+        )
+    folder = Path(masks_path)
+    path = folder / annotation["file_name"]
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise ValueError(f"{where}: file_name {annotation['file_name']!r}: no such file in {folder}.")
+    with Image.open(path) as opened:
+        colours = np.asarray(opened.convert("RGB")).astype(np.int64)
+    segment_ids = colours @ np.array([1, 256, 256**2])
+    objects: list[CocoObject] = []
+    for segment in annotation["segments_info"]:
+        mask = segment_ids == segment["id"]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows):
+            continue
+        bbox = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
+        objects.append(
+            {
+                "bbox": [float(side) for side in bbox],
+                "category_id": segment["category_id"],
+                "area": segment.get("area", float(mask.sum())),
+                "iscrowd": segment.get("iscrowd", 0),
+                "segmentation": mask,
+            }
+        )
+    image_id: dict[str, Any] = {key: annotation[key] for key in ("image_id",) if key in annotation}
+    return {"annotations": objects, **image_id}  # type: ignore[typeddict-item]
 
 
 def _image_labels(
@@ -117,7 +179,7 @@ def _image_labels(
         masks = np.array([_coco_mask(entry, size, where) for entry in kept], dtype=np.uint8).reshape(-1, 1, *size)
         labels["masks"] = F.interpolate(torch.from_numpy(masks), size=new_size, mode="nearest")[:, 0].bool()
     if "image_id" in annotation:
-        labels["image_id"] = torch.tensor([annotation["image_id"]])
+        labels["image_id"] = torch.tensor([operator.index(annotation["image_id"])])
     return labels
 
 
@@ -133,7 +195,7 @@ def _checked_objects(annotation: CocoAnnotation, where: str) -> list[CocoObject]
             f"{where}: the annotation {problem}, expected {{'image_id': …, 'annotations': [{{'bbox': [x, y, width, "
             f"height], 'category_id': …}}, …]}}."
         )
-    if "image_id" in annotation and not isinstance(annotation["image_id"], int):
+    if "image_id" in annotation and not _is_integer(annotation["image_id"]):
         raise ValueError(f"{where}: got image_id {annotation['image_id']!r}, expected an integer, or no image_id.")
     objects = [entry for entry in annotation["annotations"] if not entry.get("iscrowd", 0)]
     for index, entry in enumerate(objects):
@@ -148,11 +210,22 @@ def _checked_objects(annotation: CocoAnnotation, where: str) -> list[CocoObject]
     return objects
 
 
+def _is_integer(value: object) -> bool:
+    """Whether a value is an integer of Python, NumPy or PyTorch."""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
 def _coco_mask(entry: CocoObject, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
     """Decodes the `segmentation` of an object to a mask (H, W): polygons, or run lengths, compressed or not."""
+    segmentation: Any = entry.get("segmentation")
+    if isinstance(segmentation, np.ndarray) and segmentation.shape == size:
+        return segmentation.astype(np.uint8)
     if coco_mask is None:
         raise ValueError("return_segmentation_masks: needs pycocotools; pip install pycocotools.")
-    segmentation: Any = entry.get("segmentation")
     where = f"{where}: the segmentation of annotation {entry.get('id', entry['bbox'])}"
     try:
         if isinstance(segmentation, Mapping):

@@ -161,6 +161,14 @@ class DetrConfig(PreTrainedConfig):
 
     model_type = "modeling_detr"
     attribute_map = KEY_ALIASES
+    # Outputs that depend on the size of the padded batch. Trainer concatenates the others of all batches.
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (Trainer adds a list to it)
+        "feature_mask",
+        "encoder_hidden_states",
+        "encoder_attentions",
+        "cross_attentions",
+        "pred_masks",
+    ]
 
     backbone: str = "resnet50"
     backbone_kwargs: dict[str, Any] | None = None

@@ -25,7 +25,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict, load_image, pil_torch_interpolation_mapping
 
-from .annotations_detr import CocoAnnotation, coco_to_labels
+from .annotations_detr import CocoAnnotation, CocoPanopticAnnotation, coco_to_labels
 from .errors_detr import did_you_mean
 from .post_processing_detr import DetrPostProcessor
 from .structures_detr import DetectionBatch
@@ -360,8 +360,8 @@ class PreprocessingOptions:
 
 
 def _parse_size(size: SizeOption) -> SizeDict:
-    if isinstance(size, int):
-        size = {"shortest_edge": size}
+    if isinstance(size, int | np.integer):
+        size = {"shortest_edge": int(size)}
     return _parse_size_dict(
         "size",
         size,
@@ -370,7 +370,9 @@ def _parse_size(size: SizeOption) -> SizeDict:
 
 
 def _parse_pad_size(size: SizeOption) -> SizeDict:
-    return _parse_size_dict("pad_size", (size, size) if isinstance(size, int) else size, [{"height", "width"}])
+    return _parse_size_dict(
+        "pad_size", (size, size) if isinstance(size, int | np.integer) else size, [{"height", "width"}]
+    )
 
 
 def _parse_size_dict(name: str, size: Sequence[int] | Mapping[str, int] | SizeDict, forms: list[set[str]]) -> SizeDict:
@@ -381,8 +383,8 @@ def _parse_size_dict(name: str, size: Sequence[int] | Mapping[str, int] | SizeDi
         size = {"height": size[0], "width": size[1]}
     if isinstance(size, Mapping):
         size = {key: value for key, value in size.items() if value is not None}
-        if set(size) in forms and all(isinstance(value, int) and value > 0 for value in size.values()):
-            return SizeDict(**size)
+        if set(size) in forms and all(isinstance(side, int | np.integer) and side > 0 for side in size.values()):
+            return SizeDict(**{key: int(side) for key, side in size.items()})
     expected = " or ".join("{" + ", ".join(f"'{key}': …" for key in sorted(form)) + "}" for form in forms)
     raise ValueError(f"{name}: got {size}, expected {expected}, in whole pixels.")
 
@@ -410,6 +412,7 @@ _KEYS_WITHOUT_EFFECT = {
     "default_to_square",
     "device_map",
     "disable_grouping",
+    "do_convert_rgb",  # images always become RGB
     "dtype",
     "feature_extractor_type",
     "format",  # the form of annotations is recognised
@@ -423,7 +426,6 @@ _KEYS_WITH_ONE_VALUE = {
     "data_format": "channels_first",
     "do_center_crop": False,
     "do_convert_annotations": True,
-    "do_convert_rgb": True,
 }
 
 
@@ -445,7 +447,8 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
         size: `{"shortest_edge": 800, "longest_edge": 1333}` keeps the aspect ratio (`longest_edge` is optional),
             `{"height": …, "width": …}` does not, `{"max_height": …, "max_width": …}` is the largest size that fits. An
             integer is the shortest edge and a pair is (height, width).
-        max_size: The longest edge, with an integer `size`; found in older files.
+        max_size: The longest edge, with an integer `size`; found in older files, as is `pad_and_return_pixel_mask`,
+            the former name of `do_pad`.
         resample: The filter as PIL's number, bilinear by default; always antialiased.
         do_rescale: Multiply by `rescale_factor`. False: integers and floats keep their values.
         rescale_factor: 1/255 by default.
@@ -478,8 +481,7 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
     return_tensors = "pt"
 
     def __init__(self, **kwargs: Any) -> None:
-        options = {key: value for key, value in kwargs.items() if key not in _KEYS_WITHOUT_EFFECT}
-        super().__init__(**self._supported_options(options))
+        super().__init__(**self._supported_options(kwargs))
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -500,7 +502,12 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
     def preprocess(
         self,
         images: RawImage | Sequence[RawImage],
-        annotations: CocoAnnotation | Sequence[CocoAnnotation] | None = None,
+        annotations: CocoAnnotation
+        | CocoPanopticAnnotation
+        | Sequence[CocoAnnotation | CocoPanopticAnnotation]
+        | None = None,
+        return_segmentation_masks: bool | None = None,
+        masks_path: str | Path | None = None,
         **options: Any,
     ) -> BatchFeature:
         """Converts images, and their annotations if given, to a batch for the model.
@@ -510,6 +517,9 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
                 array (B, …) with four axes is B images.
             annotations: COCO annotations, one dict per image: `{"image_id": 1, "annotations": [{"bbox": [x, y, width,
                 height], "category_id": 3, "area": …, "iscrowd": 0}, …]}`. `category_id` is used as the label.
+                Or panoptic ones: `{"file_name": "1.png", "segments_info": [{"id": 7, "category_id": 3}, …]}`.
+            return_segmentation_masks: See the class.
+            masks_path: The folder with the PNG files of panoptic annotations.
             **options: Options of the processor to override in this call.
 
         Returns:
@@ -523,6 +533,7 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
             TypeError: An image is of an unsupported type.
             ValueError: An image, an annotation or an option is malformed.
         """
+        options["return_segmentation_masks"] = return_segmentation_masks
         chosen = self._complete_options(self._supported_options(options))
         originals = [_read_image(image, chosen) for image in _flatten_images(images)]
         resized = originals
@@ -537,7 +548,8 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
         else:
             data["pixel_values"] = pixels
         if annotations is not None:
-            data["labels"] = coco_to_labels(annotations, originals, resized, chosen.return_segmentation_masks)
+            with_masks = chosen.return_segmentation_masks
+            data["labels"] = coco_to_labels(annotations, originals, resized, with_masks, masks_path)
         if chosen.return_tensors == "np":
             data = {key: _to_numpy(value) for key, value in data.items()}
         return BatchFeature(data)
@@ -553,16 +565,18 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
 
     @classmethod
     def _supported_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of this processor, with `max_size` merged into `size`.
+        """The options of this processor, under the present names of those that were renamed.
 
         Raises:
             ValueError: An option is unknown, or not supported with this value.
         """
-        supported = dict(options)
+        supported = {key: value for key, value in options.items() if key not in _KEYS_WITHOUT_EFFECT}
+        if (pad := supported.pop("pad_and_return_pixel_mask", None)) is not None:
+            supported["do_pad"] = pad
         max_size = supported.pop("max_size", None)
         if max_size is not None:
             size = supported.get("size")
-            if not isinstance(size, int):
+            if not isinstance(size, int | np.integer):
                 raise ValueError(
                     f"max_size: got {max_size} with size {size}, expected an integer size; "
                     f"use size={{'shortest_edge': …, 'longest_edge': {max_size}}}."

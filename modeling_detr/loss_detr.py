@@ -99,7 +99,7 @@ class HungarianMatcher:
         Args:
             logits: (B, Q, C + 1).
             pred_boxes: (B, Q, 4) cxcywh in [0, 1].
-            labels: B dicts with `class_labels` (N,) int64 and `boxes` (N, 4) cxcywh in [0, 1].
+            labels: B dicts with `class_labels` (N,) integers and `boxes` (N, 4) cxcywh in [0, 1].
 
         Returns:
             An `Assignment` per image, min(N, Q) pairs ordered by query, on the host.
@@ -129,7 +129,7 @@ class HungarianMatcher:
         image_of_target = torch.repeat_interleave(
             torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64)
         ).to(device, non_blocking=True)  # (T,), its length known on the host
-        classes = torch.cat([label["class_labels"] for label in labels]).to(device)  # (T,)
+        classes = torch.cat([label["class_labels"] for label in labels]).to(device, torch.int64)  # (T,)
         boxes = torch.cat([label["boxes"] for label in labels]).to(device, pred_boxes.dtype)  # (T, 4)
         # the two index tensors are not adjacent, so the result is (T, L, Q), and (L, T, Q, C + 1) is never allocated
         probability = logits.softmax(-1)[:, image_of_target, :, classes].transpose(0, 1)  # (L, T, Q)
@@ -226,7 +226,7 @@ class SetCriterion:
         with torch.autocast(logits.device.type, enabled=False):
             assignments = self.matcher.match_layers(logits, pred_boxes, labels)
             queries, targets = _flat_indices(assignments, counts, num_queries, logits.device)  # (L, M) each
-            classes = torch.cat([label["class_labels"] for label in labels]).to(logits.device)  # (T,)
+            classes = torch.cat([label["class_labels"] for label in labels]).to(logits.device, torch.int64)  # (T,)
             boxes = torch.cat([label["boxes"] for label in labels]).to(logits.device, pred_boxes.dtype)  # (T, 4)
 
             class_loss = self._class_loss(logits, queries, classes[targets])  # (L,)

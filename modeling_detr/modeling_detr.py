@@ -408,6 +408,7 @@ class DetrModel(DetrPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         output_feature_maps: bool = False,
+        **kwargs: Any,
     ) -> DetrModelOutput | tuple[Any, ...]:
         """Computes the hidden states. Paper: fig. 2. Original: models/detr.py and models/transformer.py.
 
@@ -419,11 +420,13 @@ class DetrModel(DetrPreTrainedModel):
             output_hidden_states: Return the hidden states before and after each layer.
             return_dict: False returns a tuple instead of `DetrModelOutput`.
             output_feature_maps: Return the feature maps from which masks are computed.
+            **kwargs: Arguments that Transformers' tools pass to any model; ignored.
 
         Raises:
             ValueError: Shapes do not match, or an image is all padding (checked only on the CPU, where it costs no
                 synchronisation).
         """
+        self.check_library_arguments(kwargs)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         pixel_mask = self._check_images(pixel_values, pixel_mask)
@@ -553,13 +556,14 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> DetrObjectDetectionOutput | tuple[Any, ...]:
         """Detects objects, and computes the loss if `labels` are given.
 
         Args:
             pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom.
             pixel_mask: (B, H, W), 1 = image, 0 = padding; None if nothing is padded.
-            labels: B dicts with `class_labels` (N,) int64 in 0…C-1 and `boxes` (N, 4) cxcywh in [0, 1], relative to
+            labels: B dicts with `class_labels` (N,) integers in 0…C-1 and `boxes` (N, 4) cxcywh in [0, 1], relative to
                 the unpadded image; N may be 0.
             num_boxes: Boxes of the whole optimizer step, the divisor of the box losses. None: this batch's.
             class_weight_sum: Class weights of the whole optimizer step, the divisor of the class loss. None: this
@@ -569,11 +573,13 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             output_attentions: See `DetrModel.forward`.
             output_hidden_states: See `DetrModel.forward`.
             return_dict: False returns a tuple instead of `DetrObjectDetectionOutput`.
+            **kwargs: See `DetrModel.forward`.
 
         Raises:
             ValueError: Labels are out of range or boxes are not normalised (checked only on the CPU, where it costs no
                 synchronisation); or see `DetrModel.forward`.
         """
+        self.check_library_arguments(kwargs)
         output, _ = self.detect(
             pixel_values,
             pixel_mask,

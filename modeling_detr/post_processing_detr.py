@@ -424,7 +424,9 @@ def _checked_sizes(name: str, sizes: Sizes, num_images: int) -> Tensor:
     Raises:
         ValueError: They are not one (height, width) per image.
     """
-    tensor = torch.as_tensor(sizes)
+    if not isinstance(sizes, Tensor):  # but it may be a list of tensors
+        sizes = torch.as_tensor([size.tolist() if isinstance(size, Tensor) else size for size in sizes])
+    tensor = sizes
     if tuple(tensor.shape) != (num_images, 2):
         raise ValueError(
             f"{name}: got shape {tuple(tensor.shape)} for {num_images} images, expected ({num_images}, 2), one "

@@ -1,12 +1,15 @@
 """The base class of all DETR models: loading, a class head that changes size, initialisation."""
 
 import copy
+import inspect
+import json
 import logging
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
@@ -14,7 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput
+from transformers.utils import CONFIG_NAME
+from transformers.utils.generic import ModelOutput, TransformersKwargs
+from transformers.utils.import_utils import is_peft_available
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .backbone_detr import DetrConvEncoder
 from .configuration_detr import DetrConfig, config_under_our_keys
@@ -283,6 +289,9 @@ def resized(old: Tensor, tensor: Tensor) -> nn.Parameter:
 
 # The base class
 
+# Arguments that Transformers' tools pass to any model, such as Trainer's `num_items_in_batch`
+_LIBRARY_ARGUMENTS = {*TransformersKwargs.__annotations__, "interpolate_pos_encoding", "return_loss", "use_cache"}
+
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")  # PyTorch's fused kernels, or plain matrix products
 
 
@@ -297,6 +306,7 @@ class DetrPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["DetrConvEncoder", "DetrEncoderLayer", "DetrDecoderLayer"]  # noqa: RUF012
+    accepts_loss_kwargs = False  # the loss has its own normalisers; Trainer would take `**kwargs` for those it knows
     _keys_to_ignore_on_load_unexpected = [r".*num_batches_tracked$"]  # noqa: RUF012
     detector_prefix: ClassVar[str] = ""  # of a detector's parameter names, in a model that contains one
     has_class_head: ClassVar[bool] = True
@@ -339,7 +349,8 @@ class DetrPreTrainedModel(PreTrainedModel):
         frozen in the loaded model.
 
         Args:
-            pretrained_model_name_or_path: A folder or a Hub id, of one of our models or of Transformers' own DETR.
+            pretrained_model_name_or_path: A folder or a Hub id, of one of our models, of Transformers' own DETR, or of
+                a PEFT adapter, whose base model is loaded with it.
             *model_args: See `PreTrainedModel.from_pretrained`.
             config: A config to use instead of the source's.
             ignore_mismatched_sizes: Allow a class head or queries of another size.
@@ -362,7 +373,7 @@ class DetrPreTrainedModel(PreTrainedModel):
             return loaded
 
         source = str(pretrained_model_name_or_path)
-        configs = _read_configs(source, config, options)
+        configs = _read_configs(base_of_adapter(source, options), config, options)
         change = HeadChange.between(configs.old, configs.new, label_mapping)
         if not cls.has_class_head:
             change = change.without_classes()
@@ -441,6 +452,31 @@ class DetrPreTrainedModel(PreTrainedModel):
         """Resizes class head and queries as planned; every model knows its own."""
         raise NotImplementedError
 
+    def freeze_backbone(self) -> None:
+        """Stops the training of the backbone."""
+        for encoder in self._backbones():
+            encoder.requires_grad_(False)
+
+    def unfreeze_backbone(self) -> None:
+        """Lets the backbone train, except for what the config freezes: its stem, and its batch norms."""
+        for encoder in self._backbones():
+            encoder.requires_grad_(True)
+            encoder.freeze_stem()
+
+    def _backbones(self) -> list[DetrConvEncoder]:
+        return [module for module in self.modules() if isinstance(module, DetrConvEncoder)]
+
+    def check_library_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Checks the arguments of a call that the model does not have: those that the library may pass are ignored.
+
+        Raises:
+            TypeError: One of them is not the library's.
+        """
+        for name in arguments:
+            if name not in _LIBRARY_ARGUMENTS:
+                known = [*inspect.signature(self.forward).parameters]
+                raise TypeError(f"{type(self).__name__}: unexpected argument '{name}'; {did_you_mean(name, known)}")
+
     def output_or_tuple(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
         """`output`, or its tuple where `return_dict`, or without it the config, is False."""
         wants_dict = self.config.return_dict if return_dict is None else return_dict
@@ -514,6 +550,18 @@ class _Configs(NamedTuple):
         return config
 
 
+_LOCATION_KEYS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
+
+
+def base_of_adapter(source: str, options: Mapping[str, Any]) -> str:
+    """The model that a PEFT adapter at `source` adapts; `source` itself if no adapter is there."""
+    if not is_peft_available() or (Path(source) / CONFIG_NAME).is_file():
+        return source
+    location = {key: options[key] for key in _LOCATION_KEYS if key in options}
+    path = find_adapter_config_file(source, **location)
+    return source if path is None else str(json.loads(Path(path).read_text())["base_model_name_or_path"])
+
+
 def _read_configs(
     source: str, config: PreTrainedConfig | str | os.PathLike[str] | None, options: dict[str, Any]
 ) -> _Configs:
@@ -521,8 +569,7 @@ def _read_configs(
 
     Config keys are removed from `options`; what is left belongs to `PreTrainedModel.from_pretrained`.
     """
-    location_keys = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
-    location = {key: options[key] for key in location_keys if key in options}
+    location = {key: options[key] for key in _LOCATION_KEYS if key in options}
     saved, _ = DetrConfig.saved_values(source, **location)
     values = config_under_our_keys(saved, source)
     stock = saved if saved.get("model_type") == STOCK_MODEL_TYPE else {}
@@ -535,8 +582,10 @@ def _read_configs(
     else:
         if config is not None:
             values, _ = DetrConfig.get_config_dict(config, **location)
-        new, unused = DetrConfig.from_dict(values, return_unused_kwargs=True, **options)
-        for key in set(options) - set(unused):
+        # "auto" is the type of the saved weights, which only the library's loader knows
+        changes = {key: value for key, value in options.items() if key not in ("dtype", "torch_dtype")}
+        new, unused = DetrConfig.from_dict(values, return_unused_kwargs=True, **changes)
+        for key in set(changes) - set(unused):
             del options[key]
     return _Configs(stock, old, new)
 
@@ -555,11 +604,10 @@ def _missing(info: Mapping[str, Any]) -> set[str]:
     return {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
 
 
-def _freeze_stems(model: nn.Module) -> None:
+def _freeze_stems(model: DetrPreTrainedModel) -> None:
     """Freezes backbone stems again: loading replaces the parameters."""
-    for module in model.modules():
-        if isinstance(module, DetrConvEncoder):
-            module.freeze_stem()
+    for encoder in model._backbones():
+        encoder.freeze_stem()
 
 
 def _log_head(source: str, cls: type[PreTrainedModel], info: Mapping[str, Any]) -> None:

@@ -236,6 +236,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> DetrSegmentationOutput | tuple[Any, ...]:
         """Detects and segments objects, and computes the loss if `labels` are given.
 
@@ -246,17 +247,19 @@ class DetrForSegmentation(DetrPreTrainedModel):
             num_boxes: Boxes of the whole optimizer step, the divisor of the box and mask losses. None: this batch's.
             class_weight_sum: See `DetrForObjectDetection.forward`.
             extra_queries: See `DetrForObjectDetection.forward`; they get no masks.
-            output_masks: Compute the masks of all queries. None: only if there are no labels, because the loss needs
-                no masks but those of the matched queries. To get the masks of a few queries, pass False and call
+            output_masks: Compute the masks of all queries. None: except in training with labels, whose loss needs no
+                masks but those of the matched queries. To get the masks of a few queries, pass False and call
                 `predict_masks` afterwards.
             output_attentions: See `DetrModel.forward`.
             output_hidden_states: See `DetrModel.forward`.
             return_dict: False returns a tuple instead of `DetrSegmentationOutput`.
+            **kwargs: See `DetrModel.forward`.
 
         Raises:
             ValueError: See `DetrForObjectDetection.forward`; or the masks of an image are missing, do not match its
                 objects, or are larger than the batch.
         """
+        self.check_library_arguments(kwargs)
         height, width = pixel_values.shape[-2:]
         if labels is not None:
             check_masks(labels, (height, width))
@@ -282,7 +285,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
         if labels is not None:
             masks = self._masks_of(output, *flat_queries(assignments, pixel_values.device))
             output.add_loss(*self.mask_criterion(masks, labels, assignments, (height, width), num_boxes))
-        if output_masks or (output_masks is None and labels is None):
+        if output_masks or (output_masks is None and not (self.training and labels is not None)):
             every_query = torch.ones_like(output.logits[..., 0], dtype=torch.bool)
             output.pred_masks = self.predict_masks(output, every_query).unflatten(0, every_query.shape)
         return self.output_or_tuple(output, return_dict)
