@@ -79,7 +79,7 @@ class TrainingState:
     Attributes:
         epoch: Current epoch, from 0.
         step_in_epoch: Optimizer steps taken in the current epoch.
-        step: Optimizer steps taken in all.
+        step: Optimizer steps taken so far.
         best_ap: Primary metric of the model in `model/`; None before the first evaluation.
         best_epoch: Epoch of that evaluation, from 1.
         best_step: Optimizer steps before that evaluation.
@@ -163,7 +163,7 @@ class CheckpointPart:
         collect: Returns the value to save, or None if the run has no such part. All processes call it together, since
             each may hold only a shard; the main process saves the value.
         restore: Puts a saved value back into a run.
-        file: How the part is stored in a file of its own; None: as JSON in `state.json`.
+        file: How the part is stored in a separate file; None: as JSON in `state.json`.
         required: Whether a checkpoint without this part is damaged. Keep it False for a part that checkpoints of older
             versions do not have.
     """

@@ -96,7 +96,7 @@ class MetricLogger:
 
         Args:
             epoch: From 0.
-            step: Optimizer steps taken in all.
+            step: Optimizer steps taken so far.
             averages: Means over the epoch, and the values of `Pace.take`.
             metrics: Results of the evaluation; empty if the epoch was not evaluated.
             headline: Metrics shown in the line of the epoch; the bar shows the first one.

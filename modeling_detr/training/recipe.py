@@ -149,7 +149,7 @@ class Recipe:
         "How images are grouped into batches: at 'random', as in the original, or by 'size', for less padding.",
         resume=Resume.ORDER,
     )
-    # A resume compares the images of a step, whatever batch size, accumulation and processes they come from.
+    # On a resume, the images per step are compared, not the batch size, accumulation and processes they result from.
     batch_size: int = key(2, "Images per batch and process.", at_least=1)
     max_pixels_per_batch: int | None = key(
         None,

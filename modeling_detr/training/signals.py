@@ -103,7 +103,7 @@ class StopSignals:
 def leave_stopping_to_parent() -> None:
     """Make a loader process ignore the signals that stop a run, so that the run can end as in `StopSignals`.
 
-    Ctrl-C in a terminal goes to a whole process group, so the loader gets a group of its own. Slurm sends its warning,
+    Ctrl-C in a terminal goes to a whole process group, so each loader gets its own group. Slurm sends its warning,
     and SIGTERM at the time limit, to every process; if a loader dies from it, PyTorch raises an error wherever the run
     is, possibly in the middle of a checkpoint. A loader therefore ends only on SIGTERM from its parent process,
     which is how PyTorch ends loaders after a run (it sends the signal only once). A loader notices by itself if its
