@@ -58,7 +58,7 @@ class TrainingAid(nn.Module):
         raise NotImplementedError
 
     def loss_weights(self, set_loss_weights: Mapping[str, float]) -> dict[str, float]:
-        """Return name and weight of each loss term; by default one for each term of the set loss, with the same weight.
+        """Return the weight of each loss term; by default one term per term of the set loss, with the same weight.
 
         Args:
             set_loss_weights: `loss_ce`, `loss_bbox` and `loss_giou` with their weights.
