@@ -89,6 +89,10 @@ class CheckpointError(DetrError, ValueError):
     """A checkpoint that a run cannot resume from."""
 
 
+class CheckpointVersionError(CheckpointError):
+    """A training checkpoint that another version of this package has written, and that this one cannot read."""
+
+
 class RecipeError(DetrError, ValueError):
     """A recipe key that is unknown, has an invalid value, or conflicts with another key."""
 

@@ -14,6 +14,7 @@ first, so one with its final name is complete. The newest checkpoints and that o
 
 import dataclasses
 import json
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -28,11 +29,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modeling_detr.atomic_output import replaced_folder
-from modeling_detr.errors_detr import CheckpointError
+from modeling_detr.errors_detr import CheckpointError, CheckpointVersionError
 from modeling_detr.training.distributed import gather_full, shard_like
 from modeling_detr.training.monitoring import Symptom
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import (
+    CHECKPOINTS,
     RECIPE,
     checkpoint_folder,
     checkpoint_folders,
@@ -42,6 +44,7 @@ from modeling_detr.training.run_folder import (
 
 
 STATE = "state.json"
+STATE_VERSION = 1  # increase it when a checkpoint can no longer be read by older versions of this package
 AVERAGE = "ema.safetensors"
 
 
@@ -275,7 +278,7 @@ def save_checkpoint(run_dir: Path, run: CheckpointedRun) -> Path:
 
     if run.accelerator.is_main_process:
         with replaced_folder(folder) as hidden:
-            content: dict[str, Any] = {}
+            content: dict[str, Any] = {"version": STATE_VERSION}
             for name, part in CHECKPOINT_PARTS.items():
                 if part.file is None:
                     content[name] = values[name]
@@ -291,21 +294,58 @@ def save_checkpoint(run_dir: Path, run: CheckpointedRun) -> Path:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, or None. Damaged ones are skipped with a warning."""
-    folders = checkpoint_folders(run_dir)
-    for index, folder in reversed([*enumerate(folders)]):
+    """Return the newest undamaged checkpoint, or None if there are no checkpoints.
+
+    Damaged ones that are newer are skipped with a warning.
+
+    Raises:
+        CheckpointVersionError: A newer version of this package has written the newest checkpoint.
+        CheckpointError: All checkpoints are damaged.
+    """
+    damaged: dict[str, str] = {}
+    for folder in reversed(checkpoint_folders(run_dir)):
         damage = find_damage(folder)
         if damage is None:
+            for name, reason in damaged.items():
+                warnings.warn(f"{folder.with_name(name)}: damaged checkpoint ({reason}); skipped.", stacklevel=2)
             return folder
-        fallback = "using the one before it" if index else "no earlier checkpoint exists; starting from scratch"
-        warnings.warn(f"{folder}: damaged checkpoint ({damage}); {fallback}.", stacklevel=2)
+        damaged[folder.name] = damage
+    if damaged:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in damaged.items())
+        raise CheckpointError(
+            run_dir / CHECKPOINTS,
+            f"all checkpoints are damaged: {reasons}",
+            "restore one of them, or start a new run with another output_dir; nothing has been changed",
+        )
     return None
 
 
-def find_damage(folder: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint, or None if they are unchanged."""
+def set_aside_unreadable(run_dir: Path, step: int) -> None:
+    """Rename the checkpoints after `step` that cannot be read to `unreadable_step_…`, so that they are not removed."""
+    for folder in checkpoint_folders(run_dir):
+        if step_of(folder) > step and not _is_readable(folder):
+            name = f"unreadable_{folder.name.strip('.').removesuffix('.previous')}"
+            target, number = folder.with_name(name), 2
+            while os.path.lexists(target):
+                target, number = folder.with_name(f"{name}_{number}"), number + 1
+            folder.rename(target)
+
+
+def _is_readable(folder: Path) -> bool:
     try:
-        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return find_damage(folder) is None
+    except CheckpointVersionError:
+        return False
+
+
+def find_damage(folder: Path) -> str | None:
+    """Return what is wrong with the files of a checkpoint, or None if they are unchanged.
+
+    Raises:
+        CheckpointVersionError: A newer version of this package has written it.
+    """
+    try:
+        content = _read_state(folder)
         TrainingState.from_dict(content["state"])
         fingerprints = content["files"]
         required = {name for name, part in CHECKPOINT_PARTS.items() if part.required}
@@ -316,11 +356,34 @@ def find_damage(folder: Path) -> str | None:
             fingerprint = fingerprints[name]
             if _fingerprint(folder / name) != fingerprint:
                 return f"{name} has changed since it was written"
+    except CheckpointVersionError:
+        raise
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{STATE} is not readable"
     return None
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Read `state.json`.
+
+    Raises:
+        ValueError: It is not JSON.
+        CheckpointVersionError: A newer version of this package has written it.
+    """
+    content: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    version = content.get("version", 0)  # older versions did not write it
+    unknown = sorted(content["state"].keys() - {item.name for item in dataclasses.fields(TrainingState)})
+    if version > STATE_VERSION or unknown:
+        keys = f", with the unknown keys {', '.join(unknown)}" if unknown else ""
+        raise CheckpointVersionError(
+            folder,
+            f"written by another version of modeling_detr ({STATE} version {version}{keys}; this one reads up to "
+            f"version {STATE_VERSION})",
+            "update modeling_detr, or start a new run with another output_dir; nothing has been changed",
+        )
+    return content
 
 
 def load_checkpoint(folder: Path, run: CheckpointedRun, *, id2label: Mapping[int, str] | None = None) -> None:
@@ -332,12 +395,11 @@ def load_checkpoint(folder: Path, run: CheckpointedRun, *, id2label: Mapping[int
         id2label: Names of the classes, which must be those of the checkpoint in the same order; None: not checked.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, or belongs to another model or to other classes.
+        CheckpointError: The checkpoint is damaged, or belongs to another model or to other classes, or another version
+            of this package has written it.
     """
-    damage = find_damage(folder)
-    if damage is not None:
-        raise CheckpointError(folder, f"damaged checkpoint ({damage})", "use another one, or --resume auto")
-    content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    check_readable(folder)
+    content = _read_state(folder)
     saved_id2label = TrainingState.from_dict(content["state"]).id2label
     if id2label is not None and saved_id2label:
         _check_classes(folder, saved_id2label, id2label)
@@ -351,6 +413,13 @@ def load_checkpoint(folder: Path, run: CheckpointedRun, *, id2label: Mapping[int
         raise CheckpointError(
             folder, f"does not fit this model: {' '.join(str(error).split()).rstrip('.')}"
         ) from error
+
+
+def check_readable(folder: Path) -> None:
+    """Raise a CheckpointError if a checkpoint is damaged, or written by a newer version of this package."""
+    damage = find_damage(folder)
+    if damage is not None:
+        raise CheckpointError(folder, f"damaged checkpoint ({damage})", "use another one, or --resume auto")
 
 
 def holds_part(folder: Path, name: str) -> bool:

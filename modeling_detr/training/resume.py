@@ -7,7 +7,13 @@ import yaml
 
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import CheckpointError
-from modeling_detr.training.checkpointing import CheckpointedRun, TrainingState, load_checkpoint, newest_checkpoint
+from modeling_detr.training.checkpointing import (
+    CheckpointedRun,
+    TrainingState,
+    check_readable,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from modeling_detr.training.recipe import Recipe, compare_for_resume
 from modeling_detr.training.run_folder import RECIPE, holds_run
 
@@ -51,6 +57,7 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
     Raises:
         CheckpointError: The checkpoint is damaged, or does not fit the recipe, the model or the classes.
     """
+    check_readable(folder)
     changes = compare_for_resume(run.recipe, yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
     if changes.model:
         remedy = "undo this change, or start a new run with another output_dir"
@@ -65,8 +72,11 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
         same = "" if reordered else ": each step sees the same images, so the run continues where it stopped"
         notes.append(note + same)
     if reordered and state.step_in_epoch > 0:
-        notes.append(f"continues with the next epoch, since {', '.join(reordered)} changed within this one")
-        state.epoch, state.step_in_epoch = state.epoch + 1, 0
+        # the last epoch has no next one: skipping its rest would skip its evaluation and its checkpoint as well
+        is_last = state.epoch + 1 >= run.recipe.epochs
+        action = "repeats the last epoch" if is_last else "continues with the next epoch"
+        notes.append(f"{action}, since {', '.join(reordered)} changed within this one")
+        state.epoch, state.step_in_epoch = state.epoch + (0 if is_last else 1), 0
         state.epoch_averages.take()
     state.num_processes, state.step_size = current.num_processes, current.step_size
     state.num_images, state.id2label = current.num_images, current.id2label  # older checkpoints have no id2label

@@ -19,7 +19,7 @@ from modeling_detr.errors_detr import OutputError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
-from modeling_detr.training.checkpointing import save_checkpoint
+from modeling_detr.training.checkpointing import save_checkpoint, set_aside_unreadable
 from modeling_detr.training.distributed import any_process
 from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.engine import StepResult, train_one_epoch
@@ -309,6 +309,7 @@ class Trainer:
         if run.accelerator.is_main_process:
             run_dir.mkdir(parents=True, exist_ok=True)
             tidy_after_kill(run_dir)
+            set_aside_unreadable(run_dir, step)
             drop_later_checkpoints(run_dir, step)
             drop_later_entries(run_dir, step, self.state.closed_step)
             start_trackers(run.accelerator, run.recipe, step)  # early, so that a failure leaves no run behind

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from killed_writes import killed_before
 from torch import nn
 
+from modeling_detr.errors_detr import CheckpointError, CheckpointVersionError
 from modeling_detr.training import checkpointing
 from modeling_detr.training.checkpointing import (
     CHECKPOINT_PARTS,
@@ -21,6 +22,7 @@ from modeling_detr.training.checkpointing import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    set_aside_unreadable,
 )
 from modeling_detr.training.run_folder import drop_later_checkpoints, tidy_after_kill
 
@@ -92,8 +94,46 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, tiny_recipe, d
         assert newest_checkpoint(tmp_path) == older
     with pytest.raises(ValueError, match="damaged checkpoint"):
         load_checkpoint(newer, run.checkpointed(tiny_recipe()))
+    set_aside_unreadable(tmp_path, 1)
     drop_later_checkpoints(tmp_path, 1)
-    assert [*(tmp_path / "checkpoints").iterdir()] == [older]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        older.name,
+        f"unreadable_{newer.name}",
+    ]
+
+
+def test_if_every_checkpoint_is_damaged_nothing_is_touched(tmp_path, tiny_recipe):
+    run = Run()
+    for step in (1, 2):
+        (run.save(tmp_path, tiny_recipe(), step) / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"all checkpoints are damaged: step_00000002 \(optimizer.pt has changed"
+    ):
+        newest_checkpoint(tmp_path)
+    assert len([*tmp_path.glob("checkpoints/step_*")]) == 2
+
+
+@pytest.mark.parametrize("change", [{"version": 99}, {"state": {"new_key": 1}}])
+def test_a_checkpoint_of_a_newer_version_is_not_taken_for_a_damaged_one(tmp_path, tiny_recipe, change):
+    run = Run()
+    run.save(tmp_path, tiny_recipe(), 1)
+    newer = run.save(tmp_path, tiny_recipe(), 2)
+    content = json.loads((newer / "state.json").read_text())
+    content |= change | {"state": content["state"] | change.get("state", {})}
+    (newer / "state.json").write_text(json.dumps(content))
+    expected = "version 99" if "version" in change else "unknown keys new_key"
+    with pytest.raises(CheckpointVersionError, match=f"step_00000002: written by another version.*{expected}"):
+        newest_checkpoint(tmp_path)
+    set_aside_unreadable(tmp_path, 1)
+    assert (tmp_path / "checkpoints/unreadable_step_00000002/state.json").is_file()
+
+
+def test_a_checkpoint_without_a_version_is_read(tmp_path, tiny_recipe):
+    folder = Run().save(tmp_path, tiny_recipe(), 1)
+    content = json.loads((folder / "state.json").read_text())
+    assert content.pop("version") == 1
+    (folder / "state.json").write_text(json.dumps(content))
+    assert newest_checkpoint(tmp_path) == folder
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, tiny_recipe):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from modeling_detr import DetrForObjectDetection, DetrTorchvisionImageProcessor
 from modeling_detr.data import DetectionDataset
+from modeling_detr.errors_detr import CheckpointError
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training import distributed
 from modeling_detr.training import trainer as trainer_module
@@ -287,6 +288,33 @@ def test_an_epoch_does_not_continue_with_other_images(tiny_recipe):
     fewer = Trainer.from_recipe(tiny_recipe(resume="auto", data="shapes?size=64&train=16&val=4"))
     assert "the number of training images (from 20 to 16)" in plan(fewer.run)
     assert (fewer.state.epoch, fewer.state.step_in_epoch) == (1, 0)
+
+
+def test_the_last_epoch_is_repeated_if_it_cannot_be_continued(tiny_recipe):
+    """Not skipped, which would skip the last evaluation and checkpoint too."""
+    Trainer.from_recipe(tiny_recipe(max_steps=7)).train()  # 5 steps per epoch, 2 epochs
+    moved = Trainer.from_recipe(tiny_recipe(resume="auto", data="shapes?size=64&train=16&val=4"))
+    assert "repeats the last epoch, since data, the number of training images" in plan(moved.run)
+    moved.train()
+    epochs = [(entry["epoch"], entry["step"]) for entry in entries(moved.run.recipe) if entry["kind"] == "epoch"]
+    assert epochs[-1] == (2, 11)  # 7 steps, then 4 for 16 images
+    assert (moved.run.recipe.run_dir / "checkpoints/step_00000011").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["state of a newer version", "optimizer"])
+def test_a_run_whose_checkpoints_cannot_be_used_is_left_as_it_is(tiny_recipe, damage):
+    Trainer.from_recipe(tiny_recipe()).train()
+    run_dir = tiny_recipe().run_dir
+    for state in run_dir.glob("checkpoints/*/state.json"):
+        if damage == "optimizer":
+            (state.parent / "optimizer.pt").write_bytes(b"")
+        else:
+            content = json.loads(state.read_text())
+            state.write_text(json.dumps(content | {"state": content["state"] | {"new_key": 1}}))
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError):
+        Trainer.from_recipe(tiny_recipe(resume="auto"))
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
 def test_frozen_parts_are_named_and_a_backbone_rate_of_zero_freezes(tiny_recipe):
