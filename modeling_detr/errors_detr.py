@@ -101,6 +101,10 @@ class RecipeNotFoundError(DetrError, FileNotFoundError):
     """A recipe that is neither a file nor built in."""
 
 
+class RunInUseError(DetrError, ValueError):
+    """A run's folder that another process is training in."""
+
+
 class RunNotFoundError(DetrError, FileNotFoundError):
     """The folder of a training run that does not exist or has no log."""
 

@@ -5,7 +5,9 @@ all of them must call these functions together.
 """
 
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -70,6 +72,17 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             f"the recipe instead: --gradient_accumulation_steps {accelerator.gradient_accumulation_steps}."
         )
     return accelerator
+
+
+def end_with_launcher() -> None:
+    """Have the system send SIGTERM to this process when the torchrun that started it ends, even if that was killed.
+
+    Otherwise the processes of a killed launcher train on, in a folder in which the run may have been restarted. Does
+    nothing without torchrun (`accelerate launch` uses it for several processes), or elsewhere than on Linux.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def leave_cores_to_loaders(accelerator: Accelerator, num_workers: int) -> None:

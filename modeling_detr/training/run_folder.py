@@ -9,17 +9,30 @@
       evaluation.*        metrics of that model
       predictions/        pictures of its predictions on evaluation images
       nonfinite/          steps whose loss was not finite, see `replay`
+      .lock               locked while the run trains; holds the host and process id of its main process
 
 Everything is written under a hidden name and then renamed, so anything with its final name is complete; see
 `atomic_output`.
 """
 
+import contextlib
+import json
+import os
+import platform
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from modeling_detr.atomic_output import previous_path, restore_interrupted
 from modeling_detr.conversion.sources import EXPORTED_MODEL
+from modeling_detr.errors_detr import RunInUseError
 
 
 RECIPE = "recipe.yaml"
@@ -29,6 +42,7 @@ CHECKPOINTS = "checkpoints"
 MODEL = EXPORTED_MODEL
 PREDICTIONS = "predictions"
 NONFINITE = "nonfinite"
+LOCK = ".lock"
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d+)|\.step_(\d+)\.previous")
 
@@ -37,6 +51,42 @@ def holds_run(run_dir: Path) -> bool:
     """Whether a folder contains files of a run."""
     names = (RECIPE, LOG, CHECKPOINTS, MODEL, previous_path(MODEL).name)
     return any((run_dir / name).exists() for name in names)
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Lock the folder of a run while it trains, so that two runs cannot overwrite each other's files.
+
+    The operating system releases the lock when the process ends, however it ends. Where it has no locks (Windows, some
+    network file systems), nothing is locked.
+
+    Raises:
+        RunInUseError: Another process holds the lock.
+    """
+    with (run_dir / LOCK).open("a+", encoding="utf-8") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, loader processes do not inherit it
+            except (BlockingIOError, PermissionError) as error:
+                file.seek(0)
+                raise RunInUseError(run_dir, f"{_describe_holder(file.read())} is training in it", _IN_USE) from error
+            except OSError:  # the file system has no locks
+                pass
+        file.truncate(0)
+        json.dump({"host": platform.node(), "process": os.getpid()}, file)
+        file.flush()
+        yield
+
+
+_IN_USE = "stop it, or choose another output_dir"
+
+
+def _describe_holder(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        return f"process {holder['process']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):  # the process has not written it yet
+        return "another process"
 
 
 def tidy_after_kill(run_dir: Path) -> None:

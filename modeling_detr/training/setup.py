@@ -36,7 +36,13 @@ from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.aids import TrainingModel, active_aids, build_training_model
 from modeling_detr.training.checkpointing import AVERAGE, CheckpointedRun, TrainingState, holds_part
-from modeling_detr.training.distributed import build_accelerator, check_same, copy_weights, leave_cores_to_loaders
+from modeling_detr.training.distributed import (
+    build_accelerator,
+    check_same,
+    copy_weights,
+    end_with_launcher,
+    leave_cores_to_loaders,
+)
 from modeling_detr.training.engine import Engine, StepOptions
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
 from modeling_detr.training.recipe import Recipe
@@ -210,6 +216,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
             that the recipe does not resume.
         OSError: A file or folder that the recipe names does not exist or cannot be read.
     """
+    end_with_launcher()
     check_trackers(recipe.trackers)
     checkpoint = checkpoint_to_resume(recipe)
     accelerator = build_accelerator(recipe)

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
 
 from modeling_detr.atomic_output import replace_text
-from modeling_detr.errors_detr import OutputError
+from modeling_detr.errors_detr import OutputError, RunInUseError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
@@ -29,7 +29,7 @@ from modeling_detr.training.monitoring import Pace, Stopwatch, find_symptoms, is
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.replay import describe_failure
-from modeling_detr.training.run_folder import PREDICTIONS, RECIPE, drop_later_checkpoints, tidy_after_kill
+from modeling_detr.training.run_folder import PREDICTIONS, RECIPE, drop_later_checkpoints, locked, tidy_after_kill
 from modeling_detr.training.setup import PreparedRun, prepare_run
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
 from modeling_detr.training.trackers import start_trackers
@@ -304,10 +304,30 @@ class Trainer:
 
     @contextmanager
     def _open_folder(self) -> Iterator[None]:
-        """Prepare the folder of the run and open its log; a full disk becomes an error that says how to continue."""
+        """Lock the folder of the run, prepare it and open its log."""
+        with contextlib.ExitStack() as stack:
+            self._lock_folder(stack)
+            stack.enter_context(self._open_log())
+            yield
+
+    def _lock_folder(self, stack: contextlib.ExitStack) -> None:
+        """Lock the folder in the main process; all processes raise if another run has locked it."""
+        in_use = None
+        if self.run.accelerator.is_main_process:
+            self.run.recipe.run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(self.run.recipe.run_dir))
+            except RunInUseError as error:
+                in_use = error
+        for error in gather_object([in_use]):
+            if error is not None:
+                raise error
+
+    @contextmanager
+    def _open_log(self) -> Iterator[None]:
+        """Prepare the folder and open the log; a full disk becomes an error that says how to continue."""
         run, run_dir, step = self.run, self.run.recipe.run_dir, self.state.step
         if run.accelerator.is_main_process:
-            run_dir.mkdir(parents=True, exist_ok=True)
             tidy_after_kill(run_dir)
             set_aside_unreadable(run_dir, step)
             drop_later_checkpoints(run_dir, step)

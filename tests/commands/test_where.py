@@ -130,3 +130,23 @@ def test_two_processes_stop_together_and_the_one_with_the_bad_image_saves_it(con
     (file,) = (tmp_path / "nonfinite").iterdir()
     assert len(re.findall(rf"Images: \S*/000007\.png\. Run the step again: detr train --replay {file}\.", out)) == 2
     assert train.main(["--replay", str(file)]) == 1
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_launcher_that_is_killed_and_the_folder_is_locked_until_then(config, tmp_path):
+    run_dir = tmp_path / "run"
+    options = ("--batch_size", 1, "--epochs", 200, "--num_workers", 0, "--preflight", "false")
+    run = launch(config, *options, processes=2)
+    wait_for_log(run, run_dir)
+    second = launch(config, *options, "--resume", "auto")
+    out, _ = second.communicate(timeout=120)
+    assert second.returncode == 2, out
+    assert "is training in it; stop it, or choose another output_dir" in out
+    ranks = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    run.communicate(timeout=60)
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    assert not alive
+    newest = max((run_dir / "checkpoints").iterdir())
+    assert find_damage(newest) is None
+    assert entries(run_dir, "step")[-1]["step"] == int(newest.name.removeprefix("step_"))  # saved when they ended
