@@ -319,9 +319,9 @@ class Trainer:
                 stack.enter_context(locked(self.run.recipe.run_dir))
             except RunInUseError as error:
                 in_use = error
-        for error in gather_object([in_use]):
-            if error is not None:
-                raise error
+        for refusal in gather_object([in_use]):
+            if refusal is not None:
+                raise refusal
 
     @contextmanager
     def _open_log(self) -> Iterator[None]:
