@@ -163,7 +163,6 @@ class DetrConfig(PreTrainedConfig):
     attribute_map = KEY_ALIASES
     # Outputs that depend on the size of the padded batch. Trainer concatenates the others of all batches.
     keys_to_ignore_at_inference = [  # noqa: RUF012 (Trainer adds a list to it)
-        "feature_mask",
         "encoder_hidden_states",
         "encoder_attentions",
         "cross_attentions",

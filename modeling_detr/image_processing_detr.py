@@ -280,7 +280,7 @@ SizeOption = int | Sequence[int] | Mapping[str, int] | SizeDict
 ChannelValues = float | Sequence[float]
 
 
-class DetrImageProcessorKwargs(TypedDict, total=False):
+class DetrTorchvisionImageProcessorKwargs(TypedDict, total=False):
     """The options as a caller may give them, to the constructor or to one call of `preprocess`."""
 
     do_resize: bool | None
@@ -323,7 +323,7 @@ class PreprocessingOptions:
         """Brings every option to one form.
 
         Args:
-            values: All options, in any form that `DetrImageProcessorKwargs` allows.
+            values: All options, in any form that `DetrTorchvisionImageProcessorKwargs` allows.
 
         Raises:
             ValueError: The value of an option is not valid.
@@ -421,6 +421,7 @@ _KEYS_WITHOUT_EFFECT = {
     "processor_class",
     "use_fast",
 }
+_KEPT_KEYS = {"auto_map", "do_convert_rgb", "format"}  # those of them that are saved again
 # Options of other processors, with the only value that is accepted here, because it is what this processor does.
 _KEYS_WITH_ONE_VALUE = {
     "data_format": "channels_first",
@@ -465,7 +466,7 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
     """
 
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 (a list in the library)
-    valid_kwargs: Any = DetrImageProcessorKwargs
+    valid_kwargs: Any = DetrTorchvisionImageProcessorKwargs
     do_resize = True
     size: Any = {"shortest_edge": 800, "longest_edge": 1333}  # noqa: RUF012 (the library copies class defaults)
     default_to_square = False
@@ -482,6 +483,8 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**self._supported_options(kwargs))
+        for key in _KEPT_KEYS & kwargs.keys():
+            setattr(self, key, kwargs[key])
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:

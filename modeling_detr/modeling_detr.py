@@ -47,11 +47,12 @@ class ExtraQueries(NamedTuple):
 
 
 class BatchLevelOutputs:
-    """Outputs that are attributes rather than fields, because they are not one entry per image.
+    """Outputs that are attributes rather than fields, because they are not one entry per image, or not of one size.
 
-    Transformers' pipelines split every field of an output by image.
+    Transformers' pipelines split every field of an output by image, and its Trainer concatenates them over batches.
 
     Attributes:
+        feature_mask: (B, h, w) bool, True where a token covers image rather than padding.
         intermediate_hidden_states: (L, B, Q + E, D), every decoder layer, normalised; the last is `last_hidden_state`.
         auxiliary_outputs: `{"logits", "pred_boxes"}` of each decoder layer except the last; None without
             `auxiliary_loss`.
@@ -59,6 +60,7 @@ class BatchLevelOutputs:
             projected deepest map (B, D, h, w), which the encoder reads. None unless requested.
     """
 
+    feature_mask: Tensor = _ALWAYS_SET
     intermediate_hidden_states: Tensor = _ALWAYS_SET
     auxiliary_outputs: list[dict[str, Tensor]] | None = None
     feature_maps: tuple[Tensor, ...] | None = None
@@ -76,7 +78,6 @@ class DetrModelOutput(BatchLevelOutputs, ModelOutput):
     Attributes:
         last_hidden_state: (B, Q + E, D), the last decoder layer, normalised.
         encoder_last_hidden_state: (B, S, D), the encoder's tokens in row-major order.
-        feature_mask: (B, h, w) bool, True where a token covers image rather than padding.
         decoder_hidden_states: L + 1 tensors (B, Q + E, D), not normalised; the first is the decoder's input.
         decoder_attentions: L tensors (B, A, Q + E, Q + E).
         cross_attentions: L tensors (B, A, Q + E, S).
@@ -86,7 +87,6 @@ class DetrModelOutput(BatchLevelOutputs, ModelOutput):
 
     last_hidden_state: Tensor = _ALWAYS_SET
     encoder_last_hidden_state: Tensor = _ALWAYS_SET
-    feature_mask: Tensor = _ALWAYS_SET
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
@@ -445,13 +445,13 @@ class DetrModel(DetrPreTrainedModel):
         output = DetrModelOutput(
             last_hidden_state=decoded.intermediate[-1],
             encoder_last_hidden_state=encoded.memory,
-            feature_mask=feature_mask,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.self_attentions,
             cross_attentions=decoded.cross_attentions,
             encoder_hidden_states=encoded.hidden_states,
             encoder_attentions=encoded.attentions,
         )
+        output.feature_mask = feature_mask
         output.intermediate_hidden_states = decoded.intermediate
         output.feature_maps = (*features[:-1], projected) if output_feature_maps else None
         return self.output_or_tuple(output, return_dict)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .structures_detr import DetectionResult, InstanceResult, PanopticResult, SegmentInfo
 
@@ -210,16 +211,22 @@ class DetrPostProcessor:
 
     @torch.no_grad()
     def post_process_semantic_segmentation(
-        self, outputs: SegmentationOutput, target_sizes: Sizes | None = None
-    ) -> list[Tensor]:
+        self,
+        outputs: SegmentationOutput,
+        target_sizes: Sizes | None = None,
+        *,
+        return_segmentation_scores: bool = False,
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Converts outputs to the most likely class of each pixel: the sum of class times mask over all queries.
 
         Args:
             outputs: See `post_process_panoptic_segmentation`; with `pred_masks` of all queries.
             target_sizes: `(height, width)` of each original image. None: the processed sizes.
+            return_segmentation_scores: Return the scores of all classes too.
 
         Returns:
-            (height, width) int64 labels, one tensor per image.
+            (height, width) int64 labels, one tensor per image; on request one output per image with these as
+            `segmentation`, and with `segmentation_scores` (C, height, width).
 
         Raises:
             ValueError: There are no masks, or sizes are not one (height, width) per image.
@@ -227,9 +234,19 @@ class DetrPostProcessor:
         probabilities = _class_probabilities(outputs)[..., :-1]  # (B, Q, C)
         masks = _masks_by_image(outputs, torch.ones_like(probabilities[..., 0], dtype=torch.bool), None)
         frames = _image_frames(outputs, target_sizes, None)
+        class_maps = [
+            torch.einsum("qc,qhw->chw", scores, _crop_padding(logits, frame).to(scores.dtype).sigmoid())
+            for scores, logits, frame in zip(probabilities, masks, frames, strict=True)
+        ]
+        sizes = [frame.target_size for frame in frames]
+        labels = [_most_likely_classes(maps, size) for maps, size in zip(class_maps, sizes, strict=True)]
+        if not return_segmentation_scores:
+            return labels
         return [
-            _most_likely_classes(probabilities[i], _crop_padding(masks[i], frame), frame.target_size)
-            for i, frame in enumerate(frames)
+            SemanticSegmentationPostProcessorOutput(
+                {"segmentation": segmentation, "segmentation_scores": _resize_bilinear(maps, size)}
+            )
+            for segmentation, maps, size in zip(labels, class_maps, sizes, strict=True)
         ]
 
 
@@ -371,9 +388,8 @@ def _assemble_instances(detection: DetectionResult, masks: Tensor, overlap_thres
 # Semantic: each pixel has a class
 
 
-def _most_likely_classes(probabilities: Tensor, masks: Tensor, target_size: tuple[int, int]) -> Tensor:
-    """Combines class probabilities (Q, C) and mask logits (Q, h, w) to the label (height, width) of each pixel."""
-    class_maps = torch.einsum("qc,qhw->chw", probabilities, masks.to(probabilities.dtype).sigmoid())
+def _most_likely_classes(class_maps: Tensor, target_size: tuple[int, int]) -> Tensor:
+    """The class with the highest score (C, h, w) at each pixel: (height, width) int64."""
     best_scores = class_maps.new_full(target_size, -1.0)
     best_labels = torch.zeros(target_size, dtype=torch.int64, device=class_maps.device)
     first_label = 0

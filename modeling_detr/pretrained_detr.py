@@ -290,7 +290,14 @@ def resized(old: Tensor, tensor: Tensor) -> nn.Parameter:
 # The base class
 
 # Arguments that Transformers' tools pass to any model, such as Trainer's `num_items_in_batch`
-_LIBRARY_ARGUMENTS = {*TransformersKwargs.__annotations__, "interpolate_pos_encoding", "return_loss", "use_cache"}
+_LIBRARY_ARGUMENTS = {
+    *TransformersKwargs.__annotations__,
+    "decoder_attention_mask",
+    "decoder_input_ids",
+    "interpolate_pos_encoding",
+    "return_loss",
+    "use_cache",
+}
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")  # PyTorch's fused kernels, or plain matrix products
 
@@ -323,7 +330,7 @@ class DetrPreTrainedModel(PreTrainedModel):
         """
         if attn_implementation not in (None, *ATTENTION_IMPLEMENTATIONS):
             raise ValueError(
-                f"attn_implementation: got '{attn_implementation}', expected one of "
+                f'Specified `attn_implementation="{attn_implementation}"` is not supported; expected one of '
                 f"{', '.join(ATTENTION_IMPLEMENTATIONS)}."
             )
         adjusted: str = super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)

@@ -48,7 +48,8 @@ class DetrSegmentationOutput(DetrObjectDetectionOutput, SegmentationFields):
             None unless requested, see `DetrForSegmentation.forward`.
         image_sizes: (B, 2) int64, height and width of each image in `pixel_values`, without padding.
         canvas_size: (B, 2) int64, height and width of `pixel_values`, the same for each image.
-        stuff_labels: (B, n) int64, those of the config: classes whose segments are merged into one per image.
+        stuff_labels: (B, n) int64, those of the config: classes whose segments are merged into one per image; None if
+            there are none.
     """
 
 
@@ -275,10 +276,11 @@ class DetrForSegmentation(DetrPreTrainedModel):
             output_feature_maps=True,
         )
         batch = len(pixel_values)
+        stuff = self.config.stuff_labels
         output = DetrSegmentationOutput(
             image_sizes=_image_sizes(pixel_values, pixel_mask),
             canvas_size=torch.tensor((height, width)).expand(batch, -1),
-            stuff_labels=torch.tensor(self.config.stuff_labels, dtype=torch.int64).expand(batch, -1),
+            stuff_labels=torch.tensor(stuff).expand(batch, -1) if stuff else None,
             **detected,
         )
         output.copy_batch_level(detected)

@@ -72,12 +72,14 @@ def test_backbone_options_are_checked_where_they_are_used(tiny_config, timm_call
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_attention_is_no_repository(saved, key):
-    with pytest.raises(ValueError, match="attn_implementation: got 'evil/evil', expected one of sdpa, eager"):
+    with pytest.raises(
+        ValueError, match='attn_implementation="evil/evil"` is not supported; expected one of sdpa, eager'
+    ):
         DetrForObjectDetection.from_pretrained(saved(**{key: "evil/evil"}))
 
 
 def test_attention_is_no_repository_when_it_is_set_later(tiny_detector):
-    with pytest.raises(ValueError, match="attn_implementation: got 'evil/evil'"):
+    with pytest.raises(ValueError, match='attn_implementation="evil/evil"` is not supported'):
         tiny_detector().set_attn_implementation("evil/evil", allow_all_kernels=True)
 
 
