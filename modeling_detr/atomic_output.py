@@ -24,6 +24,7 @@ from modeling_detr.errors_detr import DetrError, OutputError, OutputExistsError
 
 
 _PARTIAL, _PREVIOUS = ".partial-", ".previous"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # reading never fails with these
 
 
@@ -165,6 +166,16 @@ def restore_interrupted(folder: str | Path) -> None:
             previous.rename(target)
     for leftover in folder.glob(f".*{_PARTIAL}*"):
         _remove(leftover)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, such as an `OutputError`, goes back to a full disk or an exhausted quota."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if (isinstance(cause, OSError) and cause.errno in _FULL) or f"(os error {errno.ENOSPC})" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 # Hidden names

@@ -35,6 +35,7 @@ from modeling_detr.training.monitoring import Symptom
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import (
     CHECKPOINTS,
+    MODEL,
     RECIPE,
     checkpoint_folder,
     checkpoint_folders,
@@ -353,8 +354,9 @@ def find_damage(folder: Path) -> str | None:
             return f"{STATE} is incomplete"
         files = {name for name in required if CHECKPOINT_PARTS[name].file is not None}
         for name in sorted({*fingerprints, *files}):
-            fingerprint = fingerprints[name]
-            if _fingerprint(folder / name) != fingerprint:
+            if name not in fingerprints:
+                return f"{name} is missing"
+            if _fingerprint(folder / name) != fingerprints[name]:
                 return f"{name} has changed since it was written"
     except CheckpointVersionError:
         raise
@@ -400,7 +402,7 @@ def load_checkpoint(folder: Path, run: CheckpointedRun, *, id2label: Mapping[int
     """
     check_readable(folder)
     content = _read_state(folder)
-    saved_id2label = TrainingState.from_dict(content["state"]).id2label
+    saved_id2label = TrainingState.from_dict(content["state"]).id2label or _exported_classes(folder)
     if id2label is not None and saved_id2label:
         _check_classes(folder, saved_id2label, id2label)
     try:
@@ -425,6 +427,15 @@ def check_readable(folder: Path) -> None:
 def holds_part(folder: Path, name: str) -> bool:
     """Whether a checkpoint has the file of a part, such as `AVERAGE`."""
     return (folder / name).is_file()
+
+
+def _exported_classes(folder: Path) -> dict[int, str]:
+    """Names of the classes in the model that the run has exported; checkpoints of older versions do not have them."""
+    try:
+        config = json.loads((folder.resolve().parents[1] / MODEL / "config.json").read_text(encoding="utf-8"))
+        return {int(label): name for label, name in config["id2label"].items()}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
 
 
 def _check_classes(folder: Path, saved: Mapping[int, str], current: Mapping[int, str]) -> None:

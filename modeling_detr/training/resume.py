@@ -14,7 +14,7 @@ from modeling_detr.training.checkpointing import (
     load_checkpoint,
     newest_checkpoint,
 )
-from modeling_detr.training.recipe import Recipe, compare_for_resume
+from modeling_detr.training.recipe import Recipe, ResumeChanges, compare_for_resume
 from modeling_detr.training.run_folder import RECIPE, holds_run
 
 
@@ -23,6 +23,7 @@ def checkpoint_to_resume(recipe: Recipe) -> Path | None:
 
     Raises:
         ValueError: The folder contains a run that the recipe does not resume.
+        CheckpointError: The checkpoint, or every checkpoint of the run, is damaged, or does not fit the recipe.
         FileNotFoundError: The checkpoint to resume does not exist.
     """
     run_dir = recipe.run_dir
@@ -31,7 +32,10 @@ def checkpoint_to_resume(recipe: Recipe) -> Path | None:
             raise ValueError(f"{run_dir}: already contains a run; use --resume auto, or choose another --output_dir.")
         return None
     if recipe.resume == "auto":
-        return newest_checkpoint(run_dir)
+        newest = newest_checkpoint(run_dir)
+        if newest is not None:
+            compare_recipes(newest, recipe)
+        return newest
     folder = Path(recipe.resume)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -41,7 +45,22 @@ def checkpoint_to_resume(recipe: Recipe) -> Path | None:
         raise ValueError(
             f"{run_dir}: already contains a run, and {folder} is a checkpoint of another; choose another --output_dir."
         )
+    check_readable(folder)
+    compare_recipes(folder, recipe)
     return folder
+
+
+def compare_recipes(folder: Path, recipe: Recipe) -> ResumeChanges:
+    """Return how a recipe differs from that of a checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit the recipe.
+    """
+    changes = compare_for_resume(recipe, yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+    if changes.model:
+        remedy = "undo this change, or start a new run with another output_dir"
+        raise CheckpointError(folder, f"does not fit this recipe: {changes.model[0]}", remedy)
+    return changes
 
 
 def resume(folder: Path, run: CheckpointedRun) -> list[str]:
@@ -57,11 +76,7 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
     Raises:
         CheckpointError: The checkpoint is damaged, or does not fit the recipe, the model or the classes.
     """
-    check_readable(folder)
-    changes = compare_for_resume(run.recipe, yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
-    if changes.model:
-        remedy = "undo this change, or start a new run with another output_dir"
-        raise CheckpointError(folder, f"does not fit this recipe: {changes.model[0]}", remedy)
+    changes = compare_recipes(folder, run.recipe)
     current, state = dataclasses.replace(run.state), run.state
     load_checkpoint(folder, run, id2label=current.id2label)
     reordered = [*(change.name for change in changes.order), *_changed_images(state, current)]

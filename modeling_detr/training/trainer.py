@@ -1,7 +1,6 @@
 """The run loop: train an epoch, evaluate, keep the best model, log, write a checkpoint."""
 
 import contextlib
-import errno
 import math
 import signal
 import sys
@@ -14,7 +13,7 @@ from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
 
-from modeling_detr.atomic_output import replace_text
+from modeling_detr.atomic_output import is_disk_full, replace_text
 from modeling_detr.errors_detr import OutputError, RunInUseError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators import default_evaluators
@@ -346,10 +345,11 @@ class Trainer:
         except BaseException as error:
             with contextlib.suppress(OSError):  # on a full disk, closing fails too
                 self._logger.close()
-            if isinstance(error, OutputError):
-                raise OutputError(error.where, error.problem, _NO_SPACE_REMEDY) from error
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # from the log or a tracker
-                raise OutputError(run_dir, f"cannot be written ({error.strerror})", _NO_SPACE_REMEDY) from error
+            if isinstance(error, OSError) and is_disk_full(error):
+                if isinstance(error, OutputError):
+                    raise OutputError(error.where, error.problem, _NO_SPACE_REMEDY) from error
+                problem = f"cannot be written ({error.strerror})"  # the log or a tracker
+                raise OutputError(run_dir, problem, _NO_SPACE_REMEDY) from error
             raise
         self._logger.close()
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from modeling_detr.errors_detr import CheckpointError
+from modeling_detr.training.checkpointing import CHECKPOINT_PARTS, TEXT, CheckpointPart
 from modeling_detr.training.trainer import Trainer
 
 
@@ -87,3 +89,31 @@ def coco_folder(tmp_path):
     }
     (folder / "annotations.json").write_text(json.dumps(content))
     return folder
+
+
+def test_an_older_checkpoint_takes_its_classes_from_the_exported_model(tiny_recipe, coco_folder):
+    keys = {"data": str(coco_folder), "max_steps": 1, "batch_size": 1, "eval_fraction": 0.5}
+    Trainer.from_recipe(tiny_recipe(**keys)).train()
+    (state,) = tiny_recipe().run_dir.glob("checkpoints/*/state.json")
+    content = json.loads(state.read_text())
+    del content["state"]["id2label"], content["version"]
+    state.write_text(json.dumps(content))
+    Trainer.from_recipe(tiny_recipe(**keys, resume="auto"))
+    rename_classes(coco_folder, {"cat": "dog", "dog": "cat"})
+    with pytest.raises(CheckpointError, match="label 0 was"):
+        Trainer.from_recipe(tiny_recipe(**keys, resume="auto"))
+
+
+def test_a_changed_task_is_refused_before_the_model_is_built(tiny_recipe):
+    Trainer.from_recipe(tiny_recipe(max_steps=1)).train()
+    with pytest.raises(CheckpointError, match="does not fit this recipe: task changed from detection to instance"):
+        Trainer.from_recipe(tiny_recipe(max_steps=1, task="instance", resume="auto"))
+
+
+def test_a_part_that_is_required_now_and_missing_from_a_checkpoint_leaves_it_in_place(tiny_recipe, monkeypatch):
+    Trainer.from_recipe(tiny_recipe(max_steps=1)).train()
+    part = CheckpointPart(lambda run: "text", lambda run, text: None, TEXT, required=True)
+    monkeypatch.setitem(CHECKPOINT_PARTS, "new.txt", part)
+    with pytest.raises(CheckpointError, match=r"step_00000001 \(new.txt is missing\)"):
+        Trainer.from_recipe(tiny_recipe(max_steps=1, resume="auto"))
+    assert (tiny_recipe().run_dir / "checkpoints/step_00000001").is_dir()
