@@ -480,7 +480,7 @@ class DetrModel(DetrPreTrainedModel):
     def _queries(self, tokens: Tensor, extra: ExtraQueries | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The decoder's input (B, Q + E, D), its positions, and its self-attention mask."""
         indices = torch.arange(self.config.num_queries, device=tokens.device)
-        positions = self.query_position_embeddings(indices).to(tokens.dtype).expand(len(tokens), -1, -1)
+        positions = self.query_position_embeddings(indices).to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         queries = torch.zeros_like(positions)  # the learned queries consist of a position only
         if extra is None:
             return queries, positions, None

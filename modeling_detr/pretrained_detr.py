@@ -317,6 +317,8 @@ class DetrPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r".*num_batches_tracked$"]  # noqa: RUF012
     detector_prefix: ClassVar[str] = ""  # of a detector's parameter names, in a model that contains one
     has_class_head: ClassVar[bool] = True
+    # Auto classes that load the class where this package is not installed, beside the one it is registered for
+    further_auto_classes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -454,6 +456,15 @@ class DetrPreTrainedModel(PreTrainedModel):
         else:
             names[r"^detr\."] = ""
         return names
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """See `PreTrainedModel.save_pretrained`. Also names the class for `further_auto_classes`, which pipelines ask,
+        and `DetrModel` for `AutoModel`."""
+        if self._auto_class is not None:
+            name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            further = {"AutoModel": "modeling_detr.DetrModel", **dict.fromkeys(self.further_auto_classes, name)}
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **further}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def change_head(self, change: HeadChange) -> None:
         """Resizes class head and queries as planned; every model knows its own."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.utils.import_utils import is_tracing
 
 from .configuration_detr import DetrConfig
 from .layers_detr import init_bias, xavier_linear
@@ -207,6 +208,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
     """
 
     detector_prefix = "detr."
+    further_auto_classes = ("AutoModelForImageSegmentation", "AutoModelForInstanceSegmentation")
 
     def __init__(self, config: DetrConfig) -> None:
         if config.out_indices is None:
@@ -275,9 +277,11 @@ class DetrForSegmentation(DetrPreTrainedModel):
             output_hidden_states,
             output_feature_maps=True,
         )
-        batch = len(pixel_values)
+        batch = pixel_values.shape[0]  # not `len`, which an export would take for a constant
         stuff = self.config.stuff_labels
+        wants_masks = not (self.training and labels is not None) if output_masks is None else output_masks
         output = DetrSegmentationOutput(
+            pred_masks=self._masks_of_all(detected) if wants_masks else None,
             image_sizes=_image_sizes(pixel_values, pixel_mask),
             canvas_size=torch.tensor((height, width)).expand(batch, -1),
             stuff_labels=torch.tensor(stuff).expand(batch, -1) if stuff else None,
@@ -287,9 +291,6 @@ class DetrForSegmentation(DetrPreTrainedModel):
         if labels is not None:
             masks = self._masks_of(output, *flat_queries(assignments, pixel_values.device))
             output.add_loss(*self.mask_criterion(masks, labels, assignments, (height, width), num_boxes))
-        if output_masks or (output_masks is None and not (self.training and labels is not None)):
-            every_query = torch.ones_like(output.logits[..., 0], dtype=torch.bool)
-            output.pred_masks = self.predict_masks(output, every_query).unflatten(0, every_query.shape)
         return self.output_or_tuple(output, return_dict)
 
     def predict_masks(self, outputs: DetrSegmentationOutput, keep: Tensor) -> Tensor:
@@ -303,10 +304,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
             (M, h, w) logits in the order of `keep.nonzero()`, equal to `pred_masks[keep]`.
         """
         image_index, query_index = keep.nonzero(as_tuple=True)
-        if torch.is_grad_enabled():
-            return self._masks_of(outputs, image_index, query_index)
-        chunks = zip(image_index.split(_MASKS_PER_CHUNK), query_index.split(_MASKS_PER_CHUNK), strict=True)
-        return torch.cat([self._masks_of(outputs, *chunk) for chunk in chunks])
+        return self._masks_in_chunks(outputs, image_index, query_index)
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode; a detector that is completely frozen stays in evaluation mode."""
@@ -319,21 +317,28 @@ class DetrForSegmentation(DetrPreTrainedModel):
         """See `DetrForObjectDetection.change_head`; the mask head depends on neither classes nor queries."""
         self.detr.change_head(change)
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """See `PreTrainedModel.save_pretrained`. Also registers the class for the image-segmentation pipeline, which
-        looks it up under another Auto class than universal segmentation."""
-        if self._auto_class is not None:
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-            self.config.auto_map = {**auto_map, "AutoModelForImageSegmentation": name}
-        super().save_pretrained(save_directory, *args, **kwargs)
-
     @property
     def criterion(self) -> SetCriterion:
         """The detector's loss."""
         return self.detr.criterion
 
-    def _masks_of(self, outputs: DetrSegmentationOutput, image_index: Tensor, query_index: Tensor) -> Tensor:
+    def _masks_of_all(self, outputs: DetrObjectDetectionOutput) -> Tensor:
+        """(B, Q, h, w) logits of the masks of all queries."""
+        batch, queries = outputs.logits.shape[:2]
+        device = outputs.logits.device
+        image_index = torch.arange(batch, device=device)[:, None].expand(batch, queries).flatten()
+        query_index = torch.arange(queries, device=device).expand(batch, queries).flatten()
+        masks = self._masks_in_chunks(outputs, image_index, query_index)
+        return masks.view(batch, queries, *masks.shape[1:])
+
+    def _masks_in_chunks(self, outputs: DetrObjectDetectionOutput, image_index: Tensor, query_index: Tensor) -> Tensor:
+        """See `_masks_of`; in chunks that limit the memory, where no gradient and no graph needs all of them."""
+        if torch.is_grad_enabled() or is_tracing(image_index):
+            return self._masks_of(outputs, image_index, query_index)
+        chunks = zip(image_index.split(_MASKS_PER_CHUNK), query_index.split(_MASKS_PER_CHUNK), strict=True)
+        return torch.cat([self._masks_of(outputs, *chunk) for chunk in chunks])
+
+    def _masks_of(self, outputs: DetrObjectDetectionOutput, image_index: Tensor, query_index: Tensor) -> Tensor:
         """(M,) images and (M,) queries in them → (M, h, w) logits of their masks."""
         if outputs.feature_maps is None:
             raise ValueError(
@@ -349,7 +354,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
 def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     """(B, 2) height and width of the images in a padded batch."""
     if pixel_mask is None:
-        return torch.tensor(pixel_values.shape[-2:]).expand(len(pixel_values), -1)
+        return torch.tensor(pixel_values.shape[-2:]).expand(pixel_values.shape[0], -1)
     return torch.stack([pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)], dim=1).long()
 
 

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ class AsTuple(nn.Module):
 
     def forward(self, pixel_values, pixel_mask):
         outputs = self.model(pixel_values, pixel_mask)
-        return outputs.logits, outputs.pred_boxes
+        return tuple(outputs[key] for key in ("logits", "pred_boxes", "pred_masks") if key in outputs)
 
 
 def test_a_trace_of_an_unpadded_batch_keeps_the_mask(tiny_detector, unpadded, padded):
@@ -44,3 +45,78 @@ def test_a_trace_of_an_unpadded_batch_keeps_the_mask(tiny_detector, unpadded, pa
         traced = torch.jit.trace(AsTuple(model), (unpadded["pixel_values"], unpadded["pixel_mask"]))
     logits, boxes = traced(**padded)
     assert_equal_outputs({"logits": logits, "pred_boxes": boxes}, model(**padded))
+
+
+MODELS = pytest.mark.parametrize("make", ["tiny_detector", "tiny_segmenter"])
+
+
+@pytest.fixture(scope="module")
+def another(padded):
+    """A batch of another number of images."""
+    return {key: torch.cat([value, value[:1], value.roll(1, 0)]) for key, value in padded.items()}
+
+
+@MODELS
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_model_takes_any_mask(make, strict, request, unpadded, padded):
+    model = request.getfixturevalue(make)()
+    exported = torch.export.export(model, (), unpadded, strict=strict).module()
+    assert_equal_outputs(exported(**padded), model(**padded))
+
+
+@MODELS
+def test_a_model_exports_with_a_batch_of_any_number_of_images_of_any_size(make, request, unpadded, another):
+    model = request.getfixturevalue(make)()
+    batch, rows, columns = Dim("batch", min=1, max=64), Dim("rows", min=1, max=40), Dim("columns", min=1, max=40)
+    for image in ({}, {2: 32 * rows, 3: 32 * columns}):
+        mask = {axis - 1: size for axis, size in image.items()}
+        sizes = {"pixel_values": {0: batch, **image}, "pixel_mask": {0: batch, **mask}}
+        exported = torch.export.export(model, (), unpadded, dynamic_shapes=sizes, strict=False).module()
+        assert_equal_outputs(exported(**another), model(**another))
+    larger = {
+        "pixel_values": torch.randn(3, 3, 128, 64, generator=torch.Generator().manual_seed(1)),
+        "pixel_mask": torch.ones(3, 128, 64, dtype=torch.int64),
+    }
+    assert_equal_outputs(exported(**larger), model(**larger))
+
+
+@MODELS
+def test_a_model_exports_without_a_mask(make, request, unpadded, another):
+    model = request.getfixturevalue(make)()
+    sizes = ({0: Dim("batch", min=1, max=64)},)
+    exported = torch.export.export(model, (unpadded["pixel_values"],), dynamic_shapes=sizes, strict=False).module()
+    assert_equal_outputs(exported(another["pixel_values"]), model(another["pixel_values"]))
+
+
+@MODELS
+def test_a_model_compiles_as_one_graph(make, request, unpadded, padded):
+    model = request.getfixturevalue(make)()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for batch in (unpadded, padded, {"pixel_values": unpadded["pixel_values"]}):
+            assert_equal_outputs(compiled(**batch), model(**batch))
+
+
+@MODELS
+def test_an_onnx_file_computes_what_the_model_computes(make, request, tmp_path, unpadded, padded, another):
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module, reason="needs the ONNX packages: pip install 'modeling-detr[onnx]'")
+    import onnxruntime
+
+    model = AsTuple(request.getfixturevalue(make)())
+    batch = Dim("batch", min=1, max=64)
+    sizes = {"pixel_values": {0: batch}, "pixel_mask": {0: batch}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        program = torch.onnx.export(model, (), kwargs=unpadded, dynamo=True, dynamic_shapes=sizes, verbose=False)
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    for inputs in (unpadded, padded, another):
+        outputs = session.run(None, {key: value.numpy() for key, value in inputs.items()})
+        for output, expected in zip(outputs, model(**inputs), strict=True):
+            assert torch.allclose(torch.from_numpy(output), expected, atol=1e-4)
+
+
+def test_a_segmentation_is_a_tuple_in_the_order_of_its_fields(tiny_segmenter, padded):
+    outputs = tiny_segmenter()(**padded)
+    assert list(outputs)[:3] == ["logits", "pred_boxes", "pred_masks"]

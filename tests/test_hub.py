@@ -5,6 +5,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -141,3 +142,32 @@ def test_transformers_trainer_can_train_it(tiny_detector, tmp_path):
     assert trainer.train().training_loss > 0
     assert not torch.equal(model.class_labels_classifier.weight, before)
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "task", "auto_class"),
+    [
+        ("tiny_detector", "object-detection", "AutoModel"),
+        ("tiny_segmenter", "image-segmentation", "AutoModelForInstanceSegmentation"),
+    ],
+)
+def test_pipelines_and_auto_classes_load_a_saved_folder_where_the_package_is_absent(
+    make, task, auto_class, request, tmp_path
+):
+    save(request.getfixturevalue(make)(), tmp_path / "saved")
+    script = f"""
+        import sys
+        sys.modules["modeling_detr"] = None  # importing it now fails
+        import transformers
+        from PIL import Image
+        folder = {str(tmp_path / "saved")!r}
+        run = transformers.pipeline({task!r}, model=folder, trust_remote_code=True)
+        run(Image.new("RGB", (80, 60)), threshold=0.0)
+        model = transformers.{auto_class}.from_pretrained(folder, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    """
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
