@@ -65,6 +65,18 @@ def test_trainer_predicts_with_a_segmenter_on_images_of_several_sizes(tiny_segme
     assert (4, 7, 6) in [array.shape for array in predictions if hasattr(array, "shape")]
 
 
+def test_trainer_returns_masks_of_several_sizes_batch_by_batch(tiny_segmenter, tmp_path):
+    """As docs/checkpoints.md says: it cannot concatenate them, nor the masks of the labels."""
+    masks = {side: torch.ones(1, side, side, dtype=torch.bool) for side in (64, 96)}
+    rows = [{"side": side, "labels": {**LABELS, "masks": masks[side]}} for side in (64, 64, 96, 96)]
+    run = trainer(tiny_segmenter(), tmp_path, rows, eval_do_concat_batches=False)
+    assert run.evaluate()["eval_loss"] > 0
+    batches = run.predict(rows, ignore_keys=[]).predictions
+    shapes = [[array.shape for array in batch if hasattr(array, "shape")] for batch in batches]
+    assert (2, 7, 16, 16) in shapes[0]
+    assert (2, 7, 24, 24) in shapes[1]
+
+
 def test_labels_do_not_suppress_masks_in_evaluation_mode(tiny_segmenter):
     labels = [{**LABELS, "masks": torch.ones(1, 64, 64, dtype=torch.bool)}]
     model = tiny_segmenter()
