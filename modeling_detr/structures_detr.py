@@ -9,9 +9,9 @@ centre and size relative to the **unpadded** image. Sizes are `(height, width)`.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict
+from typing import BinaryIO, Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -28,21 +28,29 @@ UNSPLIT = "all"  # the only split of a dataset that is not divided into splits
 # Datasets
 
 
+# Returns the image at a path that is not a file: a binary file object with its encoded bytes (JPEG, PNG, …), or its
+# pixels (H, W, 3) uint8 RGB. Called in loader processes and from several threads: it must be picklable (a function
+# of a module, or an instance of a class of one) and thread-safe.
+ImageReader = Callable[[str], BinaryIO | NDArray[np.uint8]]
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One image of a dataset.
 
     Attributes:
         id: The dataset's id of the image, used when results are written.
-        path: Path of the file.
+        path: Path of the file, or what identifies the image to `reader`; unique in the dataset.
         height: Height in pixels that the annotations refer to.
         width: Width in pixels that the annotations refer to.
+        reader: Reads an image that is not a file (an entry of an archive, a row of a table); None: `path` is a file.
     """
 
     id: int | str
     path: str
     height: int
     width: int
+    reader: ImageReader | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,7 +319,7 @@ def _add_image_error(path: str, error: Exception, findings: Findings) -> None:
 
 def _thumbnail(record: ImageRecord) -> NDArray[np.uint8]:
     """Read the whole image and shrink it to 16 x 17 grey pixels; raises what `read_image` raises."""
-    if Path(record.path).is_file():
+    if record.reader is None and Path(record.path).is_file():
         try:
             with Image.open(record.path) as image:
                 orientation = image.getexif().get(EXIF_ORIENTATION, 1) if image.format == "JPEG" else 1

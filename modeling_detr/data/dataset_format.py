@@ -1,7 +1,8 @@
 """The definition of a dataset format: how it is recognised, read and written.
 
 Each format is one file in `formats/` that defines a `DatasetFormat`. The table `formats.FORMATS` lists them all;
-plug-ins may add their own.
+plug-ins may add their own. A format whose images are not files (entries of an archive, rows of a table) sets
+`ImageRecord.reader` for each of them, and gets their size from `image_headers.header_size(path, reader)`.
 """
 
 from collections.abc import Callable

@@ -61,7 +61,8 @@ class ImageCopies:
         for image, record in enumerate(index.images):
             place = self._place_of(self.home[image])
             source = Path(record.path)
-            as_is = source.is_file() and header_size(record.path) == (record.height, record.width)
+            is_file = record.reader is None and source.is_file()
+            as_is = is_file and header_size(record.path) == (record.height, record.width)
             stem, suffix = (source.stem, source.suffix) if as_is else (source.stem or f"image_{image}", ".png")
             for candidate in (stem, f"{source.parent.name}_{stem}".lstrip("_"), f"{stem}_{image}"):
                 if (place, candidate.lower()) not in taken and not ("?" in candidate or "/" in candidate):
@@ -76,7 +77,7 @@ class ImageCopies:
                 _copy(source, self.path(image), link)
             else:
                 Image.fromarray(read_image(record).permute(1, 2, 0).numpy()).save(self.path(image))
-                if source.is_file():
+                if is_file:
                     rewritten.append(record.path)
         if not rewritten:
             return []

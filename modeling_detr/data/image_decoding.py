@@ -15,10 +15,9 @@ from modeling_detr.data.image_headers import (
     ignore_opening_warnings,
     image_source,
 )
-from modeling_detr.data.shape_scenes import is_shapes, render
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
 from modeling_detr.image_processing_detr import to_rgb
-from modeling_detr.structures_detr import ImageRecord
+from modeling_detr.structures_detr import ImageReader, ImageRecord
 
 
 def read_image(record: ImageRecord) -> tv_tensors.Image:
@@ -29,18 +28,16 @@ def read_image(record: ImageRecord) -> tv_tensors.Image:
     deprecated.
 
     Args:
-        record: The image; its path may be a virtual one of the built-in shapes.
+        record: The image, a file or what its `reader` returns.
 
     Raises:
-        DatasetNotFoundError: The file does not exist.
-        DatasetReadError: The file cannot be decoded.
+        DatasetNotFoundError: The image does not exist.
+        DatasetReadError: The image cannot be read or decoded.
         DatasetError: Its size is not the record's.
     """
-    if is_shapes(record.path):
-        return tv_tensors.Image(torch.from_numpy(render(record.path)).permute(2, 0, 1))
-    pixels = _decode(record.path, oriented=True)
+    pixels = _decode(record.path, record.reader, oriented=True)
     if pixels.shape[1:] != (record.height, record.width):
-        stored = _decode(record.path, oriented=False)
+        stored = _decode(record.path, record.reader, oriented=False)
         if stored.shape[1:] != (record.height, record.width):
             raise DatasetError(
                 record.path,
@@ -52,12 +49,15 @@ def read_image(record: ImageRecord) -> tv_tensors.Image:
     return tv_tensors.Image(pixels)
 
 
-def _decode(path: str, oriented: bool) -> Tensor:
-    """Decode an image file to pixels (3, H, W) uint8, rotated by its EXIF orientation if `oriented`."""
+def _decode(path: str, reader: ImageReader | None, oriented: bool) -> Tensor:
+    """Decode an image to pixels (3, H, W) uint8, rotated by its EXIF orientation if `oriented`."""
+    source = image_source(path, reader)
+    if isinstance(source, np.ndarray):
+        return torch.from_numpy(source).permute(2, 0, 1)
     try:
         with warnings.catch_warnings():
             ignore_opening_warnings()
-            opened = Image.open(image_source(path))
+            opened = Image.open(source)
         with opened as image:
             check_pixels(path, image.height, image.width)
             image.load()

@@ -1,13 +1,17 @@
 """Read the size and EXIF orientation of an image from its header, without decoding it."""
 
-import io
+import os
 import struct
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from modeling_detr.errors_detr import DatasetReadError
+from modeling_detr.errors_detr import DatasetReadError, DetrError
+from modeling_detr.structures_detr import ImageReader
 
 
 EXIF_ORIENTATION = 0x0112
@@ -15,21 +19,29 @@ EXIF_ORIENTATION = 0x0112
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
-def header_size(path: str) -> tuple[int, int]:
+def header_size(path: str, reader: ImageReader | None = None) -> tuple[int, int]:
     """Read the height and width of an image from its header, after applying its EXIF orientation.
 
+    Args:
+        path: Path of the image.
+        reader: Reads an image that is not a file; see `ImageRecord`.
+
     Raises:
-        DatasetReadError: The file cannot be read, is not an image, or is implausibly large.
+        DatasetReadError: The image cannot be read, is not an image, or is implausibly large.
     """
-    return header_sizes(path)[0]
+    return header_sizes(path, reader)[0]
 
 
-def header_sizes(path: str) -> tuple[tuple[int, int], tuple[int, int]]:
+def header_sizes(path: str, reader: ImageReader | None = None) -> tuple[tuple[int, int], tuple[int, int]]:
     """Read height and width after applying the EXIF orientation, and as stored; see `header_size`."""
+    source = image_source(path, reader)
+    if isinstance(source, np.ndarray):
+        height, width = source.shape[:2]
+        return (height, width), (height, width)
     try:
         with warnings.catch_warnings():
             ignore_opening_warnings()
-            with Image.open(image_source(path)) as image:
+            with Image.open(source) as image:
                 width, height = image.size
                 check_pixels(path, height, width)
                 # Pillow decodes a whole PNG to look for EXIF data after its pixels, which hardly any file has.
@@ -37,7 +49,7 @@ def header_sizes(path: str) -> tuple[tuple[int, int], tuple[int, int]]:
                 orientation = exif_orientation(image) if has_exif else 1
     except UnidentifiedImageError as error:
         raise DatasetReadError(
-            path, f"not a readable image ({_num_bytes(path):,} bytes)", "replace or remove it"
+            path, f"not a readable image ({_num_bytes(source):,} bytes)", "replace or remove it"
         ) from error
     except Image.DecompressionBombError as error:
         raise DatasetReadError(path, str(error), "scale it down, or remove it and its annotations") from error
@@ -74,24 +86,31 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def ignore_opening_warnings() -> None:
-    """Silence Pillow's warnings about size and EXIF data, which are checked here; use in `catch_warnings()`."""
+    """Silence Pillow's warnings; size and EXIF problems raise this package's own errors. Use in `catch_warnings()`."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 
-def image_source(path: str) -> str | io.BytesIO:
-    """Return what Pillow opens: the path of a file, or the bytes of the Arrow row at a virtual path.
+def image_source(path: str, reader: ImageReader | None) -> str | BinaryIO | NDArray[np.uint8]:
+    """Return what can be decoded: the path of a file, or what `reader` returns, bytes or pixels (H, W, 3) uint8.
 
     Raises:
-        OSError: The row cannot be read.
+        DatasetReadError: The reader failed, or returned something else.
     """
-    if ".arrow?" not in path:
+    if reader is None:
         return path
-    from modeling_detr.data.arrow_rows import read_row  # imports pyarrow, which few datasets need
+    try:
+        source = reader(path)
+    except DetrError:
+        raise
+    except Exception as error:  # of any library that a reader uses
+        problem = f"the image cannot be read ({type(error).__name__}: {error})"
+        raise DatasetReadError(path, problem, "restore it, or remove its annotations") from error
+    if isinstance(source, np.ndarray) and (source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3):
+        problem = f"its reader returned {source.dtype} pixels of shape {source.shape}, expected uint8 (H, W, 3)"
+        raise DatasetReadError(path, problem)
+    return source
 
-    return read_row(path)
 
-
-def _num_bytes(path: str) -> int:
-    source = image_source(path)
-    return Path(source).stat().st_size if isinstance(source, str) else source.getbuffer().nbytes
+def _num_bytes(source: str | BinaryIO) -> int:
+    return Path(source).stat().st_size if isinstance(source, str) else source.seek(0, os.SEEK_END)

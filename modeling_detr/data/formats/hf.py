@@ -26,7 +26,15 @@ from modeling_detr.data.formats.hf_boxes import NAMED_BOXES, BoxFormat, BoxSampl
 from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_paths import is_split_name
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
-from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord, Task
+from modeling_detr.structures_detr import (
+    UNSPLIT,
+    AnnotationTable,
+    Category,
+    DetectionIndex,
+    ImageReader,
+    ImageRecord,
+    Task,
+)
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -200,6 +208,7 @@ class _Split:
         where: Name of the split in messages.
         ids: (R,) id of each row.
         paths: (R,) path of each row's image, virtual or real; "" where missing.
+        readers: (R,) reader of each row's image; None where it is a file.
         sizes: (R, 2) height and width in the table; None: the table has none.
         row: (A,) row of each object.
         object_index: (A,) index of the object in its row.
@@ -214,6 +223,7 @@ class _Split:
     where: str
     ids: Sequence[int | str]
     paths: Sequence[str]
+    readers: Sequence[ImageReader | None]
     sizes: NDArray[np.int64] | None
     row: NDArray[np.int64]
     object_index: NDArray[np.int64]
@@ -259,10 +269,12 @@ def _read_split(where: str, rows: Any) -> _Split:
                 "make the lists of each row equally long",
             )
     areas = None if area is None else np.array(flat[area], dtype=np.float64)
+    paths, readers = _images(where, rows, image_column)
     return _Split(
         where=where,
         ids=_ids(rows),
-        paths=_paths(where, rows, image_column),
+        paths=paths,
+        readers=readers,
         sizes=_sizes(rows),
         row=parents,
         object_index=np.arange(len(parents)) - starts,
@@ -288,7 +300,7 @@ def _image_column(where: str, rows: Any) -> str:
     if "image" in images or len(images) == 1:
         return "image" if "image" in images else images[0]
     if not images:
-        problem = f"no column of images, only {', '.join(rows.column_names)}"
+        problem = f"no image column; the columns are {', '.join(rows.column_names)}"
         raise DatasetError(where, problem, "expected a column with the feature Image, or of structs with 'bytes'")
     raise DatasetError(where, f"several columns of images, {', '.join(images)}", "rename the one to use to 'image'")
 
@@ -379,11 +391,12 @@ def _sizes(rows: Any) -> NDArray[np.int64] | None:
     return np.array(columns, dtype=np.int64).T
 
 
-def _paths(where: str, rows: Any, column: str) -> list[str]:
-    """Return the path of each row's image: a virtual one if the row contains the bytes, else that of the file."""
-    from modeling_detr.data.arrow_rows import read_table, row_path
+def _images(where: str, rows: Any, column: str) -> tuple[list[str], list[ImageReader | None]]:
+    """Return path and reader of each row's image: a virtual path if the row contains the bytes, else a file's."""
+    from modeling_detr.data.formats.arrow_rows import read_row, read_table, row_path
 
     paths: list[str] = []
+    readers: list[ImageReader | None] = []
     for entry in rows.cache_files:
         file = str(Path(entry["filename"]).resolve())
         cells = read_table(file).column(column)
@@ -391,13 +404,15 @@ def _paths(where: str, rows: Any, column: str) -> list[str]:
             cell = cells[row]
             if cell["bytes"].is_valid:
                 paths.append(row_path(file, column, row))
+                readers.append(read_row)
             else:
+                readers.append(None)
                 paths.append(cell["path"].as_py() or "" if "path" in cell else "")
     if len(paths) != len(rows):
         raise DatasetError(
             where, f"{len(rows)} rows, but its Arrow files have {len(paths)}", "save it again with save_to_disk"
         )
-    return paths
+    return paths, readers
 
 
 # Images, classes and a sample of the boxes
@@ -408,13 +423,13 @@ def _records(split: _Split, findings: Findings) -> tuple[list[ImageRecord], NDAr
     records: list[ImageRecord] = []
     index_of_row = np.full(len(split.paths), -1, dtype=np.int64)
     other_size = []
-    for row, path in enumerate(split.paths):
+    for row, (path, reader) in enumerate(zip(split.paths, split.readers, strict=True)):
         where = f"{split.where}, row {row} (image {split.ids[row]!r})"
         if not path:
             findings.error("missing image", where, "no image", "add it, or remove the row")
             continue
         try:
-            upright, stored = header_sizes(path)
+            upright, stored = header_sizes(path, reader)
         except DatasetReadError as error:
             findings.add("unreadable image", error, image=path)
             continue
@@ -425,7 +440,7 @@ def _records(split: _Split, findings: Findings) -> tuple[list[ImageRecord], NDAr
             if given != size:
                 other_size.append((where, f"{size[0]}x{size[1]} (height x width), not {given[0]}x{given[1]}"))
         index_of_row[row] = len(records)
-        records.append(ImageRecord(split.ids[row], path, *size))
+        records.append(ImageRecord(split.ids[row], path, *size, reader))
     if other_size:
         where, sizes = other_size[0]
         differ = "image differs" if len(other_size) == 1 else "images differ"
@@ -482,7 +497,7 @@ def _sample(split: _Split) -> BoxSample:
     size_of: dict[int, tuple[int, int]] = {}
     for row in np.unique(split.row[chosen])[:2000].tolist():
         with contextlib.suppress(OSError):  # reported when the images are read
-            size_of[row] = header_sizes(split.paths[row])[0]
+            size_of[row] = header_sizes(split.paths[row], split.readers[row])[0]
     chosen = chosen[np.isin(split.row[chosen], list(size_of))]
     return BoxSample(
         boxes=split.boxes[chosen],

@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.dataset_format import DatasetFormat
 from modeling_detr.data.findings import Findings
-from modeling_detr.data.shape_scenes import GROUND, coverage, draw_scene, is_shapes, parse_image_path, parse_options
+from modeling_detr.data.formats.shape_scenes import (
+    GROUND,
+    coverage,
+    draw_scene,
+    is_shapes,
+    parse_image_path,
+    parse_options,
+    render,
+)
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord, MaskColumn, Task
 
 
@@ -71,7 +79,7 @@ def read_shapes(path: str = "shapes", panoptic: bool = False) -> DetectionIndex:
                 image_index.append(len(images))
                 shape_index.append(GROUND)
             file = f"{options.prefix()}/{split}/{number:06d}.png"
-            images.append(ImageRecord(len(images), file, options.size, options.size))
+            images.append(ImageRecord(len(images), file, options.size, options.size, render))
     boxes_xyxy = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     categories = [Category(label, name) for label, name in enumerate(options.classes)]
     if options.panoptic:

@@ -166,7 +166,7 @@ def test_wrong_sizes_missing_images_and_unknown_classes_are_reported_with_their_
 
 def test_a_folder_without_a_dataset_is_one_clear_error(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "text.parquet")
-    with pytest.raises(ValueError, match=r"no column of images, only text"):
+    with pytest.raises(ValueError, match=r"no image column; the columns are text"):
         open_dataset(tmp_path)
     with pytest.raises(ValueError, match="box_format: got 'yolo'; expected one of xywh"):
         open_dataset(tmp_path, box_format="yolo")

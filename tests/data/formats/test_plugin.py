@@ -1,12 +1,18 @@
-"""A dataset format that is added from outside, as a plug-in would."""
+"""Dataset formats that are added from outside, as plug-ins would."""
 
+import io
+import json
+import zipfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from modeling_detr.commands.data import main
-from modeling_detr.data import FORMATS, open_dataset
+from modeling_detr.data import FORMATS, DetectionDataset, open_dataset, read_image
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations
 from modeling_detr.data.dataset_format import DatasetFormat, ReadingOption, WrittenDataset
 from modeling_detr.data.image_copies import ImageCopies
@@ -103,3 +109,76 @@ def test_a_run_can_train_on_it(csv_folder):
 def test_errors_list_it(csv_format, tmp_path):
     with pytest.raises(ValueError, match=r"csv: boxes\.csv"):
         open_dataset(tmp_path)
+
+
+# A format whose images are entries of a zip file, with the annotations in boxes.json beside them
+
+
+@lru_cache
+def open_zip(file):
+    return zipfile.ZipFile(file)
+
+
+def read_entry(path):
+    file, _, name = path.partition("::")
+    return io.BytesIO(open_zip(file).read(name))
+
+
+def read_zip(path, *, findings, task):
+    content = json.loads(open_zip(str(path)).read("boxes.json"))
+    records, rows = [], AnnotationRows()
+    for name, boxes in content.items():
+        for number, box in enumerate(boxes):
+            rows.append(len(records), 0, box, number)
+        place = f"{path}::{name}"
+        records.append(ImageRecord(name, place, *header_size(place, read_entry), read_entry))
+    table = clean_annotations(
+        image_index=np.array(rows.image_index),
+        label=np.array(rows.label),
+        boxes_xyxy=rows.boxes,
+        image_sizes=np.array([(record.height, record.width) for record in records]),
+        describe=lambda row: f"box {row}",
+        findings=findings,
+    )
+    splits = {UNSPLIT: np.arange(len(records))}
+    return DetectionIndex(Path(path).stem, tuple(records), (Category(0, "cat"),), table, splits, tuple(findings.notes))
+
+
+@pytest.fixture
+def zip_file(tmp_path, monkeypatch, coco_folder):
+    entry = DatasetFormat(
+        name="zip", find=lambda path: path.suffix == ".zip", read=read_zip, looked_for="a .zip file with boxes.json"
+    )
+    monkeypatch.setitem(FORMATS, "zip", entry)
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.write(coco_folder / "train" / "a.jpg", "images/a.jpg")
+        archive.write(coco_folder / "train" / "b.png", "images/b.png")
+        archive.writestr("boxes.json", json.dumps({"images/a.jpg": [[1, 2, 30, 40]], "images/b.png": []}))
+    return tmp_path / "data.zip"
+
+
+def test_images_in_a_zip_are_read_by_spawned_workers(zip_file, coco_folder):
+    index = open_dataset(zip_file)
+    loader = DataLoader(
+        DetectionDataset(index), batch_size=None, num_workers=2, multiprocessing_context="spawn", shuffle=False
+    )
+    samples = list(loader)
+    for sample, name in zip(samples, ("a.jpg", "b.png"), strict=True):
+        file = coco_folder / "train" / name
+        assert torch.equal(sample["image"], read_image(ImageRecord(name, str(file), *header_size(str(file)))))
+    assert samples[0]["target"]["boxes"].tolist() == [[1, 2, 30, 40]]
+
+
+def test_images_in_a_zip_are_checked_and_converted(zip_file, tmp_path, capsys):
+    assert main(["check", str(zip_file)]) == 0
+    assert "data (zip): 2 images, 1 box, 1 class" in capsys.readouterr().out
+    assert main(["convert", str(zip_file), str(tmp_path / "new"), "--to", "coco"]) == 0
+    converted, source = open_dataset(tmp_path / "new"), open_dataset(zip_file)
+    for new, old in zip(converted.images, source.images, strict=True):
+        assert torch.equal(read_image(new), read_image(old))
+    assert converted.annotations.boxes_xyxy.tolist() == [[1, 2, 30, 40]]
+
+
+def test_an_image_that_is_missing_in_a_zip_is_an_error_of_the_image(zip_file):
+    with pytest.raises(OSError, match=r"::images/gone\.jpg: the image cannot be read \(KeyError"):
+        read_image(ImageRecord(1, f"{zip_file}::images/gone.jpg", 8, 8, read_entry))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_detr.data import open_dataset, read_image
-from modeling_detr.data.shape_scenes import KINDS, MOST_COVER, coverage, draw_scene, render
+from modeling_detr.data.formats.shape_scenes import KINDS, MOST_COVER, coverage, draw_scene, render
 
 
 def test_the_same_options_give_the_same_dataset():

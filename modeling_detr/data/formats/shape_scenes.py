@@ -4,7 +4,7 @@ An image is determined by (seed, split, index, size). Its scene is drawn when th
 `render` needs the pixels. Training and validation images use different streams of random numbers. The geometry is
 defined in one place, `Shape.outline`: boxes are its extent, and pixels and masks come from `coverage`.
 
-An image has a virtual path, `shapes?size=128&seed=0/train/000017.png`, which `image_decoding.read_image` renders. With
+An image has a virtual path, `shapes?size=128&seed=0/train/000017.png`, which `render` draws. With
 `classes=circle,square`, only those are drawn, and they are the dataset's classes in that order. With `panoptic=true`,
 the ground is a stuff class.
 """
