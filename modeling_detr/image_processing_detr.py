@@ -5,7 +5,7 @@ deviation of the backbone's training data, and padded with zeros on the right an
 labels in `annotations_detr.py`, model outputs become predictions in `post_processing_detr.py`.
 
 The data loader and the evaluation call the same steps as functions: `to_rgb`, `resize_output_size`, `normalize`,
-`pad_images`, `batch_to_device`.
+`batch_to_device`, and `pad_images` of `padding_detr.py`.
 
 Shapes: B images · N objects of one image · H, W pixels. Sizes are `(height, width)`.
 """
@@ -27,6 +27,7 @@ from transformers.image_utils import PILImageResampling, SizeDict, load_image, p
 
 from .annotations_detr import CocoAnnotation, CocoPanopticAnnotation, coco_to_labels
 from .errors_detr import did_you_mean
+from .padding_detr import ImageBatch, pad_images
 from .post_processing_detr import DetrPostProcessor
 from .structures_detr import DetectionBatch
 
@@ -105,37 +106,6 @@ def normalize(
     offsets = torch.tensor(mean, dtype=pixel_values.dtype, device=pixel_values.device) * scale
     widths = torch.tensor(std, dtype=pixel_values.dtype, device=pixel_values.device) * scale
     return (pixel_values - offsets[:, None, None]) / widths[:, None, None]
-
-
-def pad_images(images: Sequence[Tensor], size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-    """Combines images of different sizes to a batch, padded with zeros on the right and at the bottom.
-
-    Args:
-        images: One tensor (channels, H, W) per image, all of the same dtype and on the same device.
-        size: `(height, width)` of the batch; None: the largest height and the largest width of the images.
-
-    Returns:
-        pixel_values (B, channels, height, width) in the images' dtype, and pixel_mask (B, height, width) int64, 1 for
-        image and 0 for padding.
-
-    Raises:
-        ValueError: There are no images, or one is larger than `size`.
-    """
-    if not images:
-        raise ValueError("images: got none, expected at least one.")
-    largest = max(image.shape[-2] for image in images), max(image.shape[-1] for image in images)
-    height, width = size or largest
-    if largest[0] > height or largest[1] > width:
-        raise ValueError(
-            f"pad_size: {height}x{width} (height x width) is too small for images of up to {largest[0]}x{largest[1]}; "
-            f"enlarge pad_size, or resize the images to less."
-        )
-    pixel_values = images[0].new_zeros((len(images), images[0].shape[0], height, width))
-    pixel_mask = torch.zeros((len(images), height, width), dtype=torch.int64, device=images[0].device)
-    for index, image in enumerate(images):
-        pixel_values[index, :, : image.shape[-2], : image.shape[-1]] = image
-        pixel_mask[index, : image.shape[-2], : image.shape[-1]] = 1
-    return pixel_values, pixel_mask
 
 
 def batch_to_device(
@@ -555,7 +525,7 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
             data["labels"] = coco_to_labels(annotations, originals, resized, with_masks, masks_path)
         if chosen.return_tensors == "np":
             data = {key: _to_numpy(value) for key, value in data.items()}
-        return BatchFeature(data)
+        return ImageBatch(data)
 
     def resize(  # noqa: D102 (the library's)
         self, image: Tensor, size: SizeDict, resample: int | None = None, antialias: bool = True, **_: object

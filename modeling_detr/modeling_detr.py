@@ -24,6 +24,7 @@ from .backbone_detr import DetrBackbone
 from .configuration_detr import DetrConfig
 from .layers_detr import DetrMLPPredictionHead, HeadLinear, at_least_float32, xavier_linear
 from .loss_detr import HungarianMatcher, SetCriterion
+from .padding_detr import ImageList, batch_of
 from .pretrained_detr import DetrPreTrainedModel, HeadChange, resized
 from .structures_detr import Assignment, DetectionLabels, check_labels
 
@@ -401,7 +402,7 @@ class DetrModel(DetrPreTrainedModel):
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | ImageList,
         pixel_mask: Tensor | None = None,
         extra_queries: ExtraQueries | None = None,
         output_attentions: bool | None = None,
@@ -413,7 +414,8 @@ class DetrModel(DetrPreTrainedModel):
         """Computes the hidden states. Paper: fig. 2. Original: models/detr.py and models/transformer.py.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom.
+            pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom; or a list of
+                images (3, H, W) of any sizes, which are padded.
             pixel_mask: (B, H, W), 1 = image, 0 = padding; None if nothing is padded.
             extra_queries: Additional queries for the decoder.
             output_attentions: Return all attention weights; attention is then computed by plain matrix products.
@@ -427,6 +429,7 @@ class DetrModel(DetrPreTrainedModel):
                 synchronisation).
         """
         self.check_library_arguments(kwargs)
+        pixel_values, pixel_mask = batch_of(pixel_values, pixel_mask)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         pixel_mask = self._check_images(pixel_values, pixel_mask)
@@ -547,7 +550,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | ImageList,
         pixel_mask: Tensor | None = None,
         labels: Sequence[DetectionLabels] | None = None,
         num_boxes: float | Tensor | None = None,
@@ -561,7 +564,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         """Detects objects, and computes the loss if `labels` are given.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom.
+            pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom; or a list of
+                images (3, H, W) of any sizes, which are padded.
             pixel_mask: (B, H, W), 1 = image, 0 = padding; None if nothing is padded.
             labels: B dicts with `class_labels` (N,) integers in 0…C-1 and `boxes` (N, 4) cxcywh in [0, 1], relative to
                 the unpadded image; N may be 0.
@@ -580,6 +584,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
                 synchronisation); or see `DetrModel.forward`.
         """
         self.check_library_arguments(kwargs)
+        pixel_values, pixel_mask = batch_of(pixel_values, pixel_mask)
         output, _ = self.detect(
             pixel_values,
             pixel_mask,

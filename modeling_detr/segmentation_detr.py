@@ -24,6 +24,7 @@ from .modeling_detr import (
     DetrObjectDetectionOutput,
     ExtraQueries,
 )
+from .padding_detr import ImageList, batch_of
 from .pretrained_detr import DetrPreTrainedModel, HeadChange
 from .structures_detr import DetectionLabels, check_masks
 
@@ -229,7 +230,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | ImageList,
         pixel_mask: Tensor | None = None,
         labels: Sequence[DetectionLabels] | None = None,
         num_boxes: float | Tensor | None = None,
@@ -244,7 +245,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
         """Detects and segments objects, and computes the loss if `labels` are given.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom.
+            pixel_values: See `DetrModel.forward`.
             pixel_mask: (B, H, W), 1 = image, 0 = padding; None if nothing is padded.
             labels: The detector's labels, and `masks` (N, height, width) bool of the unpadded image.
             num_boxes: Boxes of the whole optimizer step, the divisor of the box and mask losses. None: this batch's.
@@ -263,6 +264,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
                 objects, or are larger than the batch.
         """
         self.check_library_arguments(kwargs)
+        pixel_values, pixel_mask = batch_of(pixel_values, pixel_mask)
         height, width = pixel_values.shape[-2:]
         if labels is not None:
             check_masks(labels, (height, width))

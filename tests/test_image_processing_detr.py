@@ -14,10 +14,10 @@ from reference_cases import REFERENCE
 from modeling_detr.image_processing_detr import (
     DetrTorchvisionImageProcessor,
     normalize,
-    pad_images,
     resize_output_size,
     to_rgb,
 )
+from modeling_detr.padding_detr import pad_images
 
 
 GOLDEN = REFERENCE / "golden"
@@ -371,6 +371,7 @@ assert processor(numpy.zeros((64, 48, 3), numpy.uint8))["pixel_values"].shape ==
         "annotations_detr.py",
         "errors_detr.py",
         "image_processing_detr.py",
+        "padding_detr.py",
         "post_processing_detr.py",
         "structures_detr.py",
     }

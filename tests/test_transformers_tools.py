@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, pipeline
 from transformers.utils.import_utils import is_peft_available
 
 from modeling_detr import (
@@ -245,3 +245,43 @@ def test_a_panoptic_file_is_in_its_folder(processor, tmp_path, name):
     annotation = {"file_name": name, "segments_info": []}
     with pytest.raises(ValueError, match=r"image 0: file_name .*no such file in"):
         processor(np.zeros((60, 80, 3), np.uint8), annotations=annotation, masks_path=tmp_path / "masks")
+
+
+# Pipelines
+
+
+@pytest.mark.parametrize(
+    ("make", "task"), [("tiny_detector", "object-detection"), ("tiny_segmenter", "image-segmentation")]
+)
+def test_batched_pipelines_take_images_of_several_sizes(processor, make, task, request):
+    model = request.getfixturevalue(make)()
+    generator = np.random.default_rng(0)
+    images = [
+        Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        for height, width in ((60, 80), (90, 70), (60, 60))
+    ]
+    run = pipeline(task, model=model, image_processor=processor)
+    batched = run(images, batch_size=3, threshold=0.0)
+    assert len(batched) == 3
+    if task == "object-detection":
+        inputs = processor(images)
+        expected = processor.post_process_object_detection(
+            model(**inputs), 0.0, [(image.height, image.width) for image in images]
+        )
+        for found, result in zip(batched, expected, strict=True):
+            scores = sorted(entry["score"] for entry in found)
+            assert scores == pytest.approx(sorted(result["scores"].tolist()), abs=1e-4)
+    alone = run(images[0], threshold=0.0)
+    assert len(alone) == len(run([images[0]], threshold=0.0)[0])
+
+
+@pytest.mark.parametrize("make", ["tiny_detector", "tiny_segmenter"])
+def test_a_list_of_images_is_padded(make, request):
+    model = request.getfixturevalue(make)()
+    small, large = torch.randn(3, 64, 32), torch.randn(3, 64, 96)
+    pixel_values = torch.zeros(2, 3, 64, 96)
+    pixel_values[0, :, :, :32], pixel_values[1] = small, large
+    pixel_mask = torch.ones(2, 64, 96, dtype=torch.int64)
+    pixel_mask[0, :, 32:] = 0
+    assert torch.equal(model([small, [large]]).logits, model(pixel_values, pixel_mask).logits)
+    assert torch.equal(model([large]).logits, model(large[None]).logits)

@@ -6,7 +6,8 @@ from torchvision import tv_tensors
 
 from modeling_detr.data import DetrCollator
 from modeling_detr.data.batch import split_batch
-from modeling_detr.image_processing_detr import batch_to_device, normalize, pad_images
+from modeling_detr.image_processing_detr import batch_to_device, normalize
+from modeling_detr.padding_detr import pad_images
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
