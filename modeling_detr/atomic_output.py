@@ -1,8 +1,9 @@
 """Files and folders that appear under their name only when they are complete.
 
-Everything is written under a hidden name beside the target and then renamed. An error, a signal, a kill or a full disk
-leaves the previous contents unchanged. Hidden names contain the host and the process id, so that several processes can
-write at once; whatever a killed process leaves behind is removed by the next one that writes the same target.
+Everything is written under a hidden name beside the target, synced to disk and renamed, and the rename is synced too.
+An error, a signal, a kill, a power cut or a full disk leaves the previous contents unchanged. Hidden names contain the
+host and the process id, so that several processes can write at once; whatever a killed process leaves behind is
+removed by the next one that writes the same target.
 
     with new_folder("model") as folder:             # fails if model exists
         save_everything(folder)
@@ -46,12 +47,14 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     _refuse_existing(target)
     with _partial(target, is_folder=True, kept="") as partial:
         yield partial
+        sync_tree(partial)
         _refuse_existing(target)
         try:
             partial.rename(target)
         except OSError:
             _refuse_existing(target)
             raise
+        sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -69,12 +72,13 @@ def new_file(target: str | Path) -> Iterator[Path]:
     _refuse_existing(target)
     with _partial(target, is_folder=False, kept="") as partial:
         yield partial
-        _sync(partial)
+        sync(partial)
         try:
             os.link(partial, target)  # fails if the target exists, which a rename does not
         except OSError:
             _refuse_existing(target)
             partial.rename(target)  # the file system has no hard links
+        sync(target.parent)
 
 
 # Replaced files and folders
@@ -95,8 +99,9 @@ def replaced_file(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     with _partial(target, is_folder=False, kept="the previous file is unchanged") as partial:
         yield partial
-        _sync(partial)
+        sync(partial)
         partial.replace(target)
+        sync(target.parent)
 
 
 def replace_text(target: str | Path, text: str) -> None:
@@ -126,10 +131,8 @@ def replaced_folder(target: str | Path) -> Iterator[Path]:
     previous = previous_path(target)
     with _partial(target, is_folder=True, kept="the previous folder is unchanged") as partial:
         yield partial
+        sync_tree(partial)
         if os.path.lexists(target):
-            for path in partial.rglob("*"):  # the old copy is about to go, so the new one must survive a power cut
-                if path.is_file():
-                    _sync(path)
             _discard_previous(target)
             target.rename(previous)
         try:
@@ -138,6 +141,7 @@ def replaced_folder(target: str | Path) -> Iterator[Path]:
             if os.path.lexists(previous):
                 previous.rename(target)
             raise
+        sync(target.parent)
     with contextlib.suppress(OSError):  # leftovers are removed next time
         _discard_previous(target)
 
@@ -176,6 +180,28 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+# On disk
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    if path.is_dir() and os.name != "posix":  # elsewhere, folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until everything in a folder is on disk."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
 # Hidden names
@@ -262,12 +288,6 @@ def _remove(path: Path) -> None:
 def _refuse_existing(target: Path) -> None:
     if os.path.lexists(target):
         raise OutputExistsError(target, "already exists", "choose another target or remove it")
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file is on disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _write_failure(error: BaseException | None, partial: Path, target: Path) -> str | None:

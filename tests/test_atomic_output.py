@@ -230,3 +230,34 @@ def test_partial_output_of_running_processes_stays(tmp_path):
         folder.mkdir()
     replace_folder(tmp_path / "target")
     assert {path.name for path in tmp_path.iterdir()} == {"target", running.name, elsewhere.name}
+
+
+@writers
+def test_a_power_cut_finds_contents_and_names_on_disk(tmp_path, monkeypatch, write):
+    """What is renamed was synced before, the folder with the new name right after."""
+    synced, renamed = set(), []
+
+    def fsync(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def check(rename):
+        def renames(source, target, *arguments):
+            if ".partial-" in Path(source).name and Path(target) == tmp_path / "target":
+                source = Path(source)
+                everything = [source, *source.rglob("*")]
+                assert {path.stat().st_ino for path in everything} <= synced
+                synced.discard(tmp_path.stat().st_ino)
+                renamed.append(target)
+            return rename(source, target, *arguments)
+
+        return renames
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for owner, name in ((Path, "rename"), (Path, "replace"), (os, "link")):
+        monkeypatch.setattr(owner, name, check(getattr(owner, name)))
+    write(tmp_path / "target")
+    assert tmp_path.stat().st_ino in synced
+    if write in WRITERS[2:]:
+        write(tmp_path / "target", "newer")
+        assert tmp_path.stat().st_ino in synced
+    assert len(renamed) == (2 if write in WRITERS[2:] else 1)

@@ -28,7 +28,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tqdm import tqdm
 
-from modeling_detr.atomic_output import replace_text, replaced_file
+from modeling_detr.atomic_output import replace_text, replaced_file, sync, sync_tree
 from modeling_detr.evaluation.metrics import Metric
 from modeling_detr.training.run_folder import LOG, TRACKERS
 from modeling_detr.training.trackers import log_images
@@ -135,10 +135,13 @@ class MetricLogger:
             sys.stdout.flush()
 
     def flush(self) -> None:
-        """Write TensorBoard's buffer to disk, so that a kill loses nothing from before a checkpoint."""
+        """Sync log and TensorBoard files to disk: a kill or a power cut loses nothing from before a checkpoint."""
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.flush()
+                sync_tree(Path(tracker.writer.log_dir))
+        if self.accelerator.is_main_process and self.path.exists():
+            sync(self.path)
 
     def close(self) -> None:
         """Close the bar and the trackers."""

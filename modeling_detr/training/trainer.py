@@ -13,7 +13,7 @@ from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
 
-from modeling_detr.atomic_output import is_disk_full, replace_text
+from modeling_detr.atomic_output import is_disk_full, replace_text, replaced_file
 from modeling_detr.errors_detr import OutputError, RunInUseError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators import default_evaluators
@@ -356,5 +356,5 @@ class Trainer:
 
 def _save_pictures(folder: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
     for name, picture in pictures.items():
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(folder / f"{name}.png")
+        with replaced_file(folder / f"{name}.png") as partial:
+            Image.fromarray(picture).save(partial, format="PNG")
