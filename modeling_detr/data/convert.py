@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from modeling_detr.atomic_output import new_folder
 from modeling_detr.data.dataset_format import WrittenDataset
 from modeling_detr.data.formats import FORMATS, writable_formats
-from modeling_detr.data.image_copies import file_name_of
+from modeling_detr.data.image_copies import file_names_of
 from modeling_detr.data.open import open_dataset
 from modeling_detr.errors_detr import DatasetError, did_you_mean
 from modeling_detr.structures_detr import DetectionIndex
@@ -75,7 +75,8 @@ def _compare(written: WrittenDataset, read: DetectionIndex, to: str) -> float:
         DatasetError: Images, classes or boxes differ, which is a bug in this package.
     """
     index = written.readable or written.index
-    expected_splits = {file_name_of(name): members for name, members in index.splits.items()}
+    names = file_names_of(index.splits)
+    expected_splits = {names[split]: members for split, members in index.splits.items()}
     common = [name for name in read.splits if name in expected_splits] if written.keeps_splits else []
     pairs = [
         (_sorted_boxes(index, expected_splits[name]), _sorted_boxes(read, read.splits[name])) for name in common

@@ -1,8 +1,11 @@
 """Copy the images of a dataset to a converted one, each once and under a unique name."""
 
+import itertools
 import os
+import re
 import shutil
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,17 @@ from modeling_detr.structures_detr import DetectionIndex
 
 
 UNLISTED = "unlisted"  # name of the split for images that are in no split
+# Separators, characters that a file system rejects, control characters, and bytes that are not UTF-8
+_REJECTED = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)  # on Windows
+_MAX_BYTES = 180  # of a name; file systems allow 255, and names get prefixes, suffixes and numbers
 
 
 class ImageCopies:
     """The images of a converted dataset, each in the folder of the smallest split that contains it.
 
     Attributes:
-        home: The split in whose folder each image is stored.
+        home: The written split in whose folder each image is stored.
         name: File name of each image.
         splits: Name of each written split → indices of its images; images in no split are in the split `UNLISTED`.
         notes: Which images were re-encoded.
@@ -42,10 +49,11 @@ class ImageCopies:
         self._folder, self._place_of = folder, place_of
         self.home = [UNLISTED] * len(index)
         self.name: list[str] = []
+        names = file_names_of(index.splits)
         for split in sorted(index.splits, key=lambda name: (-len(index.splits[name]), name)):
             for image in index.splits[split].tolist():
-                self.home[image] = file_name_of(split)
-        self.splits = {file_name_of(name): members for name, members in index.splits.items()}
+                self.home[image] = names[split]
+        self.splits = {names[split]: members for split, members in index.splits.items()}
         unlisted = np.flatnonzero([home == UNLISTED for home in self.home])
         if len(unlisted):
             self.splits[UNLISTED] = unlisted
@@ -64,14 +72,8 @@ class ImageCopies:
             is_file = record.reader is None and source.is_file()
             as_is = is_file and header_size(record.path) == (record.height, record.width)
             stem, suffix = (source.stem, source.suffix) if as_is else (source.stem or f"image_{image}", ".png")
-            for candidate in (stem, f"{source.parent.name}_{stem}".lstrip("_"), f"{stem}_{image}"):
-                if (place, candidate.lower()) not in taken and not ("?" in candidate or "/" in candidate):
-                    stem = candidate
-                    break
-            else:
-                stem = f"image_{image}"
-            taken.add((place, stem.lower()))
-            self.name.append(f"{stem}{suffix}")
+            stem = _unique_stem(place, stem, source.parent.name, image, taken)
+            self.name.append(f"{stem}{_REJECTED.sub('_', suffix).rstrip(' .')}")
             self.path(image).parent.mkdir(parents=True, exist_ok=True)
             if as_is:
                 _copy(source, self.path(image), link)
@@ -98,6 +100,45 @@ def _copy(source: Path, target: Path, link: bool) -> None:
     shutil.copyfile(source, target)
 
 
-def file_name_of(split: str) -> str:
-    """Convert the name of a split to a valid file name."""
-    return split.replace("/", "_")
+def _unique_stem(place: str, stem: str, parent: str, image: int, taken: set[tuple[str, str]]) -> str:
+    """Choose the stem of an image's file name, unique in the folder `place`, and add it to `taken`."""
+    candidates = [stem, f"{parent}_{stem}".lstrip("_"), f"{stem}_{image}", f"image_{image}"]
+    numbered = (f"image_{image}_{number}" for number in itertools.count(2))
+    free = next(
+        name
+        for name in map(file_name_of, itertools.chain(candidates, numbered))
+        if (place, _folded(name)) not in taken
+    )
+    taken.add((place, _folded(free)))
+    return free
+
+
+def file_names_of(names: Iterable[str]) -> dict[str, str]:
+    """Map names to valid file names that differ in more than case; names that are valid are kept if possible."""
+    names = list(dict.fromkeys(names))
+    chosen: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in sorted(names, key=lambda name: file_name_of(name) != name):  # stable: valid names first
+        valid = file_name_of(name)
+        numbered = (f"{valid}_{number}" for number in range(2, len(names) + 2))
+        free = next(candidate for candidate in (valid, *numbered) if _folded(candidate) not in taken)
+        taken.add(_folded(free))
+        chosen[name] = free
+    return {name: chosen[name] for name in names}
+
+
+def file_name_of(name: str) -> str:
+    """Convert any text from a dataset (a split, a class, an image's name) to a valid name of a file or folder.
+
+    The result is one part of a path: it has no separators and is not empty, `.`, `..`, hidden, a drive, a device of
+    Windows, or too long. Different names may become the same; see `file_names_of`.
+    """
+    valid = _REJECTED.sub("_", name).rstrip(" .") or "_"
+    valid = re.sub(r"^[. ]+", lambda start: "_" * len(start[0]), valid)
+    valid = valid.encode()[:_MAX_BYTES].decode(errors="ignore").rstrip(" .")
+    return f"_{valid}" if _RESERVED.fullmatch(valid) else valid
+
+
+def _folded(name: str) -> str:
+    """The name as file systems that ignore case and Unicode normalisation compare it."""
+    return unicodedata.normalize("NFC", name).lower()

@@ -25,12 +25,27 @@ def is_image_name(name: str) -> bool:
     return suffix.lower() in IMAGE_SUFFIXES and bool(stem) and not name.startswith(".")
 
 
-def refuse_outside(paths: Iterable[str], roots: Sequence[str | Path | None], findings: Findings) -> None:
-    """Report files that are outside `roots` after symbolic links and `..` are resolved.
+def refuse_outside(
+    paths: Iterable[str], roots: Sequence[str | Path | None], findings: Findings, where: object = None
+) -> bool:
+    """Report files and folders that are outside `roots` after symbolic links and `..` are resolved.
+
+    This is the rule for every path that a dataset's files contain: images, labels, lists, the folder of the dataset.
+    The root itself may be a symbolic link.
+
+    Args:
+        paths: The paths; those of folders end with a slash.
+        roots: The dataset's folder, and the folders that the user has allowed; None: not set.
+        findings: Gets an error for each path outside.
+        where: Location to report; None: the path itself.
+
+    Returns:
+        Whether all paths are inside.
 
     Raises:
-        DatasetError: A file is outside, if `findings` raises.
+        DatasetError: A path is outside, if `findings` raises.
     """
+    inside = True
     allowed = [os.path.realpath(root) for root in roots if root is not None]
     real: dict[str, str] = {}  # each folder is resolved once
     for path in paths:
@@ -38,15 +53,17 @@ def refuse_outside(paths: Iterable[str], roots: Sequence[str | Path | None], fin
         if folder not in real:
             real[folder] = os.path.realpath(folder)
         place = os.path.realpath(path) if os.path.islink(path) else f"{real[folder]}/{name}"  # noqa: PTH114
-        if not any(place.startswith(f"{root}/") for root in allowed):
+        if not any(place.startswith(f"{root.rstrip('/')}/") for root in allowed):
+            inside = False
             findings.error(
                 "path outside",
-                path,
+                path if where is None else where,
                 f"is outside the dataset's folder {allowed[0]}, at {place}",
                 "move it into the dataset's folder, or allow its folder",
-                {"images": str(Path(place).parent)},
+                {"images": place.rpartition("/")[0] or "/"},
                 image=path,
             )
+    return inside
 
 
 class FolderListings:

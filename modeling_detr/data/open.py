@@ -38,7 +38,7 @@ def open_dataset(
         findings: Collects problems and their locations (`detr data check`); None: the first error is raised.
         task: What the dataset is opened for: `detection` (boxes), `instance` (things with their masks) or `panoptic`
             (every pixel belongs to a thing or to stuff).
-        **options: Options of the format; None and False mean "not set". `images` (COCO, YOLO, VOC): a folder of
+        **options: Options of the format; None and False mean "not set". `images` (COCO, YOLO, VOC, hf): a folder of
             images, which may be outside the dataset's folder; other images outside it are an error. `drop_difficult`
             (VOC): leave out objects marked as difficult. `box_format` (hf): convention of the boxes, one of
             `hf_boxes.BoxFormat`; detected by default.

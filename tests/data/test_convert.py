@@ -1,4 +1,6 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from modeling_detr.commands.data import main
 from modeling_detr.data import convert
 from modeling_detr.data.convert import convert_dataset
+from modeling_detr.data.image_copies import file_name_of, file_names_of
 from modeling_detr.data.open import open_dataset
 
 
@@ -84,3 +87,90 @@ def test_show_writes_a_page_and_a_picture(voc_folder, tmp_path):
     page = (tmp_path / "g" / "gallery.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4
     assert (tmp_path / "g" / "gallery.png").stat().st_size > 0
+
+
+HOSTILE = [
+    "..",
+    ".",
+    "",
+    "../../x",
+    "a/b",
+    "a_b",
+    "a\\b",
+    "C:",
+    "C:\\x",
+    "nul",
+    "CON.txt",
+    "x\0y",
+    ".hidden",
+    "A_B",
+    "\n",
+]
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "…/../..", "x" * 400, "ä" * 300, "\udcff", "a. ", "~"])
+def test_any_text_becomes_one_valid_part_of_a_path(name):
+    valid = file_name_of(name)
+    assert Path("folder", valid).parent == Path("folder")
+    assert Path("folder", valid).resolve().parent == Path("folder").resolve()
+    assert not re.search(r'[/\\:*?"<>|\x00-\x1f]', valid)
+    assert valid.strip(" .") == valid
+    assert 0 < len(valid.encode()) <= 200
+    assert valid.lower().partition(".")[0] not in ("con", "nul")
+    assert file_name_of(valid) == valid
+
+
+def test_names_stay_unique_after_replacement_and_valid_ones_are_kept():
+    names = file_names_of(HOSTILE)
+    assert [*names] == HOSTILE
+    assert len({name.lower() for name in names.values()}) == len(HOSTILE)
+    assert names["a_b"] == "a_b"
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "voc"])
+@pytest.mark.parametrize("split", HOSTILE)
+def test_a_split_with_a_hostile_name_is_written_inside_the_target(coco_folder, tmp_path, split, to):
+    index = open_dataset(coco_folder)
+    every = np.arange(4)
+    index = dataclasses.replace(
+        index, splits={split: every[:2], "train": every[2:]} if to != "yolo" else {split: every}
+    )
+    (tmp_path / "place" / "inner").mkdir(parents=True)
+    before = {file for file in tmp_path.rglob("*") if file.name != "new"}
+    convert_dataset(index, tmp_path / "place" / "inner" / "new", to)
+    outside = {file for file in tmp_path.rglob("*") if "new" not in file.relative_to(tmp_path).parts}
+    assert outside == before
+    assert by_name(open_dataset(tmp_path / "place" / "inner" / "new")) == by_name(index)
+
+
+@pytest.mark.parametrize("to", ["coco", "voc"])
+def test_a_voc_list_whose_name_is_two_dots_does_not_write_outside(voc_folder, tmp_path, to):
+    (voc_folder / "ImageSets" / "Main" / "train.txt").rename(voc_folder / "ImageSets" / "Main" / "...txt")
+    index = open_dataset(voc_folder)
+    assert ".." in index.splits
+    before = {*tmp_path.iterdir()}
+    convert_dataset(index, tmp_path / "new", to)
+    assert {*tmp_path.iterdir()} - before == {tmp_path / "new"}
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "voc"])
+def test_hostile_names_of_images_and_classes_stay_names(coco_folder, tmp_path, to):
+    names = ["..\\..\\x.jpg", "nul.png", "a\nb.jpg", "a_b.jpg"]
+    index = open_dataset(coco_folder)
+    records = []
+    for record, name in zip(index.images, names, strict=True):
+        file = Path(record.path).rename(coco_folder / name)
+        records.append(dataclasses.replace(record, path=str(file)))
+    categories = [dataclasses.replace(category, name=f"../../{category.name}") for category in index.categories]
+    index = dataclasses.replace(index, images=tuple(records), categories=tuple(categories))
+    convert_dataset(index, tmp_path / "new", to)
+    assert not [*tmp_path.parent.glob("x.*")]
+    images = [file.name for file in (tmp_path / "new").rglob("*") if file.suffix in (".jpg", ".png")]
+    assert len(images) == 4
+    assert not [name for name in images if "\\" in name or "\n" in name or name == "nul.png"]
+
+
+def test_a_split_named_like_another_key_of_data_yaml_does_not_replace_it(coco_folder, tmp_path):
+    index = dataclasses.replace(open_dataset(coco_folder), splits={"path": np.arange(4)})
+    convert_dataset(index, tmp_path / "new", "yolo")
+    assert "path:" not in (tmp_path / "new" / "data.yaml").read_text()

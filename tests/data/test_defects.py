@@ -98,6 +98,56 @@ def test_a_yaml_that_points_outside_its_folder_is_an_error(yolo_folder: Path, tm
     assert len(open_dataset(yolo_folder, images=tmp_path / "strangers").split("val")) == 2
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_yaml_whose_path_leads_outside_is_an_error_unless_that_folder_is_allowed(
+    yolo_folder: Path, tmp_path: Path, edit: Edit, absolute: bool
+) -> None:
+    (tmp_path / "strangers").mkdir()
+    shutil.move(yolo_folder / "images", tmp_path / "strangers" / "images")
+    shutil.move(yolo_folder / "labels", tmp_path / "strangers" / "labels")
+    path = tmp_path / "strangers" if absolute else "../strangers"
+    edit(yolo_folder / "data.yaml", "train:", f"path: {path}\ntrain:")
+
+    with pytest.raises(ValueError, match=r"'path: .*strangers': is outside .*yolo, .*\(images='.*/strangers'\)"):
+        open_dataset(yolo_folder)
+    findings = Findings(collects=True)
+    with pytest.raises(FileNotFoundError):  # nothing is left inside
+        open_dataset(yolo_folder, findings=findings)
+    assert "path outside" in {finding.kind for finding in findings.items}
+    assert len(open_dataset(yolo_folder, images=tmp_path / "strangers")) == 4
+
+
+@pytest.mark.parametrize("path", [".", "", "../yolo", "{root}", "/dead/machine", "../dead/machine", "datasets/dead"])
+def test_a_yaml_whose_path_is_inside_or_does_not_exist_is_read(yolo_folder: Path, edit: Edit, path: str) -> None:
+    edit(yolo_folder / "data.yaml", "train:", f"path: '{path.format(root=yolo_folder)}'\ntrain:")
+    assert len(open_dataset(yolo_folder)) == 4
+
+
+def test_a_dataset_that_is_a_symbolic_link_is_followed(
+    yolo_folder: Path, coco_folder: Path, voc_folder: Path, tmp_path: Path
+) -> None:
+    for root in (yolo_folder, coco_folder, voc_folder):
+        link = tmp_path / f"link_to_{root.name}"
+        link.symlink_to(root)
+        assert len(open_dataset(link)) == 4
+
+
+def test_a_list_of_images_outside_is_not_opened(yolo_folder: Path, tmp_path: Path, edit: Edit) -> None:
+    (tmp_path / "secret.txt").write_text("the secret\n")
+    edit(yolo_folder / "data.yaml", "val: images/val", f"val: {tmp_path / 'secret.txt'}")
+    with pytest.raises(ValueError, match=r"secret\.txt: is outside") as error:
+        open_dataset(yolo_folder)
+    assert "the secret" not in str(error.value)
+
+
+def test_an_image_set_that_links_outside_is_not_opened(voc_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("the secret\n")
+    (voc_folder / "ImageSets" / "Main" / "test.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ValueError, match=r"test\.txt: is outside") as error:
+        open_dataset(voc_folder)
+    assert "the secret" not in str(error.value)
+
+
 def test_a_huge_image_is_refused_before_it_is_decoded(yolo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = yolo_folder / "images" / "train" / "a.jpg"
     monkeypatch.setattr("modeling_detr.data.image_headers.MAX_PIXELS", 60 * 80 - 1)

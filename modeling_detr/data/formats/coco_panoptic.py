@@ -19,7 +19,7 @@ from modeling_detr.data.dataset_format import DatasetFormat
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.coco_annotations import Entries
 from modeling_detr.data.formats.coco_files import CocoSplit, holds_segments, json_files, read_files
-from modeling_detr.data.image_paths import locate_images
+from modeling_detr.data.image_paths import locate_images, refuse_outside
 from modeling_detr.data.masks import PanopticMasks, ReadMasks, read_segment_ids
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
 from modeling_detr.structures_detr import DetectionIndex, MaskColumn, PanopticResult, Task
@@ -91,7 +91,10 @@ def read_panoptic_predictions(path: str | Path, index: DetectionIndex) -> Iterat
         for info in annotation["segments_info"]:
             if info["category_id"] not in labels:
                 raise DatasetError(where, f"category_id {info['category_id']}, which {index.name} does not have")
-        segments = read_segment_ids(str(file.with_suffix("") / annotation["file_name"]))
+        name = str(annotation["file_name"])
+        if Path(name).name != name or "\\" in name:
+            raise DatasetError(where, f"'file_name' is '{name}', expected the name of a PNG file without folders")
+        segments = read_segment_ids(str(file.with_suffix("") / name))
         yield (
             image_index[annotation["image_id"]],
             {
@@ -107,6 +110,7 @@ def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) 
     """Return one entry for each segment, with the path of its PNG file."""
     segments: list[dict[str, Any]] = []
     names, paths = _locate_pngs(split, content)
+    refuse_outside([png for png in paths if png is not None], [split.root], findings)
     for entry, name, png in zip(content["annotations"], names, paths, strict=True):
         if png is None:
             archive, folder = split.file.with_suffix(".zip"), split.file.with_suffix("")

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations
-from modeling_detr.data.dataset_format import DatasetFormat, ReadingOption
+from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, ReadingOption
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf_boxes import NAMED_BOXES, BoxFormat, BoxSample, detect_convention, to_corners
 from modeling_detr.data.image_headers import header_sizes
-from modeling_detr.data.image_paths import is_split_name
+from modeling_detr.data.image_paths import is_split_name, refuse_outside
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
 from modeling_detr.structures_detr import (
     UNSPLIT,
@@ -66,7 +66,10 @@ def _parquet_files(path: Path) -> list[Path]:
 
 
 def read_hf_dataset(
-    path: str | Path, findings: Findings | None = None, box_format: str | None = None
+    path: str | Path,
+    findings: Findings | None = None,
+    box_format: str | None = None,
+    images: str | Path | None = None,
 ) -> DetectionIndex:
     """Read a dataset of `datasets`, with all of its splits.
 
@@ -77,6 +80,7 @@ def read_hf_dataset(
         path: A Hub id, a folder written by `save_to_disk`, a folder of parquet files, or a parquet file.
         findings: Collects problems; None: the first error is raised.
         box_format: One of `BoxFormat`; None: detected from the names of a box's numbers, or else by the best fit.
+        images: A folder outside the dataset's folder with images that the rows refer to by path.
 
     Raises:
         DatasetReadError: The dataset cannot be loaded, or an image cannot be read.
@@ -86,6 +90,13 @@ def read_hf_dataset(
         raise DatasetError("box_format", f"got '{box_format}'", did_you_mean(box_format, get_args(BoxFormat)))
     findings = Findings() if findings is None else findings
     splits = {name: _read_split(f"{path}[{name}]", rows) for name, rows in _load(path).items()}
+    files = [
+        file
+        for split in splits.values()
+        for file, reader in zip(split.paths, split.readers, strict=True)
+        if not reader
+    ]
+    refuse_outside(filter(None, files), [*_roots(path), images], findings)
     categories, labels = _merge_classes(str(path), splits, findings)
     if box_format is None:
         named = next((split.convention for split in splits.values() if split.convention is not None), None)
@@ -95,21 +106,39 @@ def read_hf_dataset(
         findings.notes.append(f"{path}: boxes read as {box_format}, as requested by box_format.")
         convention = box_format
 
-    images: list[ImageRecord] = []
+    all_records: list[ImageRecord] = []
     tables: list[AnnotationTable] = []
     members: dict[str, NDArray[np.int64]] = {}
     for name, split in splits.items():
         records, table = _to_index(split, labels[name], convention, findings)
-        tables.append(replace(table, image_index=table.image_index + len(images)))
-        members[name] = np.arange(len(images), len(images) + len(records))
-        images.extend(records)
+        tables.append(replace(table, image_index=table.image_index + len(all_records)))
+        members[name] = np.arange(len(all_records), len(all_records) + len(records))
+        all_records.extend(records)
     name = str(path) if is_hub_id(path) else Path(path).resolve().name
     table = AnnotationTable.concatenate(tables)
-    return DetectionIndex(name, tuple(images), categories, table, members, tuple(findings.notes))
+    return DetectionIndex(name, tuple(all_records), categories, table, members, tuple(findings.notes))
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, box_format: str | None = None) -> DetectionIndex:  # noqa: ARG001
-    return read_hf_dataset(path, findings, box_format)
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Task,  # noqa: ARG001
+    box_format: str | None = None,
+    images: str | Path | None = None,
+) -> DetectionIndex:
+    return read_hf_dataset(path, findings, box_format, images)
+
+
+def _roots(path: str | Path) -> list[str | Path]:
+    """Return the folders that may contain the images of a dataset: its own, or for one from the Hub, the caches."""
+    place = Path(path)
+    if place.exists():
+        return [place if place.is_dir() else place.parent]
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE]
 
 
 def _to_index(
@@ -512,6 +541,7 @@ FORMAT = DatasetFormat(
     read=_read,
     looked_for=_LOOKED_FOR,
     options=(
+        IMAGES_OPTION,
         ReadingOption(
             "box_format",
             "box format of a Hugging Face dataset; detected by default",

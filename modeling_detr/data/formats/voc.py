@@ -365,6 +365,8 @@ def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Find
         if findings.collects:  # unused files have already been reported
             index_of = {file.stem: -1 for file in files.xml if file.is_relative_to(base)} | index_of
         for list_file in sorted(folder.glob("*.txt")):
+            if not refuse_outside([str(list_file)], [root], findings):
+                continue  # a link to a file elsewhere, which is not opened
             indices = _read_list(list_file, index_of, findings)
             if indices is not None:
                 members.setdefault(list_file.stem, set()).update(indices)

@@ -33,6 +33,7 @@ from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, Ima
 
 
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
+_OTHER_KEYS = ("path", "names", "nc", "download", "kpt_shape", "flip_idx", "channels")  # of data.yaml, not splits
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "classes.names")
 _LOOKED_FOR = f"a .yaml file with 'names', or one of {', '.join(_NAME_FILES)}"
 
@@ -43,6 +44,7 @@ class _Description:
 
     Attributes:
         source: The file.
+        folder: The dataset's folder, which contains the file.
         root: The folder that split paths are relative to.
         names: Class id in the label files → name.
         splits: Split → its folders or image lists.
@@ -50,6 +52,7 @@ class _Description:
     """
 
     source: Path
+    folder: Path
     root: Path
     names: dict[int, str]
     splits: dict[str, list[Path]]
@@ -95,12 +98,12 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
     if file is None:
         raise DatasetNotFoundError(path, "no YOLO dataset", f"expected {_LOOKED_FOR}")
     findings = Findings() if findings is None else findings
-    description = _describe(file, Path(path), findings)
+    description = _describe(file, Path(path), images, findings)
     listings = FolderListings()
     image_paths, splits = _list_images(description, listings, findings)
-    refuse_outside(image_paths, [description.root, images], findings)
+    refuse_outside(image_paths, [description.folder, images], findings)
     label_files = _find_label_files(description, image_paths, listings, findings)
-    refuse_outside([file for file in label_files if file], [description.root, images], findings)
+    refuse_outside([file for file in label_files if file], [description.folder, images], findings)
 
     categories = tuple(Category(class_id, description.names[class_id]) for class_id in sorted(description.names))
     label_of = {category.id: label for label, category in enumerate(categories)}
@@ -161,26 +164,26 @@ def _load_yaml(file: Path, strict: bool = True) -> Any:
         return None
 
 
-def _describe(file: Path, path: Path, findings: Findings) -> _Description:
+def _describe(file: Path, path: Path, images: str | Path | None, findings: Findings) -> _Description:
     if file.suffix.lower() not in (".yaml", ".yml"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         names = {class_id: line.strip() for class_id, line in enumerate(lines) if line.strip()}
-        return _Description(file, path, names, _splits_by_folder(path))
+        return _Description(file, path, path, names, _splits_by_folder(path))
 
     content = _load_yaml(file)
     if not isinstance(content, dict):
         raise DatasetError(file, f"got a {type(content).__name__}, expected a mapping with 'names' and 'train'")
-    root = _root(file, content.get("path"), findings)
+    root = _root(file, content.get("path"), images, findings)
     splits = {}
     for key in _SPLIT_KEYS:
         values = content.get(key)
         if values:
             values = values if isinstance(values, list) else [values]
-            places = [_split_place(file, key, str(value), root, findings) for value in values]
+            places = [_split_place(file, key, str(value), root, images, findings) for value in values]
             splits[key] = [place for place in places if place is not None]
     if not splits:
         splits = _splits_by_folder(root)
-    return _Description(file, root, _names(file, content, findings), splits, "kpt_shape" in content)
+    return _Description(file, file.parent, root, _names(file, content, findings), splits, "kpt_shape" in content)
 
 
 def _names(file: Path, content: Mapping[str, Any], findings: Findings) -> dict[int, str]:
@@ -203,13 +206,15 @@ def _names(file: Path, content: Mapping[str, Any], findings: Findings) -> dict[i
     return result
 
 
-def _root(file: Path, path: Any, findings: Findings) -> Path:
+def _root(file: Path, path: Any, images: str | Path | None, findings: Findings) -> Path:
+    """Find the folder that 'path:' names, relative to the file or to the working directory; else the file's own."""
     if path is None:
         return file.parent
     written = Path(str(path)).expanduser()
     for candidate in (written if written.is_absolute() else file.parent / written, written):
         if candidate.is_dir():
-            return candidate
+            inside = refuse_outside([f"{candidate}/"], [file.parent, images], findings, f"{file}, 'path: {path}'")
+            return candidate if inside else file.parent
     if str(path) not in ("", "."):
         message = f"'path: {path}' does not exist"
         used = f"{file.parent} is used instead"
@@ -217,7 +222,9 @@ def _root(file: Path, path: Any, findings: Findings) -> Path:
     return file.parent
 
 
-def _split_place(file: Path, key: str, value: str, root: Path, findings: Findings) -> Path | None:
+def _split_place(
+    file: Path, key: str, value: str, root: Path, images: str | Path | None, findings: Findings
+) -> Path | None:
     """Locate a split of the YAML file: as written if that is in the root, else its last parts in the root, else as
     written."""
     written = Path(value.replace("\\", "/"))
@@ -229,8 +236,10 @@ def _split_place(file: Path, key: str, value: str, root: Path, findings: Finding
         candidate = root.joinpath(*parts[start:])
         if candidate.exists():
             return candidate
+    if straight.is_file() and not refuse_outside([str(straight)], [file.parent, images], findings):
+        return None  # a list of images outside; it is not opened
     if straight.exists():
-        return straight  # outside the root: an error for its images unless they are allowed
+        return straight  # a folder outside: an error for its images unless they are allowed
     findings.error(
         "missing file",
         file,
@@ -569,7 +578,7 @@ def _split_key(split: str, splits: Sequence[str]) -> str:
         if split in alike and split.lower() != "trainval":
             alike = [name for name in alike if name.lower() != "trainval"]
             return key if len(alike) == 1 else split
-    return split
+    return f"{split}_split" if split in _OTHER_KEYS else split
 
 
 def _span(ids: Sequence[int]) -> str:

@@ -176,3 +176,23 @@ def test_a_name_that_the_hub_does_not_provide_is_one_clear_error(monkeypatch: py
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="nobody/nothing: no such file or folder, and it could not be loaded"):
         open_dataset("nobody/nothing")
+
+
+def test_a_row_whose_image_is_a_file_outside_is_an_error_unless_its_folder_is_allowed(tmp_path: Path) -> None:
+    outside, inside = tmp_path / "elsewhere", tmp_path / "data"
+    objects = [{"bbox": [[1, 2, 10, 10]], "category": ["cat"]}]
+    for folder in (outside, inside):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(png(20, 30))
+        content = {"image": [{"bytes": None, "path": str(folder / "a.png")}], "objects": objects}
+        rows = datasets.Dataset.from_dict(content)
+        image = {
+            "bytes": datasets.Value("binary"),
+            "path": datasets.Value("string"),
+        }  # an Image is saved with its bytes
+        rows = rows.cast(datasets.Features({**rows.features, "image": image}))
+        datasets.DatasetDict({"train": rows}).save_to_disk(inside if folder == inside else tmp_path / "other")
+    assert len(open_dataset(inside)) == 1
+    with pytest.raises(ValueError, match=r"elsewhere/a\.png: is outside .*\(images='.*elsewhere'\)"):
+        open_dataset(tmp_path / "other")
+    assert len(open_dataset(tmp_path / "other", images=outside)) == 1
