@@ -10,30 +10,26 @@ On a machine without GPUs, several processes require ACCELERATE_USE_CPU=true in 
 """
 
 import argparse
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from accelerate import Accelerator
 
-from modeling_detr.atomic_output import replace_text
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import eval_transform, open_dataset
 from modeling_detr.data.augmentation.policy import SampleTransform
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loaders import build_eval_loader
-from modeling_detr.data.splits import evaluation_images
+from modeling_detr.data.splits import DEFAULT_SEED, evaluation_images
 from modeling_detr.errors_detr import ModelError
-from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import evaluate
-from modeling_detr.evaluation.evaluators import Evaluator, default_evaluators
-from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.evaluator import SavesPredictions
+from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.prediction import task_of
 from modeling_detr.structures_detr import DetectionIndex, Task
-from modeling_detr.training.recipe import Recipe
 
 
 # Argument of the library → option of this command, for error messages.
@@ -64,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_workers=arguments.num_workers,
     )
     evaluators = default_evaluators(index, task)
-    for evaluator in evaluators:
-        if isinstance(evaluator, PanopticEvaluator):
-            evaluator.save_to = arguments.output_dir / "predictions_panoptic"
+    saving = [evaluator for evaluator in evaluators if isinstance(evaluator, SavesPredictions)]
+    for evaluator in saving:
+        evaluator.start_saving(arguments.output_dir)
     report = evaluate(model.to(accelerator.device), loader, processor, index, accelerator, evaluators, progress=True)
 
     # Print and write the report and the predictions.
@@ -74,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{report.metrics_table()}\n\n{report.summary()}")
         category_ids = {category.id for category in dataset.categories}
         written = report.save(arguments.output_dir)
-        written += _save_predictions(evaluators, arguments.output_dir, category_ids)
+        written += [file for evaluator in saving for file in evaluator.save(category_ids)]
         print("\n".join(map(str, written)))
     accelerator.end_training()
     return 0
@@ -99,7 +95,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0.0,
         help="evaluate on the images of --split that training with this eval_fraction and seed held out",
     )
-    parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of that run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of that run (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
     parser.add_argument(
@@ -134,16 +130,3 @@ def resize_transform(processor: DetrTorchvisionImageProcessor) -> SampleTransfor
             "evaluation requires a size that keeps the aspect ratio",
         )
     return eval_transform(processor.size.shortest_edge, processor.size.longest_edge)
-
-
-def _save_predictions(evaluators: Iterable[Evaluator], folder: Path, category_ids: Collection[int]) -> list[Path]:
-    """Writes the evaluators' predictions in COCO's formats, without classes that only the model has."""
-    written = []
-    for evaluator in evaluators:
-        if isinstance(evaluator, CocoEvaluator):
-            results = [row for row in evaluator.to_coco_results() if row["category_id"] in category_ids]
-            written.append(folder / ("predictions_masks.json" if evaluator.masks else "predictions.json"))
-            replace_text(written[-1], json.dumps(results))
-        elif isinstance(evaluator, PanopticEvaluator):
-            written.append(evaluator.save_json())
-    return written

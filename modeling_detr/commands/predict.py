@@ -25,8 +25,8 @@ from tqdm import tqdm
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
-from modeling_detr.evaluation.coco import encode_masks
-from modeling_detr.evaluation.panoptic import segment_colours
+from modeling_detr.evaluation.evaluators.coco import encode_masks
+from modeling_detr.evaluation.evaluators.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
 from modeling_detr.prediction import (
     OBJECT_THRESHOLD,

@@ -12,6 +12,8 @@ from modeling_detr.structures_detr import DetectionIndex
 
 Role = Literal["train", "eval"]
 
+DEFAULT_SEED = 42  # of a recipe; training and `detr evaluate` then hold out the same images
+
 _ROLE_NAMES: dict[Role, tuple[str, ...]] = {
     "train": ("train", "training", "trainval"),
     "eval": ("val", "valid", "validation", "dev", "eval", "test"),

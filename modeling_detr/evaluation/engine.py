@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from modeling_detr.errors_detr import ModelError, PredictionError
-from modeling_detr.evaluation.evaluators import Evaluator, PredictionKind, default_evaluators
+from modeling_detr.evaluation.evaluator import Evaluator, PredictionKind
+from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.losses import LossAverages
 from modeling_detr.evaluation.metrics import Metrics
 from modeling_detr.evaluation.report import EvaluationReport
@@ -61,7 +62,7 @@ def evaluate(
     Raises:
         ModelError: An evaluator needs masks, but the model predicts none.
         PredictionError: A batch lacks `image_index`, or predictions are invalid (see `CocoEvaluator`).
-        ValueError: An evaluator needs an unknown kind of predictions, or two compute metrics with the same key.
+        ValueError: An evaluator needs an unknown kind of predictions, or two evaluators use the same key or log name.
     """
     started = time.perf_counter()
     # Without DistributedDataParallel: its forward pass is collective, but processes have different batches.
@@ -180,12 +181,16 @@ def _scorable_task(model: nn.Module, index: DetectionIndex) -> Task:
 
 def _compute(evaluators: Iterable[Evaluator]) -> dict[str, Metrics]:
     results: dict[str, Metrics] = {}
+    logged: dict[str, str] = {}  # name in the log → key of the metrics
     for evaluator in evaluators:
         metrics = evaluator.compute()
+        where = type(metrics).__name__
         if metrics.key in results:
-            raise ValueError(
-                f"{type(metrics).__name__}: the key '{metrics.key}' is already used by another evaluator."
-            )
+            raise ValueError(f"{where}: the key '{metrics.key}' is already used by another evaluator.")
+        for name in metrics.log_values():
+            if name in logged:
+                raise ValueError(f"{where}: logs '{name}', which the evaluator '{logged[name]}' logs already.")
+            logged[name] = metrics.key
         results[metrics.key] = metrics
     return results
 

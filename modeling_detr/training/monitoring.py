@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from modeling_detr.evaluation.queries import QueryMetrics
+from modeling_detr.evaluation.evaluators.queries import QueryMetrics
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.training.engine import StepResult
 

@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 
 from modeling_detr.data import DetectionDataset, SampleKey
 from modeling_detr.data.sampler import planned_sizes
-from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionLabels, DetectionResult
 from modeling_detr.training.setup import PreparedRun

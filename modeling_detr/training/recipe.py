@@ -18,7 +18,8 @@ import yaml
 
 from modeling_detr.data.augmentation import POLICIES
 from modeling_detr.data.formats import FORMATS, reading_options
-from modeling_detr.errors_detr import RecipeError
+from modeling_detr.data.splits import DEFAULT_SEED
+from modeling_detr.errors_detr import PluginError, RecipeError
 from modeling_detr.structures_detr import Task
 from modeling_detr.training.optimization import LearningRateSchedule
 from modeling_detr.training.recipe_keys import Resume, key, keys_of
@@ -218,7 +219,9 @@ class Recipe:
         False, "Compile backbone, encoder and decoder with torch.compile; the first steps then take minutes."
     )
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass, to save memory.")
-    seed: int = key(42, "Seed of weights, image order, augmentation and dropout.", at_least=0, resume=Resume.ORDER)
+    seed: int = key(
+        DEFAULT_SEED, "Seed of weights, image order, augmentation and dropout.", at_least=0, resume=Resume.ORDER
+    )
 
     # Training aids; the exported model is a standard DETR
 
@@ -353,7 +356,16 @@ PLUGIN_KEYS: dict[str, tuple[object, object]] = {}
 
 
 def recipe_class() -> type[Recipe]:
-    """`Recipe` with the keys that plug-ins add; `Recipe` itself if there are none."""
+    """`Recipe` with the keys that plug-ins add; `Recipe` itself if there are none.
+
+    Raises:
+        PluginError: A plug-in adds a key that `Recipe` already has.
+    """
+    for name in PLUGIN_KEYS:
+        if name in keys_of(Recipe):
+            raise PluginError(
+                f"recipe key '{name}'", "a plug-in adds it, but it is built in", "rename the plug-in's key"
+            )
     return _extended_recipe(tuple((name, *declared) for name, declared in PLUGIN_KEYS.items()))
 
 
@@ -373,6 +385,10 @@ class Change(NamedTuple):
     previous: object
 
     def __str__(self) -> str:
+        if isinstance(self.value, Mapping) and isinstance(self.previous, Mapping):
+            names = [*dict.fromkeys([*self.previous, *self.value])]
+            changes = (Change(f"{self.name}.{name}", self.value.get(name), self.previous.get(name)) for name in names)
+            return ", ".join(str(change) for change in changes if change.value != change.previous)
         return f"{self.name} changed from {_shown(self.previous)} to {_shown(self.value)}"
 
 

@@ -312,7 +312,7 @@ def _metavar(key: Key) -> str:
         return "{" + ",".join([*key.examples, "…"]) + "}"
     if typing.get_origin(key.type) is list:
         return "A,B"
-    return {int: "N", float: "X", str: "TEXT"}[union_members(key.type)[0]]
+    return {int: "N", float: "X", bool: "BOOL"}.get(union_members(key.type)[0], "TEXT")
 
 
 def _shown_default(default: object) -> str:

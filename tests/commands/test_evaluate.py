@@ -14,7 +14,7 @@ from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorch
 from modeling_detr.commands.evaluate import main, resize_transform
 from modeling_detr.data import open_dataset, read_panoptic_predictions
 from modeling_detr.data.splits import evaluation_images
-from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.evaluators.panoptic import PanopticEvaluator
 from modeling_detr.structures_detr import UNSPLIT
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.setup import open_splits

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from modeling_detr.data.labels import adopt_model_labels
-from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from modeling_detr.data import open_dataset
 from modeling_detr.data.labels import adopt_model_labels
-from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import evaluate
-from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
+from modeling_detr.evaluation.evaluators.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device, normalize
 from modeling_detr.structures_detr import (

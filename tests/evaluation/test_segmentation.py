@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from modeling_detr import DetrForSegmentation, DetrTorchvisionImageProcessor
 from modeling_detr.data import DetectionDataset, DetrCollator, eval_transform, open_dataset
-from modeling_detr.evaluation.coco import CocoEvaluator
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators import default_evaluators
-from modeling_detr.evaluation.panoptic import PanopticEvaluator
+from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
+from modeling_detr.evaluation.evaluators.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.structures_detr import DetectionBatch, DetectionIndex
 

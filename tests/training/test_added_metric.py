@@ -101,3 +101,17 @@ def test_an_evaluator_needs_a_known_kind_of_predictions(added, tiny_recipe, monk
     monkeypatch.setattr(ConfidenceEvaluator, "needs", "box")
     with pytest.raises(ValueError, match="needs: got 'box', expected one of boxes, masks, segments, outputs"):
         Trainer.from_recipe(tiny_recipe()).evaluate()
+
+
+def test_two_evaluators_cannot_log_the_same_name(monkeypatch, tiny_recipe):
+    @dataclass(frozen=True, slots=True)
+    class OtherAp(ConfidenceMetrics):
+        def headline(self):
+            return (Metric("ap", "AP", self.mean),)
+
+    class OtherEvaluator(ConfidenceEvaluator):
+        metrics = OtherAp
+
+    monkeypatch.setitem(EVALUATORS, "other", EvaluatorEntry(OtherEvaluator, ("detection",)))
+    with pytest.raises(ValueError, match="OtherAp: logs 'ap', which the evaluator 'metrics' logs already"):
+        Trainer.from_recipe(tiny_recipe(epochs=1, trackers=[])).train()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modeling_detr.evaluation.queries import QueryMetrics
+from modeling_detr.evaluation.evaluators.queries import QueryMetrics
 from modeling_detr.training import monitoring
 from modeling_detr.training.engine import StepResult
 from modeling_detr.training.monitoring import Pace, find_symptoms, is_due, memory_gib

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from modeling_detr import commands
+from modeling_detr.errors_detr import PluginError
 from modeling_detr.training.recipe import PLUGIN_KEYS, Recipe, compare_for_resume
 from modeling_detr.training.recipe_keys import Resume, key, keys_of
 from modeling_detr.training.recipe_parsing import parse_recipe
@@ -247,6 +248,22 @@ def test_a_plug_in_adds_a_key_with_one_line(tmp_path, monkeypatch, capsys):
         commands.main(["train", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--flavour {vanilla,lemon} Taste of the model. (default: vanilla)" in shown
+
+
+def test_a_plug_in_cannot_replace_a_key_and_its_key_may_have_any_type(monkeypatch, capsys):
+    monkeypatch.setitem(PLUGIN_KEYS, "switch", (bool | None, key(None, "A switch or none.")))
+    with pytest.raises(SystemExit):
+        parse_recipe(["--help"])
+    assert "--switch BOOL" in capsys.readouterr().out
+    monkeypatch.setitem(PLUGIN_KEYS, "epochs", (int, key(1, "Something else.")))
+    with pytest.raises(PluginError, match="recipe key 'epochs': a plug-in adds it, but it is built in"):
+        parse_recipe([])
+
+
+def test_of_a_changed_mapping_only_the_changed_keys_are_shown():
+    before = dataclasses.asdict(Recipe(model_config={"num_queries": 20, "d_model": 64}))
+    changes = compare_for_resume(Recipe(model_config={"num_queries": 21, "d_model": 64}), before)
+    assert str(changes.model[0]) == "model_config.num_queries changed from 20 to 21"
 
 
 def test_a_field_that_is_not_declared_as_a_key_is_an_error():

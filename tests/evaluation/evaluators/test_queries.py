@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_detr.evaluation.queries import QueryEvaluator
+from modeling_detr.evaluation.evaluators.queries import QueryEvaluator
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
 
 

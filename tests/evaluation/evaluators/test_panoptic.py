@@ -17,7 +17,7 @@ from torchvision.ops import masks_to_boxes
 
 from modeling_detr.data import DetectionDataset, open_dataset, read_panoptic, read_panoptic_predictions
 from modeling_detr.data.masks import read_segment_ids
-from modeling_detr.evaluation.panoptic import PanopticEvaluator, PanopticMetrics
+from modeling_detr.evaluation.evaluators.panoptic import PanopticEvaluator, PanopticMetrics
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord, MaskColumn
 
 

@@ -6,17 +6,20 @@ medium, large) · M limits on the number of detections.
 
 import contextlib
 import io
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeling_detr.atomic_output import replace_text
 from modeling_detr.errors_detr import DatasetError, PredictionError
-from modeling_detr.evaluation.checks import check_label_range, pair_with_images
+from modeling_detr.evaluation.evaluators.checks import check_label_range, pair_with_images
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult
 
@@ -220,6 +223,7 @@ class CocoEvaluator:
         self._scored_labels = things or list(range(len(index.categories)))
         self._predictions: dict[int, _Predictions] = {}
         self._image_ids = _ids_in_order(index)
+        self._save_to: Path | None = None
 
     @property
     def needs(self) -> Literal["boxes", "masks"]:
@@ -312,6 +316,18 @@ class CocoEvaluator:
             per_class[name] = ClassMetrics(**values, num_boxes=int(num_boxes[label]))
         overall = {entry.field: entry.mean(precision, recall) for entry in _DEFINITIONS}
         return (CocoMaskMetrics if self.masks else CocoMetrics)(**overall, per_class=per_class)
+
+    def start_saving(self, folder: Path) -> None:
+        """Saves predictions in COCO's results format to `predictions.json` or `predictions_masks.json` in `folder`."""
+        self._save_to = folder / ("predictions_masks.json" if self.masks else "predictions.json")
+
+    def save(self, category_ids: Collection[int]) -> list[Path]:
+        """Writes the predictions, without those of categories that the dataset does not have."""
+        if self._save_to is None:
+            return []
+        results = [row for row in self.to_coco_results() if row["category_id"] in category_ids]
+        replace_text(self._save_to, json.dumps(results))
+        return [self._save_to]
 
     def to_coco_results(self) -> list[dict[str, Any]]:
         """The predictions in COCO's results format, with the dataset's own image and category ids.

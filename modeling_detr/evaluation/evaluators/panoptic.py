@@ -10,7 +10,7 @@ Shapes: G true segments · P predicted segments of one image · C classes · H, 
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,7 +22,7 @@ from PIL import Image
 
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.errors_detr import DatasetError, PredictionError
-from modeling_detr.evaluation.checks import check_label_range, pair_with_images
+from modeling_detr.evaluation.evaluators.checks import check_label_range, pair_with_images
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
 from modeling_detr.structures_detr import DetectionIndex, PanopticResult
 
@@ -335,6 +335,14 @@ class PanopticEvaluator:
                 for category in self.index.categories
             ],
         }
+
+    def start_saving(self, folder: Path) -> None:
+        """Saves predictions to `predictions_panoptic/` and `predictions_panoptic.json` in `folder`."""
+        self.save_to = folder / "predictions_panoptic"
+
+    def save(self, category_ids: Collection[int]) -> list[Path]:  # noqa: ARG002 (segments of other classes stay)
+        """Writes the JSON file; see `save_json`."""
+        return [self.save_json()]
 
     def save_json(self) -> Path:
         """Writes the JSON file beside the folder of PNG files, under the folder's name, where COCO's tool expects it.

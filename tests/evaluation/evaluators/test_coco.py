@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from reference_cases import REFERENCE
 
 from modeling_detr.data import open_dataset, read_coco
-from modeling_detr.evaluation.coco import CocoEvaluator
+from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, DetectionResult, ImageRecord
 
 
