@@ -162,7 +162,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except _LOADING_ERRORS as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # PyTorch's error for a truncated file
             raise
-        if isinstance(error, KeyError):  # unknown pickle opcode
+        if isinstance(error, KeyError) or not _begins_like_a_checkpoint(path):  # KeyError: unknown pickle opcode
             raise _not_a_checkpoint(path) from error
         reason = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
         raise ModelError(path, f"incomplete checkpoint ({reason})", "download or copy the file again") from error
@@ -205,6 +205,12 @@ def _refusal(path: Path, reason: str) -> ModelError:
         "if you trust its author, load it with the code that wrote it and save only the state dict: "
         "torch.save({'model': checkpoint['model']}, …)",
     )
+
+
+def _begins_like_a_checkpoint(path: Path) -> bool:
+    """Whether a file begins like a zip file or a pickle, the two formats of PyTorch."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _not_a_checkpoint(path: Path) -> ModelError:

@@ -167,7 +167,7 @@ def _add_dilation(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
     if released is None:
         return ["no dilation in the backbone (DC5), which the weights do not show; to enable it, set dilation"]
     start = "" if config["dilation"] else "no "
-    return [f"{start}dilation in the backbone, because the file is named like the released {released}"]
+    return [f"{start}dilation in the backbone, as the name {released} implies"]
 
 
 def _add_attention_heads(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
@@ -210,7 +210,10 @@ def check_parameters(checkpoint: Checkpoint, model: nn.Module, without_head: boo
     for name, shape in expected.items():
         tensor = weights[name]
         if tuple(tensor.shape) != shape:
-            raise ModelError(path, f"'{name}' has shape {tuple(tensor.shape)}, expected {shape} to match the others")
+            raise ModelError(
+                path,
+                f"'{name}' has shape {tuple(tensor.shape)}, which does not match the other weights (expected {shape})",
+            )
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise ModelError(
                 path, f"'{name}' is {tensor.dtype} in {tensor.layout}, expected a dense floating-point tensor"

@@ -81,7 +81,7 @@ def split_batch(batch: DetectionBatch, max_pixels: int) -> list[DetectionBatch]:
     parts: list[DetectionBatch] = []
     for group in groups:
         height, width = sizes[group].amax(0).tolist()
-        # indexing copies into the default memory format; the batch is channels last
+        # indexing copies and loses channels-last, so restore it
         pixels = batch["pixel_values"][group, :, :height, :width].contiguous(memory_format=torch.channels_last)
         mask = batch["pixel_mask"][group, :height, :width]
         parts.append({"pixel_values": pixels, "pixel_mask": mask, "labels": [batch["labels"][i] for i in group]})

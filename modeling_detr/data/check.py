@@ -62,8 +62,8 @@ class CheckReport:
         """Indices of the usable images."""
         return np.setdiff1d(np.arange(len(self.index)), np.array(self.bad_images, dtype=np.int64))
 
-    def as_dict(self, spell: Callable[[str, object], str] = python_argument) -> dict[str, Any]:
-        """The report as plain values for JSON; `spell` formats a setting the way the user can give it."""
+    def as_dict(self, format_setting: Callable[[str, object], str] = python_argument) -> dict[str, Any]:
+        """The report as plain values for JSON; `format_setting` formats a setting the way the user can give it."""
         index = self.index
         return {
             "name": index.name,
@@ -75,15 +75,15 @@ class CheckReport:
             "objects_an_image": _quantiles(_objects(index).astype(np.float64)),
             "errors": self.errors,
             "warnings": len(self.findings) - self.errors,
-            "findings": [finding.as_dict(spell) for finding in self.findings],
+            "findings": [finding.as_dict(format_setting) for finding in self.findings],
         }
 
-    def to_text(self, shown: int = 10, spell: Callable[[str, object], str] = python_argument) -> str:
+    def to_text(self, shown: int = 10, format_setting: Callable[[str, object], str] = python_argument) -> str:
         """The report as text.
 
         Args:
             shown: Largest number of findings listed per kind.
-            spell: Formats a setting the way the user can give it.
+            format_setting: Formats a setting the way the user can give it.
         """
         content = self.as_dict()
         lines = [
@@ -110,18 +110,18 @@ class CheckReport:
                     f"{_TITLES.get(name, name)} {value:.4g}{unit}" for name, value in content[key].items()
                 )
                 lines.append(f"  {title}: {figures}")
-        lines += self._finding_lines(shown, spell)
+        lines += self._finding_lines(shown, format_setting)
         lines.append(f"{counted(self.errors, 'error')}, {counted(len(self.findings) - self.errors, 'warning')}")
         return "\n".join(lines)
 
-    def _finding_lines(self, shown: int, spell: Callable[[str, object], str]) -> list[str]:
+    def _finding_lines(self, shown: int, format_setting: Callable[[str, object], str]) -> list[str]:
         kinds: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             kinds.setdefault((finding.severity, finding.kind), []).append(finding)
         lines = []
         for (severity, kind), findings in kinds.items():
             lines.append(f"{severity}: {kind} ({len(findings):,})")
-            lines += [f"  {finding.text(spell)}" for finding in findings[:shown]]
+            lines += [f"  {finding.text(format_setting)}" for finding in findings[:shown]]
             if len(findings) > shown:
                 lines.append(f"  and {len(findings) - shown:,} more")
         return lines

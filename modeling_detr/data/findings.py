@@ -32,18 +32,18 @@ class Finding:
     action: str
     settings: Mapping[str, object] = field(default_factory=dict)
 
-    def text(self, spell: Callable[[str, object], str] = python_argument) -> str:
-        """The finding as one sentence; `spell` formats a setting the way the user can give it."""
-        return self._error().to_text(spell)
+    def text(self, format_setting: Callable[[str, object], str] = python_argument) -> str:
+        """The finding as one sentence; `format_setting` formats a setting the way the user can give it."""
+        return self._error().to_text(format_setting)
 
-    def as_dict(self, spell: Callable[[str, object], str] = python_argument) -> dict[str, str]:
+    def as_dict(self, format_setting: Callable[[str, object], str] = python_argument) -> dict[str, str]:
         """The finding as plain values for JSON; see `text`."""
         return {
             "severity": self.severity,
             "kind": self.kind,
             "where": self.where,
             "message": self.message,
-            "action": self._error().remedy_with_settings(spell),
+            "action": self._error().remedy_with_settings(format_setting),
         }
 
     def _error(self) -> DatasetError:

@@ -1,4 +1,4 @@
-"""Checks and notes about what a target format cannot represent."""
+"""Notes on what a written format cannot represent."""
 
 from dataclasses import replace
 

@@ -60,10 +60,11 @@ def adopt_model_labels(
     unknown = [category.name for category in index.categories if category.name not in label_of]
     if unknown:
         nearest = nearest_name(unknown[0], label_of)
-        hint = "" if nearest is None else f" (did you mean '{nearest}'?)"
+        if nearest is not None:
+            unknown[0] += f" (did you mean '{nearest}'?)"
         raise DatasetError(
             index.name,
-            f"has classes that the model does not have: {', '.join(unknown)}{hint}; the model has "
+            f"has classes that the model does not have: {', '.join(unknown)}; the model has "
             f"{', '.join(id2label.values())}",
             "use a model trained on this dataset, or rename the classes",
         )

@@ -88,8 +88,7 @@ def find_split(index: DetectionIndex, role: Role) -> str:
     """
     key = f"{role}_split"
     for name in _ROLE_NAMES[role]:
-        pattern = re.compile(rf"{name}[-_]?\d*", re.IGNORECASE)
-        matching = [split for split in index.splits if pattern.fullmatch(split)]
+        matching = [split for split in index.splits if _pattern(name).fullmatch(split)]
         exact = [split for split in matching if split.lower() == name]
         if len(exact or matching) == 1:
             return (exact or matching)[0]
@@ -102,13 +101,25 @@ def find_split(index: DetectionIndex, role: Role) -> str:
             index.name, "has no splits", "hold out some images for evaluation", {"eval_fraction": _HELD_OUT}
         )
     splits, usual = sorted(index.splits), ", ".join(_ROLE_NAMES[role])
+    choices = [split for split in splits if role == "train" or not _has_role(split, "train")]
     problem = f"has no split with a usual name for {'training' if role == 'train' else 'evaluation'} ({usual})"
     problem += f"; its splits are: {', '.join(splits)}"
     if role == "train":
-        raise DatasetError(index.name, problem, "choose one", {key: splits[0]})
+        raise DatasetError(index.name, problem, "choose one", {key: choices[0]})
+    if not choices:
+        raise DatasetError(index.name, problem, "hold out some images for evaluation", {"eval_fraction": _HELD_OUT})
     raise DatasetError(
-        index.name, problem, "choose one, or hold out some images", {key: splits[0], "eval_fraction": _HELD_OUT}
+        index.name, problem, "choose one, or hold out some images", {key: choices[0], "eval_fraction": _HELD_OUT}
     )
+
+
+def _has_role(split: str, role: Role) -> bool:
+    """Whether `split` has one of the usual names for `role`."""
+    return any(_pattern(name).fullmatch(split) for name in _ROLE_NAMES[role])
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(rf"{name}[-_]?\d*", re.IGNORECASE)
 
 
 def hold_out_of_split(

@@ -77,6 +77,9 @@ def test_a_safetensors_file_named_pth_is_recognised(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer, not the file itself"),
         (b'{"error": "not found"}', "a text file, not a checkpoint"),
         (b"image,label\n1.jpg,cat\n", "not a PyTorch checkpoint"),
+        (b"0\n", "not a PyTorch checkpoint"),
+        (b".hidden\n", "not a PyTorch checkpoint"),
+        (b"a few words\n", "not a PyTorch checkpoint"),
         (b"\x80\x02 these are no weights", "not a PyTorch checkpoint"),
     ],
 )

@@ -45,3 +45,8 @@ def test_a_class_that_the_model_does_not_have_is_an_error() -> None:
     message = r"shapes: has classes that the model does not have: disc \(did you mean 'disk'\?\); .* has disk, star"
     with pytest.raises(ValueError, match=message):
         adopt_model_labels(shapes_index(), {0: "disk", 1: "star"})
+
+
+def test_the_suggestion_stands_beside_the_class_that_it_is_for() -> None:
+    with pytest.raises(ValueError, match=r"does not have: disc \(did you mean 'disk'\?\), star; the model has disk"):
+        adopt_model_labels(shapes_index(), {0: "disk"})

@@ -46,6 +46,14 @@ def test_splits_without_a_usual_name_are_listed_in_the_error(yolo_folder):
     odd = DetectionIndex("set", index.images, index.categories, index.annotations, {"odd": np.arange(2)})
     with pytest.raises(ValueError, match=r"splits are: odd; choose one, .* \(eval_split='odd', eval_fraction=0\.1\)"):
         find_split(odd, "eval")
+    only = DetectionIndex("set", index.images, index.categories, index.annotations, {"train2017": np.arange(2)})
+    with pytest.raises(ValueError, match=r"train2017; hold out some images for evaluation \(eval_fraction=0\.1\)\."):
+        find_split(only, "eval")
+    more = DetectionIndex(
+        "set", index.images, index.categories, index.annotations, dict.fromkeys(["train", "x"], np.arange(2))
+    )
+    with pytest.raises(ValueError, match=r"or hold out some images \(eval_split='x', eval_fraction=0\.1\)"):
+        find_split(more, "eval")
     two = {"train2014": np.arange(2), "train2017": np.arange(2)}
     with pytest.raises(
         ValueError, match=r"several splits to train on, train2014, train2017; choose one \(train_split='train2014'\)"

@@ -3,6 +3,8 @@
     objects: {bbox: [[…]], category: […], area?: […], iscrowd?: […]}    the usual column, also as a list of structs
     bbox: [[…]], category: […]                                          or top-level columns
 
+The boxes of a row may also be one flat list, with four numbers per object.
+
 Images stay where they are: as bytes in the rows of memory-mapped files (`arrow_rows`), or as files that the rows refer
 to. The convention of the boxes is set by the user or detected (`hf_boxes`); a note says which one is used.
 
@@ -282,9 +284,10 @@ def _read_split(where: str, rows: Any) -> _Split:
         objects = f"; each object has {', '.join(fields)}" if fields else ""
         raise DatasetError(
             where,
-            f"no column of {missing}, only {', '.join(columns)}{objects}",
+            f"no column of {missing}; the columns are {', '.join(columns)}{objects}",
             f"expected a column 'objects' with one of the fields {', '.join(names)}, or a column with such a name",
         )
+    fields[boxes_key] = _grouped(where, boxes_key, fields[boxes_key], fields[classes_key])
     parents = pc.list_parent_indices(fields[boxes_key]).to_numpy().astype(np.int64)
     starts = np.searchsorted(parents, parents)
     boxes, convention = _box_numbers(where, pc.list_flatten(fields[boxes_key]))
@@ -372,6 +375,30 @@ def _object_columns(rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     names = [name for name in (*_BOXES, *_CLASSES, *_AREAS, *_CROWDS) if name in rows.column_names]
     features = {name: rows.features[name].feature for name in names if hasattr(rows.features[name], "feature")}
     return {name: _arrow(rows, name) for name in features}, features
+
+
+def _grouped(where: str, key: str, boxes: Any, classes: Any) -> Any:
+    """Group the numbers of a row by four if they are one flat list, with four numbers per class."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = boxes.type.value_type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        return boxes
+    counts, expected = (
+        pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        for lists in (boxes, classes)
+    )
+    wrong = np.flatnonzero(counts != 4 * expected)
+    if len(wrong):
+        row = int(wrong[0])
+        raise DatasetError(
+            f"{where}, row {row}",
+            f"'{key}' has {counts[row]} numbers for {expected[row]} objects, expected four numbers per object",
+            "write a list of boxes, each a list of four numbers",
+        )
+    grouped = pa.FixedSizeListArray.from_arrays(pc.list_flatten(boxes), 4)
+    return pa.LargeListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(expected)]), pa.int64()), grouped)
 
 
 def _box_numbers(where: str, flat: Any) -> tuple[NDArray[np.float64], str | None]:

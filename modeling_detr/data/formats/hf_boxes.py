@@ -80,7 +80,7 @@ def detect_convention(path: str | Path, sample: BoxSample, named: str | None, fi
         return named + suffix
     limits = np.ones_like(sample.limits) if normalized else sample.limits
     fits = [_Fit(name, _misfits(sample.boxes, limits, sample.areas, name)) for name in ("xywh", "xyxy", "cxcywh")]
-    fits.sort(key=lambda fit: fit.misfits)  # stable: of equally good ones the first, COCO's, is the most common
+    fits.sort(key=lambda fit: fit.misfits)  # stable: ties go to the first, COCO's
     best, *others = fits
     alike = [fit.convention for fit in others if fit.misfits == best.misfits]
     evidence = ", ".join(f"{fit.misfits} of {len(sample.boxes)} do not fit {fit.convention}" for fit in fits)

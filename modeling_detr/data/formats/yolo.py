@@ -371,7 +371,8 @@ def _choose_label_folders(
 
 
 def _find_label_file(place: str, folder: str, stem: str, listings: FolderListings) -> str | None:
-    """Find the label file of an image; a name in another case counts unless another image has it."""
+    """Find the label file of an image; otherwise one whose name differs only in case and belongs
+    to no other image."""
     file = listings.find(place, f"{stem}.txt")
     found = file.rpartition("/")[2].rpartition(".")[0] if file else stem
     return file if found == stem or found not in listings.image_stems(folder) else None

@@ -145,6 +145,21 @@ def test_flat_columns_are_read_if_there_is_no_objects_column(tmp_path: Path) -> 
     assert [(category.id, category.name) for category in index.categories] == [(3, "3"), (7, "7")]
 
 
+def test_a_flat_list_of_boxes_is_read_if_it_has_four_numbers_per_object(tmp_path: Path) -> None:
+    content = {
+        "image": [{"bytes": png(*size), "path": None} for size in SIZES[:2]],
+        "bbox": [[1, 2, 10, 12, 3, 4, 5, 6], []],
+        "category": [["cat", "dog"], []],
+    }
+    datasets.Dataset.from_dict(content).to_parquet(tmp_path / "a.parquet")
+    table = open_dataset(tmp_path, box_format="xywh").annotations
+    assert table.boxes_xyxy.tolist() == [[1, 2, 11, 14], [3, 4, 8, 10]]
+    content["bbox"] = [[1, 2, 10, 12, 3], []]
+    datasets.Dataset.from_dict(content).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"row 0: 'bbox' has 5 numbers for 2 objects, expected four numbers per obj"):
+        open_dataset(tmp_path, box_format="xywh")
+
+
 def test_wrong_sizes_missing_images_and_unknown_classes_are_reported_with_their_row(tmp_path: Path) -> None:
     wrong = rows(height=[60, 999, 40], width=[80, 40, 40]).to_list()
     wrong[0]["objects"]["category"][1] = -1
