@@ -235,7 +235,7 @@ def test_class_names_come_from_a_list_or_from_coco(tmp_path):
         (lambda w: w.update(extra=torch.zeros(1)), "unexpected parameters: 'extra'"),
         (
             lambda w: w.update({"bbox_embed.layers.0.bias": torch.zeros(5)}),
-            r"'bbox_embed.layers.0.bias' has shape \(5,\), expected \(32,\)",
+            r"layers.0.bias' has shape \(5,\), which does not match the other weights \(expected \(32,\)\)",
         ),
         (lambda w: w.update({"query_embed.weight": torch.zeros(3)}), r"'query_embed.weight' has shape \(3,\)"),
         (lambda w: w.update({"class_embed.weight": torch.zeros(())}), r"'class_embed.weight' has shape \(\)"),
