@@ -109,6 +109,10 @@ class RunNotFoundError(DetrError, FileNotFoundError):
     """The folder of a training run that does not exist or has no log."""
 
 
+class PreflightError(DetrError, ValueError):
+    """A problem that the checks before the first step have found."""
+
+
 class PluginError(DetrError):
     """An installed plug-in that cannot be imported."""
 

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_detr.conversion.sources import SOURCES, ModelSource, find_source, load_model
+from modeling_detr.conversion.sources import SOURCES, ModelSource, find_source, load_model, without_progress_bars
 from modeling_detr.conversion.targets import TARGETS
 from modeling_detr.errors_detr import ModelError
 
@@ -29,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if kind is None or kind.convert is None:
         model, processor = load_model(source)
         notes = [f"read {type(model).__name__} with {model.config.num_labels} classes"]
-        notes += TARGETS[arguments.to].write(model, processor, target)
+        with without_progress_bars():
+            notes += TARGETS[arguments.to].write(model, processor, target)
     elif arguments.to == "ours":
-        notes = kind.convert(source, target, **options)
+        with without_progress_bars():
+            notes = kind.convert(source, target, **options)
     else:
         raise ModelError(
             source,
@@ -47,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "detr convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "source", help="a checkpoint of the original, the name of a released one, a model folder, a run or a Hub id"
+        "source", help="an original DETR checkpoint, the name of a released one, a model folder, a run or a Hub id"
     )
     parser.add_argument("target", type=Path, help="the folder to write (with --to original, the file)")
     kinds = ", ".join(f"{name} ({target.description})" for name, target in TARGETS.items())

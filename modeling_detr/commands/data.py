@@ -129,8 +129,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         if error.settings:  # it is about an option, not about the dataset
             raise
         hint = "`detr data check` lists every finding, and --fix writes a clean copy"
-        error.remedy = "; ".join(part for part in (error.remedy, hint) if part)
-        raise
+        remedy = "; ".join(part for part in (error.remedy, hint) if part)
+        raise type(error)(error.where, error.problem, remedy) from error
     for note in index.notes:
         print(f"note      {note}")
     with _terminating():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from modeling_detr.conversion.checkpoint_files import RELEASED, is_released
 from modeling_detr.conversion.original import convert_original, converted_copy
@@ -149,12 +150,24 @@ def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
         ModelError: `source` is a folder without a model, or a file that cannot be converted.
         OSError: `source` does not exist or is incomplete.
     """
-    with explain_missing_model(source):
+    with explain_missing_model(source), without_progress_bars():
         folder = find_model(source)
         config, _ = PreTrainedConfig.get_config_dict(folder)
         is_segmenter = DetrForSegmentation.__name__ in (config.get("architectures") or ())
         model = (DetrForSegmentation if is_segmenter else DetrForObjectDetection).from_pretrained(folder)
         return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(folder)
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hide the bars that Transformers shows for each file of weights; downloads keep theirs."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _may_be_hub_id(source: str) -> bool:

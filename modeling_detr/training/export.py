@@ -1,16 +1,14 @@
 """Export of a run's best model: `model/` with weights, processor and model card, and the push to the Hub."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 from huggingface_hub import HfApi, get_token
-from transformers.utils import logging
 
 from modeling_detr.atomic_output import replaced_folder
 from modeling_detr.configuration_detr import DetrConfig
+from modeling_detr.conversion.sources import without_progress_bars
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.checkpointing import TrainingState
@@ -36,23 +34,11 @@ def export_model(run_dir: Path, detector: Savable, processor: Savable, model_car
     """
     folder = run_dir / MODEL
     with replaced_folder(folder) as hidden:
-        with _no_progress_bars():
+        with without_progress_bars():
             detector.save_pretrained(hidden)
         processor.save_pretrained(hidden)
         (hidden / "README.md").write_text(model_card, encoding="utf-8")
     return folder
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Hide the bar that Transformers shows for each file it writes, which would break the run's own."""
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()
 
 
 # The Hub

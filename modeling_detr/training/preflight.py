@@ -24,6 +24,7 @@ from torchvision.ops import box_iou
 
 from modeling_detr.data import DetectionDataset, SampleKey
 from modeling_detr.data.sampler import planned_sizes
+from modeling_detr.errors_detr import DetrError, PreflightError
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionLabels, DetectionResult
@@ -77,21 +78,31 @@ def preflight(run: PreparedRun) -> list[str]:
         Lines to print, in the main process; an empty list in the others.
 
     Raises:
-        ValueError: Training would fail: an image or a label is wrong, or the largest batch does not fit into memory.
-            Raised in all processes.
+        PreflightError: Training would fail: an image or a label is wrong, or the largest batch does not fit into
+            memory. Raised in all processes.
     """
     lines: list[str] = []
-    error: str | None = None
+    error: PreflightError | None = None
     if run.accelerator.is_main_process:
         with _unchanged_states(run.model):
             try:
                 lines = _check_everything(run)
             except (ValueError, OSError) as problem:
-                error = f"preflight: {problem} (--preflight false skips this check.)"
-    errors = [message for message in gather_object([error]) if message is not None]
+                error = _with_way_around(problem)
+    errors = [found for found in gather_object([error]) if found is not None]
     if errors:
-        raise ValueError(errors[0])
+        raise errors[0]
     return lines
+
+
+def _with_way_around(problem: ValueError | OSError) -> PreflightError:
+    """The error of a check, with the key of the recipe that skips the checks."""
+    skip = "to train all the same, skip the checks"
+    if isinstance(problem, DetrError):
+        remedy = f"{problem.remedy.rstrip('.')}; {skip}" if problem.remedy else skip
+        settings = {**problem.settings, "preflight": False}
+        return PreflightError(f"preflight: {problem.where}", problem.problem, remedy, settings)
+    return PreflightError("preflight", str(problem).rstrip("."), skip, {"preflight": False})
 
 
 def _check_everything(run: PreparedRun) -> list[str]:

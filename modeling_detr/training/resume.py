@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from modeling_detr.data.findings import counted
-from modeling_detr.errors_detr import CheckpointError
+from modeling_detr.errors_detr import CheckpointError, RecipeError
 from modeling_detr.training.checkpointing import (
     CheckpointedRun,
     TrainingState,
@@ -27,6 +27,8 @@ def checkpoint_to_resume(recipe: Recipe) -> Path | None:
         FileNotFoundError: The checkpoint to resume does not exist.
     """
     run_dir = recipe.run_dir
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RecipeError("output_dir", f"{run_dir} is a file", "choose a folder for the run")
     if recipe.resume is None:
         if holds_run(run_dir):
             raise ValueError(f"{run_dir}: already contains a run; use --resume auto, or choose another --output_dir.")

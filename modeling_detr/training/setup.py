@@ -217,6 +217,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
         OSError: A file or folder that the recipe names does not exist or cannot be read.
     """
     end_with_launcher()
+    _ = recipe.data_source  # without a dataset, nothing else matters
     check_trackers(recipe.trackers)
     checkpoint = checkpoint_to_resume(recipe)
     accelerator = build_accelerator(recipe)

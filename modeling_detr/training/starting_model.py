@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from modeling_detr.configuration_detr import DetrConfig
-from modeling_detr.conversion.sources import explain_missing_model, find_model
+from modeling_detr.conversion.sources import explain_missing_model, find_model, without_progress_bars
 from modeling_detr.errors_detr import RecipeError, did_you_mean
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
@@ -164,7 +164,7 @@ def _model_class(recipe: Recipe) -> type[Detector]:
 def _load_model(recipe: Recipe, source: str, settings: Mapping[str, Any]) -> Detector:
     """Load a model with a class head for the dataset and all other weights as they are."""
     model: Detector
-    with explain_missing_model(source), _quiet_loading():
+    with explain_missing_model(source), _quiet_loading(), without_progress_bars():
         model, info = _model_class(recipe).from_pretrained(
             find_model(source),
             **settings,

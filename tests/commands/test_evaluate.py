@@ -113,7 +113,7 @@ def test_dataset_errors_are_reported_before_the_model_is_loaded(tmp_path: Path) 
         with pytest.raises((ValueError, OSError), match=message):
             main(["no/such/model", folder, *arguments])
     only_train = dataclasses.replace(open_dataset(folder), splits={"train": np.arange(5)})
-    with pytest.raises(ValueError, match="eval_split='train'"):
+    with pytest.raises(ValueError, match=r"eval_fraction=0\.1"):
         evaluation_images(only_train, None, 0.0, 42)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from modeling_detr.errors_detr import CheckpointError
+from modeling_detr.errors_detr import CheckpointError, RecipeError
 from modeling_detr.training.checkpointing import CHECKPOINT_PARTS, TEXT, CheckpointPart
 from modeling_detr.training.trainer import Trainer
 
@@ -117,3 +117,9 @@ def test_a_part_that_is_required_now_and_missing_from_a_checkpoint_leaves_it_in_
     with pytest.raises(CheckpointError, match=r"step_00000001 \(new.txt is missing\)"):
         Trainer.from_recipe(tiny_recipe(max_steps=1, resume="auto"))
     assert (tiny_recipe().run_dir / "checkpoints/step_00000001").is_dir()
+
+
+def test_an_output_dir_that_is_a_file_is_named_before_anything_is_built(tiny_recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match=r"output_dir: .*file is a file; choose a folder for the run"):
+        Trainer.from_recipe(tiny_recipe(output_dir=str(tmp_path / "file")))
