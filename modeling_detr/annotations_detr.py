@@ -220,7 +220,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _coco_mask(entry: CocoObject, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
-    """Decodes the `segmentation` of an object to a mask (H, W): polygons, or run lengths, compressed or not."""
+    """Decodes the `segmentation` of an object to a mask (H, W): polygons or RLE, compressed or not."""
     segmentation: Any = entry.get("segmentation")
     if isinstance(segmentation, np.ndarray) and segmentation.shape == size:
         return segmentation.astype(np.uint8)
@@ -238,7 +238,7 @@ def _coco_mask(entry: CocoObject, size: tuple[int, int], where: str) -> NDArray[
         mask: NDArray[np.uint8] = coco_mask.decode(runs)
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
-            f"{where} cannot be read ({error}); expected polygons [[x, y, x, y, …], …] or run lengths "
+            f"{where} cannot be read ({error}); expected polygons [[x, y, x, y, …], …] or run-length encoding "
             f"{{size: [height, width], counts: …}}."
         ) from error
     if mask.shape != size:

@@ -376,7 +376,7 @@ class DetrPreTrainedModel(PreTrainedModel):
         """
         _check_head_options(head_init, label_mapping)
         options = {"ignore_mismatched_sizes": ignore_mismatched_sizes, **kwargs}
-        if pretrained_model_name_or_path is None:  # a state_dict and a config: there is no other head to compare with
+        if pretrained_model_name_or_path is None:  # a state_dict and a config: no source head to compare with
             loaded = super().from_pretrained(None, *model_args, config=cast(Any, config), **options)
             _freeze_stems(loaded[0] if isinstance(loaded, tuple) else loaded)
             return loaded
@@ -394,7 +394,7 @@ class DetrPreTrainedModel(PreTrainedModel):
         if not by_name:
             change.warn_of_stale_rows(source)
 
-        # With the source's sizes first; then rows and queries move.
+        # Load at the source's sizes, then move rows and queries.
         with_info = options.pop("output_loading_info", False)
         model, info = cls._load(source, configs.for_loading(by_name), configs.stock, *model_args, **options)
         if by_name:
@@ -507,7 +507,7 @@ class DetrPreTrainedModel(PreTrainedModel):
         Original: models/transformer.py, `_reset_parameters`. Modules with other rules have `reset_weights` or an
         `init_rule`.
         timm has initialised the backbone's weights; they get here only if a checkpoint lacks them. Transformers calls
-        this for modules with weights of their own, not for mere containers.
+        this for modules with weights of their own, not for containers.
         """
         if callable(reset := getattr(module, "reset_weights", None)):
             reset()

@@ -69,7 +69,7 @@ class Category:
 
 
 class MaskSource(Protocol):
-    """Masks in some format: polygons, run lengths, the segments of a PNG file."""
+    """Masks in some format: polygons, run-length encodings, the segments of a PNG file."""
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Reads the masks (n, H, W) bool of `rows` (n,) of this source, all of one image, at its size."""
@@ -168,7 +168,7 @@ class AnnotationTable:
 
     @classmethod
     def concatenate(cls, tables: Sequence["AnnotationTable"]) -> "AnnotationTable":
-        """Joins tables in their order, to an empty table if there are none. Masks are kept if all tables have them."""
+        """Joins tables in their order; no tables give an empty table. Masks are kept if all tables have them."""
         masks = [table.masks for table in tables if table.masks is not None]
         return cls(
             image_index=np.concatenate([np.zeros(0, np.int64), *(table.image_index for table in tables)]),

@@ -1,4 +1,4 @@
-"""Convert a model: from a checkpoint of the original, back to one, or to Transformers' own DETR.
+"""Convert a model: from an original DETR checkpoint, back to one, or to Transformers' own DETR.
 
     detr convert detr-r101-dc5-a2e86def.pth start                 # the original's file → a folder for from_pretrained
     detr convert detr-r50 start                                   # a released model by name, downloaded

@@ -1,4 +1,4 @@
-"""Masks, kept compact as in their files and decoded one image at a time: polygons, run lengths, PNG segments.
+"""Masks, kept compact as in their files and decoded one image at a time: polygons, run lengths (RLE), PNG segments.
 
 A annotations of a dataset · n rows to read, all of one image · H, W pixels.
 """
@@ -25,13 +25,13 @@ ReadMasks = tuple[MaskColumn, list[int]]  # masks of the rows that have one, and
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CocoMasks:
-    """Polygons and run lengths of a COCO file, concatenated: two buffers instead of a million lists.
+    """Polygons and RLE masks of a COCO file, concatenated: two buffers instead of a million lists.
 
     Attributes:
         sizes: (A, 2) int64, height and width of each row's image.
-        is_rle: (A,) bool; True: run lengths, False: polygons.
+        is_rle: (A,) bool; True: RLE, False: polygons.
         spans: (A, 2) int64, where a row begins and ends in `runs` or `polygons`.
-        runs: COCO's compressed run lengths, as bytes.
+        runs: COCO's compressed RLE, as bytes.
         polygons: float64; for each polygon the number of its coordinates, followed by x, y, x, y, ….
     """
 
@@ -69,7 +69,7 @@ def read_segmentations(
     describe: Callable[[int], str],
     findings: Findings,
 ) -> ReadMasks:
-    """Read the masks of COCO annotations from their `segmentation`: polygons, compressed or plain run lengths.
+    """Read the masks of COCO annotations from their `segmentation`: polygons, compressed or plain RLE.
 
     Args:
         entries: The annotations.
@@ -98,7 +98,7 @@ def read_segmentations(
         except (TypeError, ValueError, KeyError) as error:
             del runs[start[0] :], polygons[start[1] :]
             message = (
-                f"unreadable segmentation ({error}), expected polygons [[x, y, x, y, …], …] or run lengths "
+                f"unreadable segmentation ({error}), expected polygons [[x, y, x, y, …], …] or run-length encoding "
                 f"{{size: [height, width], counts: …}}"
             )
             findings.error("segmentation", describe(row), message, "correct it, or remove the annotation")
@@ -144,7 +144,7 @@ def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], 
 
 
 def _compressed(segmentation: Mapping[str, Any], height: int, width: int) -> bytes:
-    """Convert run lengths to COCO's compressed form.
+    """Convert plain RLE to COCO's compressed form.
 
     Raises:
         KeyError: A part is missing.

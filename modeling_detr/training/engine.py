@@ -133,8 +133,8 @@ def train_one_epoch(
         engine: Model, optimizer and options.
         batches: This process's batches of the epoch; every process has the same number.
         first_step: Optimizer steps the run has already taken.
-        should_stop: Whether this process wants to stop; called before each step.
-        wants_checkpoint: Whether this process wants a checkpoint; called before each step.
+        should_stop: Whether this process should stop; called before each step.
+        wants_checkpoint: Whether a checkpoint is due in this process; called before each step.
 
     Raises:
         NonFiniteLossError: See `training_step`.

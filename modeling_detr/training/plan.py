@@ -41,7 +41,7 @@ def plan(run: PreparedRun) -> str:
         f"schedule  {_describe_schedule(run)}",
     ]
     if weights.average is not None:
-        lines.append(f"average   of the weights with decay {recipe.ema_decay:g}, which is evaluated and exported")
+        lines.append(f"average   decay {recipe.ema_decay:g}; the averaged weights are evaluated and exported")
     if recipe.loss_normalization == "original":
         lines.append("losses    each batch's class loss is divided by its own class weights, as in the original")
     lines.append(f"runs on   {_describe_processes(run)}")
@@ -78,9 +78,10 @@ def _class_counts(index: DetectionIndex) -> str:
 def _describe_steps(run: PreparedRun) -> str:
     recipe, schedule = run.recipe, run.schedule
     at_most = f", at most {recipe.max_steps:,} steps" if recipe.max_steps else ""
+    processes = counted(run.accelerator.num_processes, "process", "processes")
     return (
         f"{schedule.total_steps:,} of {run.loaders.train_sampler.step_size} images ({recipe.batch_size} x "
-        f"{recipe.gradient_accumulation_steps} accumulated x {run.accelerator.num_processes} processes), "
+        f"{recipe.gradient_accumulation_steps} accumulated x {processes}), "
         f"{schedule.steps_per_epoch:,} per epoch, {recipe.epochs} epochs{at_most}"
     )
 

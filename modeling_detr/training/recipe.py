@@ -95,7 +95,7 @@ class Recipe:
 
     model: str | None = key(
         None,
-        "Model to start from: a folder, a Hub id, or a .pth checkpoint of the original. none: a new model.",
+        "Model to start from: a folder, a Hub id, or an original DETR checkpoint (.pth). none: a new model.",
         resume=Resume.MODEL,
     )
     model_config: dict[str, Any] = key(

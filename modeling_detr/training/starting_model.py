@@ -131,7 +131,7 @@ def head_note(recipe: Recipe, id2label: Mapping[int, str]) -> str | None:
             f"classes differ from the dataset's, so it has to learn them"
         )
     changes = "; ".join(change.sentences())
-    return f"{recipe.model}: {changes or 'the class head is kept; its classes are those of the dataset'}"
+    return f"{recipe.model}: {changes or 'the class head is kept; it has all classes of the dataset'}"
 
 
 def load_config(source: str) -> DetrConfig:

@@ -51,7 +51,7 @@ def test_a_new_processor_has_the_statistics_of_the_backbone(tiny_recipe, tiny_co
 @pytest.mark.parametrize(
     ("names", "changes", "says"),
     [
-        ({0: "a", 1: "b"}, {}, "the class head is kept; its classes are those of the dataset"),
+        ({0: "a", 1: "b"}, {}, "the class head is kept; it has all classes of the dataset"),
         ({0: "b", 1: "a"}, {}, r"2 moved \(b 1 → 0, a 0 → 1\)"),
         ({0: "a", 1: "c", 2: "b"}, {}, r"1 kept \(a\), 1 moved \(b 1 → 2\), 1 new, .* \(c\)"),
         ({0: "a", 1: "c", 2: "d"}, {"label_mapping": {"b": "d"}}, r"1 moved \(d 1 → 2\)"),
