@@ -9,7 +9,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision.ops import masks_to_boxes
 
-from modeling_detr.data import DetectionDataset, DetrCollator, open_dataset, read_coco, read_panoptic
+from modeling_detr.data import (
+    DetectionDataset,
+    DetrCollator,
+    open_dataset,
+    read_coco,
+    read_panoptic,
+    read_panoptic_predictions,
+)
 from modeling_detr.data.augmentation.geometry import crop, horizontal_flip, resize
 from modeling_detr.data.masks import read_segment_ids
 
@@ -278,3 +285,26 @@ def test_masks_of_a_batch_are_not_padded():
         assert labels["masks"].dtype == torch.bool
         assert torch.equal(labels["masks"], sample["target"]["masks"].as_subclass(torch.Tensor))
         assert labels["masks"].shape == (len(labels["class_labels"]), *labels["size"].tolist())
+
+
+def test_a_panoptic_image_outside_the_dataset_is_an_error(tmp_path: Path) -> None:
+    root = panoptic(tmp_path / "data")
+    png = root / "annotations" / "panoptic_val" / "a.png"
+    png.rename(tmp_path / "x.png")
+    file = root / "annotations" / "panoptic_val.json"
+    written = file.read_text()
+    for name in (str(tmp_path / "x.png"), "../../../x.png"):
+        file.write_text(written.replace('"a.png"', json.dumps(name)))
+        with pytest.raises(ValueError, match=r"x\.png: is outside the dataset's folder"):
+            open_dataset(root, task="panoptic")
+
+
+def test_predictions_name_png_files_without_folders(tmp_path: Path) -> None:
+    root = panoptic(tmp_path / "data")
+    index = open_dataset(root, task="panoptic")
+    file = root / "annotations" / "panoptic_val.json"
+    file.write_text(file.read_text().replace('"a.png"', '"../panoptic_val/a.png"'))
+    with pytest.raises(
+        ValueError, match=r"'file_name' is '\.\./panoptic_val/a\.png', expected the name of a PNG file"
+    ):
+        list(read_panoptic_predictions(file, index))
