@@ -21,7 +21,7 @@ def test_data_without_an_evaluation_split_is_an_error_with_a_remedy(tiny_recipe,
         whole.name, whole.images, whole.categories, whole.annotations, {"train": whole.splits["train"]}
     )
     monkeypatch.setattr("modeling_detr.training.setup.open_dataset", lambda *_, **__: only_train)
-    with pytest.raises(ValueError, match=r"or hold out some images \(eval_split='train', eval_fraction=0\.1\)"):
+    with pytest.raises(ValueError, match=r"hold out some images for evaluation \(eval_fraction=0\.1\)"):
         open_splits(tiny_recipe())
 
 

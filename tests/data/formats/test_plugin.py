@@ -1,15 +1,14 @@
 """Dataset formats that are added from outside, as plug-ins would."""
 
-import io
 import json
 import zipfile
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from zip_images import open_zip, read_entry
 
 from modeling_detr.commands.data import main
 from modeling_detr.data import FORMATS, DetectionDataset, open_dataset, read_image
@@ -112,16 +111,6 @@ def test_errors_list_it(csv_format, tmp_path):
 
 
 # A format whose images are entries of a zip file, with the annotations in boxes.json beside them
-
-
-@lru_cache
-def open_zip(file):
-    return zipfile.ZipFile(file)
-
-
-def read_entry(path):
-    file, _, name = path.partition("::")
-    return io.BytesIO(open_zip(file).read(name))
 
 
 def read_zip(path, *, findings, task):
