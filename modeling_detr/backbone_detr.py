@@ -144,6 +144,11 @@ def _drop_unused_stages(backbone: nn.Module) -> None:
         setattr(backbone, parent, stages[: int(index) + 1])
 
 
+def is_weights_file(source: str | Path) -> bool:
+    """Whether backbone weights are a file, by its existence or its suffix, and not the name of a timm model."""
+    return Path(source).is_file() or Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin")
+
+
 def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Module:
     """Builds the config's timm feature extractor with pretrained weights.
 
@@ -158,8 +163,11 @@ def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Modul
     path = Path(source)
     if path.is_file():
         overrides: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(path)}}
-    elif path.suffix in (".safetensors", ".pth", ".pt", ".bin") or path.is_dir():
-        raise FileNotFoundError(f"{source}: no such file of backbone weights.")
+    elif is_weights_file(source) or path.is_dir():
+        raise FileNotFoundError(
+            f"{source}: no such file of backbone weights ({path.absolute()}); check the path, or give the name of a "
+            f"timm model, such as resnet50.tv_in1k."
+        )
     else:
         overrides = {"model_name": str(source).removeprefix("hf-hub:").removeprefix("timm/")}
     try:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_detr.errors_detr import RunNotFoundError
+from matplotlib.backend_bases import FigureCanvasBase
+
+from modeling_detr.errors_detr import OutputError, RunNotFoundError
 from modeling_detr.training.metric_logger import read_log, read_original_log
 from modeling_detr.training.run_folder import LOG
 from modeling_detr.visualization import plot_curves
@@ -38,10 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="image file; its suffix sets the format (default: curves.png in the folder of the first run)",
     )
     arguments = parser.parse_args(argv)
+    _check_suffix(arguments.output)
     logs = [_log(run) for run in arguments.runs]
     output = arguments.output or logs[0].with_name("curves.png")
     print(plot_curves({name: _entries(log) for name, log in zip(run_names(logs), logs, strict=True)}, output))
     return 0
+
+
+def _check_suffix(output: Path | None) -> None:
+    suffixes = sorted(FigureCanvasBase.get_supported_filetypes())
+    if output is not None and output.suffix.removeprefix(".").lower() not in suffixes:
+        raise OutputError(output, "unsupported image format", f"expected one of .{', .'.join(suffixes)}")
 
 
 def _log(run: Path) -> Path:

@@ -225,7 +225,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     accelerator.wait_for_everyone()  # no process writes to the folder before all have checked it
     with accelerator.main_process_first():  # the others then use what it has created or downloaded
         train_index, eval_index = open_splits(recipe)
-        detector, processor = _build_model_and_processor(recipe, train_index)
+        detector, processor = _build_model_and_processor(recipe, train_index, resumes=checkpoint is not None)
     loaders = build_loaders(recipe, train_index, eval_index, processor, accelerator)
     weights, training_model = _build_training_model(recipe, detector, accelerator)
     run, optimizer = _build_optimizer(recipe, training_model, weights, accelerator, loaders, train_index)
@@ -260,13 +260,13 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
 
 
 def _build_model_and_processor(
-    recipe: Recipe, train_index: DetectionIndex
+    recipe: Recipe, train_index: DetectionIndex, *, resumes: bool
 ) -> tuple[Detector, DetrTorchvisionImageProcessor]:
     stuff_labels = [label for label, category in enumerate(train_index.categories) if not category.is_thing]
     if recipe.model is None:  # so that errors in the transform or the processor precede a download of weights
         config = new_config(recipe, train_index.id2label, stuff_labels)
         _augmentation(recipe, *_edges(build_processor(recipe, config)))
-    detector = build_model(recipe, train_index.id2label, stuff_labels)
+    detector = build_model(recipe, train_index.id2label, stuff_labels, resumes=resumes)
     return detector, build_processor(recipe, detector.config)
 
 

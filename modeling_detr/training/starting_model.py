@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from modeling_detr.backbone_detr import is_weights_file
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.conversion.sources import explain_missing_model, find_model, without_progress_bars
 from modeling_detr.errors_detr import RecipeError, did_you_mean
@@ -28,7 +29,9 @@ _MASK_PARTS = ("bbox_attention.", "mask_head.")
 _LABEL_KEYS = ("num_labels", "id2label", "label2id", "stuff_labels")
 
 
-def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()) -> Detector:
+def build_model(
+    recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequence[int] = (), *, resumes: bool = False
+) -> Detector:
     """Build a new model for the recipe's task, or load the one to start from, with a class head for `id2label`.
 
     A task with masks may start from a detector; its mask head is then new.
@@ -37,6 +40,7 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Seque
         recipe: The recipe.
         id2label: Names of the classes.
         stuff_labels: Labels that are stuff.
+        resumes: Whether a checkpoint replaces all weights afterwards; `backbone_weights` are then not loaded.
 
     Raises:
         ValueError: `model_config` or `freeze` does not fit, or the backbone of a new model would stay random.
@@ -49,7 +53,9 @@ def build_model(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Seque
     else:
         model = _model_class(recipe)(new_config(recipe, id2label, stuff_labels))
         detector = without_mask_head(model)
-        if recipe.backbone_weights is not None:
+        if resumes:
+            pass  # the file may be gone by now
+        elif recipe.backbone_weights is not None:
             detector.model.load_backbone_weights(recipe.backbone_weights)
         else:
             _refuse_frozen_random_backbone(detector)
@@ -228,6 +234,8 @@ def _quiet_loading() -> Iterator[None]:
 def _timm_name(recipe: Recipe, config: DetrConfig) -> str:
     """The backbone's name, with the tag of its weights if `backbone_weights` has one: mean and std depend on it."""
     source = recipe.backbone_weights or ""
+    if is_weights_file(source):
+        return config.backbone
     return source if source.split(".")[0] == config.backbone.split(".")[0] else config.backbone
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from modeling_detr.commands import plot
 from modeling_detr.commands.plot import main, run_names
+from modeling_detr.errors_detr import OutputError
 from modeling_detr.training.metric_logger import read_original_log
 
 
@@ -70,3 +71,8 @@ def test_a_folder_with_both_logs_is_plotted_from_ours(tmp_path, monkeypatch):
         "theirs": [5],
         "ours": [1, 2],
     }
+
+
+def test_an_unsupported_image_format_is_refused_before_drawing(tmp_path):
+    with pytest.raises(OutputError, match=r"curves\.xyz: unsupported image format; expected one of .*\.png"):
+        plot.main([str(run(tmp_path / "run")), "--output", str(tmp_path / "curves.xyz")])

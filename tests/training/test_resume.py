@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import timm
+from safetensors.torch import save_file
 
 from modeling_detr.errors_detr import CheckpointError, RecipeError
 from modeling_detr.training.checkpointing import CHECKPOINT_PARTS, TEXT, CheckpointPart
@@ -123,3 +125,14 @@ def test_an_output_dir_that_is_a_file_is_named_before_anything_is_built(tiny_rec
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match=r"output_dir: .*file is a file; choose a folder for the run"):
         Trainer.from_recipe(tiny_recipe(output_dir=str(tmp_path / "file")))
+
+
+def test_backbone_weights_are_a_file_by_its_bare_name_and_are_not_needed_to_resume(tiny_recipe, tmp_path, monkeypatch):
+    """The name of the file starts like that of a timm model with a tag."""
+    monkeypatch.chdir(tmp_path)
+    options = tiny_recipe().model_config["backbone_kwargs"]
+    save_file(timm.create_model("resnet10t", **options).state_dict(), "resnet10t.safetensors")
+    keys = {"backbone_weights": "resnet10t.safetensors", "epochs": 1}
+    Trainer.from_recipe(tiny_recipe(**keys, max_steps=1)).train()
+    (tmp_path / "resnet10t.safetensors").unlink()
+    assert Trainer.from_recipe(tiny_recipe(**keys, max_steps=2, resume="auto")).state.step == 1
