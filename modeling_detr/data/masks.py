@@ -1,4 +1,4 @@
-"""Masks, kept compact as in their files and decoded one image at a time: polygons, run lengths (RLE), PNG segments.
+"""Masks, kept compact as in their files and decoded one image at a time: polygons, RLE (run-length encoding), PNG.
 
 A annotations of a dataset · n rows to read, all of one image · H, W pixels.
 """

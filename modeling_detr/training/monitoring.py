@@ -19,7 +19,7 @@ from modeling_detr.training.engine import StepResult
 
 
 _MIN_OBJECT_QUERIES = 0.01  # queries that predict a class, per true object
-_MIN_SPREAD = 0.1  # of predicted boxes relative to true ones; 0.2 if one query in 100 finds the second of two objects
+_MIN_SPREAD = 0.1  # relative to true boxes; with two objects, 1 % of queries on the second already gives 0.2
 _MIN_EVALUATIONS = 2  # in a row
 _LEARNED_AP50 = 0.1
 # Steps after the warm-up in which a model should have begun to learn: a share of the run, within these bounds.

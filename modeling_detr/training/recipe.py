@@ -259,8 +259,8 @@ class Recipe:
     )
     resume: str | None = key(
         None,
-        "'auto': resume from the run's newest intact checkpoint, or start a new run if there is none. Or the folder "
-        "of a checkpoint.",
+        "'auto': resume from the run's newest intact checkpoint, or start a new run if there is none. "
+        "A folder: resume from that checkpoint.",
         resume=Resume.LAUNCH,
     )
     log_every_steps: int = key(10, "Optimizer steps between log entries.", at_least=1)
@@ -332,7 +332,7 @@ class Recipe:
             RecipeError: It is not set.
         """
         if self.data is None:
-            raise RecipeError("data", "not set", "choose a dataset", {"data": "FOLDER"})
+            raise RecipeError("data", "not set", "choose a dataset, as in 'detr train finetune --data FOLDER'")
         return self.data
 
     @property

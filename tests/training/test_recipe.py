@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from modeling_detr import commands
-from modeling_detr.errors_detr import PluginError
+from modeling_detr.errors_detr import PluginError, RecipeError
 from modeling_detr.training.recipe import PLUGIN_KEYS, Recipe, compare_for_resume
 from modeling_detr.training.recipe_keys import Resume, key, keys_of
 from modeling_detr.training.recipe_parsing import parse_recipe
@@ -273,3 +273,10 @@ def test_a_field_that_is_not_declared_as_a_key_is_an_error():
 
     with pytest.raises(TypeError, match=r"Odd\.extra: not declared as a key"):
         keys_of(Odd)
+
+
+def test_a_missing_dataset_is_explained_with_an_example_command():
+    with pytest.raises(RecipeError) as caught:
+        _ = Recipe().data_source
+
+    assert str(caught.value) == "data: not set; choose a dataset, as in 'detr train finetune --data FOLDER'."

@@ -70,7 +70,7 @@ def read_coco(
         path: The dataset's folder, or one annotation file.
         require_images: False: images may be missing; `ImageRecord.path` is then the file name as written.
         findings: Collects problems; None: the first error is raised.
-        masks: Keep the segmentations (polygons, run lengths); annotations without one are left out.
+        masks: Keep the segmentations (polygons or RLE); annotations without one are left out.
         images: Folder of the images, inside or outside the dataset's folder; None: the usual places inside.
 
     Raises:
