@@ -8,6 +8,7 @@ plug-ins may add their own. A format whose images are not files (entries of an a
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from modeling_detr.structures_detr import DetectionIndex, Task
 
@@ -35,6 +36,14 @@ class ReadingOption:
 
 
 IMAGES_OPTION = ReadingOption("images", "folder of the images, if it is outside the dataset's folder", Path)
+
+BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywh_normalized", "xyxy_normalized", "cxcywh_normalized"]
+BOX_FORMAT_OPTION = ReadingOption(
+    "box_format",
+    "box format of a Hugging Face dataset, detected by default, or of COCO files, xywh or xyxy",
+    str,
+    get_args(BoxFormat),
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,8 +40,8 @@ def open_dataset(
             (every pixel belongs to a thing or to stuff).
         **options: Options of the format; None and False mean "not set". `images` (COCO, YOLO, VOC, hf): a folder of
             images, which may be outside the dataset's folder; other images outside it are an error. `drop_difficult`
-            (VOC): leave out objects marked as difficult. `box_format` (hf): convention of the boxes, one of
-            `hf_boxes.BoxFormat`; detected by default.
+            (VOC): leave out objects marked as difficult. `box_format` (hf, COCO): convention of the boxes, one of
+            `dataset_format.BoxFormat` (COCO: `xywh` or `xyxy`); detected by default.
 
     Returns:
         The index of images and annotations; its `notes` list what was left out or changed.

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, WrittenDataset
+from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, IMAGES_OPTION, DatasetFormat, WrittenDataset
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
 from modeling_detr.data.formats.coco_files import holds_segments, json_files, read_files
 from modeling_detr.data.image_copies import ImageCopies
 from modeling_detr.data.masks import read_segmentations
-from modeling_detr.errors_detr import DatasetNotFoundError
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError
 from modeling_detr.structures_detr import DetectionIndex, Task
 
 
@@ -58,6 +58,7 @@ def read_coco(
     findings: Findings | None = None,
     masks: bool = False,
     images: str | Path | None = None,
+    box_format: str | None = None,
 ) -> DetectionIndex:
     """Read a COCO dataset: each annotation file in a folder as one split, or a single JSON file.
 
@@ -72,21 +73,34 @@ def read_coco(
         findings: Collects problems; None: the first error is raised.
         masks: Keep the segmentations (polygons or RLE); annotations without one are left out.
         images: Folder of the images, inside or outside the dataset's folder; None: the usual places inside.
+        box_format: `xywh` as in COCO, or `xyxy` for files with corners; None: `xywh`, but it is an error if the boxes
+            look like corners.
 
     Raises:
         DatasetNotFoundError: There is no annotation file, or images are missing.
         DatasetError: A file has unexpected content; the message names file, entry and remedy.
     """
+    if box_format not in (None, "xywh", "xyxy"):
+        raise DatasetError("box_format", f"got '{box_format}'", "COCO files can be read as xywh or xyxy")
     path = Path(path)
     files = find_coco_files(path)
     if not files:
         raise DatasetNotFoundError(path, "no COCO annotations", f"expected {_LOOKED_FOR}")
     read_masks = read_segmentations if masks else None
-    return read_files(path, files, require_images, findings, read_masks=read_masks, images_folder=images)
+    return read_files(
+        path, files, require_images, findings, read_masks=read_masks, images_folder=images, box_format=box_format
+    )
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
-    return read_coco(path, findings=findings, masks=task == "instance", images=images)
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Task,
+    images: str | Path | None = None,
+    box_format: str | None = None,
+) -> DetectionIndex:
+    return read_coco(path, findings=findings, masks=task == "instance", images=images, box_format=box_format)
 
 
 # Writing
@@ -153,6 +167,6 @@ FORMAT = DatasetFormat(
     read=_read,
     looked_for=_LOOKED_FOR,
     tasks=("detection", "instance"),
-    options=(IMAGES_OPTION,),
+    options=(IMAGES_OPTION, BOX_FORMAT_OPTION),
     write=_write,
 )

@@ -15,6 +15,7 @@ from modeling_detr.structures_detr import AnnotationTable, ImageRecord
 
 
 _NORMALIZED_LIMIT = 1.5  # boxes relative to the image end at 1, or slightly past it
+_CORNERS_SHARE = 0.9  # of the boxes must fit into their images as corners to be taken for corners
 
 Entries = Sequence[Mapping[str, Any]]  # objects of a JSON file
 MaskReader = Callable[[Entries, NDArray[np.int64], Callable[[int], str], Findings], ReadMasks]
@@ -27,6 +28,7 @@ def read_annotations(
     label_of: Mapping[Any, int],
     findings: Findings,
     read_masks: MaskReader | None,
+    box_format: str | None = None,
 ) -> AnnotationTable:
     """Read the annotations of one file.
 
@@ -37,6 +39,7 @@ def read_annotations(
         label_of: Category id, as written in the file → dense label.
         findings: Reports problems.
         read_masks: Reads the masks, see `coco_files.read_files`; None: masks are not read.
+        box_format: See `coco.read_coco`.
     """
     entries, image_index = _of_listed_images(file, entries, records, findings)
     entries, image_index = _of_known_categories(file, entries, image_index, label_of, findings)
@@ -49,8 +52,10 @@ def read_annotations(
         entries, image_index = _without(maskless, entries, image_index)
         boxes = np.delete(boxes, maskless, axis=0)
     _check_normalized(file, boxes, sizes[image_index], findings)
-    boxes[:, 2:] += boxes[:, :2]  # COCO writes x, y, width, height
-    table = clean_annotations(
+    if box_format != "xyxy":
+        _check_corners(file, boxes, sizes[image_index], findings, is_error=box_format is None)
+        boxes[:, 2:] += boxes[:, :2]  # COCO writes x, y, width, height
+    return clean_annotations(
         image_index=image_index,
         label=np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64),
         boxes_xyxy=boxes,
@@ -61,8 +66,6 @@ def read_annotations(
         findings=findings,
         masks=masks,
     )
-    _note_corners(file, boxes, sizes[image_index], findings)
-    return table
 
 
 def _describer(file: Path, entries: Entries) -> Callable[[int], str]:
@@ -196,15 +199,37 @@ def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.
         )
 
 
-def _note_corners(file: Path, corners: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings) -> None:
-    """Warn if boxes may be corners instead of x, y, width, height: many would then end far outside."""
-    past = np.any(corners[:, 2:] > sizes[:, ::-1] + 1.0, axis=-1)  # one more pixel may be rounding
-    if past.sum() > len(corners) / 3:
-        extend = "extends" if past.sum() == 1 else "extend"
-        message = f"{int(past.sum())} of {counted(len(corners), 'box', 'boxes')} {extend} past the edge of the image"
-        findings.warn(
+def _check_corners(
+    file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings, *, is_error: bool
+) -> None:
+    """Report boxes that are corners instead of x, y, width, height: many would end far outside.
+
+    Args:
+        file: The file, for messages.
+        boxes: Its boxes (A, 4) as written.
+        sizes: Height and width (A, 2) of their images.
+        findings: Reports the problem.
+        is_error: Whether boxes that also fit as corners are an error; otherwise a warning.
+    """
+    limits = sizes[:, ::-1] + 1.0  # one more pixel may be rounding
+    past = np.any(boxes[:, :2] + boxes[:, 2:] > limits, axis=-1)
+    if past.sum() <= len(boxes) / 3:
+        return
+    extend = "extends" if past.sum() == 1 else "extend"
+    message = f"{int(past.sum())} of {counted(len(boxes), 'box', 'boxes')} {extend} past the edge of the image"
+    fit = np.all((boxes[:, 2:] >= boxes[:, :2]) & (boxes[:, 2:] <= limits), axis=-1)
+    if is_error and fit.mean() >= _CORNERS_SHARE:
+        findings.error(
             "corners",
-            f"{file}: {message}; check that boxes are x, y, width, height, not corners.",
-            "they are clipped; if they are corners, convert them to x, y, width, height",
-            [(file, message)],
+            file,
+            f"{message}; the boxes look like corners, expected x, y, width, height",
+            "to read them as corners, set box_format to xyxy; if they are correct, set it to xywh",
+            {"box_format": "xyxy"},
         )
+        return
+    findings.warn(
+        "corners",
+        f"{file}: {message}; check that boxes are x, y, width, height, not corners.",
+        "they are clipped; if they are corners, convert them to x, y, width, height",
+        [(file, message)],
+    )

@@ -81,6 +81,7 @@ def read_files(
     objects_of: Callable[[CocoSplit, Mapping[str, Any], Findings], Entries] = _annotations,
     read_masks: MaskReader | None = None,
     images_folder: str | Path | None = None,
+    box_format: str | None = None,
 ) -> DetectionIndex:
     """Read the annotation files of a dataset, each as one split; see `coco.read_coco`.
 
@@ -93,6 +94,7 @@ def read_files(
         read_masks: Reads the masks of entries, given the sizes (A, 2) of their images and a function that names a row
             in a message. None: masks are not read.
         images_folder: See `images` of `read_coco`.
+        box_format: See `read_coco`.
     """
     splits = _name_splits(path, files)
     findings = Findings() if findings is None else findings
@@ -105,7 +107,7 @@ def read_files(
     for split, content in zip(splits, contents, strict=True):
         records = _read_images(split, content["images"], require_images, images_folder, findings)
         objects = objects_of(split, content, findings)
-        table = read_annotations(split.file, objects, records, labels.of_id, findings, read_masks)
+        table = read_annotations(split.file, objects, records, labels.of_id, findings, read_masks, box_format)
         tables.append(replace(table, image_index=table.image_index + len(images)))
         members[split.name] = np.arange(len(images), len(images) + len(records))
         images.extend(records)

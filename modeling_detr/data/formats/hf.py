@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, ReadingOption
+from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, IMAGES_OPTION, BoxFormat, DatasetFormat
 from modeling_detr.data.findings import Findings
-from modeling_detr.data.formats.hf_boxes import NAMED_BOXES, BoxFormat, BoxSample, detect_convention, to_corners
+from modeling_detr.data.formats.hf_boxes import NAMED_BOXES, BoxSample, detect_convention, to_corners
 from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_paths import is_split_name, refuse_outside
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
@@ -569,12 +569,7 @@ FORMAT = DatasetFormat(
     looked_for=_LOOKED_FOR,
     options=(
         IMAGES_OPTION,
-        ReadingOption(
-            "box_format",
-            "box format of a Hugging Face dataset; detected by default",
-            str,
-            get_args(BoxFormat),
-        ),
+        BOX_FORMAT_OPTION,
     ),
     is_name=lambda text, chosen: is_hub_id(text) or (chosen and "/" not in text and not Path(text).exists()),
 )

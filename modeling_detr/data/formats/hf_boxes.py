@@ -7,15 +7,13 @@ image.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.findings import Findings
 
-
-BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywh_normalized", "xyxy_normalized", "cxcywh_normalized"]
 
 # Names of a box's four numbers → their convention.
 NAMED_BOXES: dict[tuple[str, ...], str] = {

@@ -269,14 +269,32 @@ def test_a_file_without_annotations_is_an_error_except_for_a_test_split(coco_fol
 def test_boxes_in_another_format_are_reported_or_refused(coco_folder, train_file):
     def corners(content):
         for annotation in content["annotations"]:
-            annotation["bbox"] = [30, 30, 70, 45]
+            annotation["bbox"] = [20, 25, 40, 50]
 
     def normalized(content):
         for annotation in content["annotations"]:
             annotation["bbox"] = [0.1, 0.2, 0.5, 0.25]
 
     _change(train_file, corners)
-    assert [note for note in open_dataset(coco_folder).notes if "3 of 3 boxes extend past the edge" in note]
+    with pytest.raises(ValueError, match=r"instances_train.json: 3 of 3 boxes extend past .* look like corners.*xyxy"):
+        open_dataset(coco_folder)
+    notes = open_dataset(coco_folder, box_format="xywh").notes
+    assert [note for note in notes if "3 of 3 boxes extend past the edge" in note]
+    with pytest.raises(ValueError, match="got 'cxcywh'; COCO files can be read as xywh or xyxy"):
+        open_dataset(coco_folder, box_format="cxcywh")
     _change(train_file, normalized)
     with pytest.raises(ValueError, match=r"instances_train.json: the boxes look normalised.* in pixels"):
         open_dataset(coco_folder)
+
+
+def test_corners_are_read_as_corners_on_request(coco_folder):
+    expected = open_dataset(coco_folder).annotations.boxes_xyxy
+
+    def corners(content):
+        for annotation in content["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + width, y + height]
+
+    for file in (coco_folder / "annotations").glob("*.json"):
+        _change(file, corners)
+    np.testing.assert_allclose(open_dataset(coco_folder, box_format="xyxy").annotations.boxes_xyxy, expected)
