@@ -13,11 +13,13 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_detr import DetrConfig, check_backbone
+from .errors_detr import ModelError, did_you_mean
 
 
 _MOST_BACKBONE_WEIGHTS = 10_000_000_000
@@ -110,6 +112,9 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
                 _check_weights(timm.create_model(config.backbone, **{**arguments, "pretrained": False}))
         backbone = timm.create_model(**{"model_name": config.backbone, **arguments, **overrides})
     except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
+        name = str(overrides.get("model_name", config.backbone)).split(".")[0]
+        if not timm.is_model(name):
+            raise ModelError(f"timm has no model '{name}'; {did_you_mean(name, timm.list_models())}") from error
         raise ValueError(
             f"timm cannot build the backbone '{overrides.get('model_name', config.backbone)}' with {arguments}: "
             f"{_first_lines(error)}. Expected a timm model that supports features_only, and arguments that it accepts "
@@ -149,6 +154,15 @@ def is_weights_file(source: str | Path) -> bool:
     return Path(source).is_file() or Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin")
 
 
+def _is_readable(path: Path) -> bool:
+    """Whether a file can be read as weights, without running code from it."""
+    try:
+        timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception:  # the readers raise whatever the content leads to
+        return False
+    return True
+
+
 def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Module:
     """Builds the config's timm feature extractor with pretrained weights.
 
@@ -165,8 +179,8 @@ def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Modul
         overrides: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(path)}}
     elif is_weights_file(source) or path.is_dir():
         raise FileNotFoundError(
-            f"{source}: no such file of backbone weights ({path.absolute()}); check the path, or give the name of a "
-            f"timm model, such as resnet50.tv_in1k."
+            f"backbone_weights: {source}: no such file; check the path, or give the name of a timm model, such as "
+            f"resnet50.tv_in1k."
         )
     else:
         overrides = {"model_name": str(source).removeprefix("hf-hub:").removeprefix("timm/")}
@@ -174,6 +188,17 @@ def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Modul
         with _missing_keys() as missing:
             backbone = create_timm_backbone(config, pretrained=True, **overrides)
     except Exception as error:  # timm raises whatever its reader or its download raises
+        if isinstance(error, ModelError):
+            raise
+        if path.is_file() and not _is_readable(path):
+            remedy = "give a .safetensors or .pth file with a state dict"
+            raise ModelError(f"backbone_weights: {source}", "not a weights file, or damaged", remedy) from error
+        if isinstance(error, LocalEntryNotFoundError | ConnectionError):
+            problem, remedy = (
+                "cannot be downloaded (no connection)",
+                "download it on another machine and pass the file",
+            )
+            raise ModelError(f"backbone_weights: {source}", problem, remedy) from error
         raise ValueError(
             f"{source}: cannot load weights of the backbone '{config.backbone}' "
             f"({_first_lines(error.__cause__ or error)}). Expected a file with that "

@@ -355,8 +355,8 @@ class DetrConfig(PreTrainedConfig):
             heads = getattr(self, f"{part}_attention_heads")
             if heads < 1 or self.d_model % heads:
                 raise ValueError(
-                    f"d_model={self.d_model} is not divisible by {part}_attention_heads={heads}; all heads need the "
-                    f"same width."
+                    f"d_model={self.d_model} is not divisible by {part}_attention_heads={heads}; choose a number "
+                    f"of heads that divides d_model, such as 8."
                 )
         divisor = 2 if self.position_embedding_type == "learned" else 4
         if self.d_model % divisor:

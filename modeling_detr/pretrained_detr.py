@@ -161,7 +161,7 @@ class HeadChange:
             for names, verb in (
                 (kept, "kept"),
                 (moved, "moved"),
-                (new, f"new, starting {self.new_class_offset:.1f} below 'no object'"),
+                (new, f"new, with logits {self.new_class_offset:.1f} below that of 'no object'"),
                 (dropped, "dropped"),
             )
             if names
@@ -171,8 +171,14 @@ class HeadChange:
         if len(new) < len(self.new_names):
             return described
         if all(map(_is_placeholder, self.new_names)):
-            return f"{described}. num_labels alone names no classes: pass id2label (or --labels) to keep rows by name"
-        return f"{described}. No class name matches: pass label_mapping (old names to new ones) to keep rows"
+            return (
+                f"{described}. num_labels alone names no classes; pass id2label={{0: 'name', …}} so that classes with "
+                f"the same name keep their weights"
+            )
+        return (
+            f"{described}. No class has the name of an old one. If classes were only renamed, map them with "
+            f"label_mapping"
+        )
 
     def check_sizes(self, source: str) -> None:
         """Raises a MismatchedSizesError unless the source has as many classes and queries as requested."""

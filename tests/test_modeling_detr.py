@@ -3,10 +3,11 @@ import copy
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrModel
-from modeling_detr.backbone_detr import FrozenBatchNorm2d
+from modeling_detr.backbone_detr import FrozenBatchNorm2d, load_pretrained_backbone
 from modeling_detr.modeling_detr import ExtraQueries
 
 
@@ -104,7 +105,7 @@ def test_initialisation_is_the_originals(tiny_config):
     "changes", [{"backbone": "resnet5000"}, {"out_indices": [9]}, {"backbone_kwargs": {"mlp_ratio": 4}}]
 )
 def test_a_backbone_that_timm_cannot_build_is_an_error(tiny_config, changes):
-    with pytest.raises(ValueError, match="timm cannot build the backbone 'resnet"):
+    with pytest.raises(ValueError, match=r"timm (cannot build the backbone|has no model) 'resnet"):
         DetrModel(tiny_config(**{"backbone_kwargs": None, **changes}))
 
 
@@ -343,8 +344,27 @@ def test_backbone_weights_of_another_architecture_are_refused(tiny_detector, tmp
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.safetensors")
     with pytest.raises(ValueError, match=r"cannot load weights of the backbone 'resnet10t' .* and \d+ more lines\)"):
         tiny_detector().model.load_backbone_weights(tmp_path / "resnet18.safetensors")
-    with pytest.raises(FileNotFoundError, match="no such file of backbone weights"):
+    with pytest.raises(FileNotFoundError, match=r"backbone_weights: .*nothing\.safetensors: no such file; check"):
         tiny_detector().model.load_backbone_weights(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_file_that_is_not_weights_is_refused_without_unsafe_advice(tiny_detector, tmp_path, name):
+    (tmp_path / name).write_bytes(b"not weights at all")
+    with pytest.raises(ValueError, match=rf"^backbone_weights: .*{name}: not a weights file") as error:
+        tiny_detector().model.load_backbone_weights(tmp_path / name)
+    assert "weights_only" not in str(error.value)
+
+
+def test_backbone_weights_without_a_connection_name_the_remedy(monkeypatch):
+    def fail(*arguments, **options):
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(
+        ValueError, match=r"resnet18\.a: cannot be downloaded \(no connection\); download it on another"
+    ):
+        load_pretrained_backbone(DetrConfig(backbone="resnet18"), "resnet18.a")
 
 
 def test_our_model_type_is_not_transformers_own():

@@ -63,7 +63,18 @@ def _log(run: Path) -> Path:
 
 
 def _entries(log: Path) -> list[dict[str, Any]]:
-    return read_original_log(log) if log.name == ORIGINAL_LOG else read_log(log)
+    """The entries of a log with at least one finished epoch.
+
+    Raises:
+        RunNotFoundError: The file is not a log, or no epoch has finished.
+    """
+    entries = read_original_log(log) if log.name == ORIGINAL_LOG else read_log(log)
+    is_log = bool(entries) and all(isinstance(entry, dict) for entry in entries)
+    if not is_log and log.stat().st_size:
+        raise RunNotFoundError(log, "not a log", f"expected {LOG} or {ORIGINAL_LOG}")
+    if not any(entry.get("kind") == "epoch" for entry in entries):
+        raise RunNotFoundError(log.parent, "no finished epoch yet", "plot the run after its first epoch")
+    return entries
 
 
 def run_names(logs: Sequence[Path]) -> list[str]:

@@ -121,7 +121,7 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     try:
         loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(path, f"invalid YAML: {_yaml_problem(error)}") from error
+        raise _yaml_error(path, error) from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -135,11 +135,14 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _yaml_problem(error: Exception) -> str:
+def _yaml_error(path: str | Path, error: Exception) -> RecipeError:
     """An error of PyYAML on one line, with its place but without the quoted text."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())
+        mark = error.problem_mark
+        return RecipeError(f"{path}, line {mark.line + 1}, column {mark.column + 1}", f"invalid YAML: {error.problem}")
+    if isinstance(error, yaml.reader.ReaderError):
+        return RecipeError(path, f"invalid YAML: {error.reason} (character {error.position + 1})")
+    return RecipeError(path, f"not a text file in UTF-8 ({' '.join(str(error).split())})")
 
 
 def _unknown_key(where: str, name: str, keys: Mapping[str, Key]) -> RecipeError:

@@ -26,6 +26,7 @@ from modeling_detr.training.recipe import Recipe
 
 
 _MASK_PARTS = ("bbox_attention.", "mask_head.")
+_TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
 _LABEL_KEYS = ("num_labels", "id2label", "label2id", "stuff_labels")
 
 
@@ -76,10 +77,23 @@ def new_config(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequen
     """
     try:
         return DetrConfig(**recipe.model_config, **_label_settings(recipe, id2label, stuff_labels))
+    except RecipeError:
+        raise
     except (StrictDataclassError, TypeError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise RecipeError("model_config", " ".join(str(error).split()).rstrip(".")) from error
+        raise _model_config_error(recipe.model_config, error) from error
+
+
+def _model_config_error(model_config: Mapping[str, Any], error: Exception) -> RecipeError:
+    """The error of a config, under the key of the recipe that causes it."""
+    known = DetrConfig.own_keys()
+    for key in model_config:
+        if key not in known and f"'{key}'" in str(error):
+            return RecipeError(f"model_config.{key}", "unknown key", did_you_mean(key, known))
+    reason = str(error.__cause__ or error) if isinstance(error, StrictDataclassError) else str(error)
+    if match := re.match(r"Field '(\w+)' expected (\w+), got", reason):
+        key, expected = match[1], _TYPE_NAMES.get(match[2], match[2])
+        return RecipeError(f"model_config.{key}", f"got {model_config.get(key)!r}, expected {expected}")
+    return RecipeError("model_config", " ".join(reason.split()).rstrip("."))
 
 
 def build_processor(recipe: Recipe, config: DetrConfig) -> DetrTorchvisionImageProcessor:

@@ -5,7 +5,7 @@ import pytest
 
 from modeling_detr.commands import plot
 from modeling_detr.commands.plot import main, run_names
-from modeling_detr.errors_detr import OutputError
+from modeling_detr.errors_detr import OutputError, RunNotFoundError
 from modeling_detr.training.metric_logger import read_original_log
 
 
@@ -39,6 +39,20 @@ def test_runs_with_the_same_name_get_their_parent_folders() -> None:
 
 def test_a_folder_without_a_log_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"contains no log\.jsonl or log\.txt; expected the folder of a run"):
+        main([str(tmp_path)])
+
+
+def test_a_file_that_is_not_a_log_is_an_error(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(RunNotFoundError, match=r"photo\.jpg: not a log; expected log\.jsonl or log\.txt"):
+        main([str(photo)])
+
+
+@pytest.mark.parametrize("content", ["", '{"kind": "step", "step": 1}\n'])
+def test_a_run_without_a_finished_epoch_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(RunNotFoundError, match=f"^{tmp_path}: no finished epoch yet"):
         main([str(tmp_path)])
 
 

@@ -98,11 +98,12 @@ def test_errors_on_the_command_line(arguments, message):
     [
         ("epoch: 3\n", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("epochs: three\n", "epochs: got 'three' (str), expected an integer."),
-        ("epochs: 3\nepochs: 4\n", "line 2: repeated key 'epochs'"),
+        ("epochs: 3\nepochs: 4\n", "line 2, column 1: invalid YAML: repeated key 'epochs'"),
         ("model_config: 3\n", "model_config: got 3 (int), expected a mapping."),
         ("trackers: [1]\n", "trackers[0]: got 1 (int), expected text."),
         ("- epochs\n", "got a list, expected lines of 'key: value'."),
-        ("a: [\n", "invalid YAML"),
+        ("a: [\n", "line 2, column 1: invalid YAML"),
+        ("a: \x00", "yaml: invalid YAML: special characters are not allowed (character 4)"),
     ],
 )
 def test_errors_in_a_file_name_it(tmp_path, text, message):

@@ -16,6 +16,22 @@ def test_a_model_config_that_removes_layers_is_refused(tiny_recipe, tiny_detecto
         build_model(recipe, NAMES)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_queries", "lots", "model_config.num_queries: got 'lots', expected an integer."),
+        ("num_querys", 3, "model_config.num_querys: unknown key; did you mean 'num_queries'?"),
+        ("backbone", "resnet51", "model_config: timm has no model 'resnet51'; did you mean 'resnet51q'?"),
+    ],
+)
+def test_errors_in_the_model_config_name_the_key(tiny_recipe, key, value, message):
+    recipe = tiny_recipe()
+    changed = {name: other for name, other in recipe.model_config.items() if name != "backbone_kwargs"}
+    with pytest.raises(ValueError, match=r".") as error:
+        build_model(tiny_recipe(model_config={**changed, key: value}), NAMES)
+    assert str(error.value).removeprefix("model_config: ") == message.removeprefix("model_config: ")
+
+
 def test_a_model_to_start_from_keeps_its_weights_and_gets_a_head_for_the_dataset(tiny_recipe, tiny_detector, tmp_path):
     pretrained = tiny_detector()
     pretrained.save_pretrained(tmp_path / "pretrained")
