@@ -217,6 +217,7 @@ def _partial(target: Path, *, is_folder: bool, kept: str) -> Iterator[Path]:
         kept: What an error says about the previous contents.
     """
     partial = _partial_path(target)
+    kept = kept if os.path.lexists(target) else ""
     try:
         _remove_leftovers(target)
         (partial if is_folder else target.parent).mkdir(parents=True, exist_ok=True)

@@ -25,10 +25,12 @@ class Command(NamedTuple):
         module: Name of the module, imported only to run the command. It must have `main(arguments) -> exit code or
             None`; if options of the command are named differently from the library's arguments, `OPTION_NAMES` maps
             arguments to options.
+        has_subcommands: Whether the first argument is a sub-command.
     """
 
     summary: str
     module: str
+    has_subcommands: bool = False
 
 
 COMMANDS = {
@@ -38,7 +40,7 @@ COMMANDS = {
     "convert": Command(
         "convert models from and to the original DETR and Transformers", "modeling_detr.commands.convert"
     ),
-    "data": Command("check, convert or show a dataset", "modeling_detr.commands.data"),
+    "data": Command("check, convert or show a dataset", "modeling_detr.commands.data", has_subcommands=True),
     "plot": Command("plot the training curves of one or more runs", "modeling_detr.commands.plot"),
 }
 
@@ -86,7 +88,8 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
         names: Mapping[str, str] = getattr(importlib.import_module(module), "OPTION_NAMES", {})
         return as_option(names.get(setting, setting), value)
 
-    return _report_errors(f"detr {name}", run, format_setting)
+    has_subcommand = COMMANDS[name].has_subcommands and argv and not argv[0].startswith("-")
+    return _report_errors(f"detr {name} {argv[0]}" if has_subcommand else f"detr {name}", run, format_setting)
 
 
 def load_plugins() -> None:

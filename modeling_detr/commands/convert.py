@@ -13,9 +13,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.conversion.sources import SOURCES, ModelSource, find_source, load_model, without_progress_bars
 from modeling_detr.conversion.targets import TARGETS
-from modeling_detr.errors_detr import ModelError
+from modeling_detr.errors_detr import ModelError, ModelNotFoundError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "detr convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser("detr convert", __doc__)
     parser.add_argument(
         "source", help="an original DETR checkpoint, the name of a released one, a model folder, a run or a Hub id"
     )
@@ -75,6 +74,7 @@ def _given_options(arguments: argparse.Namespace, kind: ModelSource | None) -> d
 
     Raises:
         ModelError: An option does not apply to this kind of source.
+        ModelNotFoundError: The file of an option does not exist.
     """
     options = {}
     for other in SOURCES.values():
@@ -85,6 +85,8 @@ def _given_options(arguments: argparse.Namespace, kind: ModelSource | None) -> d
             if kind is None or option.name not in [applicable.name for applicable in kind.options]:
                 problem = f"applies only to {other.description}, which {arguments.source} is not"
                 raise ModelError(f"--{option.name}", problem, "drop the option")
+            if option.type is Path and not Path(value).is_file():
+                raise ModelNotFoundError(f"--{option.name}", f"{value}: no such file", f"expected a {option.help}")
             options[option.name] = value
     return options
 

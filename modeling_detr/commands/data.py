@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from modeling_detr.commands import as_option
+from modeling_detr.commands.command_parser import CommandParser, check_at_least, check_output_dir
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.data.augmentation import POLICIES
 from modeling_detr.data.check import CheckReport, check_dataset
@@ -29,18 +30,23 @@ from modeling_detr.data.convert import Conversion, convert_dataset
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
-from modeling_detr.errors_detr import DatasetError, OutputExistsError
+from modeling_detr.errors_detr import DatasetError, OutputExistsError, did_you_mean
+
+
+# Argument of the library → option of this command, for error messages.
+OPTION_NAMES = {"format": "data_format"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        "detr data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser("detr data", __doc__)
     commands = parser.add_subparsers(required=True, metavar="check|convert|show")
     _add_check(commands)
     _add_convert(commands)
     _add_show(commands)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
+        parser.error(f"unknown sub-command '{argv[0]}'; {did_you_mean(argv[0], commands.choices)}")
     arguments = parser.parse_args(argv)
     code: int = arguments.run(arguments)
     return code
@@ -49,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 # Check
 
 
-def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_check(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = commands.add_parser("check", help="print counts and findings; exit code 1 if there are errors")
     parser.add_argument("path", help="folder or file of the dataset")
-    add_dataset_options(parser, "format")
+    add_dataset_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--all", action="store_true", help="list every finding, not only the first ten of each kind")
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a clean copy, in the same format")
@@ -70,7 +76,7 @@ def _check(arguments: argparse.Namespace) -> int:
     with tqdm(desc="check", unit=" images", disable=None, leave=False) as bar:
         report = check_dataset(
             arguments.path,
-            arguments.format,
+            arguments.data_format,
             images=not arguments.no_images,
             progress=lambda count: _advance(bar, count),
             reading=dataset_options(arguments),
@@ -78,9 +84,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
     # Print the report.
     if arguments.json:
-        print(json.dumps(report.as_dict(as_option), indent=1, ensure_ascii=False))
+        print(json.dumps(report.as_dict(_as_option), indent=1, ensure_ascii=False))
     else:
-        print(report.to_text(sys.maxsize if arguments.all else 10, as_option))
+        print(report.to_text(sys.maxsize if arguments.all else 10, _as_option))
         kinds = [(finding.severity, finding.kind) for finding in report.findings]
         if not arguments.all and any(kinds.count(kind) > 10 for kind in set(kinds)):
             print("use --all to list every finding")
@@ -89,6 +95,10 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.fix is not None:
         print(_fix(report, arguments), file=sys.stderr if arguments.json else sys.stdout)
     return int(report.errors > 0)
+
+
+def _as_option(name: str, value: object) -> str:
+    return as_option(OPTION_NAMES.get(name, name), value)
 
 
 def _advance(bar: "tqdm[NoReturn]", count: int) -> None:
@@ -111,12 +121,12 @@ def _fix(report: CheckReport, arguments: argparse.Namespace) -> str:
 # Convert
 
 
-def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_convert(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = commands.add_parser("convert", help="write a dataset in another format")
     parser.add_argument("source", help="folder or file of the dataset")
     parser.add_argument("target", type=Path, help="the new folder, which must not exist")
     parser.add_argument("--to", required=True, choices=writable_formats(), help="the format to write")
-    add_dataset_options(parser, "format")
+    add_dataset_options(parser)
     parser.add_argument("--link", action="store_true", help="make hard links to the images instead of copies")
     parser.set_defaults(run=_convert)
 
@@ -124,7 +134,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _convert(arguments: argparse.Namespace) -> int:
     _refuse_existing(arguments.target)
     try:
-        index = open_dataset(arguments.source, format=arguments.format, **dataset_options(arguments))
+        index = open_dataset(arguments.source, format=arguments.data_format, **dataset_options(arguments))
     except DatasetError as error:
         if error.settings:  # it is about an option, not about the dataset
             raise
@@ -172,11 +182,11 @@ def _terminating() -> Iterator[None]:
 # Show
 
 
-def _add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_show(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = commands.add_parser("show", help="write a gallery of images with boxes, before and after augmentation")
     parser.add_argument("path", help="folder or file of the dataset")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for gallery.html and gallery.png")
-    add_dataset_options(parser, "format")
+    add_dataset_options(parser)
     parser.add_argument("--split", help="show images of this split only")
     parser.add_argument("--num_images", type=int, default=12, help="number of random images (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=3, help="augmentations of each image (default: %(default)s)")
@@ -205,11 +215,11 @@ def _show(arguments: argparse.Namespace) -> int:
     from modeling_detr.visualization import draw_prediction, gallery_html, tile
 
     for name, least in (("num_images", 1), ("draws", 0)):
-        if getattr(arguments, name) < least:
-            raise ValueError(f"--{name}: got {getattr(arguments, name)}, expected at least {least}.")
+        check_at_least(name, getattr(arguments, name), least)
+    check_output_dir(arguments.output_dir)
 
     # Choose random images, and augment each of them several times.
-    index = open_dataset(arguments.path, arguments.split, arguments.format, **dataset_options(arguments))
+    index = open_dataset(arguments.path, arguments.split, arguments.data_format, **dataset_options(arguments))
     if not len(index):
         raise DatasetError(index.name, "has no images to show")
     options: dict[str, Any] = {"scales": arguments.shortest_edge} if arguments.transform in POLICIES else {}

@@ -7,14 +7,17 @@ from typing import Any
 from modeling_detr.data.formats import FORMATS, reading_options
 
 
-def add_dataset_options(parser: argparse.ArgumentParser, format_option: str) -> None:
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     """Add the format option, and the reading options of all formats.
+
+    The format is `--data_format`, as in `detr train`, or `--format` for short.
 
     Args:
         parser: The parser of the command.
-        format_option: Name of the format option.
     """
-    parser.add_argument(f"--{format_option}", choices=list(FORMATS), help="format of the dataset (default: detected)")
+    parser.add_argument(
+        "--data_format", "--format", choices=list(FORMATS), help="format of the dataset (default: detected)"
+    )
     for option in reading_options().values():
         if option.kind is bool:
             parser.add_argument(f"--{option.name}", action="store_true", help=option.help)

@@ -16,10 +16,12 @@ from typing import get_args
 
 from accelerate import Accelerator
 
+from modeling_detr.commands.command_parser import CommandParser, check_at_least, check_output_dir
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import eval_transform, open_dataset
 from modeling_detr.data.augmentation.policy import SampleTransform
+from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loaders import build_eval_loader
 from modeling_detr.data.splits import DEFAULT_SEED, evaluation_images
@@ -45,10 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     task: Task = arguments.task or "detection"
     dataset = _open_images(arguments, task)
     model, processor = load_model(arguments.model)
+    if task != "detection" and task_of(model) == "detection":
+        raise ModelError(
+            arguments.model, "predicts boxes only", f"the task {task} needs a segmentation model; drop --task"
+        )
     if arguments.task is None and task_of(model) != task:
         task = task_of(model)
         dataset = _open_images(arguments, task)
     index = adopt_model_labels(dataset, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
+
+    if accelerator.is_main_process:
+        print(f"scoring {index.name}: {counted(len(index), 'image')}")
 
     # Score everything that the model predicts.
     loader = build_eval_loader(
@@ -77,12 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "detr evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser("detr evaluate", __doc__)
     parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
     parser.add_argument("dataset", help="a dataset's folder or file, a Hugging Face dataset, or 'shapes'")
-    add_dataset_options(parser, "data_format")
+    add_dataset_options(parser)
     parser.add_argument(
         "--task",
         choices=get_args(Task),
@@ -101,7 +108,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, default=Path("evaluation"), help="folder for the results (default: %(default)s)"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    check_at_least("batch_size", arguments.batch_size, 1)
+    check_at_least("num_workers", arguments.num_workers, 0)
+    check_output_dir(arguments.output_dir)
+    return arguments
 
 
 def _open_images(arguments: argparse.Namespace, task: Task) -> DetectionIndex:

@@ -6,13 +6,13 @@ The plot shows loss terms, class error and AP over the epochs, in one colour per
 the original DETR.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backend_bases import FigureCanvasBase
 
+from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.errors_detr import OutputError, RunNotFoundError
 from modeling_detr.training.metric_logger import read_log, read_original_log
 from modeling_detr.training.run_folder import LOG
@@ -24,9 +24,7 @@ ORIGINAL_LOG = "log.txt"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    parser = argparse.ArgumentParser(
-        "detr plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser("detr plot", __doc__)
     parser.add_argument(
         "runs",
         nargs="+",

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling_detr.atomic_output import replace_text
+from modeling_detr.commands.command_parser import CommandParser, check_output_dir
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
 from modeling_detr.evaluation.evaluators.coco import encode_masks
@@ -87,9 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "detr predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser("detr predict", __doc__)
     parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
     parser.add_argument(
         "inputs",
@@ -113,6 +112,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold: got {arguments.threshold:g}, expected a score from 0 to 1.")
     check_device(arguments.device)
+    check_output_dir(arguments.output_dir)
     return arguments
 
 
@@ -158,6 +158,10 @@ def check_device(name: str) -> None:
     Raises:
         ValueError: The device does not exist or cannot be used.
     """
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device: unknown device '{name}'; use cpu or cuda.") from error
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError

@@ -95,3 +95,25 @@ def test_an_error_names_the_options_of_the_command(package, capsys, names, setti
     assert commands.main(["count"]) == 2
     assert capsys.readouterr().err == f"detr count: data: is ambiguous; choose ({expected}).\n"
     assert "format='coco'" in str(error) or "format" not in settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["data", "chek"], "detr data: error: unknown sub-command 'chek'; did you mean 'check'?"),
+        (["data", "check", "x", "--no_image"], "detr data check: error: unknown option --no_image; did you mean"),
+        (
+            ["evaluate", "x", "y", "--splt", "val"],
+            "detr evaluate: error: unknown option --splt; did you mean '--split'?",
+        ),
+    ],
+)
+def test_an_unknown_option_or_sub_command_suggests_the_nearest(capsys, arguments, expected):
+    with pytest.raises(SystemExit):
+        commands.main(arguments)
+    assert expected in capsys.readouterr().err
+
+
+def test_an_error_of_a_sub_command_names_it(capsys, tmp_path):
+    assert commands.main(["data", "check", str(tmp_path / "missing")]) == 2
+    assert capsys.readouterr().err.startswith("detr data check: ")

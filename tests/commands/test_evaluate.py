@@ -92,6 +92,11 @@ def test_a_split_can_be_chosen(model_folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 5
 
 
+def test_a_task_that_the_model_cannot_do_is_named_before_the_classes_are_compared(model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="predicts boxes only; the task panoptic needs a segmentation model"):
+        main([str(model_folder), "shapes?size=64&train=0&val=2&panoptic=true", "--task", "panoptic"])
+
+
 def test_what_training_held_out_can_be_evaluated_again(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data")
     recipe = Recipe(data=str(folder), eval_fraction=0.4, seed=5)
@@ -109,6 +114,8 @@ def test_dataset_errors_are_reported_before_the_model_is_loaded(tmp_path: Path) 
         (["--split", "vall"], r"has no split 'vall'"),
         (["--eval_fraction", "1"], "eval_fraction: got 1, expected at least 0 and below 1"),
         (["--data_format", "voc"], "voc|VOC|xml"),
+        (["--batch_size", "0"], "--batch_size: got 0, expected at least 1"),
+        (["--output_dir", str(tmp_path / "data/annotations/instances_val.json")], "instances_val.json is a file"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             main(["no/such/model", folder, *arguments])

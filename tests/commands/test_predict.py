@@ -96,7 +96,7 @@ def test_missing_and_empty_inputs_are_errors(tmp_path: Path) -> None:
         (["--threshold", "50"], "--threshold: got 50, expected a score from 0 to 1"),
         (["--threshold", "nan"], "--threshold: got nan"),
         (["--device", "cuda:77"], "--device: cannot use 'cuda:77'"),
-        (["--device", "gpu"], "--device: cannot use 'gpu'"),
+        (["--device", "gpu"], "--device: unknown device 'gpu'; use cpu or cuda"),
     ],
 )
 def test_invalid_options_are_reported_before_anything_is_loaded(arguments: list[str], message: str) -> None:

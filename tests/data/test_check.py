@@ -83,6 +83,6 @@ def test_remedies_name_options_of_the_command(voc_folder, coco_folder, tmp_path,
     assert json.loads(capsys.readouterr().out)["findings"][0]["action"].endswith(f"(--images {elsewhere})")
     arguments = ["convert", str(coco_folder), str(tmp_path / "new"), "--to", "voc", "--drop_difficult"]
     assert run_command("data", arguments) == 2
-    assert "has no option 'drop_difficult'; drop it, or choose another format (--format voc)." in (
+    assert "has no option 'drop_difficult'; drop it, or choose another format (--data_format voc)." in (
         capsys.readouterr().err
     )
