@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = parse_recipe(arguments, notes=notes)
 
     # Slow imports come after parsing, so that `--help` and errors in the recipe appear at once.
+    from modeling_detr.data.findings import counted
     from modeling_detr.training.export import push_model, push_notes
     from modeling_detr.training.metric_logger import read_log
     from modeling_detr.training.plan import plan
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model_dir = recipe.run_dir / MODEL
     if on_main_process:
         state, log = run.state, read_log(recipe.run_dir / LOG)
-        print(f"\nThe last evaluation, after {state.step:,} steps:\n\n{report.metrics_table()}\n")
+        print(f"\nThe last evaluation, after {counted(state.step, 'step')}:\n\n{report.metrics_table()}\n")
         metric = report.primary_metric.name
         print(f"{state.seconds / 60:.1f} minutes; best {metric} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
         print(f"model     {model_dir}, the best model; its metrics are in evaluation.md beside it")

@@ -130,6 +130,9 @@ def explain_missing_model(source: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if Path(source).is_dir() and "preprocessor_config.json" in str(error):
+            remedy = "copy it from the model's source, or save a DetrTorchvisionImageProcessor to the folder"
+            raise ModelNotFoundError(source, "no preprocessor_config.json", remedy) from error
         if isinstance(error, DetrError | FileNotFoundError) or Path(source).exists():
             raise
         reason = str(error).strip().partition("\n")[0].rstrip(".")

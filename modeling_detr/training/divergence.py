@@ -48,8 +48,8 @@ class NonFiniteLossError(ArithmeticError):
     ) -> None:
         images = images or ", ".join(map(str, image_indices)) or "unknown"
         super().__init__(
-            f"{where}: not finite: {', '.join(terms)}. The weights have not been updated. {finding} Images: {images}."
-            f"{remedy}"
+            f"{where}: not finite: {_shown_terms(terms)}. The weights have not been updated. {finding} "
+            f"Images: {images}.{remedy}"
         )
         self.terms = tuple(terms)
         self.image_indices = tuple(image_indices)
@@ -64,6 +64,7 @@ def non_finite_loss(
     model: nn.Module,
     losses_of: Callable[[nn.Module, DetectionBatch, float | Tensor], dict[str, Tensor]],
     accelerator: Accelerator,
+    max_grad_norm: float = 0.0,
 ) -> NonFiniteLossError:
     """Return the error for a step that is not finite, with the images that cause it. All processes call it together.
 
@@ -74,6 +75,7 @@ def non_finite_loss(
         model: The training model as prepared by `accelerator`.
         losses_of: Computes the losses of a part, given the divisor of its class losses.
         accelerator: The accelerator of the run.
+        max_grad_norm: The run's limit of the gradient's norm; 0 if gradients are not clipped.
     """
     parts = [share.parts[index] for index in suspects]
     images = [index for part, _ in parts for index in image_indices(part)]
@@ -96,13 +98,28 @@ def non_finite_loss(
     if accelerator.num_processes > 1:
         images, culprits = gather_object(images), gather_object(culprits)
         num_images, tried = sum(gather_object([num_images])), all(gather_object([tried]))
-    finding = _finding(len(culprits), num_images) if tried else "The cause is in a batch of the images listed."
+    remedy = _remedy_of_divergence(max_grad_norm, accelerator.mixed_precision)
+    finding = _finding(len(culprits), num_images, remedy) if tried else "The cause is in a batch of the images listed."
     return NonFiniteLossError(terms, culprits or images, finding, share if suspects else None)
 
 
-def _finding(num_culprits: int, num_images: int) -> str:
+def _remedy_of_divergence(max_grad_norm: float, mixed_precision: str) -> str:
+    """What may keep the weights from diverging and has not been tried in this run."""
+    clipping = "a lower max_grad_norm" if max_grad_norm > 0 else "clipping gradients with max_grad_norm 0.1"
+    if mixed_precision == "no":
+        return f"try lower learning rates or {clipping}"
+    return f"try lower learning rates, {clipping}, or full precision"
+
+
+def _shown_terms(terms: Sequence[str]) -> str:
+    """The losses that are not finite; many terms, such as those of all decoder layers, are only counted."""
+    if "loss" in terms and len(terms) > 4:
+        return f"loss and {len(terms) - 1} of its terms"
+    return ", ".join(terms)
+
+
+def _finding(num_culprits: int, num_images: int, remedy: str) -> str:
     """Interpret how many of a step's images reproduce the failure by themselves."""
-    remedy = "try lower learning rates, a lower max_grad_norm, or full precision"
     if num_culprits == 0:
         return f"No single image reproduces this, so the weights have probably diverged: {remedy}."
     if num_culprits == num_images > 1:

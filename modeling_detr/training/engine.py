@@ -204,7 +204,8 @@ def training_step(
         bad_terms, suspects = ["gradient"], [*range(len(parts))]
     if bad_terms:
         share = StepShare(parts, normalizers.num_boxes)
-        raise non_finite_loss(bad_terms, share, suspects, engine.model, losses_of, accelerator)
+        limit = engine.options.max_grad_norm
+        raise non_finite_loss(bad_terms, share, suspects, engine.model, losses_of, accelerator, limit)
     _advance(engine)
     return result
 

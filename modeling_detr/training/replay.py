@@ -106,6 +106,10 @@ class FailedStep:
             FileNotFoundError: The file does not exist.
             ValueError: The file does not contain a step, or was written by an incompatible version.
         """
+        if path.is_dir():
+            steps = sorted({*path.glob("step_*.safetensors"), *path.glob(f"{NONFINITE}/step_*.safetensors")})
+            choices = f"expected one of {', '.join(map(str, steps))}" if steps else "which contains no failed step"
+            raise ValueError(f"{path}: a folder, {choices}.")
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, expected a file in the {NONFINITE}/ folder of a run.")
         try:

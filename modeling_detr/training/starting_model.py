@@ -310,6 +310,7 @@ def _refuse_frozen_random_backbone(model: DetrForObjectDetection) -> None:
         raise RecipeError(
             "model_config",
             f"the backbone '{config.backbone}' starts with random weights, which {' and '.join(frozen)} would freeze",
-            f"give backbone_weights (a timm name such as {config.backbone}, or a file), or set "
+            f"set model to start from a trained DETR, or backbone_weights (a timm name such as {config.backbone}, or "
+            f"a file), or set "
             f"{' and '.join(f'model_config.{key}: false' for key in frozen)}",
         )

@@ -38,7 +38,16 @@ def test_diverged_weights_are_distinguished_from_bad_images():
     torch.nn.init.constant_(model.detector.model.encoder.layers[0].fc1.weight, math.inf)
     error = failing_step(model, [batch_of([1, 2]), batch_of([3], first_index=2)])
     assert error.image_indices == (0, 1, 2)
-    assert "so the weights have diverged: try lower learning rates" in str(error)
+    assert "the weights have diverged: try lower learning rates or clipping gradients with max_grad_norm 0.1." in str(
+        error
+    )
+    assert "full precision" not in str(error)  # the run has it already
+
+
+def test_many_terms_are_counted():
+    terms = ["loss", *(f"loss_ce_{layer}" for layer in range(15))]
+    assert "not finite: loss and 15 of its terms." in str(NonFiniteLossError(terms, [], ""))
+    assert "not finite: loss, loss_ce." in str(NonFiniteLossError(["loss", "loss_ce"], [], ""))
 
 
 def test_a_gradient_that_overflows_only_in_the_sum_is_blamed_on_no_image():

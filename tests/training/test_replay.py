@@ -13,6 +13,7 @@ from modeling_detr.training import replay
 from modeling_detr.training.checkpointing import find_damage, newest_checkpoint
 from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.engine import StepLosses
+from modeling_detr.training.replay import FailedStep
 from modeling_detr.training.trainer import Trainer
 
 
@@ -28,7 +29,7 @@ def test_a_nan_in_one_image_stops_the_run_and_the_step_can_be_replayed(tiny_reci
         Trainer.from_recipe(recipe).train()
     message = str(error.value)
     assert re.search(
-        r"epoch 1, step \d: not finite: loss, .*loss_ce.* Images: shapes\S*/train/000007\.png\. ", message
+        r"epoch 1, step \d: not finite: loss and \d+ of its terms\. .* Images: shapes\S*/train/000007\.png\. ", message
     )
     (file,) = (recipe.run_dir / "nonfinite").iterdir()
     assert f"Run the step again: detr train --replay {file}. Resume from the last checkpoint" in message
@@ -88,3 +89,12 @@ def test_only_a_saved_step_can_be_replayed(tiny_recipe, tmp_path):
     Trainer.from_recipe(recipe).train()
     with pytest.raises(ValueError, match="not a step saved by this version"):
         train.main(["--replay", str(recipe.run_dir / "model" / "model.safetensors")])
+
+
+def test_a_folder_is_refused_with_its_failed_steps(tmp_path):
+    with pytest.raises(ValueError, match=r"a folder, which contains no failed step\."):
+        FailedStep.load(tmp_path)
+    (tmp_path / "nonfinite").mkdir()
+    (tmp_path / "nonfinite/step_00000001_process_0.safetensors").touch()
+    with pytest.raises(ValueError, match=r"a folder, expected one of .*step_00000001_process_0\.safetensors\."):
+        FailedStep.load(tmp_path)

@@ -135,3 +135,12 @@ def test_compiled_modules_compute_the_same_without_graph_breaks(tiny_detector, m
         torch.testing.assert_close(got.loss, expected.loss)
     got.loss.backward()
     assert detector.model.query_position_embeddings.weight.grad is not None
+
+
+def test_a_model_without_a_processor_is_one_clear_sentence(tiny_recipe, tiny_detector, tmp_path):
+    tiny_detector().save_pretrained(tmp_path / "model")
+    recipe = tiny_recipe(model=str(tmp_path / "model"))
+    with pytest.raises(
+        FileNotFoundError, match=r"model: no preprocessor_config\.json; copy it from the model's source"
+    ):
+        build_processor(recipe, tiny_detector().config)
