@@ -23,6 +23,7 @@ from modeling_detr.data.findings import Finding, Findings, counted
 from modeling_detr.data.image_decoding import read_image
 from modeling_detr.data.image_headers import EXIF_ORIENTATION
 from modeling_detr.data.open import open_dataset
+from modeling_detr.data.splits import has_role
 from modeling_detr.errors_detr import DatasetError, DatasetReadError, DetrError, python_argument
 from modeling_detr.structures_detr import AnnotationTable, DetectionIndex, ImageRecord
 
@@ -32,8 +33,15 @@ _NEAR_BITS = 12  # of 256: near-duplicates differ in at most this many
 _MIN_STRUCTURE = 4.0  # images with a smaller standard deviation, in grey levels, are not compared
 _NEAR_LEVELS = 6.0  # of 255 grey levels: the largest mean difference of their thumbnails
 _NUM_QUERIES = 100  # of the original model
-_KEPT = "kept as is"
 _TITLES = {"least": "minimum", "most": "maximum"}  # keys of the JSON report → titles in the text report
+_HEADINGS = {  # kinds of the JSON report → headings in the text report, where they differ
+    "box": "invalid box",
+    "line": "invalid line",
+    "no box": "annotation without a box",
+    "outside": "box outside the image",
+    "area": "invalid area",
+    "corners": "boxes that may be corners",
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class CheckReport:
             kinds.setdefault((finding.severity, finding.kind), []).append(finding)
         lines = []
         for (severity, kind), findings in kinds.items():
-            lines.append(f"{severity}: {kind} ({len(findings):,})")
+            lines.append(f"{severity}: {_HEADINGS.get(kind, kind)} ({len(findings):,})")
             lines += [f"  {finding.text(format_setting)}" for finding in findings[:shown]]
             if len(findings) > shown:
                 lines.append(f"  and {len(findings) - shown:,} more")
@@ -259,9 +267,14 @@ def _check_splits(index: DetectionIndex, findings: Findings) -> None:
             images = np.unique(table.image_index[table.label == label])
             inside = [name for name, members in splits.items() if len(np.intersect1d(images, members))]
             if len(inside) == 1:
-                only.append((f"class '{category.name}'", f"has boxes only in the split '{inside[0]}'"))
+                only.append(_only_in(category.name, inside[0]))
         if only:
-            findings.warn("class in one split", "some classes have boxes in a single split only.", _KEPT, only)
+            findings.warn(
+                "class in one split",
+                "some classes have boxes in a single split only.",
+                "divide its images among the splits",
+                only,
+            )
     for name, members in index.splits.items():
         if not np.isin(index.annotations.image_index, members).any() and len(index.annotations):
             findings.warn(
@@ -272,9 +285,20 @@ def _check_splits(index: DetectionIndex, findings: Findings) -> None:
             )
 
 
+def _only_in(name: str, split: str) -> tuple[object, str]:
+    """Where a class with boxes in a single split is, and what follows."""
+    consequence = "it cannot be evaluated" if has_role(split, "train") else "it cannot be learned"
+    return f"class '{name}'", f"has boxes only in the split '{split}', so {consequence}"
+
+
 def _separate_splits(index: DetectionIndex) -> dict[str, NDArray[np.int64]]:
     """The splits, except those that contain all of another split (trainval)."""
-    sets = {name: {*members.tolist()} for name, members in index.splits.items() if len(members)}
+    # by path: in some formats, an image of two splits is listed twice
+    sets = {
+        name: {index.images[image].path for image in members.tolist()}
+        for name, members in index.splits.items()
+        if len(members)
+    }
     return {
         name: index.splits[name]
         for name, members in sets.items()
@@ -350,7 +374,7 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
         return " and ".join(name for name, inside in zip(names, membership[image], strict=True) if inside)
 
     several = np.flatnonzero(membership.sum(1) > 1).tolist()
-    action = f"{_KEPT}; metrics on these splits will be too optimistic"
+    action = "remove it from all but one of them; otherwise metrics on these splits are too optimistic"
     if several:
         findings.warn(
             "image in several splits",
@@ -367,8 +391,8 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
             (
                 (
                     index.images[first].path,
-                    f"looks the same as {index.images[second].path} (splits {splits_of(first)} and "
-                    f"{splits_of(second)})",
+                    f"is in split {splits_of(first)}, and also in split {splits_of(second)} as "
+                    f"{index.images[second].path}",
                 )
                 for first, second in pairs
             ),

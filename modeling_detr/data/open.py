@@ -112,7 +112,8 @@ def _detect_format(path: Path, task: Task) -> tuple[DatasetFormat, Path]:
             return fitting[0], place
         place = _only_folder(place)
     if path.is_file():
-        raise DatasetError(path, "not a dataset file", f"expected one of: {_looked_for()}")
+        remedy = "expected a dataset's folder, a COCO file (.json), a YOLO description (.yaml) or a parquet file"
+        raise DatasetError(path, "not a dataset file", remedy)
     entries = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
     content = f"found only {first_items(entries, 12)}" if entries else "the folder is empty"
     raise DatasetError(path, f"no dataset in a known format, {content}", f"expected one of: {_looked_for()}")

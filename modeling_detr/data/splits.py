@@ -101,7 +101,7 @@ def find_split(index: DetectionIndex, role: Role) -> str:
             index.name, "has no splits", "hold out some images for evaluation", {"eval_fraction": _HELD_OUT}
         )
     splits, usual = sorted(index.splits), ", ".join(_ROLE_NAMES[role])
-    choices = [split for split in splits if role == "train" or not _has_role(split, "train")]
+    choices = [split for split in splits if role == "train" or not has_role(split, "train")]
     problem = f"has no split with a usual name for {'training' if role == 'train' else 'evaluation'} ({usual})"
     problem += f"; its splits are: {', '.join(splits)}"
     if role == "train":
@@ -113,7 +113,7 @@ def find_split(index: DetectionIndex, role: Role) -> str:
     )
 
 
-def _has_role(split: str, role: Role) -> bool:
+def has_role(split: str, role: Role) -> bool:
     """Whether `split` has one of the usual names for `role`."""
     return any(_pattern(name).fullmatch(split) for name in _ROLE_NAMES[role])
 

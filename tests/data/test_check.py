@@ -1,12 +1,15 @@
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from modeling_detr.commands import run_command
 from modeling_detr.commands.data import main
 from modeling_detr.data.check import check_dataset
+from modeling_detr.data.convert import convert_dataset
 from modeling_detr.data.open import open_dataset
 
 
@@ -86,3 +89,11 @@ def test_remedies_name_options_of_the_command(voc_folder, coco_folder, tmp_path,
     assert "has no option 'drop_difficult'; drop it, or choose another format (--data_format voc)." in (
         capsys.readouterr().err
     )
+
+
+def test_a_split_that_unites_others_is_not_a_leak_in_a_converted_dataset(coco_folder, tmp_path):
+    index = open_dataset(coco_folder)
+    united = replace(index, splits={**index.splits, "trainval": np.arange(len(index))})
+    convert_dataset(united, tmp_path / "copy", "coco")
+    kinds = {finding.kind for finding in check_dataset(tmp_path / "copy").findings}
+    assert not kinds & {"image in several splits", "near-duplicate images"}

@@ -116,6 +116,9 @@ def _of_known_categories(
         unknown = [row for row, value in enumerate(ids) if not isinstance(value, Hashable) or value not in label_of]
     describe = _describer(file, entries)
     for row in unknown:
+        if "category_id" not in entries[row]:
+            findings.error("unknown class", describe(row), "has no category_id", "add it, or remove the annotation")
+            continue
         findings.error(
             "unknown class",
             describe(row),

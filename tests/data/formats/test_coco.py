@@ -298,3 +298,9 @@ def test_corners_are_read_as_corners_on_request(coco_folder):
     for file in (coco_folder / "annotations").glob("*.json"):
         _change(file, corners)
     np.testing.assert_allclose(open_dataset(coco_folder, box_format="xyxy").annotations.boxes_xyxy, expected)
+
+
+def test_an_annotation_without_a_category_is_named(train_file, coco_folder):
+    _change(train_file, lambda content: content["annotations"][0].pop("category_id"))
+    with pytest.raises(ValueError, match="has no category_id; add it, or remove the annotation"):
+        open_dataset(coco_folder)
