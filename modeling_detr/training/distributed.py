@@ -92,9 +92,13 @@ def leave_cores_to_loaders(accelerator: Accelerator, num_workers: int) -> None:
     `OMP_NUM_THREADS` overrides this.
     """
     if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_processes - num_workers)))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores_per_process() - num_workers)))
+
+
+def cores_per_process() -> int:
+    """The cores of this machine that each of its training processes can use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

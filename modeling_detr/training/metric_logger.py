@@ -48,10 +48,18 @@ class MetricLogger:
         total_steps: Optimizer steps of the whole run.
         epochs: Epochs of the whole run.
         first_step: Optimizer steps taken before this start of the run.
+        cores_are_free: Whether more loader processes would have cores to run on.
     """
 
     def __init__(
-        self, run_dir: Path, accelerator: Accelerator, *, total_steps: int, epochs: int, first_step: int = 0
+        self,
+        run_dir: Path,
+        accelerator: Accelerator,
+        *,
+        total_steps: int,
+        epochs: int,
+        first_step: int = 0,
+        cores_are_free: bool = True,
     ) -> None:
         self.path = run_dir / LOG
         self.accelerator = accelerator
@@ -60,6 +68,7 @@ class MetricLogger:
         self.bar: tqdm[Any] | None = None
         self._shown: dict[str, str] = {}
         self._pace: list[str] = []
+        self._cores_are_free = cores_are_free
         self._started, self._first_step = time.monotonic(), first_step
         if not accelerator.is_main_process:
             return
@@ -110,7 +119,7 @@ class MetricLogger:
         shown = {metric.name: f"{metric.value:.3f}" for metric in headline if not math.isnan(metric.value)}
         self._shown |= dict(list(shown.items())[:1])
         parts += [f"{name} {value}" for name, value in shown.items()]
-        parts += _pace_in_words(averages, with_remedy=True)
+        parts += _pace_in_words(averages, with_remedy=self._cores_are_free)
         if step < self.total_steps:
             parts.append(f"{self._time_left(step)} left")
         if self.bar is None or not sys.stdout.isatty():

@@ -19,7 +19,7 @@ from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.training.checkpointing import save_checkpoint, set_aside_unreadable
-from modeling_detr.training.distributed import any_process
+from modeling_detr.training.distributed import any_process, cores_per_process
 from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.engine import StepResult, train_one_epoch
 from modeling_detr.training.export import export_model, model_card
@@ -339,6 +339,7 @@ class Trainer:
             total_steps=run.schedule.total_steps,
             epochs=run.recipe.epochs,
             first_step=step,
+            cores_are_free=cores_per_process() > run.recipe.num_workers + 1,
         )
         try:
             yield

@@ -63,6 +63,9 @@ def test_a_slow_loader_is_reported_with_a_remedy(tmp_path, capsys):
     logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2)
     logger.epoch(0, 2, {"loss": 1.25, **PACE, "loader_wait": 0.45}, {})
     assert " · loader wait 45%: raise num_workers · " in capsys.readouterr().out
+    logger = MetricLogger(tmp_path, Accelerator(cpu=True), total_steps=4, epochs=2, cores_are_free=False)
+    logger.epoch(0, 2, {"loss": 1.25, **PACE, "loader_wait": 0.45}, {})
+    assert " · loader wait 45% · " in capsys.readouterr().out
 
 
 def test_an_evaluation_without_ground_truth_shows_no_metrics(tmp_path, capsys):
