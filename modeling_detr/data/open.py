@@ -87,6 +87,13 @@ def _choose_format(
             return candidate, text
     place = Path(path).expanduser()
     if not place.exists():
+        other = next(
+            (name for name, entry in FORMATS.items() if format is not None and entry.is_name(text, False)), None
+        )
+        if other is not None:
+            raise DatasetNotFoundError(
+                text, f"no such file or folder, read as format '{format}'", "choose another format", {"format": other}
+            )
         raise DatasetNotFoundError(place, f"no such file or folder ({place.resolve()})", "check the path or name")
     return (FORMATS[format], place) if format is not None else _detect_format(place, task)
 

@@ -88,3 +88,8 @@ def test_a_folder_in_two_formats_is_an_error_that_names_the_option(coco_folder, 
     ):
         open_dataset(coco_folder)
     assert len(open_dataset(coco_folder, format="coco")) == 4
+
+
+def test_a_built_in_dataset_opened_with_another_format_names_the_right_one():
+    with pytest.raises(FileNotFoundError, match=r"read as format 'coco'; choose another format \(format='shapes'\)"):
+        open_dataset("shapes?size=64", format="coco")
