@@ -41,8 +41,8 @@ def read_image(record: ImageRecord) -> tv_tensors.Image:
         if stored.shape[1:] != (record.height, record.width):
             raise DatasetError(
                 record.path,
-                f"the image is {pixels.shape[1]}x{pixels.shape[2]} (height x width), but its annotations are for "
-                f"{record.height}x{record.width}",
+                f"the image is {pixels.shape[2]}x{pixels.shape[1]} (width x height), but its annotations are for "
+                f"{record.width}x{record.height}",
                 "restore the image that was annotated, or correct the size (and the boxes) in the annotation file",
             )
         pixels = stored

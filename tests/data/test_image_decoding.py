@@ -77,7 +77,7 @@ def test_the_exif_orientation_is_applied_if_the_record_agrees(tmp_path, suffix, 
 def test_a_size_that_differs_from_the_annotations_is_an_error(tmp_path):
     path = tmp_path / "other.png"
     _picture().save(path)
-    with pytest.raises(ValueError, match=r"other.png: the image is 24x36 \(height x width\), but .* are for 24x37"):
+    with pytest.raises(ValueError, match=r"other.png: the image is 36x24 \(width x height\), but .* are for 37x24"):
         read_image(ImageRecord(1, str(path), 24, 37))
 
 
