@@ -35,8 +35,8 @@ def test_a_frozen_random_backbone_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model_config.num_querys", "3"], "model_config: DetrConfig: unknown key 'num_querys'; did you mean"),
-        (["--model_config.d_model", "wide"], "model_config: "),
+        (["--model_config.num_querys", "3"], "model_config.num_querys: unknown key; did you mean"),
+        (["--model_config.d_model", "wide"], "model_config.d_model: got 'wide', expected an integer"),
         (["--model_config.num_labels", "3"], "num_labels comes from the dataset"),
         (["--processor_config.sise", "3"], "processor_config: "),
         (["--processor_config.size", "{height: 64, width: 64}"], "expected a size with shortest_edge"),
