@@ -54,12 +54,10 @@ def build_model(
     else:
         model = _model_class(recipe)(new_config(recipe, id2label, stuff_labels))
         detector = without_mask_head(model)
-        if resumes:
-            pass  # the file may be gone by now
-        elif recipe.backbone_weights is not None:
-            detector.model.load_backbone_weights(recipe.backbone_weights)
-        else:
+        if recipe.backbone_weights is None:
             _refuse_frozen_random_backbone(detector)
+        elif not resumes:  # the checkpoint has these weights, and their file may be gone
+            detector.model.load_backbone_weights(recipe.backbone_weights)
         initialize_new_model(detector, recipe)
     _freeze_parts(model, recipe)
     if recipe.gradient_checkpointing:
