@@ -10,6 +10,7 @@ T targets of all images of the batch · M matched pairs of the batch, Σ min(N, 
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ _logger = logging.getLogger(__name__)
 
 # Replaces costs that are not finite. Real costs, sums of a probability, an L1 distance and a GIoU, are far smaller.
 _UNUSABLE_COST = 1e6
+_NO_MATCH_CLASS_ERROR = 100.0  # percent; the original's, where no query is matched
 
 
 def boxes_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
@@ -156,6 +158,55 @@ def sum_class_weights(
         eos_coefficient: Class weight of "no object"; every class weighs 1.
     """
     return eos_coefficient * num_images * num_queries + (1 - eos_coefficient) * num_matched
+
+
+@dataclass(frozen=True)
+class LossNumbers:
+    """What the terms of a loss are means over.
+
+    A term times its number is a sum over images, and so are the numbers: both add up over batches and processes, and
+    the quotient of the two totals does not depend on how the images were split.
+
+    Attributes:
+        images: B.
+        boxes: Boxes, including those for which an image has no query left.
+        matched: Queries that are matched to a target, Σ min(N, Q).
+        class_weights: See `sum_class_weights`.
+    """
+
+    images: int = 0
+    boxes: int = 0
+    matched: int = 0
+    class_weights: float = 0.0
+
+    @classmethod
+    def of(cls, labels: Sequence[DetectionLabels], num_queries: int, eos_coefficient: float) -> "LossNumbers":
+        """Counts the numbers of a batch."""
+        counts = [len(label["class_labels"]) for label in labels]
+        matched = sum(min(count, num_queries) for count in counts)
+        class_weights = float(sum_class_weights(len(counts), matched, num_queries, eos_coefficient))
+        return cls(len(counts), sum(counts), matched, class_weights)
+
+    def __add__(self, other: "LossNumbers") -> "LossNumbers":
+        return LossNumbers(
+            self.images + other.images,
+            self.boxes + other.boxes,
+            self.matched + other.matched,
+            self.class_weights + other.class_weights,
+        )
+
+    def divisor(self, term: str) -> float:
+        """The number that a term of `SetCriterion` or `MaskCriterion` is divided by; that of any other: the images."""
+        if term.startswith("loss_ce"):
+            return self.class_weights
+        if term.startswith("loss_"):
+            return max(self.boxes, 1)
+        return self.matched if term == "class_error" else self.images
+
+    def mean(self, term: str, total: float) -> float:
+        """The mean of a term, given the total of term times divisor over all batches."""
+        divisor = self.divisor(term)
+        return total / divisor if divisor else _NO_MATCH_CLASS_ERROR
 
 
 class CriterionOutput(NamedTuple):
@@ -318,7 +369,7 @@ def _cardinality_error(logits: Tensor, counts: Sequence[int]) -> Tensor:
 def _class_error(logits: Tensor, queries: Tensor, classes: Tensor) -> Tensor:
     """Percentage of matched queries of one layer ((B, Q, C + 1), (M,), (M,)) with a wrong class; 100 if none."""
     if len(classes) == 0:
-        return logits.new_tensor(100.0)
+        return logits.new_tensor(_NO_MATCH_CLASS_ERROR)
     predicted = logits.flatten(0, 1)[queries].argmax(-1)
     return 100 * (predicted != classes).to(logits.dtype).mean()
 

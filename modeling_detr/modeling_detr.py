@@ -656,6 +656,11 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             classifier.out_features = len(classifier.weight)
         self.model.change_head(change)
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss term in the sum, the same for all decoder layers."""
+        return self.criterion.weights
+
     def _loss(
         self,
         logits: Tensor,

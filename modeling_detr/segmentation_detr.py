@@ -324,6 +324,11 @@ class DetrForSegmentation(DetrPreTrainedModel):
         """The detector's loss."""
         return self.detr.criterion
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss term in the sum, the same for all decoder layers."""
+        return {**self.detr.loss_weights, **self.mask_criterion.weights}
+
     def _masks_of_all(self, outputs: DetrObjectDetectionOutput) -> Tensor:
         """(B, Q, h, w) logits of the masks of all queries."""
         batch, queries = outputs.logits.shape[:2]

@@ -71,14 +71,14 @@ def evaluate(
         evaluators = default_evaluators(index, _scorable_task(module, index))
     device = accelerator.device if accelerator is not None else next(model.parameters()).device
     predict = _Predictor(module, processor, index, device, {evaluator.needs for evaluator in evaluators})
-    losses = LossAverages()
+    losses = LossAverages(module)
     with _evaluation_mode(model), torch.inference_mode(), _ProgressBar(index, accelerator, progress) as bar:
         for batch in batches:
             image_indices = _image_indices(batch["labels"])
             predictions = predict(batch, image_indices)
             for evaluator in evaluators:
                 evaluator.update(image_indices, predictions[evaluator.needs])
-            losses.update(predictions["outputs"], len(image_indices))
+            losses.update(predictions["outputs"], batch["labels"])
             bar.advance(len(image_indices))
     if accelerator is not None:
         losses.gather(accelerator)

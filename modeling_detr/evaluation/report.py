@@ -27,7 +27,7 @@ class EvaluationReport:
         dataset: Name of the dataset.
         num_images: Number of images that went through the model.
         results: `Metrics.key` → the result of that evaluator, in the order of the evaluators.
-        losses: Name → average over the images; empty if the batches had no labels.
+        losses: Name → loss of all images as one batch; empty if the batches had no labels.
         seconds: Duration of the whole evaluation, including loading images and computing metrics.
         images_per_second: Throughput of loading and model together, over all processes.
     """

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.data.batch import split_batch
 from modeling_detr.image_processing_detr import batch_to_device
-from modeling_detr.loss_detr import sum_class_weights
+from modeling_detr.loss_detr import LossNumbers, sum_class_weights
 from modeling_detr.structures_detr import DetectionBatch
 from modeling_detr.training.distributed import gather_full
 from modeling_detr.training.divergence import StepShare, non_finite_loss
@@ -196,7 +196,8 @@ def training_step(
     losses = _backward(engine, parts, losses_of)
     grad_norm = _clip_gradient(engine)
     table = torch.stack([torch.stack([loss.float() for loss in part.values()]) for part in losses])  # (parts, terms)
-    result = _reduce(accelerator, [*losses[0]], table, normalizers.num_images, grad_norm, request)
+    numbers = [_numbers(part, engine.config) for part, _ in parts]
+    result = _reduce(accelerator, [*losses[0]], table, numbers, grad_norm, request)
 
     bad_terms = [name for name, loss in result.losses.items() if name.startswith("loss") and not math.isfinite(loss)]
     suspects = [index for index, row in enumerate(table) if not bool(row.isfinite().all())] if bad_terms else []
@@ -277,7 +278,7 @@ def _reduce(
     accelerator: Accelerator,
     names: Sequence[str],
     losses: Tensor,
-    num_images: float | Tensor,
+    numbers: Sequence[LossNumbers],
     grad_norm: Tensor,
     request: StepRequest,
 ) -> StepResult:
@@ -288,23 +289,30 @@ def _reduce(
         accelerator: All of its processes call this together.
         names: Names of the terms.
         losses: (parts of this process, terms).
-        num_images: Images of the step.
+        numbers: What the logged terms of each part are means over.
         grad_norm: Norm of the gradient.
         request: What this process reports.
     """
+    # a loss is already the part's share of the step's; an error percentage or a count is a mean over the part
+    factors = [[1.0 if name.startswith("loss") else part.divisor(name) for name in names] for part in numbers]
+    total = sum(numbers, LossNumbers())
     waits = [0.0] * accelerator.num_processes  # one slot per process, since the reduction is a sum
     waits[accelerator.process_index] = request.loader_wait
-    extra = losses.new_tensor([float(request.stop), float(request.checkpoint), len(losses), *waits])
-    reduced = cast(Tensor, accelerator.reduce(torch.cat([losses.sum(0), extra]), "sum"))
-    images = torch.as_tensor(num_images, dtype=torch.float32, device=reduced.device)
-    values = torch.cat([reduced, images[None], grad_norm.detach().float()[None]]).tolist()
-    totals, (stops, checkpoints, num_parts, *waits, step_images, norm) = values[: len(names)], values[len(names) :]
+    extra = losses.new_tensor([float(request.stop), float(request.checkpoint), total.images, total.matched, *waits])
+    sums = (losses * losses.new_tensor(factors)).sum(0)
+    reduced = cast(Tensor, accelerator.reduce(torch.cat([sums, extra]), "sum"))
+    values = torch.cat([reduced, grad_norm.detach().float()[None]]).tolist()
+    totals, (stops, checkpoints, images, matched, *waits, norm) = values[: len(names)], values[len(names) :]
+    total = LossNumbers(images=int(images), matched=int(matched))
     means = {
-        # shares of the step's losses add up; error percentages and counts are means over the parts
-        name: total if name.startswith("loss") else total / num_parts
-        for name, total in zip(names, totals, strict=True)
+        name: value if name.startswith("loss") else total.mean(name, value)
+        for name, value in zip(names, totals, strict=True)
     }
-    return StepResult(means, norm, int(step_images), stops > 0, checkpoints > 0, max(waits))
+    return StepResult(means, norm, total.images, stops > 0, checkpoints > 0, max(waits))
+
+
+def _numbers(part: DetectionBatch, config: DetrConfig) -> LossNumbers:
+    return LossNumbers.of(part["labels"], config.num_queries, float(config.eos_coefficient))
 
 
 def _advance(engine: Engine) -> None:
