@@ -114,9 +114,9 @@ def create_timm_backbone(config: DetrConfig, **overrides: Any) -> nn.Module:
     except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
         name = str(overrides.get("model_name", config.backbone)).split(".")[0]
         if not timm.is_model(name):
-            raise ModelError(f"timm has no model '{name}'; {did_you_mean(name, timm.list_models())}") from error
+            raise ModelError(f"timm has no model {name!r}; {did_you_mean(name, timm.list_models())}") from error
         raise ValueError(
-            f"timm cannot build the backbone '{overrides.get('model_name', config.backbone)}' with {arguments}: "
+            f"timm cannot build the backbone {overrides.get('model_name', config.backbone)!r} with {arguments}: "
             f"{_first_lines(error)}. Expected a timm model that supports features_only, and arguments that it accepts "
             f"(config keys backbone, backbone_kwargs, out_indices, dilation)."
         ) from error
@@ -200,7 +200,7 @@ def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Modul
             )
             raise ModelError(f"backbone_weights: {source}", problem, remedy) from error
         raise ValueError(
-            f"{source}: cannot load weights of the backbone '{config.backbone}' "
+            f"{source}: cannot load weights of the backbone {config.backbone!r} "
             f"({_first_lines(error.__cause__ or error)}). Expected a file with that "
             f"architecture's weights under timm's names, or a timm model name whose weights can be downloaded."
         ) from error
@@ -208,8 +208,8 @@ def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Modul
     lacking = [name for name in missing if name.replace(".", "_") in needed]
     if lacking:
         raise ValueError(
-            f"{source}: not weights of the backbone '{config.backbone}' under timm's names; {len(lacking)} of "
-            f"{len(needed)} are missing, the first is '{lacking[0]}'."
+            f"{source}: not weights of the backbone {config.backbone!r} under timm's names; {len(lacking)} of "
+            f"{len(needed)} are missing, the first is {lacking[0]!r}."
         )
     return backbone
 
@@ -285,7 +285,7 @@ class DetrConvEncoder(nn.Module):
         in_stage = [index for index, name in enumerate(names) if name.startswith(prefixes)]
         if not in_stage:
             raise ValueError(
-                f"freeze_backbone_stem: no parameter of this backbone starts with '{prefixes[0]}', so its stem cannot "
+                f"freeze_backbone_stem: no parameter of this backbone starts with {prefixes[0]!r}, so its stem cannot "
                 f"be identified; set freeze_backbone_stem=False and freeze layers by hand."
             )
         stem = set(names[: in_stage[-1] + 1])

@@ -16,7 +16,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .errors_detr import did_you_mean
+from .errors_detr import did_you_mean, printable
 from .stock_detr import KEY_ALIASES, STOCK_MODEL_TYPE, TRAINING_KEYS, translate_stock_config
 
 
@@ -210,11 +210,11 @@ class DetrConfig(PreTrainedConfig):
         """Checks keys and values; see the class for the errors."""
         for key in kwargs:
             if key not in self._known_keys():
-                raise ValueError(f"DetrConfig: unknown key '{key}'; {did_you_mean(key, self.own_keys())}")
+                raise ValueError(f"DetrConfig: unknown key {key!r}; {did_you_mean(key, self.own_keys())}")
         self._check_values()
         if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(
-                f"dtype: got '{self.dtype}', expected a floating-point type of PyTorch, such as 'float32'."
+                f"dtype: got {self.dtype!r}, expected a floating-point type of PyTorch, such as 'float32'."
             )
         _check_num_labels(kwargs.get("num_labels"))
         if self.id2label is not None:
@@ -308,11 +308,11 @@ class DetrConfig(PreTrainedConfig):
         self._check_widths()
         if self.position_embedding_type not in ("sine", "learned"):
             raise ValueError(
-                f"position_embedding_type: got '{self.position_embedding_type}', expected 'sine' or 'learned'."
+                f"position_embedding_type: got {self.position_embedding_type!r}, expected 'sine' or 'learned'."
             )
         if self.activation_function not in ACT2FN:
             raise ValueError(
-                f"activation_function: unknown name '{self.activation_function}'; "
+                f"activation_function: unknown name {self.activation_function!r}; "
                 f"{did_you_mean(self.activation_function, ACT2FN)}"
             )
         check_backbone(self.backbone, self.backbone_kwargs)
@@ -378,15 +378,15 @@ def check_backbone(name: str, options: Mapping[str, Any] | None) -> None:
     """
     if not _BACKBONE_NAME.fullmatch(name):
         raise ValueError(
-            f"backbone: got '{name}', expected the name of a timm model, such as 'resnet50'; a folder or a repository "
+            f"backbone: got {name!r}, expected the name of a timm model, such as 'resnet50'; a folder or a repository "
             f"cannot be a backbone. Load its weights with DetrModel.load_backbone_weights."
         )
     for option, value in (options or {}).items():
         if option in _RESERVED_BACKBONE_KWARGS:
-            raise ValueError(f"backbone_kwargs: '{option}' is not allowed; {_RESERVED_BACKBONE_KWARGS[option]}.")
+            raise ValueError(f"backbone_kwargs: {option!r} is not allowed; {_RESERVED_BACKBONE_KWARGS[option]}.")
         if option not in _BACKBONE_OPTIONS:
             raise ValueError(
-                f"backbone_kwargs: '{option}' is not allowed, because it is not an option of the architecture; "
+                f"backbone_kwargs: {option!r} is not allowed, because it is not an option of the architecture; "
                 f"{did_you_mean(option, sorted(_BACKBONE_OPTIONS))}"
             )
         largest = _MOST_BACKBONE_LAYERS if option in _OPTIONS_THAT_COUNT_LAYERS else _LARGEST_BACKBONE_NUMBER
@@ -416,7 +416,7 @@ def _saved_library_keys() -> frozenset[str]:
 
 @functools.cache  # one config is read several times on its way into a model
 def _warn_of_unknown_key(key: str) -> None:
-    _logger.warning("config.json: unknown key '%s' is kept, but has no effect on the model.", key)
+    _logger.warning("config.json: unknown key '%s' is kept, but has no effect on the model.", printable(key))
 
 
 def _check_num_labels(num_labels: object) -> None:
@@ -458,7 +458,7 @@ def config_under_our_keys(values: Mapping[str, Any], source: str) -> dict[str, A
         return dict(values)
     if model_type != STOCK_MODEL_TYPE:
         raise ValueError(
-            f"{source}: config.json has model_type '{model_type}', expected '{DetrConfig.model_type}', or "
+            f"{source}: config.json has model_type {model_type!r}, expected '{DetrConfig.model_type}', or "
             f"'{STOCK_MODEL_TYPE}' (Transformers' own DETR)."
         )
     training_defaults = {key: getattr(DetrConfig, key) for key in TRAINING_KEYS}

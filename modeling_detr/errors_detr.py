@@ -2,10 +2,31 @@
 
 If an argument of the function that raised the error fixes it, the error names that argument (`settings`). Python shows
 it as `format='coco'`; a command shows the same error with its own option, `--data_format coco`.
+
+Messages quote names from data, which may contain anything: `printable` keeps them on one line and harmless.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
+
+
+# Control characters, line and paragraph separators, surrogates (in file names that are not UTF-8), and characters that
+# reorder the text after them (https://trojansource.codes). Joiners stay: emoji and several scripts need them.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: object) -> str:
+    r"""A text from data, such as a class or file name, as one line that is safe to print.
+
+    Characters that control a terminal, break the line or reorder text become escapes such as `\u001b`, which are also
+    valid in JSON. Text in any script stays as it is.
+    """
+    return _UNPRINTABLE.sub(lambda match: _escape(match[0]), str(text))
+
+
+def _escape(character: str) -> str:
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character, f"\\u{ord(character):04x}")
 
 
 def python_argument(name: str, value: object) -> str:
@@ -37,16 +58,18 @@ class DetrError(Exception):
         return type(self), (self.where, self.problem, self.remedy, self.settings)
 
     def to_text(self, format_setting: Callable[[str, object], str] = python_argument) -> str:
-        """The error as one sentence. (An attribute called `message` would break how PyTorch rebuilds loader errors.)
+        """The error as one sentence, `printable`.
+
+        (An attribute called `message` would break how PyTorch rebuilds loader errors.)
 
         Args:
             format_setting: Formats a setting the way the user would write it.
         """
         if not self.problem:  # PyTorch rebuilds errors of loader processes from their text alone
-            return self.where
+            return "\n".join(map(printable, self.where.split("\n")))
         remedy = self.remedy_with_settings(format_setting)
         text = f"{self.where}: {self.problem}{'; ' if remedy else ''}{remedy}"
-        return text if text.endswith((".", "?")) else f"{text}."
+        return printable(text if text.endswith((".", "?")) else f"{text}.")
 
     def remedy_with_settings(self, format_setting: Callable[[str, object], str] = python_argument) -> str:
         """The remedy, followed by the settings that apply it; empty if there are neither."""

@@ -24,7 +24,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .backbone_detr import DetrConvEncoder
 from .configuration_detr import DetrConfig, config_under_our_keys
-from .errors_detr import DetrError, ModelError, did_you_mean
+from .errors_detr import DetrError, ModelError, did_you_mean, printable
 from .layers_detr import init_bias
 from .stock_detr import NAMES_OF_RESNET, NAMES_OF_STOCK, STOCK_MODEL_TYPE, is_huggingface_resnet, stock_norm_difference
 
@@ -224,8 +224,8 @@ class HeadChange:
             _logger.warning(
                 "%s: id2label has classes in another order (%s), but their rows move only with "
                 "ignore_mismatched_sizes=True and head_init='by_name'.",
-                source,
-                _shortened(moving),
+                printable(source),
+                printable(_shortened(moving)),
             )
 
 
@@ -643,4 +643,4 @@ def _log_head(source: str, cls: type[PreTrainedModel], info: Mapping[str, Any]) 
     if any(name.removeprefix("detr.").startswith(mask_parts) for name in info["unexpected_keys"]):
         notes.append(f"the source's mask head is dropped: {cls.__name__} has none")
     if notes:
-        _logger.warning("%s: %s.", source, "; ".join(notes))
+        _logger.warning("%s: %s.", printable(source), printable("; ".join(notes)))

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .errors_detr import printable
+
 
 _logger = logging.getLogger(__name__)
 
@@ -91,8 +93,8 @@ def translate_stock_config(
         _logger.warning(
             "%s is one of Transformers' own DETR models; its training settings become the original's: %s. Predictions "
             "do not change.",
-            source,
-            ", ".join(changes),
+            printable(source),
+            printable(", ".join(changes)),
         )
     return ours
 

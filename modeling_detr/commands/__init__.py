@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from modeling_detr.errors_detr import DetrError, PluginError, did_you_mean, python_argument
+from modeling_detr.commands.terminal import printable_output
+from modeling_detr.errors_detr import DetrError, PluginError, did_you_mean, printable, python_argument
 
 
 PLUGINS = "modeling_detr.plugins"  # entry-point group of the packages that add to public tables
@@ -75,7 +76,7 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
     if code != 0:
         return code
     if name not in COMMANDS:
-        print(f"detr: unknown command '{name}'; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
+        print(f"detr: unknown command '{printable(name)}'; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         return 2
     module = COMMANDS[name].module
     argv = list(sys.argv[1:] if arguments is None else arguments)
@@ -114,6 +115,11 @@ def _report_errors(
     program: str, run: Callable[[], int | None], format_setting: Callable[[str, object], str] = python_argument
 ) -> int:
     """Returns the exit code of `run`. An error that the user can fix is printed as one line."""
+    with printable_output():
+        return _exit_code(program, run, format_setting)
+
+
+def _exit_code(program: str, run: Callable[[], int | None], format_setting: Callable[[str, object], str]) -> int:
     try:
         return run() or 0
     except KeyboardInterrupt:
@@ -123,7 +129,7 @@ def _report_errors(
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
         message = error.to_text(format_setting) if isinstance(error, DetrError) else str(error)
-        print(f"{program}: {_without_worker_traceback(message)}", file=sys.stderr)
+        print(f"{program}: {printable(_without_worker_traceback(message))}", file=sys.stderr)
         return 2
 
 

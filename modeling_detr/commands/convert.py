@@ -16,7 +16,7 @@ from pathlib import Path
 from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.conversion.sources import SOURCES, ModelSource, find_source, load_model, without_progress_bars
 from modeling_detr.conversion.targets import TARGETS
-from modeling_detr.errors_detr import ModelError, ModelNotFoundError
+from modeling_detr.errors_detr import ModelError, ModelNotFoundError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{kind.description} can only be converted to a model folder",
             f"run 'detr convert {source} FOLDER' first, then 'detr convert FOLDER {target} --to {arguments.to}'",
         )
-    print("\n".join([*notes, f"wrote {target}, {TARGETS[arguments.to].description}"]))
+    print("\n".join(map(printable, [*notes, f"wrote {target}, {TARGETS[arguments.to].description}"])))
     return 0
 
 

@@ -30,7 +30,7 @@ from modeling_detr.data.convert import Conversion, convert_dataset
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
-from modeling_detr.errors_detr import DatasetError, OutputExistsError, did_you_mean
+from modeling_detr.errors_detr import DatasetError, OutputExistsError, did_you_mean, printable
 
 
 # Argument of the library → option of this command, for error messages.
@@ -142,7 +142,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         remedy = "; ".join(part for part in (error.remedy, hint) if part)
         raise type(error)(error.where, error.problem, remedy) from error
     for note in index.notes:
-        print(f"note      {note}")
+        print(f"note      {printable(note)}")
     with _terminating():
         written = convert_dataset(index, arguments.target, arguments.to, link=arguments.link)
     print(_summary(written, arguments.target, arguments.to))
@@ -155,14 +155,12 @@ def _refuse_existing(target: Path) -> None:
 
 
 def _summary(written: Conversion, target: Path, to: str) -> str:
-    lines = [f"note      {note}" for note in written.notes]
-    return "\n".join(
-        [
-            *lines,
-            f"{target} ({to}): {counted(written.images, 'image')}, {counted(written.boxes, 'box', 'boxes')}; "
-            f"when read back, boxes differ by at most {written.largest_difference:.2g} pixels.",
-        ]
-    )
+    lines = [
+        *(f"note      {note}" for note in written.notes),
+        f"{target} ({to}): {counted(written.images, 'image')}, {counted(written.boxes, 'box', 'boxes')}; "
+        f"when read back, boxes differ by at most {written.largest_difference:.2g} pixels.",
+    ]
+    return "\n".join(map(printable, lines))
 
 
 @contextmanager

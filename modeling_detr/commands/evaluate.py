@@ -25,7 +25,7 @@ from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loaders import build_eval_loader
 from modeling_detr.data.splits import DEFAULT_SEED, evaluation_images
-from modeling_detr.errors_detr import ModelError
+from modeling_detr.errors_detr import ModelError, printable
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluator import SavesPredictions
 from modeling_detr.evaluation.evaluators import default_evaluators
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = adopt_model_labels(dataset, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
 
     if accelerator.is_main_process:
-        print(f"scoring {index.name}: {counted(len(index), 'image')}")
+        print(f"scoring {printable(index.name)}: {counted(len(index), 'image')}")
 
     # Score everything that the model predicts.
     loader = build_eval_loader(

@@ -26,6 +26,7 @@ from modeling_detr.atomic_output import replace_text
 from modeling_detr.commands.command_parser import CommandParser, check_output_dir
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
+from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.evaluators.coco import encode_masks
 from modeling_detr.evaluation.evaluators.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
@@ -121,7 +122,7 @@ def _read(path: Path) -> Tensor | None:
     try:
         return to_rgb(path)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        tqdm.write(f"{path}: skipped, {error}", file=sys.stderr)
+        tqdm.write(printable(f"{path}: skipped, {error}"), file=sys.stderr)
         return None
 
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_detr.errors_detr import printable
 from modeling_detr.training.recipe_parsing import parse_recipe
 
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(plan(run), flush=True)
     if recipe.preflight:
         for line in preflight(run):
-            print(f"preflight {line}", flush=True)
+            print(f"preflight {printable(line)}", flush=True)
 
     # Train; a signal ends the run between two steps, with a checkpoint.
     try:
@@ -91,6 +92,6 @@ def _replay(arguments: Sequence[str]) -> int:
 
     replay = Replay(FailedStep.load(parsed.replay), parsed.mixed_precision)
     for line in replay.lines():
-        print(line, flush=True)
+        print(printable(line), flush=True)
     print("the step is finite here" if replay.is_finite else "the step is not finite again")
     return 0 if replay.is_finite else 1

@@ -24,7 +24,7 @@ from modeling_detr.data.image_decoding import read_image
 from modeling_detr.data.image_headers import EXIF_ORIENTATION
 from modeling_detr.data.open import open_dataset
 from modeling_detr.data.splits import has_role
-from modeling_detr.errors_detr import DatasetError, DatasetReadError, DetrError, python_argument
+from modeling_detr.errors_detr import DatasetError, DatasetReadError, DetrError, printable, python_argument
 from modeling_detr.structures_detr import AnnotationTable, DetectionIndex, ImageRecord
 
 
@@ -120,7 +120,7 @@ class CheckReport:
                 lines.append(f"  {title}: {figures}")
         lines += self._finding_lines(shown, format_setting)
         lines.append(f"{counted(self.errors, 'error')}, {counted(len(self.findings) - self.errors, 'warning')}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _finding_lines(self, shown: int, format_setting: Callable[[str, object], str]) -> list[str]:
         kinds: dict[tuple[str, str], list[Finding]] = {}

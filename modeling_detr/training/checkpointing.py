@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modeling_detr.atomic_output import replaced_folder
-from modeling_detr.errors_detr import CheckpointError, CheckpointVersionError
+from modeling_detr.errors_detr import CheckpointError, CheckpointVersionError, printable
 from modeling_detr.training.distributed import gather_full, shard_like
 from modeling_detr.training.monitoring import Symptom
 from modeling_detr.training.recipe import Recipe
@@ -308,7 +308,8 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
         damage = find_damage(folder)
         if damage is None:
             for name, reason in damaged.items():
-                warnings.warn(f"{folder.with_name(name)}: damaged checkpoint ({reason}); skipped.", stacklevel=2)
+                text = f"{folder.with_name(name)}: damaged checkpoint ({reason}); skipped."
+                warnings.warn(printable(text), stacklevel=2)
             return folder
         damaged[folder.name] = damage
     if damaged:

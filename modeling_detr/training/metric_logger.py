@@ -29,6 +29,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tqdm import tqdm
 
 from modeling_detr.atomic_output import replace_text, replaced_file, sync, sync_tree
+from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.metrics import Metric
 from modeling_detr.training.run_folder import LOG, TRACKERS
 from modeling_detr.training.trackers import log_images
@@ -140,7 +141,7 @@ class MetricLogger:
     def message(self, text: str) -> None:
         """Print a line above the bar."""
         if self.accelerator.is_main_process:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(printable(text), file=sys.stdout)
             sys.stdout.flush()
 
     def flush(self) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from modeling_detr.backbone_detr import FrozenBatchNorm2d
 from modeling_detr.data.findings import counted
+from modeling_detr.errors_detr import printable
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.optimization import num_parameters
 from modeling_detr.training.setup import PreparedRun, rate_factor
@@ -49,7 +50,7 @@ def plan(run: PreparedRun) -> str:
     lines.append(f"run       {recipe.run_dir}{resumed}")
     surplus = surplus_note(run.train_index, weights.detector.config.num_queries)
     notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *([surplus] if surplus else [])]
-    return "\n".join([*lines, *(f"note      {note}" for note in dict.fromkeys(notes))])
+    return "\n".join(map(printable, [*lines, *(f"note      {note}" for note in dict.fromkeys(notes))]))
 
 
 def surplus_note(index: DetectionIndex, num_queries: int) -> str | None:
