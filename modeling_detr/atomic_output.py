@@ -16,17 +16,18 @@ import errno
 import glob
 import os
 import platform
-import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from modeling_detr.errors_detr import DetrError, OutputError, OutputExistsError
+from modeling_detr.errors_detr import DetrError, OutputExistsError
+from modeling_detr.output_errors import explained_output, output_error, write_failure
 
 
 _PARTIAL, _PREVIOUS = ".partial-", ".previous"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # reading never fails with these
+_CANNOT_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP}
+_MAX_BYTES = 150  # of the target's name in a hidden name; file systems allow 255 in all
 
 
 # New files and folders
@@ -172,28 +173,49 @@ def restore_interrupted(folder: str | Path) -> None:
         _remove(leftover)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, such as an `OutputError`, goes back to a full disk or an exhausted quota."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if (isinstance(cause, OSError) and cause.errno in _FULL) or f"(os error {errno.ENOSPC})" in str(cause):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+def discard(path: str | Path) -> None:
+    """Remove a file, a link or a folder, if it exists. A kill or a power cut never leaves a part of it under its name.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    _discard(Path(path), _discarded_path(Path(path)))
 
 
 # On disk
 
 
+def make_folder(folder: str | Path) -> None:
+    """Create a folder and its missing parents, and wait until their names are on disk.
+
+    Raises:
+        OutputError: It cannot be created.
+    """
+    with explained_output(folder):
+        _make_folder(Path(folder))
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    if path.is_dir() and os.name != "posix":  # elsewhere, folders cannot be opened
+    """Wait until a file, or the names in a folder, are on disk. Some systems and shares cannot do it for folders."""
+    is_folder = path.is_dir()
+    if is_folder and os.name != "posix":  # folders cannot be opened
         return
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def sync_tree(folder: Path) -> None:
@@ -220,37 +242,42 @@ def _partial(target: Path, *, is_folder: bool, kept: str) -> Iterator[Path]:
     kept = kept if os.path.lexists(target) else ""
     try:
         _remove_leftovers(target)
-        (partial if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise _output_error(target, os.strerror(errno.ENOTDIR), kept) from error
+        _make_folder(target.parent)
+        if is_folder:
+            partial.mkdir(exist_ok=True)
     except OSError as error:
-        raise _output_error(target, error.strerror, kept) from error
+        raise output_error(target, error, kept) from error
     try:
         yield partial
     except DetrError:  # already explained
         raise
     except Exception as error:
-        reason = _write_failure(error, partial, target)
-        if reason is None:
+        failure = write_failure(error, [partial, target])
+        if failure is None:
             raise
-        raise _output_error(target, reason, kept) from error
+        raise output_error(target, failure, kept) from error
     finally:
         with contextlib.suppress(OSError):  # must not hide the error
             _remove(partial)
 
 
 def _partial_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}{_PARTIAL}{platform.node()[:40]}-{os.getpid()}")
+    return target.with_name(f"{_hidden_prefix(target)}-{os.getpid()}")
 
 
 def _discarded_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}{_PARTIAL}{platform.node()[:40]}-discarded-{os.getpid()}")
+    return target.with_name(f"{_hidden_prefix(target)}-discarded-{os.getpid()}")
+
+
+def _hidden_prefix(target: Path) -> str:
+    name = os.fsencode(target.name)
+    short = target.name if len(name) <= _MAX_BYTES else f"{zlib.crc32(name):08x}"
+    return f".{short}{_PARTIAL}{platform.node()[:40]}"
 
 
 def _remove_leftovers(target: Path) -> None:
     """Removes partial output for `target` left by processes of this host that no longer run."""
-    prefix = _partial_path(target).name.rpartition("-")[0]
-    for leftover in target.parent.glob(f"{glob.escape(prefix)}-*"):
+    for leftover in target.parent.glob(f"{glob.escape(_hidden_prefix(target))}-*"):
         process = leftover.name.rpartition("-")[2]
         if process == str(os.getpid()) or (process.isdigit() and not _is_running(int(process))):
             with contextlib.suppress(PermissionError):  # belongs to another user
@@ -270,11 +297,13 @@ def _is_running(process: int) -> bool:
 
 
 def _discard_previous(target: Path) -> None:
-    """Removes `.previous` of a target. It is renamed first, so that `.previous` is complete whenever it exists."""
-    previous, discarded = previous_path(target), _discarded_path(target)
-    if os.path.lexists(previous):
+    _discard(previous_path(target), _discarded_path(target))
+
+
+def _discard(path: Path, discarded: Path) -> None:
+    if os.path.lexists(path):
         _remove(discarded)
-        previous.rename(discarded)
+        path.rename(discarded)
         _remove(discarded)
 
 
@@ -289,30 +318,3 @@ def _remove(path: Path) -> None:
 def _refuse_existing(target: Path) -> None:
     if os.path.lexists(target):
         raise OutputExistsError(target, "already exists", "choose another target or remove it")
-
-
-def _write_failure(error: BaseException | None, partial: Path, target: Path) -> str | None:
-    """The system's reason if `error` comes from writing `partial`; None if it comes from something else.
-
-    Libraries written in other languages report the system's error only as an exception context or in a text.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            return error.strerror
-        if isinstance(error, OSError) and _concerns(error.filename, partial, target):
-            return error.strerror
-        if (match := re.search(r"\(os error (\d+)\)", str(error))) and int(match[1]) in _NO_SPACE:
-            return os.strerror(int(match[1]))
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _concerns(file: object, partial: Path, target: Path) -> bool:
-    """Whether the file that an error names is the partial output, lies in it, or is the target."""
-    if not isinstance(file, str | os.PathLike):
-        return False
-    return Path(file).absolute().is_relative_to(partial.absolute()) or Path(file).absolute() == target.absolute()
-
-
-def _output_error(target: Path, reason: str | None, kept: str) -> OutputError:
-    return OutputError(target, f"cannot be written ({reason}){f'; {kept}' if kept else ''}")

@@ -135,7 +135,8 @@ def test_an_error_passes_and_leaves_nothing(output, error, tmp_path):
 def test_a_full_disk_is_named_and_the_previous_output_stays(write, errors, tmp_path):
     target = tmp_path / "target"
     write(target, "old")
-    message = rf"^{target}: cannot be written \(No space left on device\); the previous (file|folder) is unchanged\.$"
+    message = rf"^{target}: cannot be written \(No space left on device\); the previous (file|folder) is unchanged; "
+    message += r"free some space, or choose another folder\.$"
     with pytest.raises(OutputError, match=message):
         fail_in(replaced_folder if target.is_dir() else replaced_file, target, *errors)
     assert content(target) == "old"

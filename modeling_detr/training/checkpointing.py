@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from modeling_detr.atomic_output import replaced_folder
+from modeling_detr.atomic_output import discard, replaced_folder, restore_interrupted
 from modeling_detr.errors_detr import CheckpointError, CheckpointVersionError, printable
 from modeling_detr.training.distributed import gather_full, shard_like
 from modeling_detr.training.monitoring import Symptom
@@ -39,7 +39,6 @@ from modeling_detr.training.run_folder import (
     RECIPE,
     checkpoint_folder,
     checkpoint_folders,
-    remove,
     step_of,
 )
 
@@ -287,11 +286,21 @@ def save_checkpoint(run_dir: Path, run: CheckpointedRun) -> Path:
                     part.file.write(values[name], hidden / name)
             content["files"] = {path.name: _fingerprint(path) for path in sorted(hidden.iterdir())}
             (hidden / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        for old in checkpoint_folders(run_dir)[: -run.recipe.keep_checkpoints]:
-            if step_of(old) != run.state.best_step:
-                remove(old)
+        prune_checkpoints(run_dir, run.recipe.keep_checkpoints, run.state.best_step)
     run.accelerator.wait_for_everyone()
     return folder
+
+
+def prune_checkpoints(run_dir: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the `keep` newest checkpoints and that of the best model, and what a kill has left of others.
+
+    Raises:
+        OSError: Something cannot be removed.
+    """
+    restore_interrupted(run_dir / CHECKPOINTS)
+    for old in checkpoint_folders(run_dir)[:-keep]:
+        if step_of(old) != best_step:
+            discard(old)
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:

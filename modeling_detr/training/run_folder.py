@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +29,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from modeling_detr.atomic_output import previous_path, restore_interrupted
+from modeling_detr.atomic_output import discard, previous_path, restore_interrupted
 from modeling_detr.conversion.sources import EXPORTED_MODEL
 from modeling_detr.errors_detr import RunInUseError
 
@@ -94,15 +93,7 @@ def tidy_after_kill(run_dir: Path) -> None:
     for folder in (run_dir, run_dir / CHECKPOINTS):
         restore_interrupted(folder)
         for leftover in folder.glob(".*.writing"):  # of older versions
-            remove(leftover)
-
-
-def remove(path: Path) -> None:
-    """Remove a folder, a file or a link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+            discard(leftover)
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -123,7 +114,7 @@ def drop_later_checkpoints(run_dir: Path, step: int) -> None:
     """Remove checkpoints after `step`, which a run that continues from there will write again."""
     for folder in checkpoint_folders(run_dir):
         if step_of(folder) > step:
-            remove(folder)
+            discard(folder)
 
 
 def step_of(folder: Path) -> int:

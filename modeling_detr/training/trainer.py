@@ -13,12 +13,13 @@ from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
 
-from modeling_detr.atomic_output import is_disk_full, replace_text, replaced_file
+from modeling_detr.atomic_output import make_folder, replace_text, replaced_file
 from modeling_detr.errors_detr import OutputError, RunInUseError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
-from modeling_detr.training.checkpointing import save_checkpoint, set_aside_unreadable
+from modeling_detr.output_errors import is_disk_full
+from modeling_detr.training.checkpointing import prune_checkpoints, save_checkpoint, set_aside_unreadable
 from modeling_detr.training.distributed import any_process, cores_per_process
 from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.engine import StepResult, train_one_epoch
@@ -313,7 +314,7 @@ class Trainer:
         """Lock the folder in the main process; all processes raise if another run has locked it."""
         in_use = None
         if self.run.accelerator.is_main_process:
-            self.run.recipe.run_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(self.run.recipe.run_dir)
             try:
                 stack.enter_context(locked(self.run.recipe.run_dir))
             except RunInUseError as error:
@@ -330,6 +331,7 @@ class Trainer:
             tidy_after_kill(run_dir)
             set_aside_unreadable(run_dir, step)
             drop_later_checkpoints(run_dir, step)
+            prune_checkpoints(run_dir, run.recipe.keep_checkpoints, self.state.best_step)
             drop_later_entries(run_dir, step, self.state.closed_step)
             start_trackers(run.accelerator, run.recipe, step)  # early, so that a failure leaves no run behind
             replace_text(run_dir / RECIPE, run.recipe.to_yaml())

@@ -21,10 +21,11 @@ from modeling_detr.training.checkpointing import (
     find_damage,
     load_checkpoint,
     newest_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
     set_aside_unreadable,
 )
-from modeling_detr.training.run_folder import drop_later_checkpoints, tidy_after_kill
+from modeling_detr.training.run_folder import checkpoint_folders, drop_later_checkpoints, tidy_after_kill
 
 
 class Run:
@@ -189,6 +190,26 @@ def test_a_kill_at_any_file_operation_leaves_a_checkpoint_to_resume(tmp_path, ti
             break
     assert operation > 10
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{step:08d}"]
+
+
+def test_a_kill_while_old_checkpoints_are_removed_leaves_none_too_many(tmp_path, tiny_recipe):
+    recipe, run = tiny_recipe(keep_checkpoints=1), Run()
+    for operation in itertools.count():
+        folder = tmp_path / str(operation)
+        for step in (1, 2):
+            run.save(folder, tiny_recipe(keep_checkpoints=2), step)
+        is_killed = killed_before(operation, functools.partial(run.save, folder, recipe, 3))
+        assert not any(map(find_damage, checkpoint_folders(folder)))  # none is removed in part
+        newest = newest_checkpoint(folder)
+        restarted = shutil.copytree(folder, tmp_path / f"{operation}_restarted")
+        tidy_after_kill(restarted)
+        prune_checkpoints(restarted, keep=1, best_step=None)
+        assert [path.name for path in (restarted / "checkpoints").iterdir()] == [newest.name]
+        newest = run.save(folder, recipe, 4)
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == [newest.name]
+        if not is_killed:
+            break
+    assert operation > 20
 
 
 def test_a_part_added_to_the_table_is_saved_restored_and_checked(tmp_path, tiny_recipe, monkeypatch):
