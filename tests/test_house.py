@@ -1,8 +1,10 @@
 """The files around the package: import layers, recipes, launch configs, pins, and the commands in the README."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, PrecisionType
 
-from modeling_detr import DetrConfig
+from modeling_detr import DetrConfig, __version__
 from modeling_detr.commands import COMMANDS
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.recipe_keys import keys_of
@@ -134,8 +136,21 @@ def test_workflow_files_are_yaml():
     assert all(repository["repo"] == "local" for repository in hooks["repos"])  # nothing is downloaded
 
 
-@pytest.mark.slow
-def test_the_console_command_is_installed():
-    result = subprocess.run([Path(sys.executable).with_name("detr"), "--help"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("argument", "expected"), [("--help", "detr COMMAND"), ("--version", f"detr {__version__} (torch ")]
+)
+def test_the_console_command_answers_without_importing_torch(argument, expected):
+    command = [sys.executable, "-X", "importtime", Path(sys.executable).with_name("detr"), argument]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0
-    assert "detr COMMAND" in result.stdout
+    assert expected in result.stdout
+    assert "torch" not in result.stderr
+
+
+def test_an_early_interrupt_is_one_line():
+    detr = Path(sys.executable).with_name("detr")
+    process = subprocess.Popen([detr, "predict", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.0)  # the command imports for seconds
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "detr predict: interrupted\n")

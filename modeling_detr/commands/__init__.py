@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import os
+import platform
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from modeling_detr import __version__
 from modeling_detr.commands.terminal import printable_output
 from modeling_detr.errors_detr import DetrError, PluginError, did_you_mean, printable, python_argument
 
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name, *rest = arguments or ["--help"]
+    if name == "--version":
+        print(_versions())
+        return 0
     if name not in ("-h", "--help"):
         return run_command(name, rest)
     code = _report_errors("detr", load_plugins)
@@ -82,6 +87,7 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> int | None:
+        importlib.import_module("modeling_detr.auto_classes")  # a saved model names the classes registered there
         code: int | None = importlib.import_module(module).main(argv)
         return code
 
@@ -168,7 +174,14 @@ def _without_worker_traceback(message: str) -> str:
     return " ".join(original.split())
 
 
+def _versions() -> str:
+    """The versions to quote in a bug report."""
+    parts = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "timm")]
+    return f"detr {__version__} ({', '.join([*parts, f'Python {platform.python_version()}'])})"
+
+
 def _usage() -> str:
     width = 2 + max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: detr COMMAND …", "", *lines, "", "For the options of a command: detr COMMAND --help"])
+    more = "For the options of a command: detr COMMAND --help. For the versions installed: detr --version"
+    return "\n".join(["usage: detr COMMAND …", "", *lines, "", more])

@@ -1,11 +1,37 @@
 """The argument parser of the commands, and the checks of options that several commands share."""
 
 import argparse
+import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modeling_detr.errors_detr import OutputError, did_you_mean
+
+
+# Options of other tools → the option here, or, with a space, what to do instead.
+FAMILIAR_OPTIONS = {
+    "--conf": "--threshold",
+    "--confidence": "--threshold",
+    "--score_threshold": "--threshold",
+    "--batch": "--batch_size",
+    "--workers": "--num_workers",
+    "--name": "--output_dir",
+    "--project": "--output_dir",
+    "--out": "--output_dir",
+    "--output": "--output_dir",
+    "--out_dir": "--output_dir",
+    "--save_dir": "--output_dir",
+    "--format": "--data_format",
+    "--imgsz": "the image size is in the model's preprocessor_config.json",
+    "--iou": "a DETR needs no non-maximum suppression",
+    "--weights": "pass the model without an option, as the first argument",
+    "--model": "pass the model without an option, as the first argument",
+    "--source": "pass images and folders without an option",
+    "--data": "pass the dataset without an option",
+    "--device": "choose GPUs with the environment variable CUDA_VISIBLE_DEVICES (empty: use the CPU)",
+}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -23,13 +49,27 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # the overloads differ only in the type of the namespace
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        """Parse the arguments; an unknown option is an error."""
-        parsed, rest = super().parse_known_args(args, namespace)
-        unknown = next((text.partition("=")[0] for text in rest if text.startswith("--")), None)
-        if unknown is not None:
-            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            self.error(f"unknown option {unknown}; {did_you_mean(unknown, options)}")
-        return parsed, rest
+        """Parse the arguments; an unknown option is an error, reported before missing arguments."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        names = (text.partition("=")[0] for text in itertools.takewhile(lambda text: text != "--", arguments))
+        for name in names:
+            if name.startswith("--") and name not in options and not self._has_subcommands:
+                self.error(f"unknown option {name}; {_remedy(name, options)}")
+        return super().parse_known_args(arguments, namespace)
+
+    @property
+    def _has_subcommands(self) -> bool:
+        return any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+
+
+def _remedy(unknown: str, options: Sequence[str]) -> str:
+    meant = FAMILIAR_OPTIONS.get("--" + unknown.removeprefix("--").replace("-", "_"), "")
+    if " " in meant:
+        return meant
+    if meant in options:
+        return f"did you mean '{meant}'?"
+    return did_you_mean(unknown, [name for name in options if name != "--help"])
 
 
 def check_output_dir(folder: Path) -> None:

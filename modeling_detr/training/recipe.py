@@ -41,13 +41,14 @@ class Recipe:
         RecipeError: A value is out of bounds or does not fit another key.
     """
 
-    # Task, data and the folder of the run
+    # What to train on
 
     task: Task = key(
         "detection",
         "What the model predicts: 'detection' (boxes), 'instance' (things and their masks) or 'panoptic' (every pixel "
         "belongs to a thing or to stuff). The last two train a DetrForSegmentation.",
         resume=Resume.MODEL,
+        section="data",
     )
     data: str | None = key(
         None,
@@ -87,9 +88,6 @@ class Recipe:
         below=1,
         resume=Resume.ORDER,
     )
-    output_dir: str | None = key(
-        None, "Folder of the run. none: runs/NAME, after the name of the recipe.", resume=Resume.LAUNCH
-    )
 
     # The model
 
@@ -97,6 +95,7 @@ class Recipe:
         None,
         "Model to start from: a folder, a Hub id, or an original DETR checkpoint (.pth). none: a new model.",
         resume=Resume.MODEL,
+        section="model",
     )
     model_config: dict[str, Any] = key(
         {},
@@ -125,14 +124,33 @@ class Recipe:
         resume=Resume.START,
         describes_new_model=True,
     )
+    local_start: bool = key(
+        False,
+        "Initialise the queries of a new model so that each attends to one place, instead of at random as in "
+        "the original.",
+        resume=Resume.START,
+        describes_new_model=True,
+    )
+    freeze: list[str] = key(
+        [],
+        "Parameters to freeze, as globs or regular expressions of their names, such as model.backbone. Batch norms "
+        "still update their running statistics; model_config.freeze_batch_norm stops that too.",
+        resume=Resume.MODEL,
+    )
+    freeze_detector: bool = key(
+        False,
+        "Train only the mask head, on a frozen detector given as 'model': the original's second stage.",
+        resume=Resume.MODEL,
+    )
 
-    # Augmentation and batches
+    # Augmentation
 
     transform: str = key(
         "original",
         "Augmentation: the name of a policy, or the dotted name of your own transform.",
         examples=POLICIES,
         resume=Resume.ORDER,
+        section="augmentation",
     )
     transform_options: dict[str, Any] = key(
         {},
@@ -145,27 +163,46 @@ class Recipe:
         "image at all, set transform_options.flip_probability to 0.",
         resume=Resume.ORDER,
     )
+
+    # Batches
+
     batching: Literal["random", "size"] = key(
         "size",
         "How images are grouped into batches: at 'random', as in the original, or by 'size', for less padding.",
         resume=Resume.ORDER,
+        section="batches",
     )
     # On a resume, the images per step are compared, not the batch size, accumulation and processes they result from.
     batch_size: int = key(2, "Images per batch and process.", at_least=1)
+    gradient_accumulation_steps: int = key(1, "Batches per process and optimizer step.", at_least=1)
     max_pixels_per_batch: int | None = key(
         None,
         "Maximum number of pixels, padding included, in one forward pass. A larger batch is processed in parts; the "
         "images and the gradient of the step stay the same.",
         at_least=1,
     )
-    gradient_accumulation_steps: int = key(1, "Batches per process and optimizer step.", at_least=1)
     num_workers: int = key(2, "Data loading processes per training process.", at_least=0)
 
-    # Optimization
+    # Schedule
 
-    epochs: int = key(300, "Passes over the training images.", at_least=1)
+    epochs: int = key(300, "Passes over the training images.", at_least=1, section="schedule")
     max_steps: int | None = key(None, "Stop after this many optimizer steps, even within an epoch.", at_least=1)
-    learning_rate: float = key(1e-4, "Learning rate of the transformer and the heads.", at_least=0)
+    lr_schedule: LearningRateSchedule = key("step", "Learning rate schedule after the warm-up.")
+    lr_drop_epochs: int = key(
+        200, "With lr_schedule 'step': epochs between drops of the learning rates to a tenth.", at_least=1
+    )
+    lr_drop_steps: int | None = key(None, "The same in optimizer steps; overrides lr_drop_epochs.", at_least=1)
+    warmup_steps: int = key(0, "Optimizer steps over which the learning rates rise from zero.", at_least=0)
+    warmup_epochs: float = key(0.0, "Warm-up in epochs instead of steps, such as 0.5; set only one.", at_least=0)
+    early_stopping_patience: int | None = key(
+        None, "Stop after this many evaluations without improvement. none: train to the last epoch.", at_least=1
+    )
+
+    # Optimizer
+
+    learning_rate: float = key(
+        1e-4, "Learning rate of the transformer and the heads.", at_least=0, section="optimizer"
+    )
     backbone_learning_rate: float = key(
         1e-5, "Learning rate of the backbone; 0 freezes it.", at_least=0, resume=_zero_freezes
     )
@@ -179,17 +216,6 @@ class Recipe:
         "Images per step that the learning rates are meant for; in the original, 8 processes with 2 each.",
         at_least=1,
     )
-    freeze_detector: bool = key(
-        False,
-        "Train only the mask head, on a frozen detector given as 'model': the original's second stage.",
-        resume=Resume.MODEL,
-    )
-    freeze: list[str] = key(
-        [],
-        "Parameters to freeze, as globs or regular expressions of their names, such as model.backbone. Batch norms "
-        "still update their running statistics; model_config.freeze_batch_norm stops that too.",
-        resume=Resume.MODEL,
-    )
     weight_decay: float = key(1e-4, "Decoupled weight decay of AdamW, on every parameter.", at_least=0)
     max_grad_norm: float = key(0.1, "Norm to which larger gradients are clipped; 0: no clipping.", at_least=0)
     loss_normalization: Literal["step", "original"] = key(
@@ -198,22 +224,35 @@ class Recipe:
         "result does not depend on how the step is split. 'original': the class weights of each process's batch, and "
         "the mean number of boxes per batch (accumulated batches count as processes).",
     )
-    lr_schedule: LearningRateSchedule = key("step", "Learning rate schedule after the warm-up.")
-    lr_drop_epochs: int = key(
-        200, "With lr_schedule 'step': epochs between drops of the learning rates to a tenth.", at_least=1
-    )
-    lr_drop_steps: int | None = key(None, "The same in optimizer steps; overrides lr_drop_epochs.", at_least=1)
-    warmup_steps: int = key(0, "Optimizer steps over which the learning rates rise from zero.", at_least=0)
-    warmup_epochs: float = key(0.0, "Warm-up in epochs instead of steps, such as 0.5; set only one.", at_least=0)
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(
-        None, "Precision of the forward pass. none: as configured by `accelerate launch`, else full precision."
-    )
     ema_decay: float = key(
         0.0,
         "Decay of a moving average of the weights, such as 0.999, which is then evaluated and exported; early steps "
         "use a smaller decay. 0: no average.",
         at_least=0,
         below=1,
+    )
+
+    # Training aids; the exported model is a standard DETR
+
+    encoder_supervision: bool = key(
+        False,
+        "During training, also predict from every encoder token.",
+        resume=Resume.MODEL,
+        section="aids",
+    )
+    denoising_groups: int = key(
+        0,
+        "Groups of noised ground-truth queries in the decoder during training.",
+        at_least=0,
+        resume=Resume.MODEL,
+    )
+
+    # Precision, memory, speed
+
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(
+        None,
+        "Precision of the forward pass. none: as configured by `accelerate launch`, else full precision.",
+        section="hardware",
     )
     compile: bool = key(
         False, "Compile backbone, encoder and decoder with torch.compile; the first steps then take minutes."
@@ -222,32 +261,25 @@ class Recipe:
     seed: int = key(
         DEFAULT_SEED, "Seed of weights, image order, augmentation and dropout.", at_least=0, resume=Resume.ORDER
     )
-
-    # Training aids; the exported model is a standard DETR
-
-    encoder_supervision: bool = key(
-        False, "During training, also predict from every encoder token.", resume=Resume.MODEL
-    )
-    denoising_groups: int = key(
-        0,
-        "Groups of noised ground-truth queries in the decoder during training.",
-        at_least=0,
-        resume=Resume.MODEL,
-    )
-    local_start: bool = key(
-        False,
-        "Initialise the queries of a new model so that each attends to one place, instead of at random as in "
-        "the original.",
-        resume=Resume.START,
-        describes_new_model=True,
+    preflight: bool = key(
+        True,
+        "Before the first step, check data, boxes, evaluation and memory on up to 500 images, for about 30 seconds.",
+        resume=Resume.LAUNCH,
     )
 
-    # Evaluation, checkpoints, logs
+    # The folder of the run, and its checkpoints
 
-    eval_batch_size: int | None = key(None, "Images per evaluation batch and process. none: batch_size.", at_least=1)
-    eval_every_epochs: int = key(1, "Epochs between evaluations; the last epoch is always evaluated.", at_least=1)
-    early_stopping_patience: int | None = key(
-        None, "Stop after this many evaluations without improvement. none: train to the last epoch.", at_least=1
+    output_dir: str | None = key(
+        None,
+        "Folder of the run. none: runs/NAME, after the name of the recipe.",
+        resume=Resume.LAUNCH,
+        section="run",
+    )
+    resume: str | None = key(
+        None,
+        "'auto': resume from the run's newest intact checkpoint, or start a new run if there is none. "
+        "A folder: resume from that checkpoint.",
+        resume=Resume.LAUNCH,
     )
     checkpoint_every_epochs: int = key(1, "Epochs between checkpoints; the last epoch always gets one.", at_least=1)
     checkpoint_every_steps: int | None = key(None, "Optimizer steps between additional checkpoints.", at_least=1)
@@ -257,24 +289,23 @@ class Recipe:
     keep_checkpoints: int = key(
         2, "Newest checkpoints to keep; the checkpoint of the best model is kept as well.", at_least=1
     )
-    resume: str | None = key(
-        None,
-        "'auto': resume from the run's newest intact checkpoint, or start a new run if there is none. "
-        "A folder: resume from that checkpoint.",
-        resume=Resume.LAUNCH,
+
+    # Evaluation
+
+    eval_batch_size: int | None = key(
+        None, "Images per evaluation batch and process. none: batch_size.", at_least=1, section="evaluation"
     )
-    log_every_steps: int = key(10, "Optimizer steps between log entries.", at_least=1)
+    eval_every_epochs: int = key(1, "Epochs between evaluations; the last epoch is always evaluated.", at_least=1)
+    num_images_to_log: int = key(8, "Evaluation images to draw with predicted and true boxes; 0: none.", at_least=0)
+
+    # Logs and uploads
+
+    log_every_steps: int = key(10, "Optimizer steps between log entries.", at_least=1, section="logs")
     trackers: list[str] = key(
         ["tensorboard"],
         "Experiment trackers of Accelerate, such as tensorboard,wandb,mlflow; install their packages yourself. "
         "Project and run are named after the last two parts of output_dir.",
     )
-    preflight: bool = key(
-        True,
-        "Before the first step, check data, boxes, evaluation and memory on up to 500 images, for about 30 seconds.",
-        resume=Resume.LAUNCH,
-    )
-    num_images_to_log: int = key(8, "Evaluation images to draw with predicted and true boxes; 0: none.", at_least=0)
     push_to_hub: str | None = key(
         None, "Repository on the Hub (owner/name) to push the best model to at the end of the run."
     )

@@ -46,6 +46,7 @@ class Key:
         examples: Values that `--help` lists although others are allowed too. It may be such a table as well.
         resume: Effect of a changed value on a resume, or a function of the current and the previous value.
         describes_new_model: Whether a file's value is dropped when the command line gives an existing model.
+        section: Section of `--help` that lists it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Key:
     examples: Collection[str]
     resume: Resume | Callable[[Any, Any], Resume]
     describes_new_model: bool
+    section: str
 
     @property
     def is_mapping(self) -> bool:
@@ -102,8 +104,12 @@ def key(
     examples: Collection[str] = (),
     resume: Resume | Callable[[Any, Any], Resume] = Resume.FREE,
     describes_new_model: bool = False,
+    section: str | None = None,
 ) -> _Value:
-    """Declares a key of a recipe, as a field of its dataclass; see `Key` for the arguments."""
+    """Declares a key of a recipe, as a field of its dataclass; see `Key` for the arguments.
+
+    With `section`, a section of `--help` starts; without, the key belongs to the section of the one before.
+    """
     declaration = {
         "help": help,
         "at_least": at_least,
@@ -112,6 +118,7 @@ def key(
         "examples": examples,
         "resume": resume,
         "describes_new_model": describes_new_model,
+        "section": section,
     }
     if isinstance(default, list | dict):
         return field(default_factory=functools.partial(copy.deepcopy, default), metadata=declaration)
@@ -125,12 +132,15 @@ def keys_of(recipe: type) -> Mapping[str, Key]:
         TypeError: A field of the class is not declared with `key`.
     """
     annotations = typing.get_type_hints(recipe)
-    keys = {}
+    keys: dict[str, Key] = {}
+    section = "other"
     for one in dataclasses.fields(recipe):
         if "resume" not in one.metadata:
             raise TypeError(f"{recipe.__name__}.{one.name}: not declared as a key; use key(default, help).")
         default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
-        declared = Key(name=one.name, type=annotations[one.name], default=default, **one.metadata)
+        section = one.metadata["section"] or section
+        declaration = {**one.metadata, "section": section}
+        declared = Key(name=one.name, type=annotations[one.name], default=default, **declaration)
         if declared.choices is None:
             declared = dataclasses.replace(declared, choices=_literal_values(declared.type))
         keys[one.name] = declared

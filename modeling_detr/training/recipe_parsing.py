@@ -1,4 +1,4 @@
-"""Reads recipes from YAML files and the command line, and explains their keys for `--help`.
+"""Reads recipes from YAML files and the command line.
 
 `detr train bccd --data FOLDER --learning_rate 2e-4 --model_config.num_queries 50` reads the file, gives the
 command line precedence, and rejects unknown keys. A recipe is given by its path or, if it is built in, by its name.
@@ -16,7 +16,9 @@ from typing import Any, Literal, NoReturn
 import yaml
 
 from modeling_detr.errors_detr import RecipeError, RecipeNotFoundError, did_you_mean, nearest_name
+from modeling_detr.training.familiar_keys import Hint, familiar_key
 from modeling_detr.training.recipe import Recipe, recipe_class
+from modeling_detr.training.recipe_help import explain, overview, type_name
 from modeling_detr.training.recipe_keys import Key, keys_of, union_members
 
 
@@ -75,7 +77,7 @@ def parse_recipe(
     given, unknown = _argument_parser(program, arguments, keys).parse_known_args(list(arguments))
     for token in unknown:
         if token.startswith("-"):
-            raise _unknown_key("command line", token.lstrip("-").split("=")[0], keys)
+            raise _unknown_option(token.split("=")[0], keys)
     if unknown:
         raise RecipeError("command line", f"unexpected '{unknown[0]}'", "expected one recipe and --key value pairs")
     texts = vars(given)
@@ -130,7 +132,7 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     values = {}
     for name, value in loaded.items():
         if name not in keys:
-            raise _unknown_key(str(path), str(name), keys)
+            raise _unknown_key(path, str(name), keys)
         values[name] = _checked(keys[name], value, f"{path}: {name}")
     return values
 
@@ -145,15 +147,28 @@ def _yaml_error(path: str | Path, error: Exception) -> RecipeError:
     return RecipeError(path, f"not a text file in UTF-8 ({' '.join(str(error).split())})")
 
 
-def _unknown_key(where: str, name: str, keys: Mapping[str, Key]) -> RecipeError:
+def _unknown_key(where: str | Path, name: str, keys: Mapping[str, Key]) -> RecipeError:
+    """The error of an unknown key of a file."""
+    return RecipeError(where, f"unknown key '{name}'", _key_remedy(name, keys))
+
+
+def _unknown_option(option: str, keys: Mapping[str, Key]) -> RecipeError:
+    """The error of an unknown option of the command line, such as `--lr`."""
+    return RecipeError(option, "unknown option", _key_remedy(option.lstrip("-"), keys, prefix="--"))
+
+
+def _key_remedy(name: str, keys: Mapping[str, Key], prefix: str = "") -> str:
     mapping, _, inner = name.partition(".")
     if inner and mapping in keys:
         mappings = ", ".join(declared.name for declared in keys.values() if declared.is_mapping)
-        problem = f"'{mapping}' is a single value, so '{name}' cannot be set"
-        return RecipeError(where, problem, f"keys that hold a mapping: {mappings}")
-    nearest = nearest_name(name.replace("-", "_"), keys)
-    remedy = f"did you mean '{nearest}'?" if nearest else "detr train --help lists all keys"
-    return RecipeError(where, f"unknown key '{name}'", remedy)
+        return f"'{mapping}' is a single value; keys that hold a mapping: {mappings}"
+    underscored = name.replace("-", "_")
+    meant = familiar_key(underscored) or nearest_name(underscored, keys)
+    if meant is None:
+        return "detr train --help lists all keys"
+    if isinstance(meant, Hint):
+        return meant
+    return f"did you mean {prefix}{meant}?" if prefix else f"did you mean '{meant}'?"
 
 
 def _merged(mapping: object, dotted: str, value: object) -> dict[str, Any]:
@@ -209,7 +224,7 @@ def _from_text(key: Key, text: str) -> Any:
         if key.type == list[str]:  # YAML would read the * of a glob as an alias
             return [item.strip() for item in text.split(",") if item.strip()]
         text = f"[{text}]"
-    return _checked(key, _yaml_value(where, text, _type_name(key.type)), where)
+    return _checked(key, _yaml_value(where, text, type_name(key.type)), where)
 
 
 def _yaml_value(where: str, text: str, expected: str) -> Any:
@@ -249,19 +264,7 @@ def _typed(where: str, value: Any, expected: Any) -> Any:
             return float(value)
         if origin is None and type(value) is option:
             return value
-    raise RecipeError(where, f"got {value!r} ({type(value).__name__}), expected {_type_name(expected)}")
-
-
-def _type_name(expected: Any) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
-    containers = {list: "a list", dict: "a mapping"}
-    words = []
-    for option in union_members(expected):
-        if typing.get_origin(option) is Literal:
-            words += [f"'{member}'" for member in typing.get_args(option)]
-        else:
-            words.append(containers.get(typing.get_origin(option)) or names[option])
-    return " or ".join(words)
+    raise RecipeError(where, f"got {value!r} ({type(value).__name__}), expected {type_name(expected)}")
 
 
 # The command line
@@ -275,52 +278,29 @@ class _Parser(argparse.ArgumentParser):
         raise RecipeError("command line", message)
 
 
+class _Help(argparse.Action):
+    """Prints the overview, or what is known about the topic that follows `--help`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, topic: Any, _option: object = None
+    ) -> None:
+        keys = keys_of(recipe_class())
+        print(explain(topic, builtin_recipes(), keys) if topic else overview(parser.prog, builtin_recipes(), keys))
+        parser.exit()
+
+
 def _argument_parser(program: str, arguments: Sequence[str], keys: Mapping[str, Key]) -> _Parser:
     """A parser for every key of the recipe, and for the keys of mappings that occur in `arguments`."""
-    parser = _Parser(
-        prog=program,
-        description="Train a DETR from a recipe. Every key can also be set on the command line, which takes "
-        "precedence.",
-        epilog="Mappings are set key by key: --model_config.num_queries 50. Values are written as in YAML. "
-        f"Built-in recipes: {', '.join(builtin_recipes())}. "
-        "detr train --replay FILE repeats a training step with a non-finite loss and reports its origin.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("config", nargs="?", default=None, help="a YAML file, or the name of a built-in recipe")
+    parser = _Parser(prog=program, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("-h", "--help", nargs="?", const="", action=_Help)
+    parser.add_argument("config", nargs="?", default=None)
     for declared in keys.values():
-        _add_key(parser, declared)
+        if declared.type is bool:
+            parser.add_argument(f"--{declared.name}", nargs="?", const="true")
+        else:
+            parser.add_argument(f"--{declared.name}")
     for name in sorted({token.removeprefix("--").split("=")[0] for token in arguments if token.startswith("--")}):
         mapping, _, inner = name.partition(".")
         if inner and mapping in keys and keys[mapping].is_mapping:
-            parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
+            parser.add_argument(f"--{name}", dest=name)
     return parser
-
-
-def _add_key(parser: argparse.ArgumentParser, key: Key) -> None:
-    explanation = f"{key.help} (default: {_shown_default(key.default)})".replace("%", "%%")
-    if key.is_mapping:
-        parser.add_argument(f"--{key.name}.KEY", dest=argparse.SUPPRESS, metavar="VALUE", help=explanation)
-        parser.add_argument(f"--{key.name}", metavar="{KEY: VALUE}", help=argparse.SUPPRESS)
-    elif key.type is bool:
-        parser.add_argument(f"--{key.name}", nargs="?", const="true", metavar="BOOL", help=explanation)
-    else:
-        parser.add_argument(f"--{key.name}", metavar=_metavar(key), help=explanation)
-
-
-def _metavar(key: Key) -> str:
-    if key.choices is not None:
-        return "{" + ",".join(key.choices) + "}"
-    if key.examples:
-        return "{" + ",".join([*key.examples, "…"]) + "}"
-    if typing.get_origin(key.type) is list:
-        return "A,B"
-    return {int: "N", float: "X", bool: "BOOL"}.get(union_members(key.type)[0], "TEXT")
-
-
-def _shown_default(default: object) -> str:
-    if default in ([], {}):
-        return "empty"
-    if isinstance(default, list):
-        return ",".join(map(str, default))
-    return str(default).lower() if default is None or isinstance(default, bool) else str(default)

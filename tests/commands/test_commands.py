@@ -77,6 +77,25 @@ def test_a_broken_plug_in_is_an_error_that_names_its_package(package, capsys, ar
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "model", "a.jpg", "--conf", ".3"], "unknown option --conf; did you mean '--threshold'?"),
+        (["predict", "model", "a.jpg", "--name=x"], "unknown option --name; did you mean '--output_dir'?"),
+        (["predict", "--source", "a.jpg"], "unknown option --source; pass images and folders without an option"),
+        (["evaluate", "model", "data", "--batch", "4"], "unknown option --batch; did you mean '--batch_size'?"),
+        (["evaluate", "model", "data", "--imgsz", "4"], "unknown option --imgsz; the image size is in the model's"),
+        (["data", "check", "data", "--fixx", "out"], "unknown option --fixx; did you mean '--fix'?"),
+        (["data", "chek", "data"], "unknown sub-command 'chek'; did you mean 'check'?"),
+    ],
+)
+def test_an_unknown_option_is_answered_in_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        commands.main(arguments)
+    assert end.value.code == 2
+    assert f"error: {message}" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     ("names", "settings", "expected"),
     [
         ({}, {"format": "coco"}, "--format coco"),

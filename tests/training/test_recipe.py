@@ -1,14 +1,17 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from modeling_detr import commands
+from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.errors_detr import PluginError, RecipeError
+from modeling_detr.training.familiar_keys import FAMILIAR_KEYS, Hint
 from modeling_detr.training.recipe import PLUGIN_KEYS, Recipe, compare_for_resume
 from modeling_detr.training.recipe_keys import Resume, key, keys_of
-from modeling_detr.training.recipe_parsing import parse_recipe
+from modeling_detr.training.recipe_parsing import builtin_recipes, parse_recipe
 
 
 def write(path: Path, text: str) -> str:
@@ -63,9 +66,9 @@ def test_a_written_recipe_parses_to_the_same_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lerning_rate", "1"], "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
-        (["--learning-rate", "1"], "unknown key 'learning-rate'; did you mean 'learning_rate'?"),
-        (["--learning_r", "1"], "unknown key 'learning_r'"),  # no abbreviations
+        (["--lerning_rate", "1"], "--lerning_rate: unknown option; did you mean --learning_rate?"),
+        (["--learning-rate", "1"], "--learning-rate: unknown option; did you mean --learning_rate?"),
+        (["--learning_r", "1"], "--learning_r: unknown option; did you mean --learning_rate?"),  # no abbreviations
         (["--batch_size", "2.5"], "--batch_size: got 2.5 (float), expected an integer."),
         (["--batch_size", "true"], "--batch_size: got True (bool), expected an integer."),
         (["--learning_rate", "fast"], "--learning_rate: got 'fast' (str), expected a number."),
@@ -73,7 +76,7 @@ def test_a_written_recipe_parses_to_the_same_recipe(tmp_path):
         (["--gradient_checkpointing", "2"], "expected true or false"),
         (["--lr_schedule", "stp"], "--lr_schedule: got 'stp'; did you mean 'step'?"),
         (["--batch_size", "0"], "batch_size: got 0, expected at least 1."),
-        (["--data.x", "3"], "'data' is a single value, so 'data.x' cannot be set"),
+        (["--data.x", "3"], "--data.x: unknown option; 'data' is a single value"),
         (["--epochs"], "argument --epochs: expected one argument"),
         (["a.yaml", "b.yaml"], "command line: unexpected 'b.yaml'; expected one recipe"),
         (
@@ -165,17 +168,72 @@ def test_a_recipe_is_found_by_name_and_a_file_takes_precedence(tmp_path, monkeyp
 
 def test_help_explains_every_key_with_its_default(capsys):
     with pytest.raises(SystemExit) as end:
-        parse_recipe(["--help"])
+        parse_recipe(["--help", "all"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name in Recipe.__dataclass_fields__:
         assert f"--{name}" in text
-        assert f" {name}: " not in text
     assert "Images per batch and process. (default: 2)" in text
     assert text.count("(default: ") == len(Recipe.__dataclass_fields__)
     assert ". (default: " in text
     assert " (default: none)" in text
     assert "  (default" not in text  # each has an explanation
+
+
+def shown_help(capsys, *topic: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        parse_recipe(["--help", *topic])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_overview_of_help_names_every_key_and_recipe_on_one_screen(capsys):
+    text = shown_help(capsys)
+    assert {*Recipe.__dataclass_fields__, *builtin_recipes()} <= {*re.findall(r"\w+", text)}
+    assert len(text.splitlines()) < 60
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_each_section_of_help_fits_a_screen(capsys):
+    sections = {declared.section for declared in keys_of(Recipe).values()}
+    assert len(sections) > 5
+    for section in sections:
+        assert len(shown_help(capsys, section).splitlines()) <= 40, section
+
+
+def test_help_explains_a_key_a_mapping_and_a_recipe(capsys):
+    assert shown_help(capsys, "epochs") == "  --epochs N\n      Passes over the training images. (default: 300)\n"
+    assert shown_help(capsys, "model_config.num_queries").startswith("  --model_config.KEY VALUE\n")
+    assert shown_help(capsys, "finetune").strip() == builtin_recipes()["finetune"].read_text().strip()
+    with pytest.raises(RecipeError, match=r"--help: no section, key or recipe 'epoch'; did you mean 'epochs'\?"):
+        parse_recipe(["--help", "epoch"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lr", "1e-3"], "--lr: unknown option; did you mean --learning_rate?"),
+        (["--batch=4"], "--batch: unknown option; did you mean --batch_size?"),
+        (["--num_queries", "50"], "--num_queries: unknown option; did you mean --model_config.num_queries?"),
+        (["--device", "cpu"], "--device: unknown option; choose GPUs with the environment variable "),
+        (["--num_classes", "9"], "--num_classes: unknown option; the classes are those of the dataset"),
+    ],
+)
+def test_an_option_of_another_tool_is_answered_with_the_one_here(arguments, message):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(arguments)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_every_familiar_name_leads_to_a_setting_that_exists():
+    keys = keys_of(Recipe)
+    for name, meant in FAMILIAR_KEYS.items():
+        assert name not in keys
+        if not isinstance(meant, Hint):
+            mapping, _, inner = meant.partition(".")
+            assert mapping in keys, name
+            assert mapping != "model_config" or inner in DetrConfig.own_keys(), name
 
 
 # A resumed run
@@ -246,7 +304,7 @@ def test_a_plug_in_adds_a_key_with_one_line(tmp_path, monkeypatch, capsys):
     assert [change.name for change in compare_for_resume(recipe, {"epochs": 3}).model] == ["flavour"]
 
     with pytest.raises(SystemExit):
-        commands.main(["train", "--help"])
+        commands.main(["train", "--help", "flavour"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--flavour {vanilla,lemon} Taste of the model. (default: vanilla)" in shown
 
@@ -254,7 +312,7 @@ def test_a_plug_in_adds_a_key_with_one_line(tmp_path, monkeypatch, capsys):
 def test_a_plug_in_cannot_replace_a_key_and_its_key_may_have_any_type(monkeypatch, capsys):
     monkeypatch.setitem(PLUGIN_KEYS, "switch", (bool | None, key(None, "A switch or none.")))
     with pytest.raises(SystemExit):
-        parse_recipe(["--help"])
+        parse_recipe(["--help", "switch"])
     assert "--switch BOOL" in capsys.readouterr().out
     monkeypatch.setitem(PLUGIN_KEYS, "epochs", (int, key(1, "Something else.")))
     with pytest.raises(PluginError, match="recipe key 'epochs': a plug-in adds it, but it is built in"):
