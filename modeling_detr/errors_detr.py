@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 
+_MAX_TEXT = 1200  # characters of a problem
 # Control characters, line and paragraph separators, surrogates (in file names that are not UTF-8), and characters that
 # reorder the text after them (https://trojansource.codes). Joiners stay: emoji and several scripts need them.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -47,8 +48,9 @@ class DetrError(Exception):
     def __init__(
         self, where: object, problem: str = "", remedy: str = "", settings: Mapping[str, object] | None = None
     ) -> None:
+        where, problem = _shortened(str(where)) if problem else str(where), _shortened(problem)
         super().__init__(where, problem, remedy)
-        self.where = str(where)
+        self.where = where
         self.problem = problem
         self.remedy = remedy
         self.settings = dict(settings or {})
@@ -78,6 +80,19 @@ class DetrError(Exception):
 
     def __str__(self) -> str:
         return self.to_text()
+
+
+def _shortened(text: str) -> str:
+    """Leave out the middle of a text that quotes a very long value."""
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT * 2 // 3]} … {text[-_MAX_TEXT // 4 :]}"
+
+
+class FileReadError(DetrError, OSError):
+    """A file that exists but cannot be read, for example because it is a named pipe."""
+
+
+class FileContentError(DetrError, ValueError):
+    """A file that is not valid text, JSON, YAML or XML."""
 
 
 class DatasetError(DetrError, ValueError):

@@ -5,7 +5,8 @@ note for each kind of warning. In collecting mode, as in `detr data check`, it k
 and the reader skips the faulty entry.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -124,8 +125,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def first_items(items: Iterable[object], limit: int = 20) -> str:
+def first_items(items: Collection[object], limit: int = 20) -> str:
     """Join at most `limit` items with commas, followed by the number of further ones."""
-    texts = [str(item) for item in items]
-    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
-    return ", ".join(texts[:limit]) + more
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(str(item) for item in itertools.islice(items, limit)) + more

@@ -1,21 +1,17 @@
 """Decode an image to 8-bit RGB, in the orientation in which it was annotated."""
 
-import warnings
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
 from modeling_detr.data.image_headers import (
     EXIF_ORIENTATION,
-    check_pixels,
     exif_orientation,
-    ignore_opening_warnings,
     image_source,
+    opened_image,
 )
-from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
+from modeling_detr.errors_detr import DatasetError
 from modeling_detr.image_processing_detr import to_rgb
 from modeling_detr.structures_detr import ImageReader, ImageRecord
 
@@ -54,24 +50,11 @@ def _decode(path: str, reader: ImageReader | None, oriented: bool) -> Tensor:
     source = image_source(path, reader)
     if isinstance(source, np.ndarray):
         return torch.from_numpy(source).permute(2, 0, 1)
-    try:
-        with warnings.catch_warnings():
-            ignore_opening_warnings()
-            opened = Image.open(source)
-        with opened as image:
-            check_pixels(path, image.height, image.width)
-            image.load()
-            orientation = exif_orientation(image)
-            if not oriented or orientation == 1:
-                image.getexif()[EXIF_ORIENTATION] = 1  # also replaces an invalid value
-            if image.mode == "RGB" and image.format == "JPEG" and (orientation == 1 or not oriented):
-                return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # the usual case: nothing to convert
-            return to_rgb(image)
-    except FileNotFoundError as error:
-        raise DatasetNotFoundError(path, "no such image", "restore it, or remove its annotations") from error
-    except DatasetReadError:
-        raise
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken chunks of a PNG
-        raise DatasetReadError(
-            path, f"the image cannot be decoded ({error})", "replace it, or remove it and its annotations"
-        ) from error
+    with opened_image(path, source) as image:
+        image.load()
+        orientation = exif_orientation(image)
+        if not oriented or orientation == 1:
+            image.getexif()[EXIF_ORIENTATION] = 1  # also replaces an invalid value
+        if image.mode == "RGB" and image.format == "JPEG" and (orientation == 1 or not oriented):
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # the usual case: nothing to convert
+        return to_rgb(image)

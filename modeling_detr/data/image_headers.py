@@ -1,8 +1,9 @@
 """Read the size and EXIF orientation of an image from its header, without decoding it."""
 
 import os
-import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from modeling_detr.errors_detr import DatasetReadError, DetrError
+from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, DetrError
+from modeling_detr.input_files import require_file
 from modeling_detr.structures_detr import ImageReader
 
 
@@ -38,26 +40,54 @@ def header_sizes(path: str, reader: ImageReader | None = None) -> tuple[tuple[in
     if isinstance(source, np.ndarray):
         height, width = source.shape[:2]
         return (height, width), (height, width)
+    with opened_image(path, source) as image:
+        width, height = image.size
+        # Pillow decodes a whole PNG to look for EXIF data after its pixels, which hardly any file has.
+        has_exif = image.format in ("JPEG", "MPO", "TIFF", "WEBP") or "exif" in image.info
+        orientation = exif_orientation(image) if has_exif else 1
+    return ((width, height) if orientation in (5, 6, 7, 8) else (height, width)), (height, width)
+
+
+@contextmanager
+def opened_image(path: str, source: str | BinaryIO, kind: str = "image") -> Iterator[Image.Image]:
+    """Open an image of at most `MAX_PIXELS` pixels. Everything that Pillow raises in the block is a DatasetReadError.
+
+    Args:
+        path: The image's path, for messages.
+        source: A file, or its content.
+        kind: Its name in messages.
+
+    Raises:
+        DatasetNotFoundError: It does not exist.
+        DatasetReadError: It cannot be read or decoded, is not an image, or is implausibly large.
+    """
     try:
+        if isinstance(source, str):
+            require_file(source)
         with warnings.catch_warnings():
             ignore_opening_warnings()
-            with Image.open(source) as image:
-                width, height = image.size
-                check_pixels(path, height, width)
-                # Pillow decodes a whole PNG to look for EXIF data after its pixels, which hardly any file has.
-                has_exif = image.format in ("JPEG", "MPO", "TIFF", "WEBP") or "exif" in image.info
-                orientation = exif_orientation(image) if has_exif else 1
+            opened = Image.open(source)
+        with opened as image:
+            if image.format == "EPS":  # Pillow would run Ghostscript on it
+                raise DatasetReadError(path, f"the {kind} is an EPS program", "convert it to PNG")
+            check_pixels(path, image.height, image.width)
+            yield image
+    except FileNotFoundError as error:
+        raise DatasetNotFoundError(path, f"no such {kind}", "restore it, or remove its annotations") from error
+    except DetrError:
+        raise
     except UnidentifiedImageError as error:
         raise DatasetReadError(
-            path, f"not a readable image ({_num_bytes(source):,} bytes)", "replace or remove it"
+            path,
+            f"the {kind} cannot be decoded (not a readable image, {_num_bytes(source):,} bytes)",
+            "replace it, or remove it and its annotations",
         ) from error
-    except Image.DecompressionBombError as error:
-        raise DatasetReadError(path, str(error), "scale it down, or remove it and its annotations") from error
-    except DatasetReadError:
-        raise
-    except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError on broken chunks
-        raise DatasetReadError(path, f"cannot be read ({error})", "replace or remove it") from error
-    return ((width, height) if orientation in (5, 6, 7, 8) else (height, width)), (height, width)
+    except Exception as error:  # Pillow raises almost anything for a hostile image
+        raise DatasetReadError(
+            path,
+            f"the {kind} cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})",
+            "replace it, or remove it and its annotations",
+        ) from error
 
 
 def check_pixels(path: str, height: int, width: int) -> None:
@@ -80,7 +110,7 @@ def exif_orientation(image: Image.Image) -> int:
         ignore_opening_warnings()
         try:
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        except (SyntaxError, ValueError, struct.error):  # not valid EXIF data
+        except Exception:  # not valid EXIF data, for which Pillow raises almost anything
             return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 

@@ -1,11 +1,13 @@
 """Find the image files of a dataset, and report files outside it."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from modeling_detr.data.findings import Findings
+from modeling_detr.input_files import is_file
 
 
 IMAGE_SUFFIXES = frozenset(
@@ -80,8 +82,9 @@ class FolderListings:
     def names(self, folder: str) -> set[str]:
         """The names in `folder`; empty if it is not a folder."""
         if folder not in self._names:
-            is_folder = Path(folder).is_dir()
-            self._names[folder] = {entry.name for entry in os.scandir(folder)} if is_folder else set()
+            self._names[folder] = set()
+            with contextlib.suppress(OSError, ValueError):  # ValueError: a name that no folder can have
+                self._names[folder] = {entry.name for entry in os.scandir(folder)}
         return self._names[folder]
 
     def images(self, folder: str) -> list[str]:
@@ -119,7 +122,7 @@ def locate_images(names: Sequence[str], folders: Iterable[Path]) -> list[str | N
 def _locate(name: str, places: Sequence[str], listings: FolderListings) -> str | None:
     last = name.rpartition("/")[2]
     if name.startswith("/"):
-        if Path(name).is_file():
+        if is_file(name):
             return name
         name = last
     for candidate in (name,) if name == last else (name, last):

@@ -9,6 +9,7 @@ from modeling_detr.errors_detr import DatasetError, nearest_name
 from modeling_detr.structures_detr import Category, DetectionIndex
 
 
+MAX_CLASSES = 100_000  # more is a mistake, or an attack on the memory
 MAX_RAW_LABELS = 10_000  # a higher id is a mistake: the class head gets one output per id
 
 

@@ -4,18 +4,21 @@ A annotations of a dataset · n rows to read, all of one image · H, W pixels.
 """
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from modeling_detr.data.findings import Findings
-from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError
+from modeling_detr.data.image_headers import opened_image
+from modeling_detr.data.run_lengths import invalid_run_lengths
 from modeling_detr.structures_detr import MaskColumn
 
+
+_MAX_POLYGONS = 10_000  # of a mask; they are merged one by one
+_MAX_OUTLINE = 1_000_000  # pixels, of a mask's polygons; pycocotools takes about 100 bytes for each
 
 ReadMasks = tuple[MaskColumn, list[int]]  # masks of the rows that have one, and the rows without one
 
@@ -53,14 +56,47 @@ class CocoMasks:
     def _run_lengths(self, row: int) -> Any:
         from pycocotools import mask as coco_mask
 
-        (start, stop), (height, width) = self.spans[row].tolist(), self.sizes[row].tolist()
+        height, width = self.sizes[row].tolist()
         if self.is_rle[row]:
+            start, stop = self.spans[row].tolist()
             return {"size": [height, width], "counts": self.runs[start:stop]}
-        polygons = []
+        polygons = [polygon.tolist() for polygon in self._polygons_of(row)]
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+
+    def _polygons_of(self, row: int) -> Iterator[NDArray[np.float64]]:
+        start, stop = self.spans[row].tolist()
         while start < stop:
             first, start = start + 1, start + 1 + int(self.polygons[start])
-            polygons.append(self.polygons[first:start].tolist())
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+            yield self.polygons[first:start]
+
+    def unsafe_rows(self) -> dict[int, str]:
+        """The rows on which pycocotools' C code would crash or fill the memory, with what is wrong with each."""
+        unsafe: dict[int, str] = {}
+        rle = np.flatnonzero(self.is_rle)
+        if len(rle):
+            invalid = invalid_run_lengths(self.runs, self.spans[rle], self.sizes[rle].prod(-1))
+            unsafe |= dict.fromkeys(rle[invalid].tolist(), "the runs do not cover exactly the image")
+        drawn = np.flatnonzero(~self.is_rle)
+        if len(drawn):
+            starts = self.spans[drawn, 0]
+            least, most = (extreme.reduceat(self.polygons, starts) for extreme in (np.minimum, np.maximum))
+            with np.errstate(invalid="ignore", over="ignore"):
+                longest = (self.spans[drawn, 1] - starts) * (most - least)  # an upper bound, quickly computed
+            is_safe = (least > -_MAX_OUTLINE) & (most < _MAX_OUTLINE) & (longest < _MAX_OUTLINE)
+            for row in drawn[~is_safe].tolist():
+                if not self._outline(row) < _MAX_OUTLINE:
+                    unsafe[row] = f"points that are not finite, or an outline of {_MAX_OUTLINE:,} pixels or more"
+        return unsafe
+
+    def _outline(self, row: int) -> float:
+        """The length of a row's polygons, and of the way to them from the corner of the image, in pixels."""
+        total = 0.0
+        with np.errstate(invalid="ignore", over="ignore"):
+            for polygon in self._polygons_of(row):
+                points = polygon.reshape(-1, 2)
+                steps = np.abs(points - np.roll(points, 1, axis=0)).max(-1)
+                total = max(total, float(np.abs(points).max())) + float(steps.sum())
+        return total
 
 
 def read_segmentations(
@@ -91,24 +127,21 @@ def read_segmentations(
             if isinstance(segmentation, Mapping):
                 runs += _compressed(segmentation, height, width)
             else:
+                if len(segmentation or ()) > _MAX_POLYGONS:
+                    raise ValueError(f"more than {_MAX_POLYGONS:,} polygons")
                 for polygon in segmentation or ():
                     if len(polygon) >= 6:  # fewer than three points have no inside
                         polygons.append(len(polygon) // 2 * 2)
                         polygons.extend(polygon[: len(polygon) // 2 * 2])
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             del runs[start[0] :], polygons[start[1] :]
-            message = (
-                f"unreadable segmentation ({error}), expected polygons [[x, y, x, y, …], …] or run-length encoding "
-                f"{{size: [height, width], counts: …}}"
-            )
-            findings.error("segmentation", describe(row), message, "correct it, or remove the annotation")
+            _report_unreadable(describe(row), str(error), findings)
         stop = len(runs), len(polygons)
         if stop == start:
             absent.append(row)
             continue
         is_rle.append(rle)
         spans.append((start[not rle], stop[not rle]))
-    _report_absent(absent, len(entries), describe, findings)
     present = np.delete(np.arange(len(entries)), absent)
     source = CocoMasks(
         sizes[present],
@@ -117,7 +150,20 @@ def read_segmentations(
         bytes(runs),
         np.frombuffer(polygons, dtype=np.float64) if polygons else np.zeros(0),
     )
-    return MaskColumn.of(source, len(present)), absent
+    unsafe = source.unsafe_rows()
+    for row, problem in unsafe.items():
+        _report_unreadable(describe(int(present[row])), problem, findings)
+    absent = sorted([*absent, *present[[*unsafe]].tolist()])
+    _report_absent(absent, len(entries), describe, findings)
+    return MaskColumn.of(source, len(present))[np.delete(np.arange(len(present)), [*unsafe])], absent
+
+
+def _report_unreadable(where: str, problem: str, findings: Findings) -> None:
+    message = (
+        f"unreadable segmentation ({problem}), expected polygons [[x, y, x, y, …], …] or run-length encoding "
+        f"{{size: [height, width], counts: …}}"
+    )
+    findings.error("segmentation", where, message, "correct it, or remove the annotation")
 
 
 def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], str], findings: Findings) -> None:
@@ -153,11 +199,14 @@ def _compressed(segmentation: Mapping[str, Any], height: int, width: int) -> byt
     """
     size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
     if size != [height, width]:
-        raise ValueError(f"size {size[0]}x{size[1]}, but the image is {height}x{width} (height x width)")
+        given = "x".join(map(str, size))
+        raise ValueError(f"size {given}, but the image is {height}x{width} (height x width)")
     if isinstance(counts, str):
         return counts.encode("ascii")
     if isinstance(counts, bytes):
         return counts
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise TypeError("the counts are no list of integers, or negative")
     if sum(counts) != height * width:
         raise ValueError(f"the counts add up to {sum(counts)}, but the image has {height * width} pixels")
     from pycocotools import mask as coco_mask
@@ -199,14 +248,9 @@ def read_segment_ids(path: str) -> NDArray[np.int32]:
         DatasetNotFoundError: The file does not exist.
         DatasetReadError: It is not a readable image.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("L", "I", "I;16"):
-                return np.asarray(image).astype(np.int32)
-            colours = np.asarray(image.convert("RGB"), dtype=np.int32)
-    except FileNotFoundError as error:
-        raise DatasetNotFoundError(path, "no such panoptic image", "restore it") from error
-    except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError on broken chunks
-        raise DatasetReadError(path, f"the panoptic image cannot be decoded ({error})", "replace it") from error
+    with opened_image(path, path, "panoptic image") as image:
+        if image.mode in ("L", "I", "I;16"):
+            return np.asarray(image).astype(np.int32)
+        colours = np.asarray(image.convert("RGB"), dtype=np.int32)
     segment_ids: NDArray[np.int32] = colours[..., 0] + 256 * colours[..., 1] + 256 * 256 * colours[..., 2]
     return segment_ids

@@ -6,16 +6,21 @@ Everything about a key is in its declaration, see `recipe_keys`.
 """
 
 import argparse
-import re
 import types
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import yaml
-
-from modeling_detr.errors_detr import RecipeError, RecipeNotFoundError, did_you_mean, nearest_name
+from modeling_detr.errors_detr import (
+    FileContentError,
+    FileReadError,
+    RecipeError,
+    RecipeNotFoundError,
+    did_you_mean,
+    nearest_name,
+)
+from modeling_detr.input_files import parse_yaml, read_yaml
 from modeling_detr.training.familiar_keys import Hint, familiar_key
 from modeling_detr.training.recipe import Recipe, recipe_class
 from modeling_detr.training.recipe_help import explain, overview, type_name
@@ -118,12 +123,12 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
         RecipeError: The file is not a YAML mapping, or a key is unknown, repeated, or has a value that is not allowed.
         RecipeNotFoundError: The file does not exist.
     """
-    if not Path(path).is_file():
-        raise RecipeNotFoundError(path, "no such file", "expected a YAML file")
     try:
-        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_RecipeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _yaml_error(path, error) from error
+        loaded = read_yaml(path)
+    except FileNotFoundError as error:
+        raise RecipeNotFoundError(path, "no such file", "expected a YAML file") from error
+    except (FileReadError, FileContentError) as error:
+        raise RecipeError(error.where, error.problem, error.remedy) from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -135,16 +140,6 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
             raise _unknown_key(path, str(name), keys)
         values[name] = _checked(keys[name], value, f"{path}: {name}")
     return values
-
-
-def _yaml_error(path: str | Path, error: Exception) -> RecipeError:
-    """An error of PyYAML on one line, with its place but without the quoted text."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return RecipeError(f"{path}, line {mark.line + 1}, column {mark.column + 1}", f"invalid YAML: {error.problem}")
-    if isinstance(error, yaml.reader.ReaderError):
-        return RecipeError(path, f"invalid YAML: {error.reason} (character {error.position + 1})")
-    return RecipeError(path, f"not a text file in UTF-8 ({' '.join(str(error).split())})")
 
 
 def _unknown_key(where: str | Path, name: str, keys: Mapping[str, Key]) -> RecipeError:
@@ -181,37 +176,6 @@ def _merged(mapping: object, dotted: str, value: object) -> dict[str, Any]:
 # Values and their types
 
 
-class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML with the numbers and booleans of YAML 1.2 (`1e-4` is a number, `no` is text) and unique keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Builds a mapping; a repeated key is an error."""
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"repeated key '{key.value}'", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-_RecipeLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-):
-    _RecipeLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
-
-
 def _from_text(key: Key, text: str) -> Any:
     """The value of a key that the command line gives as text."""
     where, options = f"--{key.name}", union_members(key.type)
@@ -229,8 +193,8 @@ def _from_text(key: Key, text: str) -> Any:
 
 def _yaml_value(where: str, text: str, expected: str) -> Any:
     try:
-        return yaml.load(text, Loader=_RecipeLoader)
-    except yaml.YAMLError as error:
+        return parse_yaml(where, text)
+    except FileContentError as error:
         raise RecipeError(where, f"got '{text}', which is not valid YAML, expected {expected}") from error
 
 

@@ -9,7 +9,6 @@ Writes the first layout, with the images in SPLIT/.
 """
 
 import json
-import mmap
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, IMAGES_OPTION, DatasetFormat, WrittenDataset
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
-from modeling_detr.data.formats.coco_files import holds_segments, json_files, read_files
+from modeling_detr.data.formats.coco_files import holds_segments, json_files, mapped, read_files
 from modeling_detr.data.image_copies import ImageCopies
 from modeling_detr.data.masks import read_segmentations
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError
@@ -44,9 +43,9 @@ def _looks_like_coco(file: Path) -> bool:
     """
     if file.name.lower() == _ROBOFLOW_NAME:
         return True
-    if file.stat().st_size == 0 or holds_segments(file):
+    if holds_segments(file):
         return False
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+    with mapped(file) as text:
         if any(text.find(key) < 0 for key in (b'"images"', b'"categories"')):
             return False
         return text.find(b'"annotations"') >= 0 or text.find(b'"file_name"') >= 0

@@ -86,7 +86,7 @@ def _of_listed_images(
 ) -> tuple[Entries, NDArray[np.int64]]:
     """Select the entries whose image is in the file; also return the index of each one's image."""
     index_of: dict[Any, int] = {record.id: index for index, record in enumerate(records)}
-    indices = [index_of.get(entry.get("image_id"), -1) for entry in entries]
+    indices = _indices([entry.get("image_id") for entry in entries], index_of)
     image_index = np.array(indices, dtype=np.int64)
     unlisted = np.flatnonzero(image_index < 0)
     if not len(unlisted):
@@ -109,11 +109,8 @@ def _of_known_categories(
     file: Path, entries: Entries, image_index: NDArray[np.int64], label_of: Mapping[Any, int], findings: Findings
 ) -> tuple[Entries, NDArray[np.int64]]:
     """Select the entries whose category is in the dataset; also return the index of each one's image."""
-    try:
-        unknown = [row for row, entry in enumerate(entries) if entry.get("category_id") not in label_of]
-    except TypeError:  # a list or an object instead of an id
-        ids = [entry.get("category_id") for entry in entries]
-        unknown = [row for row, value in enumerate(ids) if not isinstance(value, Hashable) or value not in label_of]
+    indices = _indices([entry.get("category_id") for entry in entries], label_of)
+    unknown = [row for row, index in enumerate(indices) if index < 0]
     describe = _describer(file, entries)
     for row in unknown:
         if "category_id" not in entries[row]:
@@ -127,6 +124,14 @@ def _of_known_categories(
             "add the category to the file's 'categories', or correct the annotation",
         )
     return _without(unknown, entries, image_index)
+
+
+def _indices(ids: Sequence[Any], index_of: Mapping[Any, int]) -> list[int]:
+    """Look up ids, which may have any type; -1 for unknown ones."""
+    try:
+        return [index_of.get(value, -1) for value in ids]
+    except TypeError:  # a list or an object instead of an id
+        return [index_of.get(value, -1) if isinstance(value, Hashable) else -1 for value in ids]
 
 
 def _without(
@@ -145,9 +150,9 @@ def _read_boxes(file: Path, entries: Entries, findings: Findings) -> tuple[NDArr
     """Read boxes (A, 4) as written, NaN where missing, without faulty rows; also return the faulty rows."""
     try:
         written = [entry["bbox"] for entry in entries]
-        if set(map(len, written)) <= {4}:
+        if set(map(type, written)) <= {list} and set(map(len, written)) <= {4}:
             return np.fromiter(chain.from_iterable(written), np.float64, 4 * len(written)).reshape(-1, 4), []
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass  # one of them is not four numbers: the loop below finds it
     describe = _describer(file, entries)
     boxes, faulty = np.full((len(entries), 4), np.nan), []
@@ -156,19 +161,28 @@ def _read_boxes(file: Path, entries: Entries, findings: Findings) -> tuple[NDArr
         if box is None or box == []:
             continue
         try:
-            boxes[row] = [to_number(number) if isinstance(number, str) else float(number) for number in box]
-        except (TypeError, ValueError):
+            boxes[row] = _four_numbers(box)
+        except (TypeError, ValueError, OverflowError):
             message = f"got bbox {box!r}, expected four numbers [x, y, width, height] in pixels"
             findings.error("box", describe(row), message, "correct it, or remove the annotation")
             faulty.append(row)
     return np.delete(boxes, faulty, axis=0), faulty
 
 
+def _four_numbers(box: object) -> tuple[float, float, float, float]:
+    if not isinstance(box, list):
+        raise TypeError
+    x, y, width, height = (to_number(number) if isinstance(number, str) else float(number) for number in box)
+    return x, y, width, height
+
+
 def _read_areas(file: Path, entries: Entries, findings: Findings) -> NDArray[np.float64]:
     """Read areas (A,) as written, NaN where missing."""
     try:
-        return np.array([entry.get("area") for entry in entries], dtype=np.float64)
-    except (TypeError, ValueError):
+        written = np.array([entry.get("area") for entry in entries], dtype=np.float64)
+        if written.ndim == 1:
+            return written
+    except (TypeError, ValueError, OverflowError):
         pass  # one of them is not a number: the loop below finds it
     describe = _describer(file, entries)
     areas = np.full(len(entries), np.nan)
@@ -178,7 +192,7 @@ def _read_areas(file: Path, entries: Entries, findings: Findings) -> NDArray[np.
             continue
         try:
             areas[row] = float(area)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             message = f"got area {area!r}, expected a number of square pixels"
             findings.error("area", describe(row), message, "correct or remove it")
     return areas

@@ -94,8 +94,10 @@ def _drop_common_supercategory(
     findings: Findings,
 ) -> None:
     for label, category in enumerate(categories):
-        others = [name for other, name in enumerate(supercategories) if other != label]
-        if category.id == 0 and keep[label] and not boxes[label] and others and set(others) == {category.name}:
+        if category.id != 0 or not keep[label] or boxes[label]:
+            continue
+        others = {name for other, name in enumerate(supercategories) if other != label}
+        if others == {category.name}:
             keep[label] = False
             _warn_of_dropped(category, "has no box and is the supercategory of all others", findings)
 

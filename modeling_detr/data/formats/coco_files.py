@@ -4,7 +4,6 @@ A million annotations load in seconds, because everything is built as columns an
 """
 
 import gc
-import json
 import mmap
 import os
 import re
@@ -21,9 +20,19 @@ from numpy.typing import NDArray
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats.coco_annotations import Entries, MaskReader, read_annotations
 from modeling_detr.data.formats.coco_categories import drop_placeholder_categories
-from modeling_detr.data.image_headers import header_size
+from modeling_detr.data.formats.coco_values import is_integer, to_integer, to_text
+from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_paths import is_split_name, locate_images, refuse_outside
-from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError
+from modeling_detr.data.labels import MAX_CLASSES
+from modeling_detr.errors_detr import (
+    DatasetError,
+    DatasetNotFoundError,
+    DatasetReadError,
+    DetrError,
+    FileContentError,
+    FileReadError,
+)
+from modeling_detr.input_files import MAX_JSON_BYTES, is_file, parse_json, read_bytes
 from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord
 
 
@@ -49,10 +58,18 @@ def json_files(path: Path) -> list[Path]:
 
 def holds_segments(file: Path) -> bool:
     """Whether a JSON file has panoptic annotations, decided without parsing what may be hundreds of MB."""
-    if file.stat().st_size == 0:
-        return False
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+    with mapped(file) as text:
         return text.find(b'"segments_info"') >= 0
+
+
+@contextmanager
+def mapped(file: Path) -> Iterator[mmap.mmap | bytes]:
+    """The memory-mapped content of a file; empty if it is not a regular file."""
+    if not is_file(file) or file.stat().st_size == 0:
+        yield b""
+        return
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        yield text
 
 
 @contextmanager
@@ -164,17 +181,24 @@ def _without_polygons(text: bytes) -> bytes:
     return b":null".join([*pieces, text[done:]])
 
 
+def _parse(file: Path, polygons: bool) -> Any:
+    text = read_bytes(file, MAX_JSON_BYTES)
+    if not polygons:
+        try:
+            return parse_json(file, _without_polygons(text))
+        except FileContentError:
+            pass  # parse the unmodified text, for the right position in the error
+    return parse_json(file, text)
+
+
 def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, list[dict[str, Any]]]:
     file = split.file
     empty: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
     try:
-        text = file.read_bytes()
-        content = json.loads(text if polygons else _without_polygons(text))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        if not polygons:  # parse the unmodified text, for the right position in the error
-            return _load(split, findings, polygons=True)
-        remedy = "the file may be truncated; write it again"
-        findings.error("unreadable file", file, f"not valid JSON ({error})", remedy, cause=error)
+        content = _parse(file, polygons)
+    except (FileNotFoundError, FileReadError, FileContentError) as error:
+        problem = error if isinstance(error, DetrError) else DatasetNotFoundError(file, "no such file")
+        findings.add("unreadable file", problem, cause=error)
         return empty
     if not isinstance(content, dict):
         findings.error(
@@ -220,14 +244,15 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
     supercategories: dict[int, str | None] = {}
     for file, content in zip(files, contents, strict=True):
         for entry in content["categories"]:
-            written = entry.get("id")
+            written, written_name = entry.get("id"), entry.get("name")
             try:
-                category_id = int(written)
-            except (TypeError, ValueError):
-                message = f"got id {written!r}, expected an integer"
-                findings.error("category", f"{file}, category {entry}", message, "give it an integer id")
+                category_id = to_integer(written)
+                name = str(category_id) if written_name is None else to_text(written_name)
+            except ValueError as error:
+                part, got = ("name", written_name) if is_integer(written) else ("id", written)
+                message = f"got {part} {got!r}, expected {error}"
+                findings.error("category", f"{file}, category {entry}", message, f"correct its {part}")
                 continue
-            name = str(entry.get("name", category_id))
             earlier, earlier_file = names.setdefault(category_id, (name, file))
             if earlier != name:
                 findings.error(
@@ -238,7 +263,10 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
                 )
             is_thing[category_id] = bool(entry.get("isthing", True))
             id_of_written[written] = category_id
-            supercategories[category_id] = entry.get("supercategory")
+            supercategory = entry.get("supercategory")
+            supercategories[category_id] = supercategory if isinstance(supercategory, str) else None
+    if len(names) > MAX_CLASSES:
+        raise DatasetError(files[0], f"{len(names):,} categories, more than the limit of {MAX_CLASSES:,}")
     categories = tuple(
         Category(category_id, names[category_id][0], is_thing[category_id]) for category_id in sorted(names)
     )
@@ -257,14 +285,7 @@ def _read_images(
     images: str | Path | None,
     findings: Findings,
 ) -> list[ImageRecord]:
-    for key in ("id", "file_name"):
-        missing = [index for index, entry in enumerate(entries) if entry.get(key) is None]
-        for index in missing:
-            where, message = f"{split.file}, image entry {index}", f"no '{key}', got {entries[index]}"
-            findings.error("image entry", where, message, f"add its '{key}'")
-        if missing:
-            entries = [entry for entry in entries if entry.get(key) is not None]
-    entries = _with_unique_ids(split, entries, findings)
+    entries = _with_unique_ids(split, _with_ids_and_names(split, entries, findings), findings)
     names = [str(entry["file_name"]) for entry in entries]
     paths = _locate(split, names, require_images, images, findings)
     records, unsized = [], []
@@ -276,7 +297,14 @@ def _read_images(
                 continue
             height, width = size
             unsized.append(path)
-        records.append(ImageRecord(entry["id"], path, int(height), int(width)))
+        elif not (type(height) is type(width) is int and 0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS):
+            try:
+                height, width = to_integer(height, 1, MAX_PIXELS), to_integer(width, 1, MAX_PIXELS)
+            except ValueError as error:
+                where, message = f"{split.file}, image {entry['id']!r}", f"got height {height!r} and width {width!r}"
+                findings.error("image entry", where, f"{message}, expected {error}", "correct or remove them")
+                continue
+        records.append(ImageRecord(entry["id"], path, height, width))
     if unsized:
         have = "image has no height and width" if len(unsized) == 1 else "images have no height and width"
         findings.warn(
@@ -286,6 +314,27 @@ def _read_images(
             ((split.file, f"no height and width for {path}") for path in unsized),
         )
     return records
+
+
+def _with_ids_and_names(split: CocoSplit, entries: Entries, findings: Findings) -> Entries:
+    """Keep the entries with a valid id and file name, and report the others."""
+    if {type(entry.get("id")) for entry in entries} <= {int, str} and (
+        {type(entry.get("file_name")) for entry in entries} <= {str}
+    ):
+        return entries
+    kept = []
+    for index, entry in enumerate(entries):
+        for key, expected in (("id", "an integer or text"), ("file_name", "text")):
+            value = entry.get(key)
+            if isinstance(value, bool) or not isinstance(value, int | str):
+                where, message = f"{split.file}, image entry {index}", f"got {key} {value!r}, expected {expected}"
+                if value is None:
+                    message = f"no '{key}', got {entry}"
+                findings.error("image entry", where, message, f"correct its '{key}'")
+                break
+        else:
+            kept.append(entry)
+    return kept
 
 
 def _size_in_file(split: CocoSplit, entry: Mapping[str, Any], path: str, findings: Findings) -> tuple[int, int] | None:

@@ -6,8 +6,7 @@ Every segment is an object: each thing by itself, each kind of stuff as one regi
 from the file. They describe the mask, so a box ends at its last pixel.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from modeling_detr.data.formats.coco_files import CocoSplit, holds_segments, jso
 from modeling_detr.data.image_paths import locate_images, refuse_outside
 from modeling_detr.data.masks import PanopticMasks, ReadMasks, read_segment_ids
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
+from modeling_detr.input_files import read_json
 from modeling_detr.structures_detr import DetectionIndex, MaskColumn, PanopticResult, Task
 
 
@@ -78,30 +78,31 @@ def read_panoptic_predictions(path: str | Path, index: DetectionIndex) -> Iterat
         DatasetError: The file has unexpected content, or belongs to another dataset.
     """
     file = Path(path)
-    try:
-        annotations = json.loads(file.read_bytes())["annotations"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DatasetError(file, f"no panoptic predictions ({error!r}), expected JSON with 'annotations'") from error
+    content = read_json(file)
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
+        raise DatasetError(file, "no panoptic predictions, expected JSON with a list 'annotations' of objects")
     image_index = {record.id: image for image, record in enumerate(index.images)}
     labels = {category.id: label for label, category in enumerate(index.categories)}
     for annotation in annotations:
-        where = f"{file}, prediction of image {annotation.get('image_id')!r}"
-        if annotation.get("image_id") not in image_index:
+        image_id, infos, name = (annotation.get(key) for key in ("image_id", "segments_info", "file_name"))
+        where = f"{file}, prediction of image {image_id!r}"
+        if not isinstance(image_id, Hashable) or image_id not in image_index:
             raise DatasetError(where, f"{index.name} has no such image", "use the dataset that was predicted on")
-        for info in annotation["segments_info"]:
-            if info["category_id"] not in labels:
-                raise DatasetError(where, f"category_id {info['category_id']}, which {index.name} does not have")
-        name = str(annotation["file_name"])
-        if Path(name).name != name or "\\" in name:
-            raise DatasetError(where, f"'file_name' is '{name}', expected the name of a PNG file without folders")
+        if not _are_segments(infos):
+            raise DatasetError(where, "no list 'segments_info' of objects with an integer 'id'")
+        for info in infos:
+            category_id = info.get("category_id")
+            if not isinstance(category_id, Hashable) or category_id not in labels:
+                raise DatasetError(where, f"category_id {category_id!r}, which {index.name} does not have")
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise DatasetError(where, f"'file_name' is {name!r}, expected the name of a PNG file without folders")
         segments = read_segment_ids(str(file.with_suffix("") / name))
         yield (
-            image_index[annotation["image_id"]],
+            image_index[image_id],
             {
                 "segmentation": torch.from_numpy(segments),
-                "segments_info": [
-                    {"id": info["id"], "label_id": labels[info["category_id"]]} for info in annotation["segments_info"]
-                ],
+                "segments_info": [{"id": info["id"], "label_id": labels[info["category_id"]]} for info in infos],
             },
         )
 
@@ -119,13 +120,13 @@ def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) 
             findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)
             continue
         infos = entry.get("segments_info")
-        if not isinstance(infos, list) or not all(isinstance(info, dict) and "id" in info for info in infos):
-            message = f"no list 'segments_info' of objects with an 'id', got {sorted(entry)}"
+        if not _are_segments(infos):
+            message = f"no list 'segments_info' of objects with an integer 'id', got {infos!r}"
             where = f"{split.file}, annotation of image {entry.get('image_id')!r}"
             findings.error("image entry", where, message, "list the segments of its PNG file in 'segments_info'")
             continue
         of_image = [{**info, "image_id": entry.get("image_id"), "png": png} for info in infos]
-        if any(not info.get("bbox") or 0 in info["bbox"][2:] for info in of_image):
+        if any(_lacks_box(info) for info in of_image):
             try:
                 of_image = _measured(of_image, png)
             except (DatasetNotFoundError, DatasetReadError) as error:
@@ -134,13 +135,30 @@ def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) 
     return segments
 
 
+def _are_segments(infos: object) -> bool:
+    """Whether `infos` is a list of objects with ids that a PNG file can hold."""
+    return isinstance(infos, list) and all(
+        isinstance(info, dict) and type(info.get("id")) is int and abs(info["id"]) < 2**31 for info in infos
+    )
+
+
+def _lacks_box(info: Mapping[str, Any]) -> bool:
+    box = info.get("bbox")
+    return not box or (isinstance(box, list) and 0 in box[2:])
+
+
 def _locate_pngs(split: CocoSplit, content: Mapping[str, Any]) -> tuple[list[str], list[str | None]]:
     """Find the name of each annotation's PNG file and its path, None where the file is missing."""
-    image_names = {image.get("id"): str(image.get("file_name", "")) for image in content["images"]}
-    names = [
-        entry.get("file_name") or Path(image_names.get(entry.get("image_id"), "")).with_suffix(".png").name
-        for entry in content["annotations"]
-    ]
+    image_names = {
+        image["id"]: str(image.get("file_name")) for image in content["images"] if type(image.get("id")) in (int, str)
+    }
+    names = []
+    for entry in content["annotations"]:
+        name, image_id = entry.get("file_name"), entry.get("image_id")
+        if not isinstance(name, str) or not name:
+            image_name = image_names.get(image_id, "") if isinstance(image_id, Hashable) else ""
+            name = f"{Path(image_name).stem}.png"
+        names.append(name)
     folder = split.file.parent
     beside = [child for parent in (folder, split.root) for child in sorted(parent.iterdir()) if child.is_dir()]
     usual = split.file.with_suffix("")

@@ -135,7 +135,7 @@ def test_errors_in_the_yaml_are_named(yolo_folder, edit, old, new, error, messag
 
 def test_missing_or_broken_files_are_named(yolo_folder):
     (yolo_folder / "images" / "train" / "a.jpg").write_bytes(b"")
-    with pytest.raises(OSError, match=r"a.jpg: not a readable image \(0 bytes\)"):
+    with pytest.raises(OSError, match=r"a.jpg: the image cannot be decoded \(not a readable image, 0 bytes\)"):
         open_dataset(yolo_folder)
     shutil.rmtree(yolo_folder / "labels")
     with pytest.raises(FileNotFoundError, match=r"no image has a label file, searched .*labels/train"):
