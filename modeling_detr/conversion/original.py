@@ -19,6 +19,7 @@ from modeling_detr.conversion.original_architecture import Architecture, check_p
 from modeling_detr.conversion.original_names import original_to_ours, ours_to_original
 from modeling_detr.errors_detr import ModelError, printable
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.markup import code_span, markdown_text
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.stock_detr import RESNETS
@@ -196,8 +197,9 @@ def _summary(config: DetrConfig) -> str:
 def _model_card(checkpoint: Checkpoint, model_class: str, notes: Sequence[str]) -> str:
     lines = "\n".join(f"- {sentence}" for sentence in notes)
     return (
-        f"---\nlibrary_name: transformers\ntags: [object-detection, detr]\n---\n\n# {checkpoint.path.stem}\n\n"
-        f"Converted from the checkpoint `{checkpoint.path.name}` of the original DETR (SHA-256 "
+        "---\nlibrary_name: transformers\ntags: [object-detection, detr]\n---\n\n"
+        f"# {markdown_text(checkpoint.path.stem)}\n\n"
+        f"Converted from the checkpoint {code_span(checkpoint.path.name)} of the original DETR (SHA-256 "
         f"`{checkpoint.sha256}`):\n\n{lines}\n\n```python\nfrom modeling_detr import {model_class}\n\n"
         f'model = {model_class}.from_pretrained("…")\n```\n'
     )

@@ -1,6 +1,5 @@
 """The result of an evaluation as JSON, Markdown and a self-contained web page."""
 
-import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable
+from modeling_detr.markup import html_head, html_text, markdown_cell, markdown_text
 
 
 _STYLE = """
@@ -78,7 +78,7 @@ class EvaluationReport:
 
     def to_markdown(self) -> str:
         """The report as Markdown; its tables are readable in a terminal too."""
-        parts = [f"# Evaluation of {self.dataset}", self.summary()]
+        parts = [f"# Evaluation of {markdown_text(self.dataset)}", self.summary()]
         for table in [*self._metric_tables(), *self._loss_tables()]:
             parts += [f"## {table.title}", _markdown_table(table)]
         return "\n\n".join(parts) + "\n"
@@ -86,14 +86,12 @@ class EvaluationReport:
     def to_html(self) -> str:
         """The report as one HTML file that loads nothing else."""
         tables = "".join(
-            f"<h2>{html.escape(table.title)}</h2>{_html_table(table)}"
+            f"<h2>{html_text(table.title)}</h2>{_html_table(table)}"
             for table in [*self._metric_tables(), *self._loss_tables()]
         )
-        title = html.escape(f"Evaluation of {self.dataset}")
-        return (
-            f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-            f"</head><body><h1>{title}</h1><p>{html.escape(self.summary())}</p>{tables}</body></html>\n"
-        )
+        title = html_text(f"Evaluation of {self.dataset}")
+        body = f"<h1>{title}</h1><p>{html_text(self.summary())}</p>{tables}"
+        return f"{html_head(title, _STYLE)}<body>{body}</body></html>\n"
 
     def metrics_table(self) -> str:
         """The tables of all results as text for a terminal; with titles if there are several results."""
@@ -144,9 +142,7 @@ def _cell(value: str | int | float) -> str:
 
 def _markdown_table(table: MetricTable) -> str:
     """A Markdown table with aligned columns: the first to the left, the others to the right."""
-    cells = [
-        [_cell(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (table.header, *table.rows)
-    ]
+    cells = [[markdown_cell(_cell(cell)) for cell in row] for row in (table.header, *table.rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.header))]
 
     def line(row: Sequence[str]) -> str:
@@ -162,6 +158,6 @@ def _markdown_table(table: MetricTable) -> str:
 
 def _html_table(table: MetricTable) -> str:
     def line(tag: str, row: Iterable[str | int | float]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(_cell(cell))}</{tag}>" for cell in row) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{html_text(_cell(cell))}</{tag}>" for cell in row) + "</tr>"
 
     return f"<table>{line('th', table.header)}{''.join(line('td', row) for row in table.rows)}</table>"

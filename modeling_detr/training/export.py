@@ -1,5 +1,6 @@
 """Export of a run's best model: `model/` with weights, processor and model card, and the push to the Hub."""
 
+import shlex
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +10,9 @@ from huggingface_hub import HfApi, get_token
 from modeling_detr.atomic_output import replaced_folder
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.conversion.sources import without_progress_bars
+from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.report import EvaluationReport
+from modeling_detr.markup import code_block, code_span, markdown_text, python_string
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.checkpointing import TrainingState
 from modeling_detr.training.recipe import Recipe
@@ -81,7 +84,7 @@ def push_model(folder: Path, repository: str, private: bool, message: str) -> st
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PushError(
             f"{repository}: the push failed ({reason}). Nothing is lost: the model is in {folder}. Push it later: "
-            f"hf upload {repository} {folder}"
+            f"hf upload {repository} {shlex.quote(str(folder))}"
         ) from error
     return str(url)
 
@@ -93,9 +96,9 @@ _TEMPLATE = """\
 ---
 {metadata}---
 
-# {name}
+# {title}
 
-A DETR (DEtection TRansformer, [Carion et al. 2020](https://arxiv.org/abs/2005.12872)) with backbone `{backbone}` and
+A DETR (DEtection TRansformer, [Carion et al. 2020](https://arxiv.org/abs/2005.12872)) with backbone {backbone} and
 {num_queries} queries, trained with modeling_detr and the recipe below.
 
 It {does}: {classes}.
@@ -107,8 +110,8 @@ import torch
 from PIL import Image
 from modeling_detr import {model_class}, DetrTorchvisionImageProcessor
 
-model = {model_class}.from_pretrained("{place}").eval()
-processor = DetrTorchvisionImageProcessor.from_pretrained("{place}")
+model = {model_class}.from_pretrained({place}).eval()
+processor = DetrTorchvisionImageProcessor.from_pretrained({place})
 
 image = Image.open("image.jpg")
 with torch.no_grad():
@@ -120,8 +123,8 @@ Without modeling_detr installed, the code stored with the weights does the same:
 ```python
 from transformers import AutoImageProcessor, {auto_class}
 
-model = {auto_class}.from_pretrained("{place}", trust_remote_code=True).eval()
-processor = AutoImageProcessor.from_pretrained("{place}", trust_remote_code=True)
+model = {auto_class}.from_pretrained({place}, trust_remote_code=True).eval()
+processor = AutoImageProcessor.from_pretrained({place}, trust_remote_code=True)
 ```
 
 ## Results
@@ -136,9 +139,7 @@ Trained on {train_name}: {num_images:,} images, {num_boxes:,} boxes.
 
 ## Recipe
 
-```yaml
-{recipe}```
-"""
+{recipe}"""
 
 
 _READ_OBJECTS = """\
@@ -185,11 +186,14 @@ def model_card(
         "tags": ["detr", task, "vision"],
         "model-index": [
             {
-                "name": recipe.run_dir.name,
+                "name": printable(recipe.run_dir.name),
                 "results": [
                     {
                         "task": {"type": task},
-                        "dataset": {"type": "segmentation" if segments else "detection", "name": report.dataset},
+                        "dataset": {
+                            "type": "segmentation" if segments else "detection",
+                            "name": printable(report.dataset),
+                        },
                         "metrics": metrics,
                     }
                 ],
@@ -197,23 +201,23 @@ def model_card(
         ],
     }
     return _TEMPLATE.format(
-        metadata=yaml.safe_dump(metadata, sort_keys=False),
-        name=recipe.run_dir.name,
-        backbone=config.backbone,
+        metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
+        title=markdown_text(recipe.run_dir.name),
+        backbone=code_span(config.backbone),
         num_queries=config.num_queries,
         does="segments" if segments else "detects",
         model_class="DetrForSegmentation" if segments else "DetrForObjectDetection",
         auto_class="AutoModelForUniversalSegmentation" if segments else "AutoModelForObjectDetection",
         reading=reading,
-        classes=", ".join(train_index.id2label.values()),
-        place=recipe.push_to_hub or Path(recipe.run_dir, "model"),
-        eval_name=report.dataset,
+        classes=", ".join(map(markdown_text, train_index.id2label.values())),
+        place=python_string(recipe.push_to_hub or Path(recipe.run_dir, "model")),
+        eval_name=markdown_text(report.dataset),
         num_eval_images=report.num_images,
         epoch=state.epoch + 1,
         steps=state.step,
         metrics=report.metrics_table(),
-        train_name=train_index.name,
+        train_name=markdown_text(train_index.name),
         num_images=len(train_index),
         num_boxes=len(train_index.annotations),
-        recipe=recipe.to_yaml(),
+        recipe=code_block(recipe.to_yaml(), "yaml"),
     )

@@ -1,12 +1,13 @@
 """Several pictures on one sheet or one HTML page."""
 
 import base64
-import html
 import io
 import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+
+from modeling_detr.markup import html_head, html_text
 
 
 def tile(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | None = None) -> Image.Image:
@@ -63,7 +64,7 @@ def gallery_html(heading: str, pictures: Sequence[Image.Image], titles: Sequence
         buffer = io.BytesIO()
         picture.convert("RGB").save(buffer, "JPEG", quality=85)
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        text = html.escape(title)
+        text = html_text(title)
         cells.append(
             f'<figure><img src="data:image/jpeg;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
         )
@@ -72,8 +73,7 @@ def gallery_html(heading: str, pictures: Sequence[Image.Image], titles: Sequence
         f"main{{display:grid;gap:8px;grid-template-columns:repeat({columns},1fr)}}"
         "figure{margin:0}img{width:100%}figcaption{overflow-wrap:anywhere}"
     )
-    title = html.escape(heading)
+    title = html_text(heading)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style>'
-        f"</head>\n<body><h1>{title}</h1>\n<main>\n" + "\n".join(cells) + "\n</main></body></html>\n"
+        f"{html_head(title, style)}\n<body><h1>{title}</h1>\n<main>\n" + "\n".join(cells) + "\n</main></body></html>\n"
     )
