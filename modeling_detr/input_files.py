@@ -63,6 +63,14 @@ def is_file(path: str | Path) -> bool:
     return True
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether `path` is a folder; also False for names that no folder can have."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 def read_bytes(path: str | Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes` bytes.
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from modeling_detr.data.findings import Findings
@@ -13,6 +13,7 @@ from modeling_detr.input_files import is_file
 IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"]
 )
+MAX_PARTS = 32  # of a path that is looked up by its last parts
 _SPLIT_NAME = re.compile(r"(train(ing|val)?|val(id|idation)?|dev|eval|test(ing)?)[-_]?\d*", re.IGNORECASE)
 
 
@@ -108,6 +109,32 @@ class FolderListings:
             self._lower[place] = {entry.lower(): entry for entry in sorted(self.names(place), reverse=True)}
         other_case = self._lower[place].get(last.lower())
         return f"{place}/{other_case}" if other_case else None
+
+
+def walk_folders(root: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Walk through a folder and the folders in it, in order of their names, without hidden ones.
+
+    Links are followed, but each folder is visited once, so that links to a parent do not multiply.
+
+    Yields:
+        Each folder with the sorted names of its files.
+    """
+    waiting, visited = [str(root)], set[tuple[int, int]]()
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status = Path(folder).stat()
+            with os.scandir(folder) as entries:
+                is_folder = {entry.name: entry.is_dir() for entry in entries}
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in visited:
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        names = sorted(is_folder)
+        yield folder, [name for name in names if not is_folder[name]]
+        inner = [name for name in names if is_folder[name] and not name.startswith(".")]
+        waiting += [f"{folder.rstrip('/')}/{name}" for name in reversed(inner)]
 
 
 def locate_images(names: Sequence[str], folders: Iterable[Path]) -> list[str | None]:

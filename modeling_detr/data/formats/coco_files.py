@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats.coco_annotations import Entries, MaskReader, read_annotations
 from modeling_detr.data.formats.coco_categories import drop_placeholder_categories
-from modeling_detr.data.formats.coco_values import is_integer, to_integer, to_text
+from modeling_detr.data.formats.written_values import is_integer, to_integer, to_text
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_paths import is_split_name, locate_images, refuse_outside
 from modeling_detr.data.labels import MAX_CLASSES

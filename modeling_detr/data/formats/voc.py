@@ -11,7 +11,6 @@ official layout.
 """
 
 import itertools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +25,16 @@ from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, Read
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff, without_crowds
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
-from modeling_detr.data.image_headers import header_size
-from modeling_detr.data.image_paths import is_image_name, is_split_name, refuse_outside
-from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
+from modeling_detr.data.image_headers import MAX_PIXELS, header_size
+from modeling_detr.data.image_paths import is_image_name, is_split_name, refuse_outside, walk_folders
+from modeling_detr.errors_detr import (
+    DatasetError,
+    DatasetNotFoundError,
+    DatasetReadError,
+    FileContentError,
+    FileReadError,
+)
+from modeling_detr.input_files import MAX_LIST_BYTES, is_file, read_text, read_xml
 from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord, Task
 
 
@@ -151,20 +157,22 @@ def _first(files: Iterable[Path], limit: int = 3) -> list[Path]:
 
 
 def _is_annotation(file: Path) -> bool:
+    if not is_file(file):
+        return False
     with file.open("rb") as stream:
         return b"<annotation" in stream.read(4096)
 
 
 def _walk(root: Path) -> _Files:
     files = _Files()
-    for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        if Path(folder).name == "ImageSets":
-            main = Path(folder) / "Main"
-            files.image_sets.append(main if main.is_dir() else Path(folder))
-            inner.clear()
+    for folder, names in walk_folders(root):
+        inside = Path(folder).relative_to(root).parts
+        if "ImageSets" in inside:
+            if inside[-1] == "ImageSets":
+                main = Path(folder) / "Main"
+                files.image_sets.append(main if main.is_dir() else Path(folder))
             continue
-        for name in sorted(names):
+        for name in names:
             stem, _, suffix = name.rpartition(".")
             if suffix.lower() == "xml" and not name.startswith("."):
                 files.xml.append(Path(folder) / name)
@@ -179,10 +187,9 @@ def _parse_all(files: Sequence[Path], findings: Findings) -> list[tuple[Path, El
     others: list[tuple[Path, ElementTree.Element]] = []
     for file in files:
         try:
-            tree = ElementTree.parse(file).getroot()
-        except ElementTree.ParseError as error:
-            message = f"not well-formed XML ({error})"
-            findings.error("unreadable file", file, message, "correct or remove it", cause=error)
+            tree = read_xml(file)
+        except (FileReadError, FileContentError) as error:
+            findings.add("unreadable file", error, cause=error)
             continue
         (trees if tree.tag == "annotation" else others).append((file, tree))
     if others:
@@ -278,7 +285,10 @@ def _read_record(
     for key in ("height", "width"):
         text = (tree.findtext(f"size/{key}") or "0").strip()
         try:
-            size.append(int(to_number(text)))
+            number = to_number(text)
+            if not -MAX_PIXELS < number < MAX_PIXELS:
+                raise ValueError
+            size.append(int(number))
         except ValueError:
             message = f"<{key}> of the image is '{text}', expected an integer"
             findings.error("image size", file, message, "correct or remove it")
@@ -386,7 +396,12 @@ def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Find
 def _read_list(file: Path, index_of: Mapping[str, int], findings: Findings) -> list[int] | None:
     """Read the image indices of a list in ImageSets; None for the list of a single class (`name 1`, `name -1`)."""
     indices = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = read_text(file, MAX_LIST_BYTES).splitlines()
+    except (FileReadError, FileContentError) as error:
+        findings.add("unreadable file", error, cause=error)
+        return None
+    for number, line in enumerate(lines, start=1):
         name = line.strip()
         if not name:
             continue

@@ -123,7 +123,7 @@ def test_errors_in_a_line_are_named(yolo_folder, line, message):
         ("nc: 2", "nc: 3", ValueError, "nc is 3, but 'names' lists 2 classes"),
         ("names: {0: cat, 1: dog}", "names: cat", ValueError, "'names': got 'cat', expected a list"),
         ("names: {0: cat, 1: dog}", "names: []", ValueError, "no 'names'; list the classes under 'names:'"),
-        ("train: images/train", "train: [", ValueError, "not valid YAML"),
+        ("train: images/train", "train: [", ValueError, "invalid YAML"),
         ("images/train", "images/nowhere", FileNotFoundError, "train is 'images/nowhere', but neither"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Convert values of a JSON file, which may have any type and size."""
+"""Convert values of JSON and YAML files, which may have any type and size."""
 
 INT64 = 2**63
 

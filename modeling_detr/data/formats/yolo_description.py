@@ -1,0 +1,197 @@
+"""The description of a YOLO dataset: its data.yaml, or its list of class names."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modeling_detr.data.findings import Findings, counted
+from modeling_detr.data.formats.written_values import to_integer, to_text
+from modeling_detr.data.image_paths import MAX_PARTS, is_split_name, refuse_outside
+from modeling_detr.data.labels import MAX_CLASSES
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, FileContentError
+from modeling_detr.input_files import is_file, is_folder, read_text, read_yaml
+from modeling_detr.structures_detr import UNSPLIT
+
+
+SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
+OTHER_KEYS = ("path", "names", "nc", "download", "kpt_shape", "flip_idx", "channels")  # of data.yaml, not splits
+NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "classes.names")
+
+
+@dataclass(frozen=True)
+class Description:
+    """The description of a dataset: its YAML file, or its list of class names.
+
+    Attributes:
+        source: The file.
+        folder: The dataset's folder, which contains the file.
+        root: The folder that split paths are relative to.
+        names: Class id in the label files → name.
+        splits: Split → its folders or image lists.
+        has_keypoints: Whether label lines continue with keypoints after the box.
+    """
+
+    source: Path
+    folder: Path
+    root: Path
+    names: dict[int, str]
+    splits: dict[str, list[Path]]
+    has_keypoints: bool = False
+
+
+def find_yolo_file(path: Path) -> Path | None:
+    """Find the YAML file or list of class names of the YOLO dataset at `path`; None if there is none."""
+    broken = path / "data.yaml"  # not recognised, so that reading it explains what is wrong
+    return find_yaml(path) or find_class_names(path) or (broken if path.is_dir() and broken.exists() else None)
+
+
+def find_yaml(path: Path) -> Path | None:
+    """Find the YAML file of the YOLO dataset at `path`; None if there is none that can be read."""
+    if path.is_file():
+        return path if path.suffix.lower() in (".yaml", ".yml") else None
+    files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
+    for file in files:
+        try:
+            content = read_yaml(file)
+        except (OSError, FileContentError):
+            continue
+        if isinstance(content, dict) and ("names" in content or "nc" in content):
+            return file
+    return None
+
+
+def find_class_names(path: Path) -> Path | None:
+    """Find the list of class names of the YOLO dataset at `path`, which has no YAML file; None if there is none."""
+    if path.is_file():
+        return None
+    folders = [path, path / "labels", *(child for child in sorted(path.glob("*")) if is_split_name(child.name))]
+    return next((folder / name for folder in folders for name in NAME_FILES if (folder / name).is_file()), None)
+
+
+def describe(file: Path, path: Path, images: str | Path | None, findings: Findings) -> Description:
+    """Read the description of a dataset.
+
+    Args:
+        file: Its YAML file or list of class names.
+        path: The dataset's folder.
+        images: See `yolo.read_yolo`.
+        findings: Collects problems.
+
+    Raises:
+        FileReadError: The file cannot be read.
+        ValueError: Its content is invalid.
+    """
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        lines = read_text(file).splitlines()
+        names = {class_id: line.strip() for class_id, line in enumerate(lines) if line.strip()}
+        _check_count(file, len(names))
+        return Description(file, path, path, names, _splits_by_folder(path))
+
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise DatasetError(file, f"got a {type(content).__name__}, expected a mapping with 'names' and 'train'")
+    root = _root(file, content.get("path"), images, findings)
+    splits = {}
+    for key in SPLIT_KEYS:
+        values = content.get(key)
+        if values:
+            places = [
+                _split_place(file, key, value, root, images, findings)
+                for value in (values if isinstance(values, list) else [values])
+            ]
+            splits[key] = [place for place in places if place is not None]
+    if not splits:
+        splits = _splits_by_folder(root)
+    return Description(file, file.parent, root, _names(file, content, findings), splits, "kpt_shape" in content)
+
+
+def _names(file: Path, content: Mapping[str, Any], findings: Findings) -> dict[int, str]:
+    names, count = content.get("names"), content.get("nc")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if names is None and type(count) is int and count > 0:
+        _check_count(file, count)
+        return {class_id: f"class_{class_id}" for class_id in range(count)}
+    try:
+        result = {to_integer(class_id): to_text(name) for class_id, name in names.items()} if names else {}
+    except (AttributeError, ValueError):
+        raise DatasetError(
+            file, f"'names': got {names!r}, expected a list of class names, or a mapping from class id to name"
+        ) from None
+    if not result:
+        raise DatasetError(file, "no 'names'", "list the classes under 'names:'")
+    _check_count(file, len(result))
+    if count is not None and count != len(result):
+        message = f"nc is {count}, but 'names' lists {counted(len(result), 'class', 'classes')}"
+        findings.error("category", file, message, "make them agree")
+    return result
+
+
+def _check_count(file: Path, count: int) -> None:
+    if count > MAX_CLASSES:
+        raise DatasetError(file, f"{count:,} classes, more than the limit of {MAX_CLASSES:,}", "correct the file")
+
+
+def _root(file: Path, path: Any, images: str | Path | None, findings: Findings) -> Path:
+    """Find the folder that 'path:' names, relative to the file or to the working directory; else the file's own."""
+    if path is None:
+        return file.parent
+    written = Path(str(path))
+    with contextlib.suppress(RuntimeError):  # a user who does not exist
+        written = written.expanduser()
+    for candidate in (written if written.is_absolute() else file.parent / written, written):
+        if is_folder(candidate):
+            inside = refuse_outside([f"{candidate}/"], [file.parent, images], findings, f"{file}, 'path: {path}'")
+            return candidate if inside else file.parent
+    if str(path) not in ("", "."):
+        message = f"'path: {path}' does not exist"
+        used = f"{file.parent} is used instead"
+        findings.warn("path", f"{file}: {message}; {used}.", used, [(file, message)])
+    return file.parent
+
+
+def _split_place(
+    file: Path, key: str, value: object, root: Path, images: str | Path | None, findings: Findings
+) -> Path | None:
+    """Locate a split of the YAML file: as written if that is in the root, else its last parts in the root, else as
+    written."""
+    if not isinstance(value, str):
+        message = f"{key} is {value!r}, expected the path of a folder of images or of a list of them"
+        findings.error("missing file", file, message, f"correct '{key}'")
+        return None
+    written = Path(value.replace("\\", "/"))
+    straight = root / written
+    exists = is_file(straight) or is_folder(straight)
+    if exists and straight.resolve().is_relative_to(root.resolve()):
+        return straight
+    parts = [part for part in written.parts if part not in ("..", ".", written.anchor)]
+    for start in range(max(0, len(parts) - MAX_PARTS), len(parts)):
+        candidate = root.joinpath(*parts[start:])
+        if is_file(candidate) or is_folder(candidate):
+            return candidate
+    if is_file(straight) and not refuse_outside([str(straight)], [file.parent, images], findings):
+        return None  # a list of images outside; it is not opened
+    if exists:
+        return straight  # a folder outside: an error for its images unless they are allowed
+    findings.error(
+        "missing file",
+        file,
+        f"{key} is '{value}', but neither {straight} nor a trailing part of it inside {root} exists",
+        f"set 'path' to the dataset's folder, and '{key}' to a folder of images or a list of them",
+        raises=DatasetNotFoundError,
+    )
+    return None
+
+
+def _splits_by_folder(root: Path) -> dict[str, list[Path]]:
+    """Find splits without a YAML file: sub-folders named like splits, else image lists, else all images."""
+    splits: dict[str, list[Path]] = {}
+    for parent in (root / "images", root):
+        for child in sorted(parent.glob("*")):
+            if child.is_dir() and is_split_name(child.name) and child.name not in splits:
+                splits[child.name] = [child]
+    if not splits:
+        splits = {file.stem: [file] for file in sorted(root.glob("*.txt")) if is_split_name(file.stem)}
+    return splits or {UNSPLIT: [root / "images" if (root / "images").is_dir() else root]}
