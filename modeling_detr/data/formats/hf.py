@@ -12,6 +12,7 @@ to. The convention of the boxes is set by the user or detected (`hf_boxes`); a n
 """
 
 import contextlib
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -211,6 +212,9 @@ def _quiet(datasets: Any) -> Iterator[None]:
 def _from_hub(datasets: Any, name: str) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
 
+    if name.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
+        # it would read the files of the working directory; "pandas" unpickles them in versions before 5.2
+        raise DatasetNotFoundError(name, "a builder of `datasets`, not a dataset", f"expected {_LOOKED_FOR}")
     try:
         return datasets.load_dataset(name, keep_in_memory=False)
     except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:

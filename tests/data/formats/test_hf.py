@@ -12,6 +12,7 @@ from PIL import Image
 from modeling_detr.data import DetectionDataset, open_dataset
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf import read_hf_dataset
+from modeling_detr.errors_detr import DatasetNotFoundError
 
 
 SIZES = [(60, 80), (50, 40), (40, 40)]  # height, width
@@ -191,6 +192,16 @@ def test_a_name_that_the_hub_does_not_provide_is_one_clear_error(monkeypatch: py
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="nobody/nothing: no such file or folder, and it could not be loaded"):
         open_dataset("nobody/nothing")
+
+
+@pytest.mark.parametrize("name", ["pandas", "csv"])
+def test_a_builder_of_datasets_is_no_dataset_and_does_not_read_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data.csv").write_text("image,objects\n1,2\n")
+    with pytest.raises(DatasetNotFoundError, match=f"^{name}: a builder of `datasets`, not a dataset; expected"):
+        open_dataset(name, format="hf")
 
 
 def test_a_row_whose_image_is_a_file_outside_is_an_error_unless_its_folder_is_allowed(tmp_path: Path) -> None:
