@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -193,12 +193,11 @@ def load_pretrained_backbone(config: DetrConfig, source: str | Path) -> nn.Modul
         if path.is_file() and not _is_readable(path):
             remedy = "give a .safetensors or .pth file with a state dict"
             raise ModelError(f"backbone_weights: {source}", "not a weights file, or damaged", remedy) from error
-        if isinstance(error, LocalEntryNotFoundError | ConnectionError):
-            problem, remedy = (
-                "cannot be downloaded (no connection)",
-                "download it on another machine and pass the file",
-            )
-            raise ModelError(f"backbone_weights: {source}", problem, remedy) from error
+        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError):
+            problem = "cannot be downloaded (no connection)"
+            remedy = "download its model.safetensors on another machine and pass the file"
+            settings = {"backbone_weights": "./model.safetensors"}
+            raise ModelError(f"backbone_weights: {source}", problem, remedy, settings) from error
         raise ValueError(
             f"{source}: cannot load weights of the backbone {config.backbone!r} "
             f"({_first_lines(error.__cause__ or error)}). Expected a file with that "

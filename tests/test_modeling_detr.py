@@ -361,9 +361,7 @@ def test_backbone_weights_without_a_connection_name_the_remedy(monkeypatch):
         raise LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr("timm.create_model", fail)
-    with pytest.raises(
-        ValueError, match=r"resnet18\.a: cannot be downloaded \(no connection\); download it on another"
-    ):
+    with pytest.raises(ValueError, match=r"resnet18\.a: cannot be downloaded \(no connection\); download its model"):
         load_pretrained_backbone(DetrConfig(backbone="resnet18"), "resnet18.a")
 
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from modeling_detr.conversion.checkpoint_files import RELEASED, is_released
 from modeling_detr.conversion.original import convert_original, converted_copy
 from modeling_detr.errors_detr import DetrError, ModelError, ModelNotFoundError, nearest_name
+from modeling_detr.hub_connection import offline_if_unreachable
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
@@ -121,26 +123,33 @@ def find_model(source: str) -> str:
 def explain_missing_model(source: str) -> Iterator[None]:
     """Replaces Transformers' multi-line error about a missing model with one sentence.
 
+    If the Hub cannot be reached, a model that must be downloaded is an error within seconds.
+
     Args:
         source: What the user passed.
 
     Raises:
         ModelNotFoundError: `source` is not a folder, and the Hub did not provide it.
     """
+    is_local = Path(source).exists()
     try:
-        yield
+        with contextlib.nullcontext() if is_local else offline_if_unreachable():
+            yield
     except OSError as error:
         if Path(source).is_dir() and "preprocessor_config.json" in str(error):
             remedy = "copy it from the model's source, or save a DetrTorchvisionImageProcessor to the folder"
             raise ModelNotFoundError(source, "no preprocessor_config.json", remedy) from error
-        if isinstance(error, DetrError | FileNotFoundError) or Path(source).exists():
+        if isinstance(error, DetrError | FileNotFoundError) or is_local:
             raise
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
         nearest = nearest_name(source, RELEASED) if "/" not in source else None
-        remedy = f"did you mean '{nearest}'?" if nearest else ""
-        raise ModelNotFoundError(
-            source, f"no such folder, and not available from the Hub ({reason})", remedy
-        ) from error
+        if isinstance(error.__cause__, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            problem = "no such folder, not in the cache, and the Hub cannot be reached"
+            remedy = "check the connection, or download the model elsewhere and pass its folder"
+        else:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            problem = f"no such folder, and not available from the Hub ({reason})"
+            remedy = ""
+        raise ModelNotFoundError(source, problem, f"did you mean '{nearest}'?" if nearest else remedy) from error
 
 
 def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:

@@ -16,6 +16,7 @@ from modeling_detr.backbone_detr import is_weights_file
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.conversion.sources import explain_missing_model, find_model, without_progress_bars
 from modeling_detr.errors_detr import RecipeError, did_you_mean
+from modeling_detr.hub_connection import offline_if_unreachable
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.pretrained_detr import HeadChange
@@ -57,7 +58,7 @@ def build_model(
         if recipe.backbone_weights is None:
             _refuse_frozen_random_backbone(detector)
         elif not resumes:  # the checkpoint has these weights, and their file may be gone
-            detector.model.load_backbone_weights(recipe.backbone_weights)
+            _load_backbone_weights(detector, recipe.backbone_weights)
         initialize_new_model(detector, recipe)
     _freeze_parts(model, recipe)
     if recipe.gradient_checkpointing:
@@ -65,6 +66,11 @@ def build_model(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return model
+
+
+def _load_backbone_weights(detector: DetrForObjectDetection, source: str) -> None:
+    with offline_if_unreachable() if not is_weights_file(source) else contextlib.nullcontext():
+        detector.model.load_backbone_weights(source)
 
 
 def new_config(recipe: Recipe, id2label: Mapping[int, str], stuff_labels: Sequence[int] = ()) -> DetrConfig:

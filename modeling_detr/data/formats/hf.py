@@ -29,6 +29,7 @@ from modeling_detr.data.formats.hf_boxes import NAMED_BOXES, BoxSample, detect_c
 from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_paths import is_split_name, refuse_outside
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
+from modeling_detr.hub_connection import offline_if_unreachable
 from modeling_detr.structures_detr import (
     UNSPLIT,
     AnnotationTable,
@@ -216,7 +217,8 @@ def _from_hub(datasets: Any, name: str) -> Any:
         # it would read the files of the working directory; "pandas" unpickles them in versions before 5.2
         raise DatasetNotFoundError(name, "a builder of `datasets`, not a dataset", f"expected {_LOOKED_FOR}")
     try:
-        return datasets.load_dataset(name, keep_in_memory=False)
+        with offline_if_unreachable():
+            return datasets.load_dataset(name, keep_in_memory=False)
     except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         problem = f"no such file or folder, and it could not be loaded from the Hub ({reason})"
