@@ -79,6 +79,7 @@ def new_file(target: str | Path) -> Iterator[Path]:
         except OSError:
             _refuse_existing(target)
             partial.rename(target)  # the file system has no hard links
+        partial.unlink(missing_ok=True)
         sync(target.parent)
 
 
@@ -105,14 +106,36 @@ def replaced_file(target: str | Path) -> Iterator[Path]:
         sync(target.parent)
 
 
+@contextlib.contextmanager
+def synced_file(target: str | Path) -> Iterator[Path]:
+    """The path `target` itself; after the block, the file is on disk.
+
+    This is for one of many files, such as pictures, whose list is written last. A kill may leave a part of the file.
+
+    Args:
+        target: The file, which may exist; missing parents are created.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    target = Path(target)
+    with explained_output(target):
+        _make_folder(target.parent)
+        yield target
+        sync(target)
+        sync(target.parent)
+
+
 def replace_text(target: str | Path, text: str) -> None:
-    """Writes a text file in UTF-8, completely or not at all.
+    r"""Writes a text file in UTF-8, completely or not at all.
+
+    File names that are not UTF-8 become escapes such as `\udcff`; in JSON these mean the same name.
 
     Raises:
         OutputError: The file cannot be written; the previous one is unchanged.
     """
     with replaced_file(target) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -219,11 +242,12 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until everything in a folder is on disk."""
+    """Wait until all files and folders in a folder are on disk, if it exists. Links are not followed."""
     for parent, _, files in os.walk(folder):
-        for name in files:
-            sync(Path(parent, name))
-        sync(Path(parent))
+        for path in (*(Path(parent, name) for name in files), Path(parent)):
+            if (path.is_file() or path.is_dir()) and not path.is_symlink():
+                with contextlib.suppress(FileNotFoundError):  # another process, such as a tracker's, has removed it
+                    sync(path)
 
 
 # Hidden names

@@ -15,8 +15,7 @@ from pathlib import Path
 from modeling_detr.errors_detr import DetrError, OutputError
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_ONLY_WRITING = {*_FULL, errno.EFBIG, errno.EROFS}  # reading never fails with these
+_ONLY_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # reading never fails with these
 _FIXES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your disk quota",
@@ -47,12 +46,6 @@ def system_error(error: BaseException) -> OSError | None:
     return None
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, such as an `OutputError`, goes back to a full disk or an exhausted quota."""
-    cause = system_error(error)
-    return cause is not None and cause.errno in _FULL
-
-
 def fix_of(error: BaseException, target: Path | None = None) -> str:
     """What makes writing possible again: "free some space"; empty if the system's reason says it all.
 
@@ -79,7 +72,7 @@ def output_error(target: Path, cause: OSError, kept: str = "") -> OutputError:
         cause: The error of the system.
         kept: A clause about the previous contents.
     """
-    reason = os.strerror(errno.ENOTDIR) if isinstance(cause, FileExistsError) else cause.strerror
+    reason = os.strerror(errno.ENOTDIR) if isinstance(cause, FileExistsError) else cause.strerror or cause
     fix = fix_of(cause, target)
     remedy = f"{fix}, or choose another folder" if fix and cause.errno != errno.ENAMETOOLONG else fix
     return OutputError(target, f"cannot be written ({reason}){f'; {kept}' if kept else ''}", remedy)

@@ -4,10 +4,9 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from modeling_detr.errors_detr import OutputError, did_you_mean
+from modeling_detr.errors_detr import did_you_mean
 
 
 # Options of other tools → the option here, or, with a space, what to do instead.
@@ -70,17 +69,6 @@ def _remedy(unknown: str, options: Sequence[str]) -> str:
     if meant in options:
         return f"did you mean '{meant}'?"
     return did_you_mean(unknown, [name for name in options if name != "--help"])
-
-
-def check_output_dir(folder: Path) -> None:
-    """Check, before any work, that results can be written to a folder, which need not exist.
-
-    Raises:
-        OutputError: The path, or a parent of it, is a file.
-    """
-    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
-    if existing is not None and not existing.is_dir():
-        raise OutputError("--output_dir", f"{existing} is a file", "choose a folder for the results")
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

@@ -10,13 +10,15 @@ target must not exist yet, and appears only when it is complete.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.conversion.sources import SOURCES, ModelSource, find_source, load_model, without_progress_bars
 from modeling_detr.conversion.targets import TARGETS
-from modeling_detr.errors_detr import ModelError, ModelNotFoundError, printable
+from modeling_detr.errors_detr import ModelError, ModelNotFoundError, OutputExistsError, printable
+from modeling_detr.output_errors import check_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     source: str = arguments.source
     target: Path = arguments.target
+    if os.path.lexists(target):
+        raise OutputExistsError(target, "already exists", "choose another target or remove it")
+    check_file(target)
     kind = find_source(source)
     options = _given_options(arguments, kind)
 

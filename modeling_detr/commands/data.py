@@ -11,6 +11,7 @@ silently spoil it; warnings are handled automatically. The exit code is 1 if the
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,9 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from modeling_detr.atomic_output import replace_text, replaced_file
 from modeling_detr.commands import as_option
-from modeling_detr.commands.command_parser import CommandParser, check_at_least, check_output_dir
+from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.data.augmentation import POLICIES
 from modeling_detr.data.check import CheckReport, check_dataset
@@ -31,6 +33,7 @@ from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
 from modeling_detr.errors_detr import DatasetError, OutputExistsError, did_you_mean, printable
+from modeling_detr.output_errors import check_folder
 
 
 # Argument of the library → option of this command, for error messages.
@@ -68,7 +71,7 @@ def _add_check(commands: "argparse._SubParsersAction[CommandParser]") -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     if arguments.fix is not None:
-        _refuse_existing(arguments.fix)
+        _check_target(arguments.fix)
         if arguments.no_images:
             raise ValueError("--fix: must know which images can be read; drop --no_images.")
 
@@ -132,7 +135,7 @@ def _add_convert(commands: "argparse._SubParsersAction[CommandParser]") -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    _refuse_existing(arguments.target)
+    _check_target(arguments.target)
     try:
         index = open_dataset(arguments.source, format=arguments.data_format, **dataset_options(arguments))
     except DatasetError as error:
@@ -149,9 +152,10 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_existing(target: Path) -> None:
-    if target.exists():
+def _check_target(target: Path) -> None:
+    if os.path.lexists(target):
         raise OutputExistsError(target, "already exists", "choose a new folder, or remove it")
+    check_folder(target)
 
 
 def _summary(written: Conversion, target: Path, to: str) -> str:
@@ -214,7 +218,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
     for name, least in (("num_images", 1), ("draws", 0)):
         check_at_least(name, getattr(arguments, name), least)
-    check_output_dir(arguments.output_dir)
+    page, sheet = (arguments.output_dir / name for name in ("gallery.html", "gallery.png"))
+    check_folder(arguments.output_dir, files=[page.name, sheet.name])
 
     # Choose random images, and augment each of them several times.
     index = open_dataset(arguments.path, arguments.split, arguments.data_format, **dataset_options(arguments))
@@ -239,12 +244,10 @@ def _show(arguments: argparse.Namespace) -> int:
             titles.append(f"{name}, {title}: {counted(len(boxes), 'box', 'boxes')}")
 
     # Write them as a page and as one picture.
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    page = arguments.output_dir / "gallery.html"
     heading = f"{index.name}: {counted(len(index), 'image')}, {counted(len(index.annotations), 'box', 'boxes')}"
-    page.write_text(gallery_html(heading, pictures, titles, columns=1 + arguments.draws), encoding="utf-8")
-    sheet = arguments.output_dir / "gallery.png"
-    tile(pictures, 1 + arguments.draws, titles).save(sheet)
+    replace_text(page, gallery_html(heading, pictures, titles, columns=1 + arguments.draws))
+    with replaced_file(sheet) as file:
+        tile(pictures, 1 + arguments.draws, titles).save(file, format="PNG")
     draws = counted(arguments.draws, "augmentation")
     print(f"{page} and {sheet}: {counted(len(chosen), 'image')}, each with {draws} by '{arguments.transform}'.")
     return 0

@@ -16,7 +16,7 @@ from typing import get_args
 
 from accelerate import Accelerator
 
-from modeling_detr.commands.command_parser import CommandParser, check_at_least, check_output_dir
+from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import eval_transform, open_dataset
@@ -29,7 +29,9 @@ from modeling_detr.errors_detr import ModelError, printable
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluator import SavesPredictions
 from modeling_detr.evaluation.evaluators import default_evaluators
+from modeling_detr.evaluation.report import REPORT_FILES
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.output_errors import check_folder
 from modeling_detr.prediction import task_of
 from modeling_detr.structures_detr import DetectionIndex, Task
 
@@ -111,7 +113,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
-    check_output_dir(arguments.output_dir)
+    check_folder(arguments.output_dir, files=REPORT_FILES)
     return arguments
 
 

@@ -14,6 +14,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.errors_detr import OutputError, RunNotFoundError
+from modeling_detr.output_errors import check_file
 from modeling_detr.training.metric_logger import read_log, read_original_log
 from modeling_detr.training.run_folder import LOG
 from modeling_detr.visualization import plot_curves
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_suffix(arguments.output)
     logs = [_log(run) for run in arguments.runs]
     output = arguments.output or logs[0].with_name("curves.png")
+    check_file(output)
     print(plot_curves({name: _entries(log) for name, log in zip(run_names(logs), logs, strict=True)}, output))
     return 0
 

@@ -22,14 +22,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling_detr.atomic_output import replace_text
-from modeling_detr.commands.command_parser import CommandParser, check_output_dir
+from modeling_detr.atomic_output import replace_text, synced_file
+from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.evaluators.coco import encode_masks
 from modeling_detr.evaluation.evaluators.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
+from modeling_detr.output_errors import check_folder
 from modeling_detr.prediction import (
     OBJECT_THRESHOLD,
     SEGMENT_THRESHOLD,
@@ -42,11 +43,15 @@ from modeling_detr.structures_detr import DetectionResult, PanopticResult
 from modeling_detr.visualization import draw_prediction
 
 
+PREDICTIONS, SEGMENTS = "predictions.json", "segments"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = _parse_arguments(argv)
     output_dir: Path = arguments.output_dir
     images = find_images(arguments.inputs, output_dir)
+    check_folder(output_dir, files=[PREDICTIONS, *images], folders=[SEGMENTS])
     model, processor = load_model(arguments.model)
     model.to(arguments.device)
     names = dict(enumerate(model.config.class_names))
@@ -68,14 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             prediction = predict_objects(model, processor, pixels, threshold)
             content = {"detections": _detections(prediction, names)}
-        picture = output_dir / name
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_prediction(pixels, prediction, names).save(picture, quality=92)
+        picture = draw_prediction(pixels, prediction, names)
+        with synced_file(output_dir / name) as file:
+            picture.save(file, quality=92)
         height, width = pixels.shape[-2:]
         entries.append({"image": str(path), "height": height, "width": width, "picture": name, **content})
 
     # Write all predictions to one file, and print a summary.
-    written = output_dir / "predictions.json"
+    written = output_dir / PREDICTIONS
     replace_text(written, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
     key, noun = ("segments", "segment") if is_panoptic else ("detections", "object")
     num_objects = sum(len(entry[key]) for entry in entries)
@@ -113,7 +118,6 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold: got {arguments.threshold:g}, expected a score from 0 to 1.")
     check_device(arguments.device)
-    check_output_dir(arguments.output_dir)
     return arguments
 
 
@@ -140,7 +144,7 @@ def _detections(result: DetectionResult, names: Mapping[int, str]) -> list[dict[
 
 def _save_segments(panoptic: PanopticResult, names: Mapping[int, str], output_dir: Path, name: str) -> dict[str, Any]:
     """Writes the segmentation map, with ids starting at 1, and returns the segments as plain values."""
-    file = Path("segments", name).with_suffix(".png")
+    file = Path(SEGMENTS, name).with_suffix(".png")
     ids = np.zeros(panoptic["segmentation"].shape, np.int64)
     segments = []
     for segment_id, info in enumerate(panoptic["segments_info"], start=1):
@@ -148,8 +152,8 @@ def _save_segments(panoptic: PanopticResult, names: Mapping[int, str], output_di
         ids[inside] = segment_id
         label, area = info["label_id"], int(inside.sum())
         segments.append({"id": segment_id, "label": label, "name": names[label], "score": info["score"], "area": area})
-    (output_dir / file).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(segment_colours(ids)).save(output_dir / file)
+    with synced_file(output_dir / file) as place:
+        Image.fromarray(segment_colours(ids)).save(place)
     return {"segmentation": file.as_posix(), "segments": segments}
 
 

@@ -20,6 +20,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from modeling_detr.atomic_output import make_folder
 from modeling_detr.errors_detr import ModelDownloadError, ModelError, ModelNotFoundError
 
 
@@ -122,7 +123,7 @@ def _download(name: str) -> Path:
     remedy = f"download {url} on a machine with network access and pass the path of the file"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise ModelDownloadError(name, "not in the cache, and HF_HUB_OFFLINE forbids downloading it", remedy)
-    cached.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(cached.parent)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SECONDS_TO_CONNECT)
     try:

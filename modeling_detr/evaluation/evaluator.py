@@ -50,7 +50,11 @@ class SavesPredictions(Protocol):
     """An evaluator that can also save the predictions that it scores, as `detr evaluate` does."""
 
     def start_saving(self, folder: Path) -> None:
-        """Prepares to save predictions to `folder`. Called before the first `update`."""
+        """Prepares to save predictions to `folder`. Called before the first `update`.
+
+        Raises:
+            OutputError: `folder` cannot be written to.
+        """
 
     def save(self, category_ids: Collection[int]) -> list[Path]:
         """Writes the predictions after `gather`, in the main process only.

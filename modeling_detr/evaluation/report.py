@@ -17,6 +17,7 @@ table { border-collapse: collapse; margin: 0.5rem 0 2rem; }
 th, td { padding: 0.2rem 0.9rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 """
+REPORT_FILES = ("evaluation.json", "evaluation.md", "evaluation.html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +107,10 @@ class EvaluationReport:
         Raises:
             OutputError: A file cannot be written.
         """
-        texts = {"json": self.to_json(), "md": self.to_markdown(), "html": self.to_html()}
-        for suffix, text in texts.items():
-            replace_text(folder / f"evaluation.{suffix}", text)
-        return [folder / f"evaluation.{suffix}" for suffix in texts]
+        files = [folder / name for name in REPORT_FILES]
+        for file, text in zip(files, (self.to_json(), self.to_markdown(), self.to_html()), strict=True):
+            replace_text(file, text)
+        return files
 
     def summary(self) -> str:
         """Number of images, speed and headline metrics in one line."""

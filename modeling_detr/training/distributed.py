@@ -117,6 +117,17 @@ def check_same(value: object, problem: str) -> None:
         raise ValueError(problem)
 
 
+def raise_in_all(error: Exception | None) -> None:
+    """Raise the error of any process in all processes; all of them must call this together.
+
+    Args:
+        error: The error of this process; None if there is none.
+    """
+    errors = [found for found in gather_object([error]) if isinstance(found, Exception)]
+    if errors:
+        raise errors[0]
+
+
 def _refuse_fewer_processes(accelerator: Accelerator) -> None:
     """Check the launcher's command line for more processes than were started.
 

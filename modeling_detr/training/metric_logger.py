@@ -28,9 +28,10 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tqdm import tqdm
 
-from modeling_detr.atomic_output import replace_text, replaced_file, sync, sync_tree
+from modeling_detr.atomic_output import make_folder, replace_text, replaced_file, sync, sync_tree
 from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.metrics import Metric
+from modeling_detr.output_errors import explained_output
 from modeling_detr.training.run_folder import LOG, TRACKERS
 from modeling_detr.training.trackers import log_images
 
@@ -73,7 +74,7 @@ class MetricLogger:
         self._started, self._first_step = time.monotonic(), first_step
         if not accelerator.is_main_process:
             return
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir)
         if _shows_a_bar():
             # the average speed, evaluations and checkpoints included; a recent one would jump after each of them
             self.bar = tqdm(total=total_steps, initial=first_step, dynamic_ncols=True, smoothing=0, bar_format=_BAR)
@@ -145,13 +146,12 @@ class MetricLogger:
             sys.stdout.flush()
 
     def flush(self) -> None:
-        """Sync log and TensorBoard files to disk: a kill or a power cut loses nothing from before a checkpoint."""
+        """Sync log and trackers' files to disk: a kill or a power cut loses nothing from before a checkpoint."""
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
-                tracker.writer.flush()
-                sync_tree(Path(tracker.writer.log_dir))
-        if self.accelerator.is_main_process and self.path.exists():
-            sync(self.path)
+                with explained_output(self.path.with_name(TRACKERS)):
+                    tracker.writer.flush()
+        self._sync()
 
     def close(self) -> None:
         """Close the bar and the trackers."""
@@ -159,9 +159,17 @@ class MetricLogger:
             self.bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
+        self._sync()
+
+    def _sync(self) -> None:
+        if self.accelerator.is_main_process:
+            sync_tree(self.path.with_name(TRACKERS))
+            if self.path.exists():
+                sync(self.path)
+            sync(self.path.parent)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with explained_output(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name: _plain(value) for name, value in entry.items()}) + "\n")
 
     def _time_left(self, step: int) -> str:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from modeling_detr.atomic_output import new_file
+from modeling_detr.atomic_output import replaced_file
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.data.batch import split_batch
 from modeling_detr.modeling_detr import DetrForObjectDetection
@@ -93,8 +93,7 @@ class FailedStep:
         }
         path = run_dir / NONFINITE / f"step_{self.step:08d}_process_{self.process}.safetensors"
         copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        path.unlink(missing_ok=True)  # from an earlier start of the run
-        with new_file(path) as partial:
+        with replaced_file(path) as partial:  # it may exist from an earlier start of the run
             save_file(copies, partial, metadata={"failed_step": json.dumps(facts)})
         return path
 

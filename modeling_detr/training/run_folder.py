@@ -32,6 +32,7 @@ except ImportError:  # Windows
 from modeling_detr.atomic_output import discard, previous_path, restore_interrupted
 from modeling_detr.conversion.sources import EXPORTED_MODEL
 from modeling_detr.errors_detr import RunInUseError
+from modeling_detr.output_errors import check_folder, explained_output
 
 
 RECIPE = "recipe.yaml"
@@ -52,6 +53,15 @@ def holds_run(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in names)
 
 
+def check_run_folder(run_dir: Path) -> None:
+    """Check, before any work, that a run can write its files.
+
+    Raises:
+        OutputError: The folder, or something in it, cannot be written.
+    """
+    check_folder(run_dir, files=[RECIPE, LOG, LOCK], folders=[CHECKPOINTS, TRACKERS, PREDICTIONS])
+
+
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Lock the folder of a run while it trains, so that two runs cannot overwrite each other's files.
@@ -61,8 +71,11 @@ def locked(run_dir: Path) -> Iterator[None]:
 
     Raises:
         RunInUseError: Another process holds the lock.
+        OutputError: The file of the lock cannot be written.
     """
-    with (run_dir / LOCK).open("a+", encoding="utf-8") as file:
+    with explained_output(run_dir / LOCK):
+        file = (run_dir / LOCK).open("a+", encoding="utf-8")
+    with file:
         if fcntl is not None:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, loader processes do not inherit it
@@ -71,9 +84,10 @@ def locked(run_dir: Path) -> Iterator[None]:
                 raise RunInUseError(run_dir, f"{_describe_holder(file.read())} is training in it", _IN_USE) from error
             except OSError:  # the file system has no locks
                 pass
-        file.truncate(0)
-        json.dump({"host": platform.node(), "process": os.getpid()}, file)
-        file.flush()
+        with explained_output(run_dir / LOCK):
+            file.truncate(0)
+            json.dump({"host": platform.node(), "process": os.getpid()}, file)
+            file.flush()
         yield
 
 

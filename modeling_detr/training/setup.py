@@ -30,7 +30,7 @@ from modeling_detr.data.formats import reading_options
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
 from modeling_detr.data.loaders import build_eval_loader, build_loader
 from modeling_detr.data.splits import training_splits
-from modeling_detr.errors_detr import RecipeError
+from modeling_detr.errors_detr import OutputError, RecipeError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
@@ -42,11 +42,13 @@ from modeling_detr.training.distributed import (
     copy_weights,
     end_with_launcher,
     leave_cores_to_loaders,
+    raise_in_all,
 )
 from modeling_detr.training.engine import Engine, StepOptions
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.resume import checkpoint_to_resume, resume
+from modeling_detr.training.run_folder import check_run_folder
 from modeling_detr.training.signals import leave_stopping_to_parent
 from modeling_detr.training.starting_model import (
     build_model,
@@ -205,7 +207,7 @@ class PreparedRun:
 def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     """Build everything a run needs, and restore it from a checkpoint if the recipe resumes one.
 
-    Nothing is written. All processes call it together.
+    Nothing is written, but the folder of the run is checked. All processes call it together.
 
     Args:
         recipe: The recipe.
@@ -221,6 +223,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     check_trackers(recipe.trackers)
     checkpoint = checkpoint_to_resume(recipe)
     accelerator = build_accelerator(recipe)
+    _check_output(recipe, accelerator)
     leave_cores_to_loaders(accelerator, recipe.num_workers)
     accelerator.wait_for_everyone()  # no process writes to the folder before all have checked it
     with accelerator.main_process_first():  # the others then use what it has created or downloaded
@@ -257,6 +260,16 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
         checkpoint=checkpoint,
         notes=(*([] if head is None else [head]), *resumed, *notes),
     )
+
+
+def _check_output(recipe: Recipe, accelerator: Accelerator) -> None:
+    error = None
+    if accelerator.is_main_process:
+        try:
+            check_run_folder(recipe.run_dir)
+        except OutputError as problem:
+            error = problem
+    raise_in_all(error)
 
 
 def _build_model_and_processor(

@@ -10,6 +10,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from numpy.typing import NDArray
 
+from modeling_detr.atomic_output import make_folder
 from modeling_detr.errors_detr import RecipeError, did_you_mean
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import TRACKERS
@@ -42,7 +43,7 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, first_step: int) ->
     run_dir = recipe.run_dir.resolve()
     files = run_dir / TRACKERS
     if recipe.trackers:
-        files.mkdir(parents=True, exist_ok=True)  # otherwise Weights & Biases writes elsewhere
+        make_folder(files)  # otherwise Weights & Biases writes elsewhere
     options = {
         "tensorboard": {"purge_step": first_step + 1},  # a viewer drops what was logged after the checkpoint
         "wandb": {"name": run_dir.name, "dir": str(files)},

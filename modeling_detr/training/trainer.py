@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,9 +18,9 @@ from modeling_detr.errors_detr import OutputError, RunInUseError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
-from modeling_detr.output_errors import is_disk_full
+from modeling_detr.output_errors import fix_of, output_error, write_failure
 from modeling_detr.training.checkpointing import prune_checkpoints, save_checkpoint, set_aside_unreadable
-from modeling_detr.training.distributed import any_process, cores_per_process
+from modeling_detr.training.distributed import any_process, cores_per_process, raise_in_all
 from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.engine import StepResult, train_one_epoch
 from modeling_detr.training.export import export_model, model_card
@@ -36,7 +36,6 @@ from modeling_detr.training.trackers import start_trackers
 
 
 _RESUME = "with the same command and --resume auto"
-_NO_SPACE_REMEDY = f"free some space, then resume from the last checkpoint {_RESUME}"
 
 
 class Trainer:
@@ -312,49 +311,58 @@ class Trainer:
 
     def _lock_folder(self, stack: contextlib.ExitStack) -> None:
         """Lock the folder in the main process; all processes raise if another run has locked it."""
-        in_use = None
+        refusal = None
         if self.run.accelerator.is_main_process:
-            make_folder(self.run.recipe.run_dir)
             try:
+                make_folder(self.run.recipe.run_dir)
                 stack.enter_context(locked(self.run.recipe.run_dir))
-            except RunInUseError as error:
-                in_use = error
-        for refusal in gather_object([in_use]):
-            if refusal is not None:
-                raise refusal
+            except (RunInUseError, OutputError) as error:
+                refusal = error
+        raise_in_all(refusal)
 
     @contextmanager
     def _open_log(self) -> Iterator[None]:
-        """Prepare the folder and open the log; a full disk becomes an error that says how to continue."""
+        """Prepare the folder and open the log; an error of writing becomes one that says how to continue."""
         run, run_dir, step = self.run, self.run.recipe.run_dir, self.state.step
-        if run.accelerator.is_main_process:
-            tidy_after_kill(run_dir)
-            set_aside_unreadable(run_dir, step)
-            drop_later_checkpoints(run_dir, step)
-            prune_checkpoints(run_dir, run.recipe.keep_checkpoints, self.state.best_step)
-            drop_later_entries(run_dir, step, self.state.closed_step)
-            start_trackers(run.accelerator, run.recipe, step)  # early, so that a failure leaves no run behind
-            replace_text(run_dir / RECIPE, run.recipe.to_yaml())
-        self._logger = MetricLogger(
-            run_dir,
-            run.accelerator,
-            total_steps=run.schedule.total_steps,
-            epochs=run.recipe.epochs,
-            first_step=step,
-            cores_are_free=cores_per_process() > run.recipe.num_workers + 1,
-        )
-        try:
-            yield
-        except BaseException as error:
-            with contextlib.suppress(OSError):  # on a full disk, closing fails too
-                self._logger.close()
-            if isinstance(error, OSError) and is_disk_full(error):
-                if isinstance(error, OutputError):
-                    raise OutputError(error.where, error.problem, _NO_SPACE_REMEDY) from error
-                problem = f"cannot be written ({error.strerror})"  # the log or a tracker
-                raise OutputError(run_dir, problem, _NO_SPACE_REMEDY) from error
+        with _explained_failures(run_dir):
+            if run.accelerator.is_main_process:
+                tidy_after_kill(run_dir)
+                set_aside_unreadable(run_dir, step)
+                drop_later_checkpoints(run_dir, step)
+                prune_checkpoints(run_dir, run.recipe.keep_checkpoints, self.state.best_step)
+                drop_later_entries(run_dir, step, self.state.closed_step)
+                start_trackers(run.accelerator, run.recipe, step)  # early, so that a failure leaves no run behind
+                replace_text(run_dir / RECIPE, run.recipe.to_yaml())
+            self._logger = MetricLogger(
+                run_dir,
+                run.accelerator,
+                total_steps=run.schedule.total_steps,
+                epochs=run.recipe.epochs,
+                first_step=step,
+                cores_are_free=cores_per_process() > run.recipe.num_workers + 1,
+            )
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(OSError):  # on a full disk, closing fails too
+                    self._logger.close()
+                raise
+            self._logger.close()
+
+
+@contextmanager
+def _explained_failures(run_dir: Path) -> Iterator[None]:
+    """Turn an error of writing to the folder of a run into one that says how to continue the run."""
+    try:
+        yield
+    except OSError as error:
+        failure = write_failure(error, [run_dir])
+        if failure is None:
             raise
-        self._logger.close()
+        # the log or a tracker raises the system's own error
+        explained = error if isinstance(error, OutputError) else output_error(run_dir, failure)
+        steps = [fix_of(failure, Path(explained.where)), f"resume from the last checkpoint {_RESUME}"]
+        raise OutputError(explained.where, explained.problem, ", then ".join(filter(None, steps))) from error
 
 
 def _save_pictures(folder: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling_detr.atomic_output import replaced_file
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +43,7 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
 
     Raises:
         ValueError: There are no runs, or a run has not finished an epoch.
+        OutputError: The picture cannot be written.
     """
     from matplotlib.figure import Figure  # unlike pyplot, needs no display and keeps no figure open
 
@@ -61,8 +64,8 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     for run_index, name in enumerate(epochs):
         figure.axes[0].plot([], [], color=_run_colour(run_index), label=name)
     figure.legend(loc="outside lower center", ncols=min(4, len(epochs)), fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with replaced_file(path) as partial:
+        figure.savefig(partial, dpi=120, format=path.suffix.removeprefix(".").lower() or None)
     return path
 
 

@@ -21,6 +21,7 @@ from modeling_detr.atomic_output import replace_text
 from modeling_detr.errors_detr import DatasetError, PredictionError
 from modeling_detr.evaluation.evaluators.checks import check_label_range, pair_with_images
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
+from modeling_detr.output_errors import check_file
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult
 
 
@@ -320,6 +321,7 @@ class CocoEvaluator:
     def start_saving(self, folder: Path) -> None:
         """Saves predictions in COCO's results format to `predictions.json` or `predictions_masks.json` in `folder`."""
         self._save_to = folder / ("predictions_masks.json" if self.masks else "predictions.json")
+        check_file(self._save_to)
 
     def save(self, category_ids: Collection[int]) -> list[Path]:
         """Writes the predictions, without those of categories that the dataset does not have."""

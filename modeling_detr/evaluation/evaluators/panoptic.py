@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from modeling_detr.atomic_output import replace_text
+from modeling_detr.atomic_output import replace_text, synced_file
 from modeling_detr.errors_detr import DatasetError, PredictionError
 from modeling_detr.evaluation.evaluators.checks import check_label_range, pair_with_images
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
+from modeling_detr.output_errors import check_folder
 from modeling_detr.structures_detr import DetectionIndex, PanopticResult
 
 
@@ -297,8 +298,8 @@ class PanopticEvaluator:
     ) -> dict[str, Any]:
         """Writes the PNG of one image and returns its entry for the JSON file."""
         name = self._file_names[image_index]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(segment_colours(segments)).save(folder / name)
+        with synced_file(folder / name) as file:
+            Image.fromarray(segment_colours(segments)).save(file)
         infos = []
         for segment_id, (label, info) in enumerate(
             zip(labels.tolist(), result["segments_info"], strict=True), start=1
@@ -339,6 +340,7 @@ class PanopticEvaluator:
     def start_saving(self, folder: Path) -> None:
         """Saves predictions to `predictions_panoptic/` and `predictions_panoptic.json` in `folder`."""
         self.save_to = folder / "predictions_panoptic"
+        check_folder(folder, files=[f"{self.save_to.name}.json"], folders=[self.save_to.name])
 
     def save(self, category_ids: Collection[int]) -> list[Path]:  # noqa: ARG002 (segments of other classes stay)
         """Writes the JSON file; see `save_json`."""
