@@ -21,6 +21,7 @@ MAX_JSON_BYTES = 8 << 30  # the annotations of the largest public datasets have 
 MAX_LIST_BYTES = 256 << 20  # a list of files, or a log: a name per line, millions of lines
 MAX_TEXT_BYTES = 16 << 20  # the annotations of a single image
 MAX_YAML_BYTES = 1 << 20
+MAX_YAML_DEPTH = 64
 MAX_YAML_VALUES = 50_000  # after aliases are expanded
 
 _KINDS = {
@@ -180,6 +181,12 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, message, node.start_mark)
         self._sizes[id(node)] = size
         return node
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        """Scan a bracket or brace; PyYAML looks ahead, so deep nesting would take seconds before it is composed."""
+        if self.flow_level >= MAX_YAML_DEPTH:
+            raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping; a repeated key is an error."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, DetrError
+from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, DetrError, FileReadError
 from modeling_detr.input_files import require_file
 from modeling_detr.structures_detr import ImageReader
 
@@ -29,7 +29,8 @@ def header_size(path: str, reader: ImageReader | None = None) -> tuple[int, int]
         reader: Reads an image that is not a file; see `ImageRecord`.
 
     Raises:
-        DatasetReadError: The image cannot be read, is not an image, or is implausibly large.
+        DatasetNotFoundError: The image does not exist.
+        DatasetReadError: It cannot be read, is not an image, or is implausibly large.
     """
     return header_sizes(path, reader)[0]
 
@@ -72,6 +73,8 @@ def opened_image(path: str, source: str | BinaryIO, kind: str = "image") -> Iter
                 raise DatasetReadError(path, f"the {kind} is an EPS program", "convert it to PNG")
             check_pixels(path, image.height, image.width)
             yield image
+    except FileReadError as error:
+        raise DatasetReadError(path, error.problem, "replace it, or remove it and its annotations") from error
     except FileNotFoundError as error:
         raise DatasetNotFoundError(path, f"no such {kind}", "restore it, or remove its annotations") from error
     except DetrError:

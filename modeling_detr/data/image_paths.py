@@ -53,9 +53,12 @@ def refuse_outside(
     real: dict[str, str] = {}  # each folder is resolved once
     for path in paths:
         folder, name = os.path.split(path)
-        if folder not in real:
-            real[folder] = os.path.realpath(folder)
-        place = os.path.realpath(path) if os.path.islink(path) else f"{real[folder]}/{name}"  # noqa: PTH114
+        try:
+            if folder not in real:
+                real[folder] = os.path.realpath(folder)
+            place = os.path.realpath(path) if os.path.islink(path) else f"{real[folder]}/{name}"  # noqa: PTH114
+        except ValueError:  # a name that no file can have
+            place = path
         if not any(place.startswith(f"{root.rstrip('/')}/") for root in allowed):
             inside = False
             findings.error(
@@ -125,16 +128,31 @@ def walk_folders(root: str | Path) -> Iterator[tuple[str, list[str]]]:
         try:
             status = Path(folder).stat()
             with os.scandir(folder) as entries:
-                is_folder = {entry.name: entry.is_dir() for entry in entries}
+                is_inner = {entry.name: _is_folder(entry) for entry in entries}
         except OSError:
             continue
         if (status.st_dev, status.st_ino) in visited:
             continue
         visited.add((status.st_dev, status.st_ino))
-        names = sorted(is_folder)
-        yield folder, [name for name in names if not is_folder[name]]
-        inner = [name for name in names if is_folder[name] and not name.startswith(".")]
+        names = sorted(is_inner)
+        yield folder, [name for name in names if not is_inner[name]]
+        inner = [name for name in names if is_inner[name] and not name.startswith(".")]
         waiting += [f"{folder.rstrip('/')}/{name}" for name in reversed(inner)]
+
+
+def folders_in(parent: Path) -> list[Path]:
+    """List the folders in `parent`, which may also contain a hundred thousand images, without hidden ones."""
+    if not parent.is_dir():
+        return []
+    with os.scandir(parent) as entries:
+        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def locate_images(names: Sequence[str], folders: Iterable[Path]) -> list[str | None]:

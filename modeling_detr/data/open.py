@@ -1,6 +1,5 @@
 """Open a dataset in any format."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
@@ -8,8 +7,10 @@ from typing import get_args
 from modeling_detr.data.dataset_format import DatasetFormat
 from modeling_detr.data.findings import Findings, first_items
 from modeling_detr.data.formats import FORMATS, reading_options
-from modeling_detr.data.labels import only_things
-from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, did_you_mean
+from modeling_detr.data.image_paths import folders_in
+from modeling_detr.data.labels import MAX_CLASSES, only_things
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, DetrError, did_you_mean
+from modeling_detr.input_files import require_file
 from modeling_detr.structures_detr import DetectionIndex, Task
 
 
@@ -66,10 +67,26 @@ def open_dataset(
         )
     findings = Findings() if findings is None else findings
     findings.format = chosen.name
-    index = chosen.read(place, findings=findings, task=task, **given)
+    index = _read(chosen, place, findings, task, given)
+    if len(index.categories) > MAX_CLASSES:
+        raise DatasetError(place, f"{len(index.categories):,} classes, more than the limit of {MAX_CLASSES:,}")
     if task == "instance" and not all(category.is_thing for category in index.categories):
         index = only_things(index)
     return index if split is None else index.split(split)
+
+
+def _read(
+    chosen: DatasetFormat, place: str | Path, findings: Findings, task: Task, given: Mapping[str, object]
+) -> DetectionIndex:
+    """Read a dataset; whatever a reader raises becomes an error that names it."""
+    try:
+        return chosen.read(place, findings=findings, task=task, **given)
+    except DetrError:
+        raise
+    except Exception as error:  # something in the dataset that its reader does not expect
+        reason = " ".join(str(error).split()) or "no details"
+        problem = f"cannot be read as format '{chosen.name}' ({type(error).__name__}: {reason})"
+        raise DatasetReadError(place, problem, "compare it with the description of the format") from error
 
 
 def _choose_format(
@@ -118,7 +135,8 @@ def _detect_format(path: Path, task: Task) -> tuple[DatasetFormat, Path]:
         if fitting:
             return fitting[0], place
         place = _only_folder(place)
-    if path.is_file():
+    if not path.is_dir():
+        require_file(path)
         remedy = "expected a dataset's folder, a COCO file (.json), a YOLO description (.yaml) or a parquet file"
         raise DatasetError(path, "not a dataset file", remedy)
     entries = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
@@ -132,11 +150,8 @@ def _looked_for() -> str:
 
 def _only_folder(path: Path) -> Path | None:
     """Return the only folder in `path`, as archives often unpack to one; None if there is none or several."""
-    if not path.is_dir():
-        return None
-    with os.scandir(path) as entries:
-        folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
-    return Path(folders[0].path) if len(folders) == 1 else None
+    folders = [folder for folder in folders_in(path) if not folder.name.startswith("__")]
+    return folders[0] if len(folders) == 1 else None
 
 
 def _check_options(chosen: DatasetFormat, place: str | Path, given: Mapping[str, object]) -> None:

@@ -146,7 +146,7 @@ def hold_out_of_split(
 
 def hold_out(index: DetectionIndex, fraction: float, seed: int) -> tuple[DetectionIndex, DetectionIndex]:
     """Divide the images into those to train on and a held-out share, which depends on their ids and the seed only."""
-    keys = [hashlib.sha256(f"{seed}/{image.id}".encode()).digest() for image in index.images]
+    keys = [hashlib.sha256(f"{seed}/{image.id}".encode(errors="surrogatepass")).digest() for image in index.images]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     num_held_out = min(len(index) - 1, max(1, round(fraction * len(index))))
     held_out, rest = order[:num_held_out], order[num_held_out:]

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.ipc
 
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError
+from modeling_detr.input_files import require_file
 
 
 _VIRTUAL_PATH = re.compile(r"(?P<file>.+\.arrow)\?column=(?P<column>.+)&row=(?P<row>\d+)")
@@ -44,16 +45,19 @@ def read_table(file: str) -> Any:
     """Return the table in an Arrow file, memory-mapped.
 
     Raises:
-        OSError: The file does not exist or is truncated.
+        OSError: The file does not exist, is truncated or is invalid.
     """
+    require_file(file)
     try:
         source = pyarrow.memory_map(file)
         try:
-            return pyarrow.ipc.open_stream(source).read_all()
+            table = pyarrow.ipc.open_stream(source).read_all()
         except pyarrow.ArrowInvalid:
             source.seek(0)
-            return pyarrow.ipc.open_file(source).read_all()
-    except pyarrow.ArrowInvalid as error:
+            table = pyarrow.ipc.open_file(source).read_all()
+        table.validate(full=True)  # offsets past the end would be read
+        return table
+    except (pyarrow.ArrowException, OSError) as error:
         raise DatasetReadError(file, f"not a readable Arrow file ({error})", "save the dataset again") from error
 
 

@@ -5,7 +5,6 @@ A million annotations load in seconds, because everything is built as columns an
 
 import gc
 import mmap
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from modeling_detr.data.formats.coco_annotations import Entries, MaskReader, rea
 from modeling_detr.data.formats.coco_categories import drop_placeholder_categories
 from modeling_detr.data.formats.written_values import is_integer, to_integer, to_text
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
-from modeling_detr.data.image_paths import is_split_name, locate_images, refuse_outside
+from modeling_detr.data.image_paths import folders_in, is_split_name, locate_images, refuse_outside
 from modeling_detr.data.labels import MAX_CLASSES
 from modeling_detr.errors_detr import (
     DatasetError,
@@ -347,7 +346,7 @@ def _size_in_file(split: CocoSplit, entry: Mapping[str, Any], path: str, finding
         return None
     try:
         return header_size(path)
-    except DatasetReadError as error:
+    except (DatasetReadError, DatasetNotFoundError) as error:
         findings.add("unreadable image", error, image=path)
         return None
 
@@ -375,7 +374,7 @@ def _locate(
     usual = [] if images is None else [Path(images), Path(images) / split.name]
     usual += [root / split.name, root / "images" / split.name, folder, folder / "images", root / "images", root]
     folders = [
-        place for place in dict.fromkeys([*usual, *_folders(root), *_folders(root / "images")]) if place.is_dir()
+        place for place in dict.fromkeys([*usual, *folders_in(root), *folders_in(root / "images")]) if place.is_dir()
     ]
     paths = locate_images(names, folders)
     refuse_outside([path for path in paths if path is not None], [root, images], findings)
@@ -392,11 +391,3 @@ def _locate(
             message = f"{count} missing, the first is '{missing[0]}', searched {places}"
             findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)
     return [path if path is not None else name for path, name in zip(paths, names, strict=True)]
-
-
-def _folders(parent: Path) -> list[Path]:
-    """List the folders in `parent`, which may also contain a hundred thousand images."""
-    if not parent.is_dir():
-        return []
-    with os.scandir(parent) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))

@@ -299,7 +299,7 @@ def _read_record(
         findings.warn("image size", note, "it is read from the image file", [(file, message)])
         try:
             size = list(header_size(path))
-        except DatasetReadError as error:
+        except (DatasetReadError, DatasetNotFoundError) as error:
             findings.add("unreadable image", error, image=path)
             return None
     inner = file.relative_to(root).with_suffix("").parts

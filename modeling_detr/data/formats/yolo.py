@@ -68,7 +68,7 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
     for index, (image, label_file) in enumerate(zip(image_paths, label_files, strict=True)):
         try:
             height, width = header_size(image)
-        except DatasetReadError as error:
+        except (DatasetReadError, DatasetNotFoundError) as error:
             findings.add("unreadable image", error, image=image)
             continue
         if label_file is not None:
