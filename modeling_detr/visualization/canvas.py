@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from modeling_detr.image_processing_detr import RawImage, to_rgb
 from modeling_detr.visualization.colours import Colour
+from modeling_detr.visualization.text import Font, drawable, font_for
 
 
 _TEXT_MARGIN = 3
@@ -55,19 +56,18 @@ class Canvas:
         """The width of a box's lines in picture pixels."""
         return max(2, round(min(self.picture.size) / 200))
 
-    @property
-    def font(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-        """A font whose size suits the picture."""
-        return ImageFont.load_default(max(13, round(min(self.picture.size) / 32)))
+    def font_for(self, text: str) -> Font:
+        """A font that has the characters of a text, in a size that suits the picture."""
+        return font_for(text, max(13, round(min(self.picture.size) / 32)))
 
     def caption(self, label: int, score: float | None = None) -> str:
-        """The name of a class, followed by the score if there is one."""
-        name = self.id2label.get(label, str(label))
+        """The name of a class, shortened if it is very long, followed by the score if there is one."""
+        name = drawable(self.id2label.get(label, str(label)), limit=40)
         return name if score is None else f"{name} {score:.2f}"
 
     def text_size(self, text: str) -> tuple[float, float]:
         """(width, height) of a text in picture pixels."""
-        left, top, right, bottom = ImageDraw.Draw(self.picture).textbbox((0, 0), text, font=self.font)
+        left, top, right, bottom = ImageDraw.Draw(self.picture).textbbox((0, 0), text, font=self.font_for(text))
         return right - left, bottom - top
 
     def write(self, text: str, corner: tuple[float, float], colour: Colour) -> None:
@@ -78,7 +78,7 @@ class Canvas:
             corner: x and y in picture pixels, such as the top left corner of a box.
             colour: Colour of the rectangle; the text is black or white, whichever has more contrast.
         """
-        draw, font = ImageDraw.Draw(self.picture), self.font
+        draw, font = ImageDraw.Draw(self.picture), self.font_for(text)
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 2 * _TEXT_MARGIN, bottom - top + 2 * _TEXT_MARGIN
         x = min(max(corner[0], 0), max(0, self.picture.width - width))

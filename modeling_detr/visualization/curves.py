@@ -4,15 +4,18 @@ To add a panel, add a line to `PANELS`.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_detr.atomic_output import replaced_file
+from modeling_detr.visualization.text import SYSTEM_FONTS, drawable
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 PANELS = {
@@ -61,10 +64,9 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         _plot_panel(axes, title, keys, list(epochs.values()))
     for unused in figure.axes[len(panels) :]:
         unused.remove()
-    for run_index, name in enumerate(epochs):
-        figure.axes[0].plot([], [], color=_run_colour(run_index), label=name)
-    figure.legend(loc="outside lower center", ncols=min(4, len(epochs)), fontsize=9)
-    with replaced_file(path) as partial:
+    _add_legend(figure, list(epochs))
+    with replaced_file(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")  # a character in the name of a run
         figure.savefig(partial, dpi=120, format=path.suffix.removeprefix(".").lower() or None)
     return path
 
@@ -80,6 +82,20 @@ def _plot_panel(axes: "Axes", title: str, keys: Sequence[str], runs: Sequence[Se
             if points:
                 marker = "." if len(points) < 40 else ""
                 axes.plot(*zip(*points, strict=True), style, marker=marker, color=_run_colour(run_index))
+
+
+def _add_legend(figure: "Figure", names: Sequence[str]) -> None:
+    """Adds a legend with the colour and name of each run."""
+    from matplotlib import font_manager
+
+    lines = [figure.axes[0].plot([], [], color=_run_colour(run_index))[0] for run_index in range(len(names))]
+    numbers = [str(run_index) for run_index in range(len(names))]
+    legend = figure.legend(lines, numbers, loc="outside lower center", ncols=min(4, len(names)), fontsize=9)
+    installed = set(font_manager.get_font_names())
+    families = ["DejaVu Sans", *(family for family in SYSTEM_FONTS if family in installed)]
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        # as a label, a name with $ would be a formula, and one that starts with _ would be hidden
+        text.set(parse_math=False, text=drawable(name), fontfamily=families)
 
 
 def _run_colour(run_index: int) -> str:

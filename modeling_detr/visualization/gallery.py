@@ -5,9 +5,10 @@ import io
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from modeling_detr.markup import html_head, html_text
+from modeling_detr.visualization.text import drawable, font_for
 
 
 def tile(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | None = None) -> Image.Image:
@@ -40,11 +41,20 @@ def tile(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | 
         x = index % columns * (cell_width + gap)
         y = index // columns * (cell_height + title_height + gap)
         if titles is not None:
-            draw.text(
-                (x + 4, y + font_size // 3), titles[index], fill=(0, 0, 0), font=ImageFont.load_default(font_size)
-            )
+            title = _fitted(titles[index], font_size, cell_width - 8)
+            draw.text((x + 4, y + font_size // 3), title, fill=(0, 0, 0), font=font_for(title, font_size))
         sheet.paste(picture, (x, y + title_height))
     return sheet
+
+
+def _fitted(title: str, font_size: int, width: int) -> str:
+    """A title as one line, with its middle left out if it is wider than `width` pixels."""
+    shown = line = drawable(title, limit=400)
+    font, kept = font_for(line, font_size), len(line) // 2
+    while font.getlength(shown) > width and kept > 1:
+        kept -= 1
+        shown = f"{line[:kept]}…{line[-kept:]}"
+    return shown
 
 
 def gallery_html(heading: str, pictures: Sequence[Image.Image], titles: Sequence[str], columns: int) -> str:

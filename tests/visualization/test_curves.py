@@ -1,10 +1,12 @@
 import warnings
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from modeling_detr.visualization import plot_curves
+from modeling_detr.visualization.text import drawable
 
 
 def entries(epochs: int) -> list[dict[str, Any]]:
@@ -22,6 +24,17 @@ def test_the_curves_of_several_runs_are_plotted_in_one_file(tmp_path: Path, name
         warnings.simplefilter("error")
         plot_curves({"first": entries(3), "second": entries(60)}, tmp_path / "new" / name)
     assert (tmp_path / "new" / name).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["$x_{$", "_hidden", "<b>", "斑马", "a\nb\x1b", "x" * 1000])
+def test_any_name_of_a_run_is_shown_as_it_is(tmp_path: Path, name: str) -> None:
+    import matplotlib as mpl
+
+    with warnings.catch_warnings(), mpl.rc_context({"svg.fonttype": "none"}):
+        warnings.simplefilter("error")
+        plot_curves({name: entries(2)}, tmp_path / "curves.svg")
+    texts = ElementTree.parse(tmp_path / "curves.svg").iter("{http://www.w3.org/2000/svg}text")
+    assert drawable(name) in [text.text for text in texts]
 
 
 def test_no_figure_stays_open(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from modeling_detr.visualization import draw_prediction, tile
+from modeling_detr.visualization.text import drawable, font_for
+
+
+def test_a_drawable_name_is_one_short_line():
+    assert drawable("斑马") == "斑马"
+    assert drawable("a\nb\x1b") == r"a\nb\u001b"
+    assert drawable("x" * 10_000) == "x" * 59 + "…"
+    assert drawable("x" * 60) == "x" * 60
+
+
+def test_the_font_has_the_characters_of_the_name():
+    assert font_for("cat", 13).getname() == ImageFont.load_default(13).getname()
+    assert font_for("café", 13).getname() == font_for("قطة", 13).getname() == ("DejaVu Sans", "Book")
+    assert font_for("", 13).getname() == ImageFont.load_default(13).getname()
+
+
+@pytest.mark.parametrize("name", ["x" * 10_000, "one\ntwo\nthree", "قطة", "斑马 🐈", "", "\udcff"])
+def test_any_class_name_is_drawn_on_one_line_within_the_picture(name):
+    objects = {"boxes": torch.tensor([[20.0, 200.0, 300.0, 400.0]]), "labels": torch.tensor([0])}
+    picture = draw_prediction(torch.zeros(3, 480, 640, dtype=torch.uint8), objects, {0: name})
+    assert picture.size == (640, 480)
+    assert not np.asarray(picture)[:170].any()  # nothing but one line above the box
+
+
+def test_a_title_stays_within_its_cell():
+    pictures = [Image.new("RGB", (100, 50)) for _ in range(2)]
+    sheet = np.asarray(tile(pictures, 2, ["a very long name of a file, as annotated: 12 boxes" * 10, ""]))
+    assert (sheet[:20, :108] < 255).any()
+    assert (sheet[:20, 108:] == 255).all()
