@@ -47,7 +47,7 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def fix_of(error: BaseException, target: Path | None = None) -> str:
-    """What makes writing possible again: "free some space"; empty if the system's reason says it all.
+    """What makes writing possible again: "free some space"; empty if the reason leaves that open.
 
     Args:
         error: An error of writing, such as an `OutputError`.
@@ -74,8 +74,9 @@ def output_error(target: Path, cause: OSError, kept: str = "") -> OutputError:
     """
     reason = os.strerror(errno.ENOTDIR) if isinstance(cause, FileExistsError) else cause.strerror or cause
     fix = fix_of(cause, target)
-    remedy = f"{fix}, or choose another folder" if fix and cause.errno != errno.ENAMETOOLONG else fix
-    return OutputError(target, f"cannot be written ({reason}){f'; {kept}' if kept else ''}", remedy)
+    remedies = [fix] if cause.errno == errno.ENAMETOOLONG else [fix, "choose another folder"]
+    problem = f"cannot be written ({reason}){f'; {kept}' if kept else ''}"
+    return OutputError(target, problem, ", or ".join(filter(None, remedies)))
 
 
 def write_failure(error: BaseException, places: Iterable[str | Path]) -> OSError | None:
@@ -127,7 +128,8 @@ def check_folder(folder: str | Path, *, files: Iterable[str] = (), folders: Iter
     """
     folder = Path(folder)
     for place in (folder, *(folder / name for name in folders)):
-        _try_to_write_in(place)
+        with explained_output(place):
+            _try_to_write_in(place)
     for name in files:
         _refuse_folder(folder / name)
 
@@ -138,21 +140,21 @@ def check_file(file: str | Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    _try_to_write_in(Path(file).parent)
+    with explained_output(file):
+        _try_to_write_in(Path(file).parent)
     _refuse_folder(Path(file))
 
 
 def _try_to_write_in(folder: Path) -> None:
     """Write a file without a name to a folder, or to the nearest of its parents that exists."""
     existing = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
-    with explained_output(folder):
-        if not existing.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
-        for name in folder.relative_to(existing).parts:
-            _check_name(existing / name)
-        with tempfile.TemporaryFile(dir=existing) as file:
-            file.write(bytes(_PROBE_BYTES))
-            file.flush()
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+    for name in folder.relative_to(existing).parts:
+        _check_name(existing / name)
+    with tempfile.TemporaryFile(dir=existing) as file:
+        file.write(bytes(_PROBE_BYTES))
+        file.flush()
 
 
 def _refuse_folder(file: Path) -> None:

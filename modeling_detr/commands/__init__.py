@@ -15,6 +15,7 @@ from typing import NamedTuple
 from modeling_detr import __version__
 from modeling_detr.commands.terminal import printable_output
 from modeling_detr.errors_detr import DetrError, PluginError, did_you_mean, printable, python_argument
+from modeling_detr.output_errors import fix_of
 
 
 PLUGINS = "modeling_detr.plugins"  # entry-point group of the packages that add to public tables
@@ -134,9 +135,17 @@ def _exit_code(program: str, run: Callable[[], int | None], format_setting: Call
     except (DetrError, ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
-        message = error.to_text(format_setting) if isinstance(error, DetrError) else str(error)
+        message = error.to_text(format_setting) if isinstance(error, DetrError) else _message_of(error)
         print(f"{program}: {printable(_without_worker_traceback(message))}", file=sys.stderr)
         return 2
+
+
+def _message_of(error: Exception) -> str:
+    """The message of an error of Python or the system, which Python starts with its number."""
+    if not isinstance(error, OSError) or error.errno is None or not error.strerror:
+        return str(error)
+    where = "the output" if error.filename is None else str(error.filename)
+    return "; ".join(filter(None, [f"{where}: {error.strerror}", fix_of(error)])) + "."
 
 
 def as_option(name: str, value: object) -> str:

@@ -129,7 +129,8 @@ def _download(name: str) -> Path:
     try:
         torch.hub.download_url_to_file(url, str(cached), hash_prefix=RELEASED[name])
     except OSError as error:  # a URLError keeps the cause in `reason`
-        raise ModelDownloadError(name, f"download failed ({getattr(error, 'reason', error)})", remedy) from error
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise ModelDownloadError(name, f"download failed ({reason})", remedy) from error
     except RuntimeError as error:  # wrong hash
         raise ModelError(
             url, f"the download does not match the released file ({error})", f"try again, or {remedy}"

@@ -17,7 +17,7 @@ from modeling_detr.conversion.checkpoint_files import Checkpoint, find_checkpoin
 from modeling_detr.conversion.coco_labels import LAST_THING, coco_id2label
 from modeling_detr.conversion.original_architecture import Architecture, check_parameters, read_architecture
 from modeling_detr.conversion.original_names import original_to_ours, ours_to_original
-from modeling_detr.errors_detr import ModelError, printable
+from modeling_detr.errors_detr import ModelError, OutputError, printable
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.markup import code_span, markdown_text
 from modeling_detr.modeling_detr import DetrForObjectDetection
@@ -111,6 +111,9 @@ def converted_copy(source: str) -> Path:
             if not folder.is_dir():
                 raise
             return folder  # another process has converted it in the meantime
+        except OutputError as error:
+            remedy = f"set HF_HOME to a folder that can be written, or run `detr convert {source} FOLDER`"
+            raise OutputError(error.where, error.problem, remedy) from error
         _logger.warning("%s", printable(f"{file}: {'; '.join(notes)}; cached in {folder}."))
     return folder
 

@@ -1,6 +1,7 @@
 """Resuming a run: which checkpoint it continues from, and what has changed since the checkpoint was written."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import yaml
@@ -27,7 +28,7 @@ def checkpoint_to_resume(recipe: Recipe) -> Path | None:
         FileNotFoundError: The checkpoint to resume does not exist.
     """
     run_dir = recipe.run_dir
-    if run_dir.exists() and not run_dir.is_dir():
+    if os.path.isfile(run_dir):  # noqa: PTH113 (unlike `Path.is_file`, false for names that are too long)
         raise RecipeError("output_dir", f"{run_dir} is a file", "choose a folder for the run")
     if recipe.resume is None:
         if holds_run(run_dir):

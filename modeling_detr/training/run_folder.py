@@ -50,7 +50,7 @@ _CHECKPOINT_NAME = re.compile(r"step_(\d+)|\.step_(\d+)\.previous")
 def holds_run(run_dir: Path) -> bool:
     """Whether a folder contains files of a run."""
     names = (RECIPE, LOG, CHECKPOINTS, MODEL, previous_path(MODEL).name)
-    return any((run_dir / name).exists() for name in names)
+    return any(os.path.lexists(run_dir / name) for name in names)
 
 
 def check_run_folder(run_dir: Path) -> None:

@@ -1,11 +1,17 @@
 """A disk that is really full: a small one in memory."""
 
+import dataclasses
+import errno
+import os
 import subprocess
 
 import pytest
 from launched_runs import logged
 
-from modeling_detr.training.checkpointing import find_damage
+from modeling_detr.errors_detr import OutputError
+from modeling_detr.training import checkpointing, trainer
+from modeling_detr.training.checkpointing import find_damage, newest_checkpoint
+from modeling_detr.training.metric_logger import MetricLogger
 from modeling_detr.training.trainer import Trainer
 
 
@@ -43,3 +49,47 @@ def test_a_full_disk_is_a_clear_error_and_the_run_resumes_with_more_space(tiny_r
     assert resumed.state.step == int(checkpoints[-1].name.removeprefix("step_")) < 10
     resumed.train()
     assert logged(recipe.run_dir) == logged(whole.run_dir)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EROFS, "mount its file system for writing, then resume from the last checkpoint"),
+        (errno.EDQUOT, "free some of your disk quota, then resume from the last checkpoint"),
+        (errno.EIO, "check the disk, then resume from the last checkpoint"),
+        (errno.ESTALE, "resume from the last checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("part", ["checkpoint", "log"])
+def test_a_disk_that_fails_while_a_run_trains_is_a_clear_error(tiny_recipe, monkeypatch, number, remedy, part):
+    recipe = tiny_recipe(checkpoint_every_steps=1, log_every_steps=1, trackers=())
+
+    def fail(_, path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    class FailingLog(MetricLogger):
+        def step(self, epoch, step, values):
+            if step == 3:
+                self.path = FailingPath(self.path)
+            super().step(epoch, step, values)
+
+    class FailingPath(type(recipe.run_dir)):
+        def open(self, *_, **__):
+            fail(None, self)
+
+    if part == "log":
+        monkeypatch.setattr(trainer, "MetricLogger", FailingLog)
+    else:
+        write = checkpointing.SAFETENSORS.write
+        model = checkpointing.CHECKPOINT_PARTS["model.safetensors"]
+        steps = iter(range(1, 99))
+        file = checkpointing.FileFormat(
+            lambda value, path: fail(value, path) if next(steps) == 3 else write(value, path), model.file.read
+        )
+        monkeypatch.setitem(checkpointing.CHECKPOINT_PARTS, "model.safetensors", dataclasses.replace(model, file=file))
+    where = recipe.run_dir / ("log.jsonl" if part == "log" else "checkpoints/step_00000003")
+    with pytest.raises(OutputError) as raised:
+        Trainer.from_recipe(recipe).train()
+    problem = f"{where}: cannot be written ({os.strerror(number)})"
+    assert str(raised.value) == f"{problem}; {remedy} with the same command and --resume auto."
+    assert newest_checkpoint(recipe.run_dir).name == "step_00000002"
