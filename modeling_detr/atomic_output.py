@@ -28,9 +28,15 @@ from modeling_detr.output_errors import explained_output, output_error, write_fa
 _PARTIAL, _PREVIOUS = ".partial-", ".previous"
 _CANNOT_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP}
 _MAX_BYTES = 150  # of the target's name in a hidden name; file systems allow 255 in all
+_MAX_STEM_BYTES = 230
 
 
 # New files and folders
+
+
+def output_stem(path: str | Path) -> str:
+    """The stem of a file's name, for the name of an output; cut if a number and a suffix would make it too long."""
+    return os.fsdecode(os.fsencode(Path(path).stem)[:_MAX_STEM_BYTES])
 
 
 @contextlib.contextmanager

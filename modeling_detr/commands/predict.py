@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling_detr.atomic_output import replace_text, synced_file
+from modeling_detr.atomic_output import output_stem, replace_text, synced_file
 from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
@@ -144,7 +144,7 @@ def _detections(result: DetectionResult, names: Mapping[int, str]) -> list[dict[
 
 def _save_segments(panoptic: PanopticResult, names: Mapping[int, str], output_dir: Path, name: str) -> dict[str, Any]:
     """Writes the segmentation map, with ids starting at 1, and returns the segments as plain values."""
-    file = Path(SEGMENTS, name).with_suffix(".png")
+    file = _segments_file(name)
     ids = np.zeros(panoptic["segmentation"].shape, np.int64)
     segments = []
     for segment_id, info in enumerate(panoptic["segments_info"], start=1):
@@ -187,16 +187,28 @@ def find_images(inputs: Iterable[Path], output_dir: Path) -> dict[str, Path]:
         ValueError: An input does not exist, is not an image, or contains no images.
     """
     images: dict[str, Path] = {}
+    taken: set[str] = set()
     for source in inputs:
         folder = source if source.is_dir() else source.parent
         for path in _images_of(source, output_dir):
             name = path.relative_to(folder)
             suffix = name.suffix if name.suffix.lower() in (".jpg", ".jpeg", ".png") else f"{name.suffix}.png"
-            unique, number = name.with_suffix(suffix).as_posix(), 2
-            while unique in images:  # another folder has an image with this name
-                unique, number = name.with_name(f"{name.stem}_{number}{suffix}").as_posix(), number + 1
-            images[unique] = path
+            stem = output_stem(name)
+            unique, number = name.with_name(f"{stem}{suffix}"), 2
+            while taken & _written_names(unique):  # of an image in another folder, or with another suffix
+                unique, number = name.with_name(f"{stem}_{number}{suffix}"), number + 1
+            taken |= _written_names(unique)
+            images[unique.as_posix()] = path
     return images
+
+
+def _written_names(name: Path) -> set[str]:
+    """The paths of an image's picture and segmentation map, without suffix, as file systems without case see them."""
+    return {file.with_suffix("").as_posix().casefold() for file in (name, _segments_file(name))}
+
+
+def _segments_file(name: str | Path) -> Path:
+    return Path(SEGMENTS, name).with_suffix(".png")
 
 
 def _images_of(source: Path, output_dir: Path) -> list[Path]:

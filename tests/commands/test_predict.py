@@ -77,6 +77,17 @@ def test_images_with_the_same_name_in_two_folders_are_kept_apart(tmp_path: Path)
     assert found == {"a.jpg": paths[0], "a_2.jpg": paths[1], "a_3.jpg": paths[2]}
 
 
+def test_images_whose_pictures_or_segmentation_maps_would_share_a_file_are_kept_apart(tmp_path: Path) -> None:
+    names = ["A.png", "a.jpg", "segments/a.jpg", f"{'x' * 250}.webp"]
+    for name in names:
+        picture(tmp_path / name)
+    found = find_images([tmp_path], tmp_path / "out")
+    assert sorted(path.name for path in found.values()) == sorted(Path(name).name for name in names)
+    written = [Path(folder, name).with_suffix("").as_posix().lower() for name in found for folder in ("", "segments")]
+    assert len(set(written)) == 2 * len(names)
+    assert all(len(Path(name).name) < 255 for name in found)
+
+
 def test_output_of_an_earlier_call_is_not_used_as_input(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.jpg")
     picture(tmp_path / "out" / "sub" / "a.jpg")

@@ -9,6 +9,7 @@ Shapes: G true segments · P predicted segments of one image · C classes · H, 
 
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from modeling_detr.atomic_output import replace_text, synced_file
+from modeling_detr.atomic_output import output_stem, replace_text, synced_file
 from modeling_detr.errors_detr import DatasetError, PredictionError
 from modeling_detr.evaluation.evaluators.checks import check_label_range, pair_with_images
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
@@ -396,9 +397,24 @@ def _means(classes: Sequence[ClassQuality]) -> tuple[float, float, float]:
 
 
 def _file_names(index: DetectionIndex) -> list[str]:
-    """The name of each image's PNG: the image's name, plus its index if several images share that name."""
-    stems = [Path(image.path).stem for image in index.images]
-    counts = Counter(stems)
-    return [
-        f"{stem}.png" if counts[stem] == 1 else f"{stem}_{image_index}.png" for image_index, stem in enumerate(stems)
-    ]
+    """The name of each image's PNG: the image's name, plus its index if several images share that name.
+
+    Names that a file system may take for the same, because it ignores case, count as shared.
+    """
+    stems = [output_stem(image.path) for image in index.images]
+    counts = Counter(map(_folded, stems))
+    taken = {name for name, count in counts.items() if count == 1}
+    names = []
+    for image_index, stem in enumerate(stems):
+        name = stem
+        if counts[_folded(stem)] > 1:
+            name = f"{stem}_{image_index}"
+            while _folded(name) in taken:
+                name = f"{name}_{image_index}"
+            taken.add(_folded(name))
+        names.append(f"{name}.png")
+    return names
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

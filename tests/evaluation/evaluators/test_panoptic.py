@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -255,6 +256,19 @@ def test_predictions_are_written_in_the_format_of_panopticapi(tmp_path: Path) ->
         assert image.mode == "RGB"
     identifiers = read_segment_ids(str(tmp_path / "panoptic" / "0.png"))
     assert (identifiers == columns((0, 4, cat["id"]), (4, 8, sky["id"]))).all()
+
+
+def test_every_image_has_a_segmentation_map_of_its_own(tmp_path: Path) -> None:
+    # the second of two images named "a" used to overwrite the map of the image "a_1"
+    paths = ["one/a.jpg", "two/a.jpg", "a_1.jpg", "A_0.jpg", "b.jpg", "B.jpg", "one/a_0.jpg", f"{'x' * 251}.jpg"]
+    truth = [(columns((0, 4, 1)), [(CAT, False)])] * len(paths)
+    index = index_of(truth)
+    records = [dataclasses.replace(image, path=path) for image, path in zip(index.images, paths, strict=True)]
+    evaluator = PanopticEvaluator(dataclasses.replace(index, images=tuple(records)), save_to=tmp_path / "panoptic")
+    evaluator.update(list(range(len(paths))), [prediction(columns((0, 4, 0)), {0: CAT})] * len(paths))
+    names = [annotation["file_name"] for annotation in evaluator.to_coco_panoptic()["annotations"]]
+    assert len({name.lower() for name in names}) == len(paths)
+    assert sorted(path.name for path in (tmp_path / "panoptic").iterdir()) == sorted(names)
 
 
 bad_predictions = [
