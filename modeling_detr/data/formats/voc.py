@@ -11,6 +11,7 @@ official layout.
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, Ima
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
+_NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 _LOOKED_FOR = ".xml files that begin with <annotation>"
 
 
@@ -430,6 +432,10 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
     refuse_shared_names(index, "voc")
     if not all(category.name.strip() for category in index.categories):
         raise DatasetError(index.name, "a class has no name, which voc needs", "name the class")
+    unwritable = [category.name for category in index.categories if _NOT_IN_XML.search(category.name)]
+    if unwritable:
+        problem = f"class '{unwritable[0]}' has control characters, which the XML of voc cannot contain"
+        raise DatasetError(index.name, problem, "rename the class")
     notes = warn_of_stuff(index)
     index, lost = without_crowds(index, "voc")
     notes += lost

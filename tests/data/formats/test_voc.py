@@ -1,11 +1,14 @@
 """Pascal VOC: coordinates as written, layouts, lists of images, and errors."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
 from modeling_detr.data import open_dataset
+from modeling_detr.data.convert import convert_dataset
+from modeling_detr.errors_detr import DatasetError
 
 
 def test_coordinates_are_as_written_and_difficult_objects_are_boxes(voc_folder):
@@ -108,3 +111,11 @@ def test_the_filename_tag_decides_between_images_with_the_same_stem(voc_folder, 
     edit(voc_folder / "Annotations" / "a.xml", "a.jpg", "a")
     with pytest.raises(ValueError, match=r"a.xml: its image may be .*a.jpg or .*a.png, and <filename> is 'a'"):
         open_dataset(voc_folder)
+
+
+def test_a_class_name_that_xml_cannot_contain_is_named_before_anything_is_written(voc_folder, tmp_path):
+    index = open_dataset(voc_folder)
+    categories = tuple(dataclasses.replace(category, name=f"{category.name}\x1b[2J") for category in index.categories)
+    with pytest.raises(DatasetError, match=r"class 'cat\\u001b\[2J' has control characters, which the XML of voc"):
+        convert_dataset(dataclasses.replace(index, categories=categories), tmp_path / "copy", "voc")
+    assert not (tmp_path / "copy").exists()
