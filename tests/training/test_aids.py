@@ -3,7 +3,7 @@ import torch
 from launched_runs import logged
 
 from modeling_detr.modeling_detr import ExtraQueries
-from modeling_detr.training.aids import AIDS, Aid, TrainingAid, active_aids, build_training_model
+from modeling_detr.training.aids import AIDS, Aid, AidedBatch, TrainingAid, active_aids, build_training_model
 from modeling_detr.training.aids.denoising import Denoising
 from modeling_detr.training.aids.encoder_supervision import EncoderSupervision, token_centres
 from modeling_detr.training.aids.local_start import start_local
@@ -96,6 +96,61 @@ def test_the_noise_of_an_image_depends_on_its_seed_and_not_on_its_batch():
     assert torch.equal(denoising.extra_queries([first], 4).positions[0], together[0])
     assert not torch.equal(denoising.extra_queries([{**first, "noise_seed": 6}], 4).positions[0], together[0])
     assert not torch.equal(together[0, :3], together[0, 3:])  # each group has its own
+
+
+def seeded_labels(*counts):
+    return [{**label, "noise_seed": seed} for seed, label in enumerate(labels_of(*counts))]
+
+
+def denoising_losses(denoising, detector, labels, num_boxes):
+    """Return the losses of queries that stay as they are added, without the decoder."""
+    states = denoising.extra_queries(labels, 4).positions.detach()[None]
+    return denoising.losses(AidedBatch(detector, None, None, labels, num_boxes, states))
+
+
+def test_an_image_of_many_objects_has_fewer_denoising_groups():
+    denoising = Denoising(5, 32, num_groups=3, temperature=20, max_queries=12)
+    few, some, many = seeded_labels(2, 5, 40)
+    assert denoising.extra_queries([few], 4).content.shape[1] == 6  # three groups
+    assert denoising.extra_queries([some], 4).content.shape[1] == 10  # two
+    assert denoising.extra_queries([many], 4).content.shape[1] == 12  # one, of 12 objects
+    together = denoising.extra_queries([few, some, many], 4)
+    assert together.content.shape[1] == 12
+    for image, (label, size) in enumerate([(few, 6), (some, 10), (many, 12)]):  # beside others an image has the same
+        alone = denoising.extra_queries([label], 4)
+        assert torch.equal(together.positions[image, :size], alone.positions[0])
+        assert torch.equal(together.content[image, :size], alone.content[0])
+        mask = together.attention_mask[image, 4 : 4 + size]
+        assert torch.equal(mask[:, : 4 + size], alone.attention_mask[0, 4:])
+        assert not mask[:, 4 + size :].any()
+
+
+def test_each_step_denoises_other_objects_of_an_image_with_too_many():
+    denoising = Denoising(5, 32, 3, 20, label_noise=0, centre_noise=0, size_noise=0, max_queries=12)
+    first, again, other = (denoising.extra_queries([{**labels_of(40)[0], "noise_seed": s}], 4) for s in (1, 1, 2))
+    assert torch.equal(first.positions, again.positions)
+    assert not torch.equal(first.positions, other.positions)
+
+
+def test_the_losses_of_denoised_images_add_up_however_many_objects_they_have(tiny_detector):
+    detector = tiny_detector()
+    denoising = Denoising(5, detector.config.d_model, 3, 20, max_queries=12)
+    labels = seeded_labels(2, 0, 5, 40)
+    together = denoising_losses(denoising, detector, labels, 47)
+    apart = [denoising_losses(denoising, detector, [label], 47) for label in labels if len(label["boxes"])]
+    for name, value in together.items():
+        torch.testing.assert_close(value, sum(losses[name] for losses in apart))
+    unlimited = Denoising(5, detector.config.d_model, 3, 20)
+    unlimited.load_state_dict(denoising.state_dict())
+    for name, value in denoising_losses(unlimited, detector, labels, 47).items():
+        torch.testing.assert_close(together[name], value, rtol=0.25, atol=0)  # a sample of the same mean
+
+
+def test_thousands_of_objects_in_an_image_do_not_fill_the_memory(tiny_detector):
+    extra = (
+        build_training_model(tiny_detector(), denoising_groups=3).aids["denoising"].extra_queries(labels_of(5000), 9)
+    )
+    assert extra.attention_mask.numel() <= 400**2
 
 
 def test_aids_do_not_change_what_the_detector_predicts(tiny_detector):
