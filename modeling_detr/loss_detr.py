@@ -8,7 +8,9 @@ Shapes: L decoder layers · B images · Q queries · C classes (index C is "no o
 T targets of all images of the batch · M matched pairs of the batch, Σ min(N, Q).
 """
 
+import itertools
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,11 +21,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .structures_detr import Assignment, DetectionLabels
 
 
 _logger = logging.getLogger(__name__)
+
+# Limits of memory. The masks of a batch of usual size stay below theirs, and are computed as a whole.
+_PAIRS_PER_CHUNK = (
+    2**18
+)  # of a query and a target, whose cost takes about 200 bytes; larger chunks are slower on a CPU
+MAX_MASK_PIXELS = 2**27  # of all masks of a batch, 125 of 800x1333, about 6 GB until the backward pass
 
 # Replaces costs that are not finite. Real costs, sums of a probability, an L1 distance and a GIoU, are far smaller.
 _UNUSABLE_COST = 1e6
@@ -133,10 +142,19 @@ class HungarianMatcher:
         ).to(device, non_blocking=True)  # (T,), its length known on the host
         classes = torch.cat([label["class_labels"] for label in labels]).to(device, torch.int64)  # (T,)
         boxes = torch.cat([label["boxes"] for label in labels]).to(device, pred_boxes.dtype)  # (T, 4)
-        # the two index tensors are not adjacent, so the result is (T, L, Q), and (L, T, Q, C + 1) is never allocated
-        probability = logits.softmax(-1)[:, image_of_target, :, classes].transpose(0, 1)  # (L, T, Q)
-        l1, giou_loss = box_distances(pred_boxes[:, image_of_target], boxes[:, None])  # (L, T, Q)
-        return self.bbox_cost * l1 - self.class_cost * probability + self.giou_cost * (giou_loss - 1)
+        num_layers, _, num_queries = logits.shape[:3]
+        costs = pred_boxes.new_empty(num_layers, len(classes), num_queries)
+        step = max(1, _PAIRS_PER_CHUNK // (num_layers * num_queries))
+        chunks = zip(
+            image_of_target.split(step), classes.split(step), boxes.split(step), costs.split(step, 1), strict=True
+        )
+        probability = logits.softmax(-1)
+        for images, chunk_classes, chunk_boxes, out in chunks:
+            # the two index tensors are not adjacent, so the result is (t, L, Q); (L, t, Q, C + 1) is never allocated
+            class_score = probability[:, images, :, chunk_classes].transpose(0, 1)  # (L, t, Q)
+            l1, giou_loss = box_distances(pred_boxes[:, images], chunk_boxes[:, None])  # (L, t, Q)
+            out.copy_(self.bbox_cost * l1 - self.class_cost * class_score + self.giou_cost * (giou_loss - 1))
+        return costs
 
 
 def _assign(costs: NDArray[np.float64]) -> Assignment:
@@ -386,9 +404,17 @@ class MaskCriterion:
     Args:
         mask_loss_coefficient: Weight of the focal loss in the sum.
         dice_loss_coefficient: Weight of the dice loss in the sum.
+        max_pixels: Pixels of all masks of a batch that are computed as a whole. More are computed in parts, and again
+            in the backward pass: the same numbers in less memory.
     """
 
-    def __init__(self, mask_loss_coefficient: float = 1.0, dice_loss_coefficient: float = 1.0) -> None:
+    def __init__(
+        self,
+        mask_loss_coefficient: float = 1.0,
+        dice_loss_coefficient: float = 1.0,
+        max_pixels: int = MAX_MASK_PIXELS,
+    ) -> None:
+        self.max_pixels = max_pixels
         self.weights = {"loss_mask": mask_loss_coefficient, "loss_dice": dice_loss_coefficient}
 
     def __call__(
@@ -410,15 +436,30 @@ class MaskCriterion:
         """
         if num_boxes is None:
             num_boxes = max(sum(len(label["class_labels"]) for label in labels), 1)
+        images = [index for index, match in enumerate(assignments) for _ in range(len(match.targets))]
+        targets = [target for match in assignments for target in match.targets.tolist()]
+
+        def losses(logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
+            """(K, h, w) logits of the masks from `start` on → (K,) focal and (K,) dice losses."""
+            stop = start + len(logits)
+            masks = _padded_masks(labels, images[start:stop], targets[start:stop], canvas_size, logits).flatten(1)
+            logits = F.interpolate(logits[:, None], size=canvas_size, mode="bilinear", align_corners=False)
+            logits = logits.flatten(1)  # (K, H·W)
+            return _focal_loss(logits, masks).mean(1), _dice_loss(logits, masks)
+
         with torch.autocast(mask_logits.device.type, enabled=False):
             logits = _at_least_float32(mask_logits)
-            targets = _padded_masks(labels, assignments, canvas_size, logits)  # (M, H, W)
-            logits = F.interpolate(logits[:, None], size=canvas_size, mode="bilinear", align_corners=False)[:, 0]
-            logits, targets = logits.flatten(1), targets.flatten(1)  # (M, H·W)
-            terms = {
-                "loss_mask": _focal_loss(logits, targets).mean(1).sum() / num_boxes,
-                "loss_dice": _dice_loss(logits, targets).sum() / num_boxes,
-            }
+            pixels = canvas_size[0] * canvas_size[1]
+            if len(logits) * pixels <= self.max_pixels:
+                focal_loss, dice_loss = losses(logits, 0)
+            else:
+                step = max(1, self.max_pixels // 8 // pixels)
+                chunks = [
+                    checkpoint(losses, chunk, index * step, use_reentrant=False, preserve_rng_state=False)
+                    for index, chunk in enumerate(logits.split(step))
+                ]
+                focal_loss, dice_loss = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+            terms = {"loss_mask": focal_loss.sum() / num_boxes, "loss_dice": dice_loss.sum() / num_boxes}
         total = sum((self.weights[name] * value for name, value in terms.items()), logits.new_zeros(()))
         return total, {name: value.detach() for name, value in terms.items()}
 
@@ -432,13 +473,18 @@ def flat_queries(assignments: Sequence[Assignment], device: torch.device) -> tup
 
 
 def _padded_masks(
-    labels: Sequence[DetectionLabels], assignments: Sequence[Assignment], size: tuple[int, int], like: Tensor
+    labels: Sequence[DetectionLabels],
+    images: Sequence[int],
+    targets: Sequence[int],
+    size: tuple[int, int],
+    like: Tensor,
 ) -> Tensor:
-    """The matched targets' masks (M, H, W) on the padded canvas, zero in the padding."""
-    masks = like.new_zeros((sum(len(match.targets) for match in assignments), *size))
+    """The masks (K, H, W) of K targets, each of an image, on the padded canvas; zero in the padding."""
+    masks = like.new_zeros((len(targets), *size))
     start = 0
-    for label, match in zip(labels, assignments, strict=True):
-        chosen = label["masks"][match.targets.to(label["masks"].device)]  # (K, height, width)
+    for image, group in itertools.groupby(zip(images, targets, strict=True), key=operator.itemgetter(0)):
+        image_masks = labels[image]["masks"]
+        chosen = image_masks[torch.tensor([target for _, target in group], device=image_masks.device)]  # (k, h, w)
         masks[start : start + len(chosen), : chosen.shape[1], : chosen.shape[2]] = chosen
         start += len(chosen)
     return masks

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.utils.import_utils import is_tracing
 
@@ -306,7 +307,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
             (M, h, w) logits in the order of `keep.nonzero()`, equal to `pred_masks[keep]`.
         """
         image_index, query_index = keep.nonzero(as_tuple=True)
-        return self._masks_in_chunks(outputs, image_index, query_index)
+        return self._masks_of(outputs, image_index, query_index)
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode; a detector that is completely frozen stays in evaluation mode."""
@@ -335,27 +336,39 @@ class DetrForSegmentation(DetrPreTrainedModel):
         device = outputs.logits.device
         image_index = torch.arange(batch, device=device)[:, None].expand(batch, queries).flatten()
         query_index = torch.arange(queries, device=device).expand(batch, queries).flatten()
-        masks = self._masks_in_chunks(outputs, image_index, query_index)
+        masks = self._masks_of(outputs, image_index, query_index)
         return masks.view(batch, queries, *masks.shape[1:])
 
-    def _masks_in_chunks(self, outputs: DetrObjectDetectionOutput, image_index: Tensor, query_index: Tensor) -> Tensor:
-        """See `_masks_of`; in chunks that limit the memory, where no gradient and no graph needs all of them."""
-        if torch.is_grad_enabled() or is_tracing(image_index):
-            return self._masks_of(outputs, image_index, query_index)
-        chunks = zip(image_index.split(_MASKS_PER_CHUNK), query_index.split(_MASKS_PER_CHUNK), strict=True)
-        return torch.cat([self._masks_of(outputs, *chunk) for chunk in chunks])
-
     def _masks_of(self, outputs: DetrObjectDetectionOutput, image_index: Tensor, query_index: Tensor) -> Tensor:
-        """(M,) images and (M,) queries in them → (M, h, w) logits of their masks."""
+        """(M,) images and (M,) queries in them → (M, h, w) logits of their masks.
+
+        In chunks that limit the memory. A batch that trains is one chunk unless it has very many masks, which are then
+        computed again in the backward pass; see `MaskCriterion`.
+        """
         if outputs.feature_maps is None:
             raise ValueError(
                 "These outputs have no feature maps; pass outputs of DetrForSegmentation, as it returns them."
             )
         *laterals, projected = outputs.feature_maps
+        laterals.reverse()
         queries = outputs.last_hidden_state[:, : self.config.num_queries]
         maps = self.bbox_attention(queries, outputs.encoder_last_hidden_state, outputs.feature_mask)
-        logits: Tensor = self.mask_head(projected, maps[image_index, query_index], image_index, laterals[::-1])
-        return logits
+
+        def masks_of(images: Tensor, queries: Tensor) -> Tensor:
+            logits: Tensor = self.mask_head(projected, maps[images, queries], images, laterals)
+            return logits
+
+        if is_tracing(image_index):
+            return masks_of(image_index, query_index)
+        trains = torch.is_grad_enabled()
+        if trains and len(image_index) * 16 * laterals[-1].shape[-2:].numel() <= self.mask_criterion.max_pixels:
+            return masks_of(image_index, query_index)
+        chunks = zip(image_index.split(_MASKS_PER_CHUNK), query_index.split(_MASKS_PER_CHUNK), strict=True)
+        if not trains:
+            return torch.cat([masks_of(*chunk) for chunk in chunks])
+        return torch.cat(
+            [checkpoint(masks_of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        )
 
 
 def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:

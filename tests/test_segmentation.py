@@ -107,6 +107,21 @@ def test_a_step_costs_several_times_less_than_with_the_masks_of_all_queries(tiny
     assert memory_for_all > 3 * memory
 
 
+def test_a_step_with_very_many_masks_computes_them_in_parts_with_the_same_gradient(tiny_segmenter):
+    model = tiny_segmenter(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0).double().train()
+    pixel_values, pixel_mask, labels = batch(counts=(2, 2))
+    gradients = []
+    for max_pixels in (2**27, 1):
+        model.mask_criterion.max_pixels = max_pixels
+        model.zero_grad()
+        model(pixel_values.double(), pixel_mask, labels).loss.backward()
+        gradients.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
+    whole, in_parts = gradients
+    assert whole.keys() == in_parts.keys()
+    for name, gradient in whole.items():
+        assert float((in_parts[name] - gradient).norm()) <= 1e-10 * float(gradient.norm()) + 1e-14, name
+
+
 def test_detections_equal_those_of_the_detector_alone(model):
     pixel_values, pixel_mask, labels = batch()
     detector = DetrForObjectDetection(model.config)

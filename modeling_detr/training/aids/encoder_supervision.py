@@ -14,6 +14,9 @@ from modeling_detr.structures_detr import DetectionLabels
 from modeling_detr.training.aids.training_aid import AidedBatch, TrainingAid
 
 
+_BOXES_PER_CHUNK = 500  # of an image; with 1,000 tokens a chunk takes about 20 MB
+
+
 class EncoderSupervision(TrainingAid):
     """Predicts from every encoder token, through the decoder's last norm and the detector's own heads.
 
@@ -82,19 +85,26 @@ class EncoderSupervision(TrainingAid):
         """
         owners = torch.full(real.shape, -1, dtype=torch.int64, device=centres.device)
         for image, label in enumerate(labels):
+            best = centres.new_full(real.shape[1:], torch.inf)  # (S,) rank of the owner so far
             boxes = label["boxes"].to(centres.dtype)  # (N, 4)
-            if len(boxes) == 0:
-                continue
-            offset = centres[image, None] - boxes[:, None, :2]  # (N, S, 2)
-            half_sides = (boxes[:, None, 2:] / 2).clamp(min=1e-6)
-            distance = (offset / half_sides).abs().amax(-1)  # (N, S)
-            distance = distance.masked_fill(~real[image], torch.inf)
-            nearest_token = offset.square().sum(-1).masked_fill(~real[image], torch.inf).argmin(1)  # (N,)
-            rank = torch.where(distance <= self.radius, distance, torch.inf)
-            rank[torch.arange(len(boxes), device=rank.device), nearest_token] = -1.0  # every box gets a token
-            best, owner = rank.min(0)  # (S,)
-            owners[image] = torch.where(torch.isfinite(best), owner, -1)
+            for first in range(0, len(boxes), _BOXES_PER_CHUNK):
+                chunk_best, chunk_owner = self._ranks(
+                    centres[image], real[image], boxes[first : first + _BOXES_PER_CHUNK]
+                ).min(0)
+                owners[image] = torch.where(chunk_best < best, first + chunk_owner, owners[image])
+                best = torch.minimum(chunk_best, best)
         return owners
+
+    def _ranks(self, centres: Tensor, real: Tensor, boxes: Tensor) -> Tensor:
+        """Rank the boxes (n, 4) of an image as owners of its tokens: (n, S), the lowest first, infinite for none."""
+        offset = centres - boxes[:, None, :2]  # (n, S, 2)
+        half_sides = (boxes[:, None, 2:] / 2).clamp(min=1e-6)
+        distance = (offset / half_sides).abs().amax(-1)  # (n, S)
+        distance = distance.masked_fill(~real, torch.inf)
+        nearest_token = offset.square().sum(-1).masked_fill(~real, torch.inf).argmin(1)  # (n,)
+        rank = torch.where(distance <= self.radius, distance, torch.inf)
+        rank[torch.arange(len(boxes), device=rank.device), nearest_token] = -1.0  # every box gets a token
+        return rank
 
 
 def token_centres(feature_mask: Tensor, pixel_mask: Tensor | None) -> Tensor:
