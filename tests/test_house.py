@@ -147,6 +147,16 @@ def test_the_console_command_answers_without_importing_torch(argument, expected)
     assert "torch" not in result.stderr
 
 
+@pytest.mark.parametrize("argument", ["", "data check shapes?train=2&val=1 --all"])
+def test_output_that_nobody_reads_is_no_error(argument):
+    detr = Path(sys.executable).with_name("detr")
+    process = subprocess.Popen([detr, *argument.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    with process:
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_an_early_interrupt_is_one_line():
     detr = Path(sys.executable).with_name("detr")
     process = subprocess.Popen([detr, "predict", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

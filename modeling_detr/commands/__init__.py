@@ -5,7 +5,9 @@ import importlib.metadata
 import os
 import platform
 import re
+import select
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -64,11 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in ("-h", "--help"):
         return run_command(name, rest)
-    code = _report_errors("detr", load_plugins)
-    if code == 0:
-        print(_usage())
-        code = 0 if arguments else 2
-    return code
+    return (
+        _report_errors("detr", load_plugins) or _report_errors("detr", lambda: print(_usage())) or 2 * (not arguments)
+    )
 
 
 def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
@@ -128,11 +128,15 @@ def _report_errors(
 
 def _exit_code(program: str, run: Callable[[], int | None], format_setting: Callable[[str, object], str]) -> int:
     try:
-        return run() or 0
+        code = run() or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
     except (DetrError, ValueError, OSError, ArithmeticError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads_stdout():
+            return 128 + signal.SIGPIPE
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
         message = error.to_text(format_setting) if isinstance(error, DetrError) else _message_of(error)
@@ -146,6 +150,16 @@ def _message_of(error: Exception) -> str:
         return str(error)
     where = "the output" if error.filename is None else str(error.filename)
     return "; ".join(filter(None, [f"{where}: {error.strerror}", fix_of(error)])) + "."
+
+
+def _nobody_reads_stdout() -> bool:
+    """Whether stdout is a closed pipe, as in `detr data check DATA | head`; what is left to print is then dropped."""
+    stdout = select.poll()
+    stdout.register(sys.stdout.fileno(), 0)
+    if not stdout.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of Python
+    return True
 
 
 def as_option(name: str, value: object) -> str:

@@ -3,7 +3,7 @@
     detr data check my_dataset                         counts and all problems
     detr data check my_dataset --fix clean             also write a copy without the problems
     detr data convert my_dataset coco_copy --to coco   write it in another format, split by split
-    detr data show my_dataset --output_dir gallery     annotated images, before and after augmentation
+    detr data show my_dataset                          annotated images, before and after augmentation
 
 `check` decodes every image. Each finding names the file, the line or id, and the remedy. Errors stop training or
 silently spoil it; warnings are handled automatically. The exit code is 1 if there are errors.
@@ -26,6 +26,7 @@ from modeling_detr.atomic_output import replace_text, replaced_file
 from modeling_detr.commands import as_option
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
+from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
 from modeling_detr.data.augmentation import POLICIES
 from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.convert import Conversion, convert_dataset
@@ -187,7 +188,7 @@ def _terminating() -> Iterator[None]:
 def _add_show(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = commands.add_parser("show", help="write a gallery of images with boxes, before and after augmentation")
     parser.add_argument("path", help="folder or file of the dataset")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for gallery.html and gallery.png")
+    add_output_dir(parser, "show", "gallery.html and gallery.png")
     add_dataset_options(parser)
     parser.add_argument("--split", help="show images of this split only")
     parser.add_argument("--num_images", type=int, default=12, help="number of random images (default: %(default)s)")
@@ -218,8 +219,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
     for name, least in (("num_images", 1), ("draws", 0)):
         check_at_least(name, getattr(arguments, name), least)
-    page, sheet = (arguments.output_dir / name for name in ("gallery.html", "gallery.png"))
-    check_folder(arguments.output_dir, files=[page.name, sheet.name])
+    output_dir = arguments.output_dir or new_results_folder("show")
+    page, sheet = (output_dir / name for name in ("gallery.html", "gallery.png"))
+    check_folder(output_dir, files=[page.name, sheet.name])
 
     # Choose random images, and augment each of them several times.
     index = open_dataset(arguments.path, arguments.split, arguments.data_format, **dataset_options(arguments))
@@ -249,5 +251,6 @@ def _show(arguments: argparse.Namespace) -> int:
     with replaced_file(sheet) as file:
         tile(pictures, 1 + arguments.draws, titles).save(file, format="PNG")
     draws = counted(arguments.draws, "augmentation")
-    print(f"{page} and {sheet}: {counted(len(chosen), 'image')}, each with {draws} by '{arguments.transform}'.")
+    print(f"{page} and {sheet}: {counted(len(chosen), 'image')}, each with {draws} by '{arguments.transform}'")
+    print(link_to(page))
     return 0

@@ -1,6 +1,6 @@
 """Compute the COCO AP of a model on a dataset, for boxes and masks, and its panoptic quality.
 
-    detr evaluate runs/demo/model shapes --split val --output_dir evaluation
+    detr evaluate runs/demo shapes --split val
     torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
 
 The metrics are printed and written to `evaluation.json`, `.md` and `.html`. All predictions are written in COCO's
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import get_args
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
+from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import eval_transform, open_dataset
 from modeling_detr.data.augmentation.policy import SampleTransform
@@ -44,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = _parse_arguments(argv)
     accelerator = Accelerator()
+    folders = [arguments.output_dir or new_results_folder("evaluate")]
+    output_dir: Path = broadcast_object_list(folders)[0]  # a process that starts late finds the folder of the first
+    check_folder(output_dir, files=REPORT_FILES)
 
     # Open the dataset and the model, and put the classes in the model's order.
     task: Task = arguments.task or "detection"
@@ -73,16 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluators = default_evaluators(index, task)
     saving = [evaluator for evaluator in evaluators if isinstance(evaluator, SavesPredictions)]
     for evaluator in saving:
-        evaluator.start_saving(arguments.output_dir)
+        evaluator.start_saving(output_dir)
     report = evaluate(model.to(accelerator.device), loader, processor, index, accelerator, evaluators, progress=True)
 
     # Print and write the report and the predictions.
     if accelerator.is_main_process:
         print(f"{report.metrics_table()}\n\n{report.summary()}")
         category_ids = {category.id for category in dataset.categories}
-        written = report.save(arguments.output_dir)
+        written = report.save(output_dir)
         written += [file for evaluator in saving for file in evaluator.save(category_ids)]
         print("\n".join(map(str, written)))
+        print(link_to(output_dir / "evaluation.html"))
     accelerator.end_training()
     return 0
 
@@ -107,13 +113,10 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of that run (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("evaluation"), help="folder for the results (default: %(default)s)"
-    )
+    add_output_dir(parser, "evaluate", "the report and the predictions")
     arguments = parser.parse_args(argv)
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
-    check_folder(arguments.output_dir, files=REPORT_FILES)
     return arguments
 
 

@@ -1,6 +1,6 @@
 """Detect or segment the objects in images and draw them.
 
-    detr predict runs/demo/model photo.jpg holiday_photos --output_dir predictions
+    detr predict runs/demo photo.jpg holiday_photos
 
 For each image, the command draws a picture with labelled boxes, in the same subfolder as the image, and adds an entry
 to `predictions.json` with all detections: the class (`label` and `name`), the `score`, the box in pixels and, if the
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from modeling_detr.atomic_output import output_stem, replace_text, synced_file
 from modeling_detr.commands.command_parser import CommandParser
+from modeling_detr.commands.results import RUNS, add_output_dir, link_to, new_results_folder
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import printable
@@ -49,8 +50,8 @@ PREDICTIONS, SEGMENTS = "predictions.json", "segments"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = _parse_arguments(argv)
-    output_dir: Path = arguments.output_dir
-    images = find_images(arguments.inputs, output_dir)
+    output_dir: Path = arguments.output_dir or new_results_folder("predict")
+    images = find_images(arguments.inputs, arguments.output_dir or RUNS)
     check_folder(output_dir, files=[PREDICTIONS, *images], folders=[SEGMENTS])
     model, processor = load_model(arguments.model)
     model.to(arguments.device)
@@ -84,9 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     replace_text(written, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
     key, noun = ("segments", "segment") if is_panoptic else ("detections", "object")
     num_objects = sum(len(entry[key]) for entry in entries)
-    print(
-        f"{counted(num_objects, noun)} in {counted(len(entries), 'image')}; see {written} and the pictures beside it."
-    )
+    print(f"{counted(num_objects, noun)} in {counted(len(entries), 'image')}, in {written} and the pictures beside it")
+    print(link_to(output_dir))
     num_unreadable = len(images) - len(entries)
     if num_unreadable:
         print(f"{num_unreadable} of {len(images)} images could not be read.", file=sys.stderr)
@@ -103,7 +103,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="image_or_folder",
         help="images, or folders to search",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the pictures and predictions.json")
+    add_output_dir(parser, "predict", "the pictures and predictions.json")
     parser.add_argument(
         "--threshold",
         type=float,
@@ -174,14 +174,13 @@ def check_device(name: str) -> None:
         raise ValueError(f"--device: cannot use '{name}' ({reason}); try cpu.") from error
 
 
-def find_images(inputs: Iterable[Path], output_dir: Path) -> dict[str, Path]:
+def find_images(inputs: Iterable[Path], ignored: Path) -> dict[str, Path]:
     """Finds images and gives each a unique name for its picture: its path relative to the input folder.
 
-    Pictures that an earlier call wrote to `output_dir` are ignored.
 
     Args:
         inputs: Images, and folders to search with their subfolders.
-        output_dir: Folder for the pictures.
+        ignored: A folder that is not searched: that of the results, with the pictures of earlier calls.
 
     Raises:
         ValueError: An input does not exist, is not an image, or contains no images.
@@ -190,7 +189,7 @@ def find_images(inputs: Iterable[Path], output_dir: Path) -> dict[str, Path]:
     taken: set[str] = set()
     for source in inputs:
         folder = source if source.is_dir() else source.parent
-        for path in _images_of(source, output_dir):
+        for path in _images_of(source, ignored):
             name = path.relative_to(folder)
             suffix = name.suffix if name.suffix.lower() in (".jpg", ".jpeg", ".png") else f"{name.suffix}.png"
             stem = output_stem(name)
@@ -211,8 +210,8 @@ def _segments_file(name: str | Path) -> Path:
     return Path(SEGMENTS, name).with_suffix(".png")
 
 
-def _images_of(source: Path, output_dir: Path) -> list[Path]:
-    """The image `source`, or the images in the folder `source`, except those in `output_dir`."""
+def _images_of(source: Path, ignored: Path) -> list[Path]:
+    """The image `source`, or the images in the folder `source`, except those in `ignored`."""
     if not source.exists():
         raise ValueError(f"{source}: no such image or folder.")
     suffixes = set(Image.registered_extensions())
@@ -221,7 +220,7 @@ def _images_of(source: Path, output_dir: Path) -> list[Path]:
             raise ValueError(f"{source}: not an image; expected images or folders with images.")
         return [source]
     images = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    images = [path for path in images if output_dir.resolve() not in path.resolve().parents]
+    images = [path for path in images if ignored.resolve() not in path.resolve().parents]
     if not images:
         raise ValueError(f"{source}: no images in this folder.")
     return images

@@ -115,7 +115,10 @@ def test_dataset_errors_are_reported_before_the_model_is_loaded(tmp_path: Path) 
         (["--eval_fraction", "1"], "eval_fraction: got 1, expected at least 0 and below 1"),
         (["--data_format", "voc"], "voc|VOC|xml"),
         (["--batch_size", "0"], "--batch_size: got 0, expected at least 1"),
-        (["--output_dir", str(tmp_path / "data/annotations/instances_val.json")], "instances_val.json is a file"),
+        (
+            ["--output_dir", str(tmp_path / "data/annotations/instances_val.json")],
+            "instances_val.json away, which is a file",
+        ),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             main(["no/such/model", folder, *arguments])

@@ -88,6 +88,16 @@ def test_images_whose_pictures_or_segmentation_maps_would_share_a_file_are_kept_
     assert all(len(Path(name).name) < 255 for name in found)
 
 
+def test_without_an_output_folder_each_call_gets_a_new_one(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a b.jpg")
+    for folder in ("predict", "predict-2", "predict-3"):
+        assert main([str(model_folder), ".", "--device", "cpu"]) == 0
+        (entry,) = json.loads((tmp_path / "runs" / folder / "predictions.json").read_text())
+        assert entry["picture"] == "a b.jpg"  # and none of the pictures of earlier calls
+        assert capsys.readouterr().out.splitlines()[-1] == f"see {(tmp_path / 'runs' / folder).as_uri()}"
+
+
 def test_output_of_an_earlier_call_is_not_used_as_input(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.jpg")
     picture(tmp_path / "out" / "sub" / "a.jpg")
@@ -153,7 +163,7 @@ def test_a_panoptic_model_writes_its_segments(
 ) -> None:
     model, image, out = save_segmenter(tmp_path / "model", [0]), picture(tmp_path / "a.jpg"), tmp_path / "out"
     assert main([str(model), str(image), "--output_dir", str(out), "--device", "cpu"]) == 0
-    assert "1 segment in 1 image;" in capsys.readouterr().out
+    assert "1 segment in 1 image, in " in capsys.readouterr().out
     (entry,) = json.loads((out / "predictions.json").read_text())
     (segment,) = entry["segments"]  # all masks of the stuff are one
     assert (segment["id"], segment["name"], segment["area"]) == (1, "disc", 60 * 90)
