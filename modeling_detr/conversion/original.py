@@ -19,6 +19,7 @@ from modeling_detr.conversion.original_architecture import Architecture, check_p
 from modeling_detr.conversion.original_names import original_to_ours, ours_to_original
 from modeling_detr.errors_detr import ModelError, OutputError, printable
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.input_files import read_text
 from modeling_detr.markup import code_span, markdown_text
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
@@ -125,12 +126,14 @@ def read_labels(path: Path) -> list[str]:
         ModelError: A line is empty, or a name is repeated.
         OSError: The file cannot be read.
     """
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
+    names = [line.strip() for line in read_text(path).strip().splitlines()]
+    earlier = set[str]()
     for number, name in enumerate(names, start=1):
         if not name:
             raise ModelError(f"{path}, line {number}", "empty line, expected one class name per line")
-        if names.index(name) < number - 1 and name != "N/A":
+        if name in earlier and name != "N/A":
             raise ModelError(f"{path}, line {number}", f"duplicate name '{name}', expected a unique name on each line")
+        earlier.add(name)
     return names
 
 

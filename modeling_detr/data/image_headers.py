@@ -88,9 +88,13 @@ def opened_image(path: str, source: str | BinaryIO, kind: str = "image") -> Iter
     except Exception as error:  # Pillow raises almost anything for a hostile image
         raise DatasetReadError(
             path,
-            f"the {kind} cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})",
+            f"the {kind} cannot be decoded ({_reason(error)})",
             "replace it, or remove it and its annotations",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).removeprefix("image: ").rstrip(".") or type(error).__name__
 
 
 def check_pixels(path: str, height: int, width: int) -> None:

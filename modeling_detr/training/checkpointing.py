@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modeling_detr.atomic_output import discard, replaced_folder, restore_interrupted
-from modeling_detr.errors_detr import CheckpointError, CheckpointVersionError, printable
+from modeling_detr.errors_detr import CheckpointError, CheckpointVersionError, FileReadError, printable
+from modeling_detr.input_files import MAX_TEXT_BYTES, is_file, read_json, read_text
 from modeling_detr.training.distributed import gather_full, shard_like
 from modeling_detr.training.monitoring import Symptom
 from modeling_detr.training.recipe import Recipe
@@ -119,11 +120,45 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingState":
-        """Rebuild a state from the plain values of `dataclasses.asdict`."""
-        averages = {name: Averages(**values[name]) for name in ("step_averages", "epoch_averages")}
-        symptoms = {name: Symptom.from_dict(history) for name, history in values.get("symptoms", {}).items()}
-        id2label = {int(label): name for label, name in values.get("id2label", {}).items()}
-        return cls(**{**values, **averages, "symptoms": symptoms, "id2label": id2label})
+        """Rebuild a state from the plain values of `dataclasses.asdict`.
+
+        Raises:
+            ValueError: A value is missing or has another type.
+        """
+        try:
+            averages = {name: Averages(**values[name]) for name in ("step_averages", "epoch_averages")}
+            symptoms = {name: Symptom.from_dict(history) for name, history in values.get("symptoms", {}).items()}
+            id2label = {int(label): str(name) for label, name in values.get("id2label", {}).items()}
+            state = cls(**{**values, **averages, "symptoms": symptoms, "id2label": id2label})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a state: {error!r}") from error
+        parts: list[TrainingState | Averages | Symptom] = [state, *averages.values(), *symptoms.values()]
+        for part in parts:
+            _check_numbers(part)
+        if not all(_is_number(total) for part in averages.values() for total in part.sums.values()):
+            raise ValueError("averages: expected numbers")
+        return state
+
+
+def _check_numbers(part: "TrainingState | Averages | Symptom") -> None:
+    """Raise a ValueError if a field of type int, float or bool has a value of another type, or a count is negative."""
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        is_count = _is_number(value) and isinstance(value, int) and value >= 0
+        fits: dict[Any, bool] = {
+            bool: isinstance(value, bool),
+            int: is_count,
+            float: _is_number(value),
+            int | None: value is None or is_count,
+            float | None: value is None or _is_number(value),
+        }
+        if not fits.get(item.type, True):
+            raise ValueError(f"{item.name}: got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a number, and no integer of thousands of digits."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
 @dataclass(frozen=True)
@@ -192,7 +227,7 @@ def _write_text(text: str, path: Path) -> None:
 
 SAFETENSORS = FileFormat(_write_tensors, load_file)
 TORCH = FileFormat(_write_torch, lambda path: torch.load(path, map_location="cpu", weights_only=True))
-TEXT = FileFormat(_write_text, lambda path: path.read_text(encoding="utf-8"))
+TEXT = FileFormat(_write_text, read_text)
 
 
 def _collect_weights(run: CheckpointedRun) -> Any:
@@ -364,7 +399,7 @@ def find_damage(folder: Path) -> str | None:
             return f"{STATE} is incomplete"
         files = {name for name in required if CHECKPOINT_PARTS[name].file is not None}
         for name in sorted({*fingerprints, *files}):
-            if name not in fingerprints:
+            if name not in fingerprints or Path(name).name != name or not is_file(folder / name):
                 return f"{name} is missing"
             if _fingerprint(folder / name) != fingerprints[name]:
                 return f"{name} has changed since it was written"
@@ -372,7 +407,7 @@ def find_damage(folder: Path) -> str | None:
         raise
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, FileReadError):
         return f"{STATE} is not readable"
     return None
 
@@ -384,7 +419,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
         ValueError: It is not JSON.
         CheckpointVersionError: A newer version of this package has written it.
     """
-    content: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(folder / STATE, MAX_TEXT_BYTES)
     version = content.get("version", 0)  # older versions did not write it
     unknown = sorted(content["state"].keys() - {item.name for item in dataclasses.fields(TrainingState)})
     if version > STATE_VERSION or unknown:
@@ -442,7 +477,7 @@ def holds_part(folder: Path, name: str) -> bool:
 def _exported_classes(folder: Path) -> dict[int, str]:
     """Names of the classes in the model that the run has exported; checkpoints of older versions do not have them."""
     try:
-        config = json.loads((folder.resolve().parents[1] / MODEL / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder.resolve().parents[1] / MODEL / "config.json", MAX_TEXT_BYTES)
         return {int(label): name for label, name in config["id2label"].items()}
     except (OSError, ValueError, KeyError, AttributeError):
         return {}

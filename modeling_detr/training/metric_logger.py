@@ -29,8 +29,9 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tqdm import tqdm
 
 from modeling_detr.atomic_output import make_folder, replace_text, replaced_file, sync, sync_tree
-from modeling_detr.errors_detr import printable
+from modeling_detr.errors_detr import FileContentError, printable
 from modeling_detr.evaluation.metrics import Metric
+from modeling_detr.input_files import MAX_LIST_BYTES, parse_json, read_text
 from modeling_detr.output_errors import explained_output
 from modeling_detr.training.run_folder import LOG, TRACKERS
 from modeling_detr.training.trackers import log_images
@@ -196,11 +197,14 @@ def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Read the entries of a `log.jsonl`, up to a line that a kill or a power cut left incomplete."""
     entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(path, MAX_LIST_BYTES, errors="replace").splitlines():
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
+            entry = parse_json(path, line)
+        except FileContentError:
             break
+        if not isinstance(entry, dict):
+            break
+        entries.append(entry)
     return entries
 
 

@@ -4,10 +4,9 @@ import dataclasses
 import os
 from pathlib import Path
 
-import yaml
-
 from modeling_detr.data.findings import counted
-from modeling_detr.errors_detr import CheckpointError, RecipeError
+from modeling_detr.errors_detr import CheckpointError, FileContentError, FileReadError, RecipeError
+from modeling_detr.input_files import read_yaml
 from modeling_detr.training.checkpointing import (
     CheckpointedRun,
     TrainingState,
@@ -59,7 +58,13 @@ def compare_recipes(folder: Path, recipe: Recipe) -> ResumeChanges:
     Raises:
         CheckpointError: The checkpoint does not fit the recipe.
     """
-    changes = compare_for_resume(recipe, yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+    try:
+        previous = read_yaml(folder / RECIPE)
+    except (FileReadError, FileContentError) as error:
+        raise CheckpointError(error.where, error.problem, error.remedy) from error
+    if not isinstance(previous, dict):
+        raise CheckpointError(folder / RECIPE, f"got a {type(previous).__name__}, expected lines of 'key: value'")
+    changes = compare_for_resume(recipe, previous)
     if changes.model:
         remedy = "undo this change, or start a new run with another output_dir"
         raise CheckpointError(folder, f"does not fit this recipe: {changes.model[0]}", remedy)
