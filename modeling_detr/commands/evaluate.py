@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
+from modeling_detr.commands.trained_on import Choice, images_evaluated_in_training
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import eval_transform, open_dataset
 from modeling_detr.data.augmentation.policy import SampleTransform
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Open the dataset and the model, and put the classes in the model's order.
     task: Task = arguments.task or "detection"
-    dataset = _open_images(arguments, task)
+    choice = _choose_images(arguments)
+    dataset = _open_images(arguments, task, choice)
     model, processor = load_model(arguments.model)
     if task != "detection" and task_of(model) == "detection":
         raise ModelError(
@@ -60,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if arguments.task is None and task_of(model) != task:
         task = task_of(model)
-        dataset = _open_images(arguments, task)
+        dataset = _open_images(arguments, task, choice)
     index = adopt_model_labels(dataset, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
 
     if accelerator.is_main_process:
-        print(f"scoring {printable(index.name)}: {counted(len(index), 'image')}")
+        reason = f" ({printable(choice.reason)})" if choice.reason else ""
+        print(f"scoring {printable(index.name)}: {counted(len(index), 'image')}{reason}")
 
     # Score everything that the model predicts.
     loader = build_eval_loader(
@@ -103,7 +106,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=get_args(Task),
         help="detection: boxes; instance: also masks; panoptic: also segments (default: all that the model predicts)",
     )
-    parser.add_argument("--split", help="split, or several joined by '+' (default: the validation or test split)")
+    parser.add_argument(
+        "--split",
+        help="split, several joined by '+', or all (default: the images that the model's run evaluated on, else the "
+        "validation or test split)",
+    )
     parser.add_argument(
         "--eval_fraction",
         type=float,
@@ -120,7 +127,16 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _open_images(arguments: argparse.Namespace, task: Task) -> DetectionIndex:
+def _choose_images(arguments: argparse.Namespace) -> Choice:
+    """The images that the options choose, or those that the run of the model evaluated on."""
+    if arguments.split is None and arguments.eval_fraction == 0:
+        evaluated = images_evaluated_in_training(arguments.model, arguments.dataset)
+        if evaluated is not None:
+            return evaluated
+    return Choice(arguments.split, arguments.eval_fraction, arguments.seed, "")
+
+
+def _open_images(arguments: argparse.Namespace, task: Task, choice: Choice) -> DetectionIndex:
     """Opens the dataset and selects the images to evaluate on."""
     dataset = open_dataset(
         arguments.dataset,
@@ -128,7 +144,7 @@ def _open_images(arguments: argparse.Namespace, task: Task) -> DetectionIndex:
         task=task,
         **dataset_options(arguments),
     )
-    return evaluation_images(dataset, arguments.split, arguments.eval_fraction, arguments.seed)
+    return evaluation_images(dataset, choice.split, choice.eval_fraction, choice.seed)
 
 
 def resize_transform(processor: DetrTorchvisionImageProcessor) -> SampleTransform | None:

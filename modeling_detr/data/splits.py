@@ -18,6 +18,7 @@ _ROLE_NAMES: dict[Role, tuple[str, ...]] = {
     "train": ("train", "training", "trainval"),
     "eval": ("val", "valid", "validation", "dev", "eval", "test"),
 }
+ALL = "all"  # in place of a split
 _HELD_OUT = 0.1  # the share that error messages suggest
 
 
@@ -60,7 +61,8 @@ def evaluation_images(
 
     Args:
         index: The whole dataset.
-        split: Split, or several joined by `+`; None: the one with a usual name, or all images if there are no splits.
+        split: Split, or several joined by `+`; None: the one with a usual name, or all images if there are no splits;
+            `all`: all images, unless a split is called so.
         eval_fraction: If above 0, choose the share that a training on `split` with this `seed` holds out.
         seed: See `eval_fraction`.
 
@@ -71,7 +73,7 @@ def evaluation_images(
         raise DatasetError("eval_fraction", f"got {eval_fraction:g}, expected at least 0 and below 1")
     if eval_fraction > 0:
         chosen = hold_out_of_split(index, split, eval_fraction, seed)[1]
-    elif split is None and not index.has_splits:
+    elif (split is None and not index.has_splits) or (split == ALL and ALL not in index.splits):
         chosen = index
     else:
         chosen = index.split(split or find_split(index, "eval"))

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,6 +107,29 @@ def test_what_training_held_out_can_be_evaluated_again(tmp_path: Path) -> None:
     undivided = dataclasses.replace(open_dataset(folder), splits={UNSPLIT: np.arange(5)})
     assert len(evaluation_images(undivided, None, 0.0, 5)) == 5
     assert len(evaluation_images(undivided, None, 0.4, 5)) == 2
+
+
+def test_without_a_split_the_images_that_the_run_held_out_are_scored(model_folder, tmp_path, capsys):
+    data = dataset(tmp_path / "data")
+    run = tmp_path / "run"
+    shutil.copytree(model_folder, run / "model")
+    recipe = Recipe(data=str(data), train_split="train+val", eval_fraction=0.4, seed=5)
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    held_out = {image.id for image in open_splits(recipe)[1].images}
+    assert len(held_out) == 2
+
+    def scored(model: Path, *arguments: str) -> set[int]:
+        out = tmp_path / "out"
+        assert main([str(model), str(data), *arguments, "--output_dir", str(out), "--num_workers", "0"]) == 0
+        return {row["image_id"] for row in json.loads((out / "predictions.json").read_text())}
+
+    assert scored(run) == scored(run / "model") == held_out
+    assert f"2 images (held out by {run / 'recipe.yaml'} (eval_fraction 0.4); all images: --split all)" in (
+        capsys.readouterr().out
+    )
+    assert len(scored(run, "--split", "all")) == 5
+    (run / "recipe.yaml").write_text(Recipe(data=str(data), eval_split="train").to_yaml())
+    assert scored(run) == {image.id for image in open_dataset(data).split("train").images}
 
 
 def test_dataset_errors_are_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
