@@ -151,6 +151,10 @@ class PreflightError(DetrError, ValueError):
     """A problem that the checks before the first step have found."""
 
 
+class LoaderError(DetrError, RuntimeError):
+    """Data loading processes that cannot start, have ended, keep the run waiting, or have raised an error."""
+
+
 class PluginError(DetrError):
     """An installed plug-in that cannot be imported."""
 

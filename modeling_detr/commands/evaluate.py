@@ -26,6 +26,7 @@ from modeling_detr.data import eval_transform, open_dataset
 from modeling_detr.data.augmentation.policy import SampleTransform
 from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
+from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
 from modeling_detr.data.loaders import build_eval_loader
 from modeling_detr.data.splits import DEFAULT_SEED, evaluation_images
 from modeling_detr.errors_detr import ModelError, printable
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size=arguments.batch_size,
         masks=task != "detection",
         num_workers=arguments.num_workers,
+        loader_timeout_minutes=arguments.loader_timeout_minutes,
     )
     evaluators = default_evaluators(index, task)
     saving = [evaluator for evaluator in evaluators if isinstance(evaluator, SavesPredictions)]
@@ -120,10 +122,17 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of that run (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
+    parser.add_argument(
+        "--loader_timeout_minutes",
+        type=float,
+        default=DEFAULT_TIMEOUT_MINUTES,
+        help="longest wait for a batch of the loader processes; 0: no limit (default: %(default)g)",
+    )
     add_output_dir(parser, "evaluate", "the report and the predictions")
     arguments = parser.parse_args(argv)
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
+    check_at_least("loader_timeout_minutes", arguments.loader_timeout_minutes, 0)
     return arguments
 
 

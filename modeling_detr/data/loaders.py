@@ -3,31 +3,32 @@
 Pixels stay uint8 and are normalised on the device; see `batch_to_device`.
 """
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from modeling_detr.data.augmentation.policy import SampleTransform
 from modeling_detr.data.batch import DetrCollator
-from modeling_detr.data.dataset import DetectionDataset
+from modeling_detr.data.batch_transfer import prepare_for_transfer
+from modeling_detr.data.dataset import DetectionDataset, SampleKey
+from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES, ProcessWatch
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
-from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.errors_detr import LoaderError
+from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionSample
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def build_loader(
-    dataset: DetectionDataset,
-    sampler: TrainBatchSampler | EvalBatchSampler,
-    *,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-    worker_init_fn: Callable[[int], None] | None = None,
-) -> DataLoader[Any]:
-    """Build a loader whose batches are checked against the classes of the dataset.
+class BatchLoader(DataLoader[Any]):
+    """A `DataLoader` whose processes cannot keep a run waiting forever: each wait for a batch has a limit.
+
+    Its batches are checked against the classes of the dataset.
 
     Args:
         dataset: The samples.
@@ -35,18 +36,75 @@ def build_loader(
         num_workers: Number of loader processes; 0: load in this process.
         pin_memory: Put batches into pinned memory, for faster copies to a GPU.
         worker_init_fn: Called in each loader process with its index.
+        loader_timeout_minutes: Maximum time to wait for a batch of a loader process; 0: no limit.
     """
-    index = dataset.index
-    names = [image.path for image in index.images]
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=DetrCollator(len(index.categories), names),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=pin_memory,
-        worker_init_fn=worker_init_fn,
-    )
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        sampler: TrainBatchSampler | EvalBatchSampler,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        worker_init_fn: Callable[[int], None] | None = None,
+        loader_timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES,
+    ) -> None:
+        index = dataset.index
+        super().__init__(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=_LoaderCollator(len(index.categories), [image.path for image in index.images]),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=worker_init_fn,
+        )
+        self._index = index
+        self._sampler = sampler
+        self._minutes = loader_timeout_minutes
+        self._watch: ProcessWatch | None = None
+
+    def __iter__(self) -> Any:
+        """Iterate over the batches of an epoch.
+
+        Raises:
+            LoaderError: The loader processes cannot start, or one has ended or keeps the run waiting for too long.
+        """
+        return super().__iter__() if self.num_workers == 0 else self._watched_batches()
+
+    def _watched_batches(self) -> Iterator[DetectionBatch]:
+        if self._watch is None:
+            iterator = self._start_processes()
+            self._watch = ProcessWatch(iterator, self._index.name, self._images_of, self._minutes)
+        else:
+            iterator = self._watch.wait_for(super().__iter__)
+        while (batch := self._watch.wait_for(partial(next, iterator, None))) is not None:
+            yield batch
+
+    def _start_processes(self) -> Any:
+        try:
+            return super().__iter__()
+        except OSError as error:
+            remedy = "lower num_workers, or load the images in the main process"
+            if error.errno == errno.ENOSPC:
+                remedy = "/dev/shm is full: start the container with --shm-size=1g, or load in the main process"
+            problem = f"{self.num_workers} loader processes cannot start ({error.strerror})"
+            raise LoaderError(self._index.name, problem, remedy, {"num_workers": 0}) from error
+
+    def _images_of(self, batch: int) -> Sequence[str]:
+        keys: Sequence[SampleKey] = next(islice(self._sampler, batch, None), ())
+        return [self._index.images[key.image_index].path for key in keys]
+
+
+class _LoaderCollator(DetrCollator):
+    """A collator that prepares batches for their way out of a loader process."""
+
+    def __call__(self, samples: Sequence[DetectionSample]) -> DetectionBatch:
+        batch = super().__call__(samples)
+        if get_worker_info() is None:
+            return batch
+        prepared: DetectionBatch = prepare_for_transfer(batch)
+        return prepared
 
 
 def build_eval_loader(
@@ -59,7 +117,8 @@ def build_eval_loader(
     max_pixels: int | None = None,
     num_workers: int = 0,
     worker_init_fn: Callable[[int], None] | None = None,
-) -> DataLoader[Any]:
+    loader_timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES,
+) -> BatchLoader:
     """Build a loader for evaluation. Its batches do not depend on the number of processes.
 
     Args:
@@ -69,8 +128,9 @@ def build_eval_loader(
         batch_size: Images per batch.
         masks: Load masks too.
         max_pixels: Upper limit for the pixels of a batch, including padding; None: no limit.
-        num_workers: See `build_loader`.
-        worker_init_fn: See `build_loader`.
+        num_workers: See `BatchLoader`.
+        worker_init_fn: See `BatchLoader`.
+        loader_timeout_minutes: See `BatchLoader`.
     """
     dataset = DetectionDataset(index, transform, masks=masks)
     sampler = EvalBatchSampler(
@@ -80,10 +140,11 @@ def build_eval_loader(
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
     )
-    return build_loader(
+    return BatchLoader(
         dataset,
         sampler,
         num_workers=num_workers,
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=worker_init_fn,
+        loader_timeout_minutes=loader_timeout_minutes,
     )

@@ -26,8 +26,9 @@ from modeling_detr.data.batch import split_batch
 from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.loss_detr import LossNumbers, sum_class_weights
 from modeling_detr.structures_detr import DetectionBatch
-from modeling_detr.training.distributed import gather_full
+from modeling_detr.training.distributed import any_process, gather_full
 from modeling_detr.training.divergence import StepShare, non_finite_loss
+from modeling_detr.training.signals import StopRequested
 
 
 LossNormalization = Literal["step", "original"]
@@ -131,7 +132,8 @@ def train_one_epoch(
 
     Args:
         engine: Model, optimizer and options.
-        batches: This process's batches of the epoch; every process has the same number.
+        batches: This process's batches of the epoch; every process has the same number. A `StopRequested` from them
+            ends the epoch after the step whose batches have arrived.
         first_step: Optimizer steps the run has already taken.
         should_stop: Whether this process should stop; called before each step.
         wants_checkpoint: Whether a checkpoint is due in this process; called before each step.
@@ -141,14 +143,34 @@ def train_one_epoch(
     """
     engine.model.train()
     iterator = iter(batches)
+    group = _next_group(iterator, engine.options.batches_per_step)
+    if any_process(engine.accelerator, not group.batches):
+        return
     for step in itertools.count(first_step):
-        started = time.perf_counter()
-        group = list(itertools.islice(iterator, engine.options.batches_per_step))
-        loader_wait = time.perf_counter() - started
-        if not group:
-            return
+        # Fetched before the step, so that a process that cannot load its images can still stop the others after it.
+        upcoming = _next_group(iterator, engine.options.batches_per_step)
         torch.manual_seed(step_seed(engine.options.seed, step, engine.accelerator.process_index))
-        yield training_step(engine, group, step, StepRequest(should_stop(), wants_checkpoint(), loader_wait))
+        request = StepRequest(should_stop(), wants_checkpoint(), group.seconds)
+        yield training_step(engine, group.batches, step, request)
+        if not upcoming.batches:
+            return
+        group = upcoming
+
+
+class _Group(NamedTuple):
+    """The batches of a step in this process, and the seconds it waited for them."""
+
+    batches: Sequence[DetectionBatch]
+    seconds: float
+
+
+def _next_group(batches: Iterator[DetectionBatch], count: int) -> _Group:
+    started = time.perf_counter()
+    try:
+        group = list(itertools.islice(batches, count))
+    except StopRequested:  # an incomplete step is not taken
+        group = []
+    return _Group(group, time.perf_counter() - started)
 
 
 def step_seed(seed: int, step: int, process: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import disk_usage
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from modeling_detr.data import DetectionDataset, SampleKey
+from modeling_detr.data.batch_transfer import bytes_in_shared_memory
 from modeling_detr.data.sampler import planned_sizes
 from modeling_detr.errors_detr import DetrError, PreflightError
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
@@ -116,6 +118,7 @@ def _check_everything(run: PreparedRun) -> list[str]:
         f"{loading.num_images} training images after the transforms: labels and boxes are in range",
         _queries_line(run),
         memory,
+        *_shared_memory_line(run, batch),
         _speed_line(loading, run.recipe.num_workers, len(batch["labels"]), step_seconds),
     ]
 
@@ -241,6 +244,23 @@ def _speed_line(loading: LoadingCheck, num_workers: int, batch_size: int, step_s
     needed = batch_size / step_seconds
     slow = "" if rate >= needed else "; loading is the bottleneck: raise num_workers"
     return f"loading provides about {rate:.0f} images per second, training needs {needed:.0f}{slow}"
+
+
+def _shared_memory_line(run: PreparedRun, batch: DetectionBatch) -> list[str]:
+    """Compare the batches that loader processes keep ready with the free shared memory, where there is a limit."""
+    num_workers, shared_memory = run.recipe.num_workers, Path("/dev/shm")
+    if num_workers == 0 or not shared_memory.is_dir():
+        return []
+    ready = num_workers * (run.loaders.train.prefetch_factor or 1) + 2 * run.recipe.gradient_accumulation_steps
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed, free = processes * ready * bytes_in_shared_memory(batch) / 2**20, disk_usage(shared_memory).free / 2**20
+    text = f"batches that are ready take at most {needed:.0f} MiB of shared memory"
+    if needed <= free:
+        return [f"{text}; {free:.0f} MiB are free"]
+    return [
+        f"WARNING: {text}, but {shared_memory} has {free:.0f} MiB free: those that do not fit are copied, which is "
+        f"slower; start the container with --shm-size={2 * needed:.0f}m or --ipc=host, or lower num_workers"
+    ]
 
 
 # The largest batch

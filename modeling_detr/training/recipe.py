@@ -18,6 +18,7 @@ import yaml
 
 from modeling_detr.data.augmentation import POLICIES
 from modeling_detr.data.formats import FORMATS, reading_options
+from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
 from modeling_detr.data.splits import DEFAULT_SEED
 from modeling_detr.errors_detr import PluginError, RecipeError
 from modeling_detr.structures_detr import Task
@@ -182,6 +183,12 @@ class Recipe:
         at_least=1,
     )
     num_workers: int = key(2, "Data loading processes per training process.", at_least=0)
+    loader_timeout_minutes: float = key(
+        DEFAULT_TIMEOUT_MINUTES,
+        "Maximum minutes to wait for a batch of these processes; then the run stops with a checkpoint. 0: no limit.",
+        at_least=0,
+        resume=Resume.LAUNCH,
+    )
 
     # Schedule
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,6 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from modeling_detr.data import (
     DetectionDataset,
@@ -28,7 +27,7 @@ from modeling_detr.data import (
 from modeling_detr.data.augmentation.policy import SampleTransform
 from modeling_detr.data.formats import reading_options
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
-from modeling_detr.data.loaders import build_eval_loader, build_loader
+from modeling_detr.data.loaders import BatchLoader, build_eval_loader
 from modeling_detr.data.splits import training_splits
 from modeling_detr.errors_detr import OutputError, RecipeError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
@@ -64,9 +63,9 @@ from modeling_detr.training.trackers import check_trackers
 class Loaders(NamedTuple):
     """The loaders of a run. Pixels in their batches are uint8; they are normalised on the device."""
 
-    train: DataLoader[Any]
+    train: BatchLoader
     train_sampler: TrainBatchSampler
-    eval: DataLoader[Any]
+    eval: BatchLoader
 
 
 @dataclass(frozen=True)
@@ -421,12 +420,13 @@ def build_loaders(
         process_index=accelerator.process_index,
     )
     return Loaders(
-        train=build_loader(
+        train=BatchLoader(
             train_set,
             train_sampler,
             num_workers=recipe.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             worker_init_fn=prepare_worker,
+            loader_timeout_minutes=recipe.loader_timeout_minutes,
         ),
         train_sampler=train_sampler,
         eval=build_eval_loader(
@@ -438,6 +438,7 @@ def build_loaders(
             max_pixels=recipe.max_pixels_per_batch,
             num_workers=recipe.num_workers,
             worker_init_fn=prepare_worker,
+            loader_timeout_minutes=recipe.loader_timeout_minutes,
         ),
     )
 

@@ -17,7 +17,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
 
 
 class StopRequested(BaseException):
-    """A signal arrived while the run was waiting and could stop at once; see `StopSignals`."""
+    """The wait for a batch is over without one: a signal arrived, or it cannot be loaded; see `StopSignals`."""
 
 
 class TrainingInterrupted(Exception):
@@ -33,20 +33,22 @@ class TrainingInterrupted(Exception):
 
 
 class StopSignals:
-    """A context manager that records SIGINT, SIGTERM and SIGUSR1, so that a run can end between two steps.
+    """A context manager that records SIGINT, SIGTERM and SIGUSR1, so that a run can end between two steps. It does the
+    same for a batch that cannot be loaded.
 
     Further signals are ignored, since torchrun and Slurm send several; but a second Ctrl-C ends the run immediately.
 
     Attributes:
         received: The first signal that arrived; None if none has.
+        failure: Why a batch cannot be loaded; None if all could.
 
     Args:
-        alone: Whether this is the only process. It can then stop while it waits for a batch; several processes would
-            stop at different steps.
+        alone: Whether this is the only process. Several processes have to end a pass together.
     """
 
     def __init__(self, alone: bool = True) -> None:
         self.received: int | None = None
+        self.failure: Exception | None = None
         self._alone = alone
         self._may_raise = False
         self._received_at = 0.0
@@ -65,19 +67,27 @@ class StopSignals:
             signal.signal(number, handler)
         self._previous = {}
 
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run should end after the step."""
+        return self.received is not None or self.failure is not None
+
     def interruptible(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
         """Yield the batches. A signal that arrives while waiting for one ends the wait.
 
         Raises:
-            StopRequested: A signal arrived, and this is the only process.
+            StopRequested: A signal arrived, or a batch cannot be loaded.
         """
         iterator = iter(batches)
         while True:
             try:
-                self._may_raise = self._alone
-                if self._alone and self.received is not None:
+                self._may_raise = True
+                if self.should_stop:
                     raise StopRequested
                 batch = next(iterator, None)
+            except Exception as error:
+                self.failure = error
+                raise StopRequested from None
             finally:
                 self._may_raise = False
             if batch is None:
@@ -85,11 +95,16 @@ class StopSignals:
             yield batch
 
     def until_stopped(self, batches: Iterable[DetectionBatch]) -> Iterator[DetectionBatch]:
-        """Yield the batches of a pass that can be repeated, until a signal arrives; see `interruptible`."""
-        for batch in self.interruptible(batches):
-            if self.received is not None:
-                return
-            yield batch
+        """Yield the batches of a pass that can be repeated, until it has to stop.
+
+        Raises:
+            StopRequested: See `interruptible`; only if this is the only process. The others have to be told first.
+        """
+        try:
+            yield from self.interruptible(batches)
+        except StopRequested:
+            if self._alone:
+                raise
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:

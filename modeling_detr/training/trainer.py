@@ -1,6 +1,7 @@
 """The run loop: train an epoch, evaluate, keep the best model, log, write a checkpoint."""
 
 import contextlib
+import itertools
 import math
 import signal
 import sys
@@ -70,7 +71,10 @@ class Trainer:
         Raises:
             NonFiniteLossError: A loss or the gradient is not finite. Raised in all processes, before the optimizer
                 steps.
-            TrainingInterrupted: SIGINT, SIGTERM or SIGUSR1 arrived; a checkpoint has been written.
+            TrainingInterrupted: SIGINT, SIGTERM or SIGUSR1 arrived, or another process cannot load its images; a
+                checkpoint has been written.
+            LoaderError: A loader process has ended or keeps the run waiting; a checkpoint has been written. The same
+                holds for any other error of a batch, such as an image that cannot be read.
             OSError: A file cannot be written.
         """
         report = None
@@ -84,11 +88,11 @@ class Trainer:
                     self._log_epoch(pace, report)
                     self._end_epoch(is_best)
                 if report is None:  # the run had already finished
-                    report = self.evaluate()
+                    report = self._evaluate_to_the_end()
                     if self.state.best_ap is None:
                         self._keep_if_best(report)
             except StopRequested:
-                raise self._interrupted() from None
+                raise self._stopped() from None
         return report
 
     def _is_finished(self) -> bool:
@@ -117,25 +121,27 @@ class Trainer:
         if self._is_last_epoch:  # only the evaluation remains
             return epoch_pace.take()
         run.loaders.train_sampler.set_epoch(state.epoch, first_step=state.step_in_epoch)
+        remaining = (run.schedule.total_steps - state.step) * run.recipe.gradient_accumulation_steps
         steps = train_one_epoch(
             run.engine(),
-            self._signals.interruptible(run.loaders.train),
+            itertools.islice(self._signals.interruptible(run.loaders.train), remaining),
             state.step,
-            should_stop=lambda: self._signals.received is not None,
+            should_stop=lambda: self._signals.should_stop,
             wants_checkpoint=self._checkpoint_is_overdue,
         )
         while state.step < run.schedule.total_steps:
             rates = [group["lr"] for group in run.raw_optimizer.param_groups]
             result = self._next_step(steps)
             if result is None:
+                self._stop_if_requested()
                 break
             state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
             run.weights.update_average(state.step)
             pace.add(result)
             epoch_pace.add(result)
             self._log_step(result, rates, pace)
-            if result.stop_requested:
-                raise self._interrupted()
+            if result.stop_requested or (run.accelerator.num_processes == 1 and self._signals.should_stop):
+                raise self._stopped()
             if self._checkpoint_is_due_within_epoch(result):
                 self._save_checkpoint()
         return epoch_pace.take()
@@ -146,7 +152,7 @@ class Trainer:
             return next(steps, None)
         except NonFiniteLossError as error:
             raise describe_failure(error, self.run) from None
-        except (OSError, ValueError):  # such as an unreadable image
+        except (OSError, ValueError):
             self._save_before_error()
             raise
 
@@ -158,9 +164,11 @@ class Trainer:
         """
         if not self._is_last_epoch and (self.state.epoch + 1) % self.run.recipe.eval_every_epochs != 0:
             return None
+        return self._evaluate_to_the_end()
+
+    def _evaluate_to_the_end(self) -> EvaluationReport:
         report = self.evaluate()
-        if any_process(self.run.accelerator, self._signals.received is not None):
-            raise self._interrupted()
+        self._stop_if_requested()  # the report is then incomplete
         return report
 
     def evaluate(self) -> EvaluationReport:
@@ -215,8 +223,8 @@ class Trainer:
         if state.step_in_epoch >= self.run.schedule.steps_per_epoch:
             state.epoch, state.step_in_epoch = state.epoch + 1, 0
             state.epoch_averages.take()
-        if any_process(self.run.accelerator, self._signals.received is not None) and not is_last:
-            raise self._interrupted()
+        if not is_last:
+            self._stop_if_requested()
         if self._stops_early() and not is_last:
             is_last = True
             self._logger.message(
@@ -280,8 +288,13 @@ class Trainer:
         return minutes is not None and self._stopwatch.minutes_since_checkpoint() >= minutes
 
     def _save_before_error(self) -> None:
-        """Write a checkpoint before an error ends the run. One of several processes cannot do so alone."""
-        if self.run.accelerator.num_processes == 1 and self.state.step > 0:
+        """Write a checkpoint before an error in a step ends the run. One of several processes cannot do so alone."""
+        if self.run.accelerator.num_processes == 1:
+            self._save_and_tell()
+
+    def _save_and_tell(self) -> None:
+        """Write a checkpoint of the steps taken, if there are any, before an error ends the run."""
+        if self.state.step > 0:
             with contextlib.suppress(OSError):  # the error matters more than a full disk
                 folder = self._save_checkpoint()
                 self._logger.message(
@@ -289,8 +302,24 @@ class Trainer:
                     f"{_RESUME}."
                 )
 
-    def _interrupted(self) -> TrainingInterrupted:
-        """Write a checkpoint; return the exception to raise."""
+    def _stop_if_requested(self) -> None:
+        """Stop if a signal arrived, or a batch cannot be loaded, in any process; all of them call this together.
+
+        Raises:
+            TrainingInterrupted: See `train`; and the errors of a batch.
+        """
+        if any_process(self.run.accelerator, self._signals.should_stop):
+            raise self._stopped()
+
+    def _stopped(self) -> Exception:
+        """Write a checkpoint; return the exception to raise. All processes call this together."""
+        failed = gather_object([self._signals.failure is not None])
+        if any(failed):
+            self._save_and_tell()
+            return self._signals.failure or TrainingInterrupted(
+                signal.SIGTERM,
+                f"Stopped after step {self.state.step}: process {failed.index(True)} cannot load its images.",
+            )
         folder = self._save_checkpoint()
         number = self._signals.received or signal.SIGTERM  # None: the signal reached another process
         return TrainingInterrupted(
