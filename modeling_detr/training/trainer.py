@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
 
