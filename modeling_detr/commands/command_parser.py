@@ -71,7 +71,7 @@ def _remedy(unknown: str, options: Sequence[str]) -> str:
     return did_you_mean(unknown, [name for name in options if name != "--help"])
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
+def check_at_least(name: str, value: float, least: int) -> None:
     """Check the value of a numeric option.
 
     Raises:
