@@ -154,6 +154,8 @@ class DetrConfig(PreTrainedConfig):
         eos_coefficient: Weight of the class "no object" in the classification loss.
         stuff_labels: Labels of classes without individual objects (sky, grass), whose segments are merged into one per
             image (panoptic). All other classes are things.
+        trained_without_mask: Whether the model was trained on padded images without `pixel_mask`, as training notes
+            here. In evaluation mode it then ignores the mask, which it has not learned to use.
 
     Raises:
         ValueError: A key is unknown, a value is not allowed, or values contradict each other.
@@ -205,6 +207,7 @@ class DetrConfig(PreTrainedConfig):
     dice_loss_coefficient: float | int = 1
     eos_coefficient: float | int = 0.1
     stuff_labels: list[int] | tuple[int, ...] = ()
+    trained_without_mask: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Checks keys and values; see the class for the errors."""

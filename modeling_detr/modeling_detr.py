@@ -24,7 +24,7 @@ from .backbone_detr import DetrBackbone
 from .configuration_detr import DetrConfig
 from .layers_detr import DetrMLPPredictionHead, HeadLinear, at_least_float32, xavier_linear
 from .loss_detr import HungarianMatcher, SetCriterion
-from .padding_detr import ImageList, batch_of
+from .padding_detr import ImageList, PaddingWatch, batch_of
 from .pretrained_detr import DetrPreTrainedModel, HeadChange, resized
 from .structures_detr import Assignment, DetectionLabels, check_labels
 
@@ -398,6 +398,7 @@ class DetrModel(DetrPreTrainedModel):
         self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
         self.encoder = DetrEncoder(config)
         self.decoder = DetrDecoder(config)
+        self.padding_watch = PaddingWatch()
         self.post_init()
 
     def forward(
@@ -416,7 +417,8 @@ class DetrModel(DetrPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W), normalised, padded with zeros on the right and at the bottom; or a list of
                 images (3, H, W) of any sizes, which are padded.
-            pixel_mask: (B, H, W), 1 = image, 0 = padding; None if nothing is padded.
+            pixel_mask: (B, H, W), 1 = image, 0 = padding; None if nothing is padded. Ignored in evaluation mode if
+                the model was trained on padded images without one, see `DetrConfig.trained_without_mask`.
             extra_queries: Additional queries for the decoder.
             output_attentions: Return all attention weights; attention is then computed by plain matrix products.
             output_hidden_states: Return the hidden states before and after each layer.
@@ -432,7 +434,12 @@ class DetrModel(DetrPreTrainedModel):
         pixel_values, pixel_mask = batch_of(pixel_values, pixel_mask)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        uses_mask = self.padding_watch(
+            self.config, pixel_values, pixel_mask, self.training and torch.is_grad_enabled()
+        )
         pixel_mask = self._check_images(pixel_values, pixel_mask)
+        if not uses_mask:
+            pixel_mask = None
 
         features, feature_mask, positions = self.backbone(pixel_values, pixel_mask)
         projected = self.input_projection(features[-1])  # (B, D, h, w)

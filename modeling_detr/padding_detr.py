@@ -3,12 +3,17 @@
 Shapes: B images · H, W pixels. Sizes are `(height, width)`.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers.image_processing_base import BatchFeature
+from transformers.utils.import_utils import is_tracing
 
+
+_logger = logging.getLogger(__name__)
 
 ImageList = Sequence["Tensor | ImageList"]
 
@@ -60,6 +65,78 @@ def _flatten(images: ImageList) -> Iterator[Tensor]:
             yield entry
         else:
             yield from _flatten(entry)
+
+
+class MaskConfig(Protocol):
+    """The part of `DetrConfig` that says whether a model was trained without masks."""
+
+    trained_without_mask: bool
+
+
+class PaddingWatch:
+    """Notices batches that are padded but come without a mask, and keeps a model to the way it was trained.
+
+    Training scripts that pad to a square often drop the mask. A model that is trained so takes padding for a part of
+    the image, and its boxes are wrong as soon as it gets a mask, and vice versa. Each case is logged once.
+
+    Only the first batches without a mask are examined, since reading them makes the host wait for the device.
+    """
+
+    def __init__(self) -> None:
+        self.batches_to_examine = {True: 20, False: 20}  # in training, and in evaluation mode
+        self.reported_ignored_mask = False
+
+    def __call__(self, config: MaskConfig, pixel_values: Tensor, pixel_mask: Tensor | None, trains: bool) -> bool:
+        """Whether the model is to use the mask.
+
+        Args:
+            config: The model's; training notes in it whether masks are used.
+            pixel_values: (B, channels, H, W).
+            pixel_mask: (B, H, W), or None.
+            trains: Whether the model trains on the batch.
+        """
+        if is_tracing(pixel_values):
+            return trains or not config.trained_without_mask
+        if pixel_mask is None:
+            if not config.trained_without_mask:
+                self._examine(config, pixel_values, trains)
+            return False
+        if trains:
+            config.trained_without_mask = False
+        elif config.trained_without_mask and not self.reported_ignored_mask:
+            self.reported_ignored_mask = True
+            _logger.warning(
+                "pixel_mask is ignored: this model was trained on padded images without one "
+                "(config.trained_without_mask). Pad images as in its training; to use masks, train it with pixel_mask."
+            )
+        return not config.trained_without_mask
+
+    def _examine(self, config: MaskConfig, pixel_values: Tensor, trains: bool) -> None:
+        if self.batches_to_examine[trains] == 0:
+            return
+        self.batches_to_examine[trains] -= 1
+        if not _seems_padded(pixel_values):
+            return
+        self.batches_to_examine[trains] = 0
+        if trains:
+            config.trained_without_mask = True
+            _logger.warning(
+                "The model trains on images that are padded with zeros, but it gets no pixel_mask, so it takes the "
+                "padding for a part of the image. Pass the processor's pixel_mask to the model. Without it, the model "
+                "will work only on images that are padded as in training (config.trained_without_mask is now true)."
+            )
+        else:
+            _logger.warning(
+                "The images are padded with zeros, but the model gets no pixel_mask, so it takes the padding for a "
+                "part of the image and its boxes are less accurate. Pass the processor's pixel_mask to the model."
+            )
+
+
+def _seems_padded(pixel_values: Tensor) -> bool:
+    """Whether an image (channels, H, W) of the batch has content, but only zeros in its last row or column."""
+    has_content = pixel_values[:, :, 0, 0].any(1)
+    ends_blank = ~pixel_values[:, :, -1].flatten(1).any(1) | ~pixel_values[:, :, :, -1].flatten(1).any(1)
+    return bool((has_content & ends_blank).any())
 
 
 class ImageBatch(BatchFeature):

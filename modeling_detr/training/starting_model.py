@@ -60,6 +60,8 @@ def build_model(
         elif not resumes:  # the checkpoint has these weights, and their file may be gone
             _load_backbone_weights(detector, recipe.backbone_weights)
         initialize_new_model(detector, recipe)
+    if not recipe.freeze_detector:
+        model.config.trained_without_mask = False  # from now on it is trained with masks
     _freeze_parts(model, recipe)
     if recipe.gradient_checkpointing:
         # newer versions of Transformers have renamed it, and warn about the old name
