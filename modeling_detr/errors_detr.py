@@ -91,6 +91,10 @@ class FileReadError(DetrError, OSError):
     """A file that exists but cannot be read, for example because it is a named pipe."""
 
 
+class FileMissingError(FileReadError, FileNotFoundError):
+    """A file that does not exist."""
+
+
 class FileContentError(DetrError, ValueError):
     """A file that is not valid text, JSON, YAML or XML."""
 

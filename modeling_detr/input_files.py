@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import yaml
 
-from modeling_detr.errors_detr import FileContentError, FileReadError
+from modeling_detr.errors_detr import FileContentError, FileMissingError, FileReadError
 
 
 MAX_JSON_BYTES = 8 << 30  # the annotations of the largest public datasets have a few gigabytes
@@ -40,13 +40,13 @@ def require_file(path: str | Path) -> int:
     """Return the size of a file in bytes, without opening it.
 
     Raises:
-        FileNotFoundError: It does not exist.
+        FileMissingError: It does not exist.
         FileReadError: It is not a regular file, and opening it might block or never end; or it cannot be accessed.
     """
     try:
         status = Path(path).stat()
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileMissingError(path, "no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise _read_error(path, error) from error
     if not stat.S_ISREG(status.st_mode):
@@ -76,7 +76,7 @@ def read_bytes(path: str | Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes` bytes.
 
     Raises:
-        FileNotFoundError: It does not exist.
+        FileMissingError: It does not exist.
         FileReadError: It is larger, is not a regular file, or cannot be read.
     """
     size = require_file(path)

@@ -263,7 +263,8 @@ def _check_splits(index: DetectionIndex, findings: Findings) -> None:
     if len(splits) > 1:
         table = index.annotations
         only: list[tuple[object, str]] = []
-        for label, category in enumerate(index.categories):
+        for label in np.unique(table.label).tolist():
+            category = index.categories[label]
             images = np.unique(table.image_index[table.label == label])
             inside = [name for name, members in splits.items() if len(np.intersect1d(images, members))]
             if len(inside) == 1:

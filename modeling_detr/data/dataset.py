@@ -21,6 +21,9 @@ from modeling_detr.errors_detr import DatasetError, did_you_mean
 from modeling_detr.structures_detr import DetectionIndex, DetectionSample, DetectionTarget
 
 
+_MAX_MASK_BYTES = 8 << 30  # of an image, decoded
+
+
 class SampleKey(NamedTuple):
     """A sample: an image, by its index in the `DetectionIndex`, in an epoch.
 
@@ -130,6 +133,13 @@ class DetectionDataset(Dataset[DetectionSample]):
             "image_index": image_index,
         }
         if self.masks:
+            if len(objects) * record.height * record.width > _MAX_MASK_BYTES:
+                raise DatasetError(
+                    record.path,
+                    f"{len(objects)} masks of {record.width}x{record.height} pixels (width x height), more than "
+                    f"{_MAX_MASK_BYTES >> 30} GiB",
+                    "cut the image into tiles, or train on boxes only",
+                )
             target["masks"] = tv_tensors.Mask(torch.from_numpy(self.index.read_masks(image_index, objects)))
         return {"image": read_image(record), "target": target}
 

@@ -73,10 +73,10 @@ def opened_image(path: str, source: str | BinaryIO, kind: str = "image") -> Iter
                 raise DatasetReadError(path, f"the {kind} is an EPS program", "convert it to PNG")
             check_pixels(path, image.height, image.width)
             yield image
-    except FileReadError as error:
-        raise DatasetReadError(path, error.problem, "replace it, or remove it and its annotations") from error
     except FileNotFoundError as error:
         raise DatasetNotFoundError(path, f"no such {kind}", "restore it, or remove its annotations") from error
+    except FileReadError as error:
+        raise DatasetReadError(path, error.problem, "replace it, or remove it and its annotations") from error
     except DetrError:
         raise
     except UnidentifiedImageError as error:

@@ -406,7 +406,7 @@ def find_damage(folder: Path) -> str | None:
     except CheckpointVersionError:
         raise
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        return f"{Path(error.filename).name} is missing"
+        return f"{Path(error.filename or STATE).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError, FileReadError):
         return f"{STATE} is not readable"
     return None

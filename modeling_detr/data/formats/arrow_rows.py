@@ -7,6 +7,7 @@ file once, so that reading a row costs no more than reading a small file, and wo
 import functools
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -33,21 +34,31 @@ def read_row(path: str) -> io.BytesIO:
     match = _VIRTUAL_PATH.fullmatch(path)
     if match is None:
         raise DatasetNotFoundError(path, "not a path of a row, expected …arrow?column=NAME&row=NUMBER")
-    cell = _column(match["file"], match["column"])[int(match["row"])]
+    cell = _column(match["file"], match["column"], _version(match["file"]))[int(match["row"])]
     content = cell["bytes"] if pyarrow.types.is_struct(cell.type) else cell
     if not content.is_valid:
         raise DatasetNotFoundError(path, "the row has no image")
     return io.BytesIO(content.as_buffer())
 
 
-@functools.lru_cache(maxsize=64)
 def read_table(file: str) -> Any:
     """Return the table in an Arrow file, memory-mapped.
 
     Raises:
         OSError: The file does not exist, is truncated or is invalid.
     """
+    return _mapped(file, _version(file))
+
+
+def _version(file: str) -> tuple[int, int, int]:
+    """What changes when a file is replaced."""
     require_file(file)
+    status = Path(file).stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=64)
+def _mapped(file: str, version: tuple[int, int, int]) -> Any:  # noqa: ARG001 (a key of the cache)
     try:
         source = pyarrow.memory_map(file)
         try:
@@ -62,5 +73,5 @@ def read_table(file: str) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _column(file: str, column: str) -> Any:
-    return read_table(file).column(column)
+def _column(file: str, column: str, version: tuple[int, int, int]) -> Any:
+    return _mapped(file, version).column(column)

@@ -27,7 +27,6 @@ from modeling_detr.errors_detr import (
     DatasetError,
     DatasetNotFoundError,
     DatasetReadError,
-    DetrError,
     FileContentError,
     FileReadError,
 )
@@ -195,9 +194,8 @@ def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, lis
     empty: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
     try:
         content = _parse(file, polygons)
-    except (FileNotFoundError, FileReadError, FileContentError) as error:
-        problem = error if isinstance(error, DetrError) else DatasetNotFoundError(file, "no such file")
-        findings.add("unreadable file", problem, cause=error)
+    except (FileReadError, FileContentError) as error:
+        findings.add("unreadable file", error, cause=error)
         return empty
     if not isinstance(content, dict):
         findings.error(
@@ -242,6 +240,9 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
     id_of_written: dict[Any, int] = {}
     supercategories: dict[int, str | None] = {}
     for file, content in zip(files, contents, strict=True):
+        count = len(content["categories"])
+        if count > MAX_CLASSES:
+            raise DatasetError(file, f"{count:,} categories, more than the limit of {MAX_CLASSES:,}")
         for entry in content["categories"]:
             written, written_name = entry.get("id"), entry.get("name")
             try:
@@ -264,8 +265,6 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
             id_of_written[written] = category_id
             supercategory = entry.get("supercategory")
             supercategories[category_id] = supercategory if isinstance(supercategory, str) else None
-    if len(names) > MAX_CLASSES:
-        raise DatasetError(files[0], f"{len(names):,} categories, more than the limit of {MAX_CLASSES:,}")
     categories = tuple(
         Category(category_id, names[category_id][0], is_thing[category_id]) for category_id in sorted(names)
     )
