@@ -365,7 +365,7 @@ class DetrConfig(PreTrainedConfig):
         if self.d_model % divisor:
             raise ValueError(
                 f"d_model={self.d_model} is not divisible by {divisor}; the {self.position_embedding_type} position "
-                f"embedding splits it between rows and columns."
+                f"embedding splits it between rows and columns; choose a multiple of {divisor}."
             )
 
 

@@ -38,7 +38,7 @@ def pad_images(images: Sequence[Tensor], size: tuple[int, int] | None = None) ->
     height, width = size or largest
     if largest[0] > height or largest[1] > width:
         raise ValueError(
-            f"pad_size: {height}x{width} (height x width) is too small for images of up to {largest[0]}x{largest[1]}; "
+            f"pad_size: {width}x{height} (width x height) is too small for images of up to {largest[1]}x{largest[0]}; "
             f"enlarge pad_size, or resize the images to less."
         )
     pixel_values = images[0].new_zeros((len(images), images[0].shape[0], height, width))

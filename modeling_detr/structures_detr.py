@@ -125,8 +125,8 @@ class MaskColumn:
             source_masks = self.sources[source_index].read(self.row[rows])
             if source_masks.shape[1:] != (height, width):
                 raise ValueError(
-                    f"masks have size {source_masks.shape[1]}x{source_masks.shape[2]} (height x width), expected the "
-                    f"image's, {height}x{width}."
+                    f"masks have size {source_masks.shape[2]}x{source_masks.shape[1]} (width x height), expected the "
+                    f"image's, {width}x{height}."
                 )
             masks[rows] = source_masks
         return masks
@@ -459,8 +459,8 @@ def check_masks(labels: Sequence[DetectionLabels], canvas_size: tuple[int, int])
         shape = tuple(label["masks"].shape)
         if len(shape) != 3 or shape[0] != count or shape[1] > canvas_size[0] or shape[2] > canvas_size[1]:
             raise ValueError(
-                f"{where}: masks of shape {shape} for {count} objects in a batch of {canvas_size[0]}x{canvas_size[1]} "
-                f"(height x width), expected ({count}, height, width) of the unpadded image."
+                f"{where}: masks of shape {shape} for {count} objects in a batch of {canvas_size[1]}x{canvas_size[0]} "
+                f"(width x height), expected ({count}, height, width) of the unpadded image."
             )
 
 

@@ -76,3 +76,10 @@ def test_class_names_are_in_the_order_of_their_labels():
     config = DetrConfig(id2label={1: "dog", 0: "cat"})
     assert config.class_names == ("cat", "dog")
     assert config.num_classes == 2
+
+
+@pytest.mark.parametrize(("kind", "width", "divisor"), [("sine", 18, 4), ("learned", 9, 2)])
+def test_a_width_that_positions_cannot_share_is_refused_with_what_fits(kind, width, divisor):
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    with pytest.raises(ValueError, match=f"d_model={width} is not divisible by {divisor}; .* choose a multiple of"):
+        DetrConfig(d_model=width, position_embedding_type=kind, **heads)

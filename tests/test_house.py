@@ -164,3 +164,9 @@ def test_an_early_interrupt_is_one_line():
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "detr predict: interrupted\n")
+
+
+def test_sizes_are_said_in_one_order():
+    """Messages give sizes as width x height; only shapes and tuples of arrays are (height, width)."""
+    texts = [*(ROOT / "modeling_detr").rglob("*.py"), *TEXTS]
+    assert [path.name for path in texts if "height x width" in path.read_text(encoding="utf-8")] == []

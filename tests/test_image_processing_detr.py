@@ -171,7 +171,7 @@ def test_pad_images_pads_right_and_bottom_with_zeros() -> None:
 
 
 def test_pad_images_rejects_an_image_that_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"pad_size: 4x4 .* is too small for images of up to 4x5"):
+    with pytest.raises(ValueError, match=r"pad_size: 4x4 .* is too small for images of up to 5x4"):
         pad_images([torch.ones(3, 4, 3), torch.ones(3, 2, 5)], (4, 4))
     with pytest.raises(ValueError, match="images: got none"):
         pad_images([])

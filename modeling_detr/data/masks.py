@@ -199,8 +199,8 @@ def _compressed(segmentation: Mapping[str, Any], height: int, width: int) -> byt
     """
     size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
     if size != [height, width]:
-        given = "x".join(map(str, size))
-        raise ValueError(f"size {given}, but the image is {height}x{width} (height x width)")
+        given = "x".join(map(str, reversed(size)))
+        raise ValueError(f"size {given}, but the image is {width}x{height} (width x height)")
     if isinstance(counts, str):
         return counts.encode("ascii")
     if isinstance(counts, bytes):

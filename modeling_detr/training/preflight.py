@@ -291,7 +291,7 @@ def _check_largest_batch(run: PreparedRun, batch: DetectionBatch) -> tuple[float
         ValueError: It does not fit into memory.
     """
     num_images, _, height, width = batch["pixel_values"].shape
-    name = f"the largest batch, {num_images} images of {height}x{width} (height x width)"
+    name = f"the largest batch, {num_images} images of {width}x{height} (width x height)"
     if run.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         return None, f"{name}: not tried, since it would need all processes"
     if run.accelerator.device.type == "cpu":

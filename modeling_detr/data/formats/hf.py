@@ -159,7 +159,7 @@ def _records(split: SplitColumns, findings: Findings) -> tuple[list[ImageRecord]
             given = (int(split.sizes[row, 0]), int(split.sizes[row, 1]))
             size = stored if given == stored else upright
             if given != size:
-                other_size.append((where, f"{size[0]}x{size[1]} (height x width), not {given[0]}x{given[1]}"))
+                other_size.append((where, f"{size[1]}x{size[0]} (width x height), not {given[1]}x{given[0]}"))
         index_of_row[row] = len(records)
         records.append(ImageRecord(split.ids[row], path, *size, reader))
     if other_size:
