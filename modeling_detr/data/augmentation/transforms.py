@@ -77,6 +77,8 @@ def _import_transform(name: str, options: dict[str, Any]) -> SampleTransform:
             f"{where}: no such policy, and not the dotted name of a callable such as my_package.my_module.augment; "
             f"{did_you_mean(name, POLICIES)}"
         )
+    if module_name.partition(".")[0] in {*sys.stdlib_module_names, *sys.builtin_module_names}:
+        raise ValueError(f"{where}: Python's own modules have no transforms; {did_you_mean(name, POLICIES)}")
     _add_working_folder_to_import_path()
     try:
         module = importlib.import_module(module_name)
@@ -90,6 +92,9 @@ def _import_transform(name: str, options: dict[str, Any]) -> SampleTransform:
         raise ValueError(f"{where}: {module.__file__} has no '{attribute}'; {did_you_mean(attribute, public)}")
     transform = getattr(module, attribute)
     if isinstance(transform, type):
+        # checked before, since a recipe must not create any other object, such as a process, with options of its choice
+        if not any("__call__" in vars(base) for base in transform.__mro__):
+            raise ValueError(f"{where}: got a class whose objects are not callable, expected a transform.")
         transform = transform(**options)
     elif options:
         raise ValueError(

@@ -231,6 +231,18 @@ def test_a_dotted_name_is_found_in_the_working_folder(tmp_path, monkeypatch):
         sys.modules.pop("augment_here", None)
 
 
+@pytest.mark.parametrize("name", ["subprocess.Popen", "os.system", "builtins.exec", "numpy.memmap"])
+def test_a_recipe_cannot_create_anything_but_a_transform(tmp_path, name):
+    trace = tmp_path / "trace"
+    options = {
+        "subprocess.Popen": {"args": f"touch {trace}", "shell": True},
+        "numpy.memmap": {"filename": str(trace), "mode": "w+", "shape": 1},
+    }
+    with pytest.raises(ValueError, match=r"Python's own modules have no transforms|objects are not callable"):
+        train_transform(name, **options.get(name, {}))
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
