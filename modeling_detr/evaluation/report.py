@@ -18,6 +18,7 @@ th, td { padding: 0.2rem 0.9rem; text-align: right; border-bottom: 1px solid #dd
 th:first-child, td:first-child { text-align: left; }
 """
 REPORT_FILES = ("evaluation.json", "evaluation.md", "evaluation.html")
+_LONGEST_CELL = 100  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +136,11 @@ class EvaluationReport:
 
 
 def _cell(value: str | int | float) -> str:
-    """The text of a table's cell: floats with three decimals, NaN as a dash."""
+    """The text of a table's cell: floats with three decimals, NaN as a dash, very long names shortened."""
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.3f}"
-    return str(value)
+    text = str(value)
+    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
 
 
 def _markdown_table(table: MetricTable) -> str:

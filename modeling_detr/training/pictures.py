@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modeling_detr.atomic_output import output_stem
 from modeling_detr.data import read_image
+from modeling_detr.data.image_copies import file_name_of
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.prediction import predict_objects, predict_segments
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
@@ -50,7 +51,7 @@ def draw_predictions(
             predicted = predict_objects(detector, processor, image)
             truth = _true_objects(index, image_index, with_masks="masks" in predicted)
         drawn = draw_comparison(image, predicted, truth, index.id2label, shortest_side=320)
-        pictures[f"{image_index:03d}_{output_stem(record.path)}"] = np.asarray(drawn)
+        pictures[f"{image_index:03d}_{file_name_of(output_stem(record.path))}"] = np.asarray(drawn)
     return pictures
 
 

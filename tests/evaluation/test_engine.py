@@ -182,6 +182,15 @@ def test_masks_and_panoptic_quality_have_tables() -> None:
     assert alone.metrics_table().startswith("| metric")
 
 
+def test_a_very_long_name_does_not_widen_the_tables() -> None:
+    index = shapes_index()
+    categories = (Category(1, "x" * 10_000), Category(2, "y"))
+    index = DetectionIndex("shapes", index.images, categories, index.annotations)
+    report = evaluate(Oracle(), [batch_of([0])], PROCESSOR, index)
+    assert max(map(len, report.to_markdown().splitlines())) < 200
+    assert "x" * 99 + "…" in report.to_markdown()
+
+
 def test_names_are_escaped() -> None:
     index = shapes_index()
     index = DetectionIndex("a<b", index.images, (Category(1, "<i>|"), Category(2, "x")), index.annotations)

@@ -92,7 +92,7 @@ def _import_transform(name: str, options: dict[str, Any]) -> SampleTransform:
         raise ValueError(f"{where}: {module.__file__} has no '{attribute}'; {did_you_mean(attribute, public)}")
     transform = getattr(module, attribute)
     if isinstance(transform, type):
-        # checked before, since a recipe must not create any other object, such as a process, with options of its choice
+        # checked first: a recipe must not create another object, such as a process, with options of its choice
         if not any("__call__" in vars(base) for base in transform.__mro__):
             raise ValueError(f"{where}: got a class whose objects are not callable, expected a transform.")
         transform = transform(**options)
