@@ -145,6 +145,20 @@ def check_file(file: str | Path) -> None:
     _refuse_folder(Path(file))
 
 
+def check_model_path(path: str | Path) -> None:
+    """Check that a path is in UTF-8: weights written to another path could not be loaded again.
+
+    Raises:
+        OutputError: It is not.
+    """
+    try:
+        str(Path(path).absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            path, "the path is not in UTF-8, so weights in it could not be loaded", "choose another name"
+        ) from error
+
+
 def _try_to_write_in(folder: Path) -> None:
     """Write a file without a name to a folder, or to the nearest of its parents that exists."""
     existing = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())

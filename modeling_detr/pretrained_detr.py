@@ -440,7 +440,11 @@ class DetrPreTrainedModel(PreTrainedModel):
             raise _unknown_key(error) from error
         except SafetensorError as error:
             raise ModelError(
-                source, f"its weights cannot be read ({error})", "download or copy the model once more; it is damaged"
+                source,
+                f"its weights cannot be read ({error})",
+                "rename its folder"
+                if "not valid UTF-8" in str(error)
+                else "download or copy the model once more; it is damaged",
             ) from error
         model, info = loaded
         model._weight_conversions = None  # or saving would restore the names that were read

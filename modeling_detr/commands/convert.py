@@ -18,7 +18,7 @@ from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.conversion.sources import SOURCES, ModelSource, find_source, load_model, without_progress_bars
 from modeling_detr.conversion.targets import TARGETS
 from modeling_detr.errors_detr import ModelError, ModelNotFoundError, OutputExistsError, printable
-from modeling_detr.output_errors import check_file
+from modeling_detr.output_errors import check_file, check_model_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.path.lexists(target):
         raise OutputExistsError(target, "already exists", "choose another target or remove it")
     check_file(target)
+    check_model_path(target)
     kind = find_source(source)
     options = _given_options(arguments, kind)
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"]
 )
 MAX_PARTS = 32  # of a path that is looked up by its last parts
+_OLD_ENCODINGS = ("cp437", "latin-1")  # of ZIP files from Windows and of old Unix systems
 _SPLIT_NAME = re.compile(r"(train(ing|val)?|val(id|idation)?|dev|eval|test(ing)?)[-_]?\d*", re.IGNORECASE)
 
 
@@ -80,7 +82,7 @@ class FolderListings:
 
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
-        self._lower: dict[str, dict[str, str]] = {}
+        self._alike: dict[str, dict[str, str]] = {}
         self._image_stems: dict[str, set[str]] = {}
 
     def names(self, folder: str) -> set[str]:
@@ -103,15 +105,20 @@ class FolderListings:
         return self._image_stems[folder]
 
     def find(self, folder: str, name: str) -> str | None:
-        """Find `name` in `folder`, preferably in the same case, and return its path; None if it does not exist."""
+        """Find `name` in `folder` and return its path; None if it does not exist.
+
+        If no file has exactly this name, it may differ in case, in how accents are composed, or, in old archives, in
+        its encoding.
+        """
         parent, _, last = name.rpartition("/")
         place = f"{folder}/{parent}" if parent else folder
         if last in self.names(place):
             return f"{place}/{last}"
-        if place not in self._lower:
-            self._lower[place] = {entry.lower(): entry for entry in sorted(self.names(place), reverse=True)}
-        other_case = self._lower[place].get(last.lower())
-        return f"{place}/{other_case}" if other_case else None
+        if place not in self._alike:
+            entries = sorted(self.names(place), reverse=True)
+            self._alike[place] = {_folded(reading): entry for entry in entries for reading in _readings(entry)}
+        alike = self._alike[place].get(_folded(last))
+        return f"{place}/{alike}" if alike else None
 
 
 def walk_folders(root: str | Path) -> Iterator[tuple[str, list[str]]]:
@@ -155,13 +162,33 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).lower()
+
+
+def _readings(name: str) -> Iterator[str]:
+    """A name on disk; if it is not UTF-8, first as text in the encodings of old archives."""
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        for encoding in _OLD_ENCODINGS:
+            yield os.fsencode(name).decode(encoding)
+    yield name
+
+
 def locate_images(names: Sequence[str], folders: Iterable[Path]) -> list[str | None]:
     """Find the path of each image, searching `folders` in order; None if an image is in none of them.
 
     Names may contain folders of another machine: if a name is not found as written, only its last part is searched.
     """
     places, listings = [str(folder) for folder in folders], FolderListings()
-    return [_locate(name.replace("\\", "/").removeprefix("./"), places, listings) for name in names]
+    return [_locate_on_any_system(name, places, listings) for name in names]
+
+
+def _locate_on_any_system(name: str, places: Sequence[str], listings: FolderListings) -> str | None:
+    """Find an image by its name, then by the name with Windows' separators."""
+    found = _locate(name.removeprefix("./"), places, listings)
+    if found is None and "\\" in name:
+        return _locate(name.replace("\\", "/").removeprefix("./"), places, listings)
+    return found
 
 
 def _locate(name: str, places: Sequence[str], listings: FolderListings) -> str | None:

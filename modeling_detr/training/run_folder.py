@@ -32,7 +32,7 @@ except ImportError:  # Windows
 from modeling_detr.atomic_output import discard, previous_path, restore_interrupted
 from modeling_detr.conversion.sources import EXPORTED_MODEL
 from modeling_detr.errors_detr import RunInUseError
-from modeling_detr.output_errors import check_folder, explained_output
+from modeling_detr.output_errors import check_folder, check_model_path, explained_output
 
 
 RECIPE = "recipe.yaml"
@@ -57,8 +57,9 @@ def check_run_folder(run_dir: Path) -> None:
     """Check, before any work, that a run can write its files.
 
     Raises:
-        OutputError: The folder, or something in it, cannot be written.
+        OutputError: The folder, or something in it, cannot be written, or could not be read again.
     """
+    check_model_path(run_dir)
     check_folder(run_dir, files=[RECIPE, LOG, LOCK], folders=[CHECKPOINTS, TRACKERS, PREDICTIONS])
 
 

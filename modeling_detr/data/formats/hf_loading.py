@@ -46,7 +46,8 @@ def explain_errors(path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".") or type(error).__name__
-        raise DatasetReadError(path, f"cannot be loaded by `datasets` ({reason})", "write it again") from error
+        remedy = "rename its folder" if isinstance(error, UnicodeEncodeError) else "write it again"
+        raise DatasetReadError(path, f"cannot be loaded by `datasets` ({reason})", remedy) from error
 
 
 def load_splits(path: str | Path) -> dict[str, Any]:

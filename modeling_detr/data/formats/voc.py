@@ -399,7 +399,7 @@ def _read_list(file: Path, index_of: Mapping[str, int], findings: Findings) -> l
     """Read the image indices of a list in ImageSets; None for the list of a single class (`name 1`, `name -1`)."""
     indices = []
     try:
-        lines = read_text(file, MAX_LIST_BYTES).splitlines()
+        lines = read_text(file, MAX_LIST_BYTES, "surrogateescape").split("\n")  # as in the names of files
     except (FileReadError, FileContentError) as error:
         findings.add("unreadable file", error, cause=error)
         return None
@@ -407,6 +407,8 @@ def _read_list(file: Path, index_of: Mapping[str, int], findings: Findings) -> l
         name = line.strip()
         if not name:
             continue
+        if line in index_of:  # with spaces at its ends
+            name = line
         if name not in index_of:
             stem, _, mark = name.rpartition(" ")
             if mark in ("-1", "0", "1") and stem.strip() in index_of:

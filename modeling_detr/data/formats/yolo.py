@@ -11,6 +11,7 @@ other images in their folder have one. Label files without an image are reported
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -140,18 +141,16 @@ def _from_folder(folder: Path, listings: FolderListings) -> list[str]:
 def _from_list(file: Path, root: Path, findings: Findings) -> list[str]:
     paths: list[str] = []
     try:
-        lines = read_text(file, MAX_LIST_BYTES).splitlines()
+        lines = read_text(file, MAX_LIST_BYTES, "surrogateescape").split("\n")  # as in the names of files
     except (FileReadError, FileContentError) as error:
         findings.add("unreadable file", error, cause=error)
         return paths
     for number, line in enumerate(lines, start=1):
-        name = line.strip().replace("\\", "/")
+        name = line.strip()
         if not name:
             continue
-        parts = [part for part in Path(name).parts if part not in ("/", ".", "..")][-MAX_PARTS:]
-        tails = [Path(*parts[start:]) for start in range(len(parts))]
-        candidates = [Path(name)] if Path(name).is_absolute() else [file.parent / name, root / name]
-        candidates += [folder / tail for tail in tails for folder in (root, file.parent)]
+        spellings = dict.fromkeys([line.rstrip("\r"), name, name.replace("\\", "/")])
+        candidates = (place for spelling in spellings for place in _places(spelling, file, root))
         path = next((candidate for candidate in candidates if is_file(candidate)), None)
         if path is None or not is_image_name(path.name):
             problem = f"which is not in {root}" if path is None else "which is not an image"
@@ -165,6 +164,14 @@ def _from_list(file: Path, root: Path, findings: Findings) -> list[str]:
             continue
         paths.append(os.path.normpath(path))
     return paths
+
+
+def _places(name: str, file: Path, root: Path) -> Iterator[Path]:
+    """Where the image that a list names may be: a path of another machine is also looked for by its last parts."""
+    yield from [Path(name)] if Path(name).is_absolute() else [file.parent / name, root / name]
+    parts = [part for part in Path(name).parts if part not in ("/", ".", "..")][-MAX_PARTS:]
+    for start in range(len(parts)):
+        yield from (folder.joinpath(*parts[start:]) for folder in (root, file.parent))
 
 
 FORMAT = DatasetFormat(
