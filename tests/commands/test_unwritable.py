@@ -3,12 +3,15 @@
 import errno
 import os
 import subprocess
+import sys
 import tempfile
+import types
 from pathlib import Path
 
 import pytest
 
-from modeling_detr.commands import convert, data, evaluate, predict, run_command
+from modeling_detr.commands import COMMANDS as COMMANDS_OF_DETR
+from modeling_detr.commands import Command, convert, data, evaluate, predict, run_command
 from modeling_detr.training import setup
 
 
@@ -116,12 +119,11 @@ def test_a_folder_in_the_place_of_a_result(inputs, tmp_path, capsys):
         assert f"{problem}; move the folder of this name away, or choose another folder." in text
 
 
-def test_an_error_of_the_system_has_no_number(capsys, monkeypatch, tmp_path):
-    (tmp_path / "log.jsonl").touch()
-
-    def refuse(*_, **__):
+def test_an_error_of_the_system_has_no_number(capsys, monkeypatch):
+    def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied", "log.jsonl")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
-    assert run_command("plot", [str(tmp_path / "log.jsonl")]) == 2
-    assert capsys.readouterr().err == "detr plot: log.jsonl: Permission denied; change its permissions.\n"
+    monkeypatch.setitem(sys.modules, "refusing_command", types.SimpleNamespace(main=refuse))
+    monkeypatch.setitem(COMMANDS_OF_DETR, "refuse", Command("", "refusing_command"))
+    assert run_command("refuse", []) == 2
+    assert capsys.readouterr().err == "detr refuse: log.jsonl: Permission denied; change its permissions.\n"
