@@ -33,7 +33,6 @@ _NEAR_BITS = 12  # of 256: near-duplicates differ in at most this many
 _MIN_STRUCTURE = 4.0  # images with a smaller standard deviation, in grey levels, are not compared
 _NEAR_LEVELS = 6.0  # of 255 grey levels: the largest mean difference of their thumbnails
 _NUM_QUERIES = 100  # of the original model
-_TITLES = {"least": "minimum", "most": "maximum"}  # keys of the JSON report → titles in the text report
 _HEADINGS = {  # kinds of the JSON report → headings in the text report, where they differ
     "box": "invalid box",
     "line": "invalid line",
@@ -110,14 +109,13 @@ class CheckReport:
                 f"({entry['share']:.1%}) in {counted(entry['images'], 'image')}"
             )
         for title, key, unit in (
-            ("box size (square root of area)", "box_sizes", " px"),
+            ("box size (square root of the area)", "box_sizes", " px"),
             ("objects per image", "objects_an_image", ""),
         ):
             if content[key]:
-                figures = ", ".join(
-                    f"{_TITLES.get(name, name)} {value:.4g}{unit}" for name, value in content[key].items()
-                )
-                lines.append(f"  {title}: {figures}")
+                least, low, median, high, most = (f"{value:.3g}" for value in content[key].values())
+                ranges = f"80% from {low} to {high}{unit}, all from {least} to {most}{unit}"
+                lines.append(f"  {title}: median {median}{unit}, {ranges}")
         lines += self._finding_lines(shown, format_setting)
         lines.append(f"{counted(self.errors, 'error')}, {counted(len(self.findings) - self.errors, 'warning')}")
         return "\n".join(map(printable, lines))

@@ -37,6 +37,7 @@ def plan(run: PreparedRun) -> str:
         f"train     {_describe(run.train_index)}",
         f"evaluate  {_describe(run.eval_index)}",
         f"classes   {_class_counts(run.train_index)}",
+        f"sizes     {_describe_sizes(run)}",
         f"steps     {_describe_steps(run)}",
         *_parts_table(run),
         f"schedule  {_describe_schedule(run)}",
@@ -49,7 +50,8 @@ def plan(run: PreparedRun) -> str:
     resumed = f", resumed from {run.checkpoint} at step {run.state.step}" if run.checkpoint else ""
     lines.append(f"run       {recipe.run_dir}{resumed}")
     surplus = surplus_note(run.train_index, weights.detector.config.num_queries)
-    notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *([surplus] if surplus else [])]
+    absent = _absent_classes(run.train_index)
+    notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *filter(None, [surplus, absent])]
     return "\n".join(map(printable, [*lines, *(f"note      {note}" for note in dict.fromkeys(notes))]))
 
 
@@ -67,13 +69,33 @@ def surplus_note(index: DetectionIndex, num_queries: int) -> str | None:
 
 def _describe(index: DetectionIndex) -> str:
     num_boxes, num_crowds = len(index.annotations), int(index.annotations.is_crowd.sum())
-    crowds = f" ({num_crowds:,} crowd regions)" if num_crowds else ""
-    return f"{index.name}: {len(index):,} images, {num_boxes:,} boxes{crowds}"
+    crowds = f" ({counted(num_crowds, 'crowd region')})" if num_crowds else ""
+    return f"{index.name}: {counted(len(index), 'image')}, {counted(num_boxes, 'box', 'boxes')}{crowds}"
 
 
 def _class_counts(index: DetectionIndex) -> str:
     counts = np.bincount(index.annotations.label, minlength=len(index.id2label))
     return ", ".join(f"{name} {counts[label]:,}" for label, name in index.id2label.items())
+
+
+def _absent_classes(index: DetectionIndex) -> str | None:
+    """Return a note if classes have no boxes to train on."""
+    counts = np.bincount(index.annotations.label, minlength=len(index.id2label))
+    absent = [name for label, name in index.id2label.items() if not counts[label]]
+    if not absent:
+        return None
+    more = f" and {len(absent) - _MAX_NAMES} more" if len(absent) > _MAX_NAMES else ""
+    return f"classes without a box to train on, which cannot be learnt: {', '.join(absent[:_MAX_NAMES])}{more}"
+
+
+def _describe_sizes(run: PreparedRun) -> str:
+    """Return the size of images in evaluation and prediction, which augmentation varies."""
+    size, recipe = run.processor.size, run.recipe
+    source = "processor_config" if recipe.processor_config.get("size") else recipe.model or "the default"
+    if not run.processor.do_resize:
+        return "images keep their size"
+    edges = [f"{name.replace('_', ' ')} {value}" for name, value in dict(size).items() if value is not None]
+    return f"images are resized to {', '.join(edges)} pixels (from {source}); augmentation '{recipe.transform}'"
 
 
 def _describe_steps(run: PreparedRun) -> str:

@@ -116,7 +116,10 @@ class Recipe:
         resume=Resume.MODEL,
     )
     processor_config: dict[str, Any] = key(
-        {}, "Settings of the image processor, such as its size.", resume=Resume.ORDER
+        {},
+        "Settings of the image processor, such as its size. Those not set are the model's.",
+        resume=Resume.ORDER,
+        describes_new_model=True,
     )
     backbone_weights: str | None = key(
         None,

@@ -6,6 +6,8 @@ Everything about a key is in its declaration, see `recipe_keys`.
 """
 
 import argparse
+import json
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -109,11 +111,16 @@ def _drop_new_model(values: dict[str, Any], keys: Mapping[str, Key], model: str)
     dropped = {
         name: values.pop(name) for name, declared in keys.items() if declared.describes_new_model and name in values
     }
+    reason = f"it describes a new model, and {model} already exists"
     return [
-        f"{name} of the recipe is ignored: it describes a new model, and {model} already exists"
+        f"{name} of the recipe, {_in_one_line(value)}, is ignored: {reason}"
         for name, value in dropped.items()
         if value  # {}, none and false set nothing
     ]
+
+
+def _in_one_line(value: object) -> str:
+    return textwrap.shorten(json.dumps(value), 80, placeholder=" …")
 
 
 def read_recipe_file(path: str | Path) -> dict[str, Any]:

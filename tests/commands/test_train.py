@@ -91,7 +91,9 @@ def test_a_recipe_for_a_new_model_can_train_an_existing_one(config, tmp_path, ca
     capsys.readouterr()
     arguments = ["--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "more"), "--max_steps", "1"]
     assert train.main([str(config), "--batch_size", "4", *arguments]) == 0
-    assert "note      model_config of the recipe is ignored" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "note      model_config of the recipe, {" in printed
+    assert f"(from {tmp_path / 'run'}); augmentation" in printed  # the image size of the model
 
 
 @pytest.mark.slow

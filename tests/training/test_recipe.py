@@ -120,7 +120,9 @@ def test_errors_in_a_file_name_it(tmp_path, text, message):
 
 def test_a_model_on_the_command_line_replaces_the_files_new_model(tmp_path):
     config = write(
-        tmp_path / "new.yaml", "model_config: {d_model: 128}\nbackbone_weights: w\nlocal_start: true\nepochs: 3\n"
+        tmp_path / "new.yaml",
+        "model_config: {d_model: 128}\nbackbone_weights: w\nlocal_start: true\nepochs: 3\n"
+        "processor_config: {size: {shortest_edge: 384, longest_edge: 640}}\n",
     )
     notes = []
     recipe = parse_recipe([config, "--model", "mine", "--model_config.dropout", "0.2"], notes=notes)
@@ -129,8 +131,13 @@ def test_a_model_on_the_command_line_replaces_the_files_new_model(tmp_path):
     assert recipe.backbone_weights is None
     assert not recipe.local_start
     assert recipe.epochs == 3
-    assert [note.split()[0] for note in notes] == ["model_config", "backbone_weights", "local_start"]
-    assert notes[0] == "model_config of the recipe is ignored: it describes a new model, and mine already exists"
+    assert [note.split()[0] for note in notes] == [
+        *("model_config", "processor_config", "backbone_weights", "local_start")
+    ]
+    assert recipe.processor_config == {}  # the image size of the model stays
+    assert notes[0] == (
+        'model_config of the recipe, {"d_model": 128}, is ignored: it describes a new model, and mine already exists'
+    )
 
 
 def test_a_file_with_a_model_keeps_its_model_options(tmp_path):
