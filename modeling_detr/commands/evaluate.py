@@ -38,6 +38,7 @@ from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.output_errors import check_folder
 from modeling_detr.prediction import task_of
 from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.training.distributed import end_with_launcher
 
 
 # Argument of the library → option of this command, for error messages.
@@ -47,6 +48,7 @@ OPTION_NAMES = {"format": "data_format", "train_split": "split", "eval_split": "
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = _parse_arguments(argv)
+    end_with_launcher()
     accelerator = Accelerator()
     folders = [arguments.output_dir or new_results_folder("evaluate")]
     output_dir: Path = broadcast_object_list(folders)[0]  # a process that starts late finds the folder of the first

@@ -8,7 +8,9 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,14 +77,29 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def end_with_launcher() -> None:
-    """Have the system send SIGTERM to this process when the torchrun that started it ends, even if that was killed.
+    """End this process when the torchrun that started it ends, even if that was killed, or stops it while it starts.
 
-    Otherwise the processes of a killed launcher train on, in a folder in which the run may have been restarted. Does
-    nothing without torchrun (`accelerate launch` uses it for several processes), or elsewhere than on Linux.
+    Otherwise the processes of a killed launcher train on, in a folder in which the run may have been restarted. And a
+    process that waits for the others, in C++, would not react to the SIGINT that torchrun forwards. Does nothing
+    without torchrun (`accelerate launch` uses it for several processes).
+
+    Raises:
+        ValueError: The launcher has ended already.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # the processes meet at a server of the launcher
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        with contextlib.suppress(TimeoutError, socket.gaierror):
+            try:
+                socket.create_connection(address, timeout=10).close()
+            except ConnectionRefusedError:
+                raise ValueError("torchrun has ended while this process was starting.") from None
 
 
 def leave_cores_to_loaders(accelerator: Accelerator, num_workers: int) -> None:

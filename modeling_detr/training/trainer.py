@@ -336,6 +336,8 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             self._lock_folder(stack)
             stack.enter_context(self._open_log())
+            # Until all are here, a signal ends each process at once; then all of them record it, see `StopSignals`.
+            self.run.accelerator.wait_for_everyone()
             yield
 
     def _lock_folder(self, stack: contextlib.ExitStack) -> None:
