@@ -5,10 +5,13 @@ processor (`preprocessor_config.json`) prepares images, and a recipe (`configs/*
 """
 
 import functools
+import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .errors_detr import did_you_mean, printable
+from .model_folder_detr import model_folder
 from .stock_detr import KEY_ALIASES, STOCK_MODEL_TYPE, TRAINING_KEYS, translate_stock_config
 
 
@@ -40,6 +44,14 @@ _LIBRARY_KEYS = {
     "torch_dtype",
     "transformers_version",
 }
+
+# Transformers' classes of the same names read the keys that they share with us, and fail on or ignore the others. This
+# value of a key that they check and we do not have makes them stop; their error quotes it.
+_NOTE_KEY = "init_std"
+_NOTE = (
+    "this is a modeling_detr model, which the DETR classes of transformers cannot load; import the class from "
+    "modeling_detr instead, or use an Auto class with trust_remote_code=True"
+)
 
 # Smallest allowed value → keys
 _MINIMUMS = {
@@ -211,6 +223,7 @@ class DetrConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Checks keys and values; see the class for the errors."""
+        kwargs = _without_note(kwargs)
         for key in kwargs:
             if key not in self._known_keys():
                 raise ValueError(f"DetrConfig: unknown key {key!r}; {did_you_mean(key, self.own_keys())}")
@@ -247,10 +260,12 @@ class DetrConfig(PreTrainedConfig):
             The content, and the arguments that were not used.
 
         Raises:
+            ModelNotFoundError: `source` is a folder without a model.
             ValueError: The file cannot be parsed, or holds no keys.
         """
+        folder = model_folder(source, kwargs.get("subfolder") or "")
         try:
-            values, unused = super().get_config_dict(source, **kwargs)
+            values, unused = super().get_config_dict(folder, **kwargs)
         except RecursionError as error:
             raise ValueError(f"{source}: config.json is nested too deeply to be a config.") from error
         except (AttributeError, TypeError) as error:  # the library takes the content for a dict
@@ -269,6 +284,7 @@ class DetrConfig(PreTrainedConfig):
             ValueError: See the class.
         """
         known = cls._known_keys()
+        config_dict = _without_note(config_dict)
         unknown = {key: value for key, value in config_dict.items() if key not in known}
         config_dict = {key: value for key, value in config_dict.items() if key in known}
         names = kwargs.pop("id2label", None)
@@ -285,6 +301,12 @@ class DetrConfig(PreTrainedConfig):
             _warn_of_unknown_key(key)
             setattr(config, key, value)
         return loaded
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """See `PreTrainedConfig.to_json_file`; adds the sentence for Transformers' own classes."""
+        values = {**json.loads(self.to_json_string(use_diff=use_diff)), _NOTE_KEY: _NOTE}
+        text = json.dumps(dict(sorted(values.items())), indent=2)
+        Path(json_file_path).write_text(f"{text}\n", encoding="utf-8")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -367,6 +389,11 @@ class DetrConfig(PreTrainedConfig):
                 f"d_model={self.d_model} is not divisible by {divisor}; the {self.position_embedding_type} position "
                 f"embedding splits it between rows and columns; choose a multiple of {divisor}."
             )
+
+
+def _without_note(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Config values without the sentence for Transformers' own classes."""
+    return {key: value for key, value in values.items() if key != _NOTE_KEY or not isinstance(value, str)}
 
 
 def check_backbone(name: str, options: Mapping[str, Any] | None) -> None:

@@ -10,6 +10,7 @@ The data loader and the evaluation call the same steps as functions: `to_rgb`, `
 Shapes: B images · N objects of one image · H, W pixels. Sizes are `(height, width)`.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,11 @@ from torchvision.transforms.v2 import functional as transforms
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict, load_image, pil_torch_interpolation_mapping
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from .annotations_detr import CocoAnnotation, CocoPanopticAnnotation, coco_to_labels
 from .errors_detr import did_you_mean
+from .model_folder_detr import model_folder
 from .padding_detr import ImageBatch, pad_images
 from .post_processing_detr import DetrPostProcessor
 from .structures_detr import DetectionBatch
@@ -455,6 +458,20 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
         super().__init__(**self._supported_options(kwargs))
         for key in _KEPT_KEYS & kwargs.keys():
             setattr(self, key, kwargs[key])
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `ImageProcessingMixin.get_image_processor_dict`; also reads from the folder of a run.
+
+        Raises:
+            ModelNotFoundError: The folder has no image processor.
+        """
+        file = kwargs.get("image_processor_filename", IMAGE_PROCESSOR_NAME)
+        folder = model_folder(pretrained_model_name_or_path, kwargs.get("subfolder") or "", file)
+        values: tuple[dict[str, Any], dict[str, Any]] = super().get_image_processor_dict(folder, **kwargs)
+        return values
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:

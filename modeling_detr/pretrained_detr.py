@@ -26,6 +26,7 @@ from .backbone_detr import DetrConvEncoder
 from .configuration_detr import DetrConfig, config_under_our_keys
 from .errors_detr import DetrError, ModelError, did_you_mean, printable
 from .layers_detr import init_bias
+from .model_folder_detr import model_folder
 from .stock_detr import NAMES_OF_RESNET, NAMES_OF_STOCK, STOCK_MODEL_TYPE, is_huggingface_resnet, stock_norm_difference
 
 
@@ -365,7 +366,7 @@ class DetrPreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: A folder or a Hub id, of one of our models, of Transformers' own DETR, or of
-                a PEFT adapter, whose base model is loaded with it.
+                a PEFT adapter, whose base model is loaded with it; or the folder of a run, whose best model is loaded.
             *model_args: See `PreTrainedModel.from_pretrained`.
             config: A config to use instead of the source's.
             ignore_mismatched_sizes: Allow a class head or queries of another size.
@@ -378,7 +379,7 @@ class DetrPreTrainedModel(PreTrainedModel):
         Raises:
             MismatchedSizesError: Sizes differ, and `ignore_mismatched_sizes` is not set.
             ValueError: A key is unknown, labels contradict each other, or the source is another kind of model.
-            OSError: The source does not exist.
+            OSError: The source does not exist, or is a folder without a model.
         """
         _check_head_options(head_init, label_mapping)
         options = {"ignore_mismatched_sizes": ignore_mismatched_sizes, **kwargs}
@@ -387,7 +388,7 @@ class DetrPreTrainedModel(PreTrainedModel):
             _freeze_stems(loaded[0] if isinstance(loaded, tuple) else loaded)
             return loaded
 
-        source = str(pretrained_model_name_or_path)
+        source = model_folder(pretrained_model_name_or_path, options.get("subfolder") or "")
         configs = _read_configs(base_of_adapter(source, options), config, options)
         change = HeadChange.between(configs.old, configs.new, label_mapping)
         if not cls.has_class_head:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import (
@@ -171,3 +172,59 @@ def test_pipelines_and_auto_classes_load_a_saved_folder_where_the_package_is_abs
         [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", ["DetrConfig", "DetrModel", "DetrForObjectDetection", "DetrForSegmentation"])
+def test_transformers_own_class_of_that_name_says_what_to_do_instead(name, tiny_detector, tmp_path):
+    save(tiny_detector(), tmp_path)
+    with pytest.raises(Exception, match=r"import the class from modeling_detr instead, or .* trust_remote_code=True"):
+        getattr(transformers, name).from_pretrained(tmp_path)
+    config = DetrConfig.from_pretrained(tmp_path)
+    assert not hasattr(config, "init_std")
+    assert DetrConfig.from_json_file(tmp_path / "config.json").to_dict().items() <= config.to_dict().items()
+
+
+def test_without_the_package_auto_classes_and_pipelines_name_trust_remote_code(tiny_detector, tmp_path):
+    save(tiny_detector(), tmp_path / "saved")
+    script = f"""
+        import sys
+        sys.modules["modeling_detr"] = None  # importing it now fails
+        import transformers
+        folder = {str(tmp_path / "saved")!r}
+        for load in (
+            transformers.AutoConfig.from_pretrained,
+            transformers.AutoModelForObjectDetection.from_pretrained,
+            transformers.AutoImageProcessor.from_pretrained,
+            lambda folder, **options: transformers.pipeline("object-detection", model=folder, **options),
+        ):
+            try:
+                load(folder, trust_remote_code=False)
+            except ValueError as error:
+                assert "Please pass the argument `trust_remote_code=True`" in str(error), error
+            else:
+                raise AssertionError("loaded")
+    """
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_folder_of_a_run_loads_its_model(tiny_detector, tmp_path):
+    (tmp_path / "recipe.yaml").touch()
+    loaded = (DetrForObjectDetection, DetrModel, DetrConfig, DetrTorchvisionImageProcessor)
+    for kind in loaded:
+        with pytest.raises(OSError, match=r"in this folder, expected .*; a run writes its model after its first"):
+            kind.from_pretrained(tmp_path)
+    save(tiny_detector(), tmp_path / "model")
+    for kind in loaded:
+        assert type(kind.from_pretrained(tmp_path)) is kind
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path, config=DetrConfig.from_pretrained(tmp_path))
+    assert type(model) is DetrForObjectDetection
+
+
+def test_a_mistyped_path_is_named_instead_of_looked_up_on_the_hub(tmp_path):
+    for kind in (DetrForObjectDetection, DetrConfig, DetrTorchvisionImageProcessor):
+        with pytest.raises(OSError, match=r"no such folder .*; pass a model folder, the folder of a run, or a Hub id"):
+            kind.from_pretrained(tmp_path / "none")

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from modeling_detr.conversion.sources import EXPORTED_MODEL
 from modeling_detr.errors_detr import RecipeError
+from modeling_detr.model_folder_detr import EXPORTED_MODEL
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.recipe_parsing import read_recipe_file
 from modeling_detr.training.run_folder import RECIPE

@@ -16,14 +16,12 @@ from transformers.utils import logging
 
 from modeling_detr.conversion.checkpoint_files import RELEASED, is_released
 from modeling_detr.conversion.original import convert_original, converted_copy
-from modeling_detr.errors_detr import DetrError, ModelError, ModelNotFoundError, nearest_name
+from modeling_detr.errors_detr import DetrError, ModelNotFoundError, nearest_name
 from modeling_detr.hub_connection import offline_if_unreachable
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.model_folder_detr import model_folder
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
-
-
-EXPORTED_MODEL = "model"  # the folder in a run that contains the exported model
 
 
 @dataclass(frozen=True)
@@ -97,26 +95,14 @@ def find_model(source: str) -> str:
             in `SOURCES`, which is converted.
 
     Raises:
-        ModelError: `source` is a folder without a model, or a file that cannot be converted.
-        ModelNotFoundError: `source` does not exist and cannot be a Hub id.
+        ModelError: `source` is a file that cannot be converted.
+        ModelNotFoundError: `source` is a folder without a model, or does not exist and cannot be a Hub id.
         OSError: A released checkpoint cannot be downloaded, or a file cannot be read.
     """
     kind = find_source(source)
     if kind is not None:
         return str(kind.fetch(source))
-    path = Path(source)
-    if (path / EXPORTED_MODEL / "config.json").is_file():
-        return str(path / EXPORTED_MODEL)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(source, f"no model in this folder, expected config.json or {EXPORTED_MODEL}/config.json")
-    if not path.exists() and not _may_be_hub_id(source):
-        raise ModelNotFoundError(
-            source,
-            f"no such folder ({path.resolve()})",
-            "pass a model folder, the folder of a run, an original DETR checkpoint, or a Hub id such as "
-            "facebook/detr-resnet-50",
-        )
-    return source
+    return model_folder(source)
 
 
 @contextlib.contextmanager
@@ -159,8 +145,8 @@ def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
         source: See `find_model`.
 
     Raises:
-        ModelError: `source` is a folder without a model, or a file that cannot be converted.
-        OSError: `source` does not exist or is incomplete.
+        ModelError: `source` is a file that cannot be converted.
+        OSError: `source` does not exist, has no model or is incomplete.
     """
     with explain_missing_model(source), without_progress_bars():
         folder = find_model(source)
@@ -180,11 +166,3 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if was_enabled:
             logging.enable_progress_bar()
-
-
-def _may_be_hub_id(source: str) -> bool:
-    """Whether a path that does not exist may be a Hub id, 'name' or 'owner/name', rather than mistyped."""
-    path = Path(source)
-    if path.is_absolute() or source.count("/") > 1:
-        return False
-    return "/" not in source or not path.parent.expanduser().is_dir()

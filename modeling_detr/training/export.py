@@ -118,7 +118,8 @@ with torch.no_grad():
     outputs = model(**processor(image))
 {reading}```
 
-Without modeling_detr installed, the code stored with the weights does the same:
+Without modeling_detr installed, the code stored with the weights does the same (the classes of `transformers`
+with the same names cannot load it):
 
 ```python
 from transformers import AutoImageProcessor, {auto_class}

@@ -30,8 +30,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from modeling_detr.atomic_output import discard, previous_path, restore_interrupted
-from modeling_detr.conversion.sources import EXPORTED_MODEL
 from modeling_detr.errors_detr import RunInUseError
+from modeling_detr.model_folder_detr import EXPORTED_MODEL
 from modeling_detr.output_errors import check_folder, check_model_path, explained_output
 
 

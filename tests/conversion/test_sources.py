@@ -13,7 +13,7 @@ from modeling_detr.conversion.sources import (
     find_model,
     load_model,
 )
-from modeling_detr.errors_detr import ModelError
+from modeling_detr.errors_detr import ModelError, ModelNotFoundError
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def test_the_folder_of_a_run_loads_its_exported_model(model_folder):
 def test_other_files_and_folders_are_refused(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     cases = {
-        str(tmp_path / "weights.bin"): r"weights\.bin: empty file; download it again",
-        str(tmp_path): "no model in this folder, expected config.json or model/config.json",
+        str(tmp_path / "weights.bin"): (ModelError, r"weights\.bin: empty file; download it again"),
+        str(tmp_path): (ModelNotFoundError, "no model in this folder, expected config.json or model/config.json"),
     }
-    for source, message in cases.items():
-        with pytest.raises(ModelError, match=message):
+    for source, (error, message) in cases.items():
+        with pytest.raises(error, match=message):
             load_model(source)
 
 

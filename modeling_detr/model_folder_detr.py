@@ -1,0 +1,51 @@
+"""The folder of a model from what the user passes: the model's own folder, or that of the run that trained it."""
+
+import os
+from pathlib import Path
+
+from transformers.utils import CONFIG_NAME
+
+from .errors_detr import ModelNotFoundError
+
+
+EXPORTED_MODEL = "model"  # the folder in a run that contains the exported model
+
+_ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, in the folder of an adapter
+
+
+def model_folder(source: str | os.PathLike[str], subfolder: str = "", file: str = CONFIG_NAME) -> str:
+    """The folder or Hub id to load a model or its image processor from.
+
+    Args:
+        source: The folder of a model, the folder of a run (its exported model is used), or a Hub id.
+        subfolder: The option of `from_pretrained`. With it, `source` is returned as it is.
+        file: What is to be loaded: `config.json` or `preprocessor_config.json`.
+
+    Raises:
+        ModelNotFoundError: `source` is a folder without the file, such as that of a run that has no model yet; or it
+            does not exist and cannot be a Hub id.
+    """
+    folder = Path(source)
+    if not folder.exists() and not _may_be_hub_id(str(source)):
+        raise ModelNotFoundError(
+            source,
+            f"no such folder ({folder.resolve()})",
+            "pass a model folder, the folder of a run, or a Hub id such as facebook/detr-resnet-50",
+        )
+    if subfolder or not folder.is_dir():
+        return str(source)
+    if (folder / EXPORTED_MODEL / file).is_file():
+        return str(folder / EXPORTED_MODEL)
+    if any((folder / name).is_file() for name in (file, _ADAPTER_CONFIG)):
+        return str(source)
+    kind = "model" if file == CONFIG_NAME else "image processor"
+    remedy = "a run writes its model after its first evaluation" if (folder / "recipe.yaml").is_file() else ""
+    raise ModelNotFoundError(source, f"no {kind} in this folder, expected {file} or {EXPORTED_MODEL}/{file}", remedy)
+
+
+def _may_be_hub_id(source: str) -> bool:
+    """Whether a path that does not exist may be a Hub id, 'name' or 'owner/name', rather than mistyped."""
+    path = Path(source)
+    if path.is_absolute() or source.count("/") > 1:
+        return False
+    return "/" not in source or not path.parent.expanduser().is_dir()
