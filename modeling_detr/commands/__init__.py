@@ -9,8 +9,10 @@ import select
 import shlex
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,8 +90,10 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> int | None:
-        importlib.import_module("modeling_detr.auto_classes")  # a saved model names the classes registered there
-        code: int | None = importlib.import_module(module).main(argv)
+        with _interrupts_end(program):
+            importlib.import_module("modeling_detr.auto_classes")  # a saved model names the classes registered there
+            command = importlib.import_module(module)
+        code: int | None = command.main(argv)
         return code
 
     def format_setting(setting: str, value: object) -> str:
@@ -97,7 +101,26 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
         return as_option(names.get(setting, setting), value)
 
     has_subcommand = COMMANDS[name].has_subcommands and argv and not argv[0].startswith("-")
-    return _report_errors(f"detr {name} {argv[0]}" if has_subcommand else f"detr {name}", run, format_setting)
+    program = f"detr {name} {argv[0]}" if has_subcommand else f"detr {name}"
+    return _report_errors(program, run, format_setting)
+
+
+@contextmanager
+def _interrupts_end(program: str) -> Iterator[None]:
+    """Let Ctrl-C end the process at once: within an import, it can turn into any error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        os.write(2, f"{printable(program)}: interrupted\n".encode())
+        os._exit(130)
+
+    previous = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def load_plugins() -> None:

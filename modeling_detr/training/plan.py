@@ -94,7 +94,7 @@ def _describe_sizes(run: PreparedRun) -> str:
     source = "processor_config" if recipe.processor_config.get("size") else recipe.model or "the default"
     if not run.processor.do_resize:
         return "images keep their size"
-    edges = [f"{name.replace('_', ' ')} {value}" for name, value in dict(size).items() if value is not None]
+    edges = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(dict(size).items(), reverse=True) if value]
     return f"images are resized to {', '.join(edges)} pixels (from {source}); augmentation '{recipe.transform}'"
 
 
