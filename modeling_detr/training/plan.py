@@ -12,6 +12,7 @@ from modeling_detr.backbone_detr import FrozenBatchNorm2d
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import printable
 from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.training.capacity import capacity_notes
 from modeling_detr.training.optimization import num_parameters
 from modeling_detr.training.setup import PreparedRun, rate_factor
 
@@ -28,6 +29,7 @@ _PARTS = {
     "mask head": ("bbox_attention", "mask_head"),
 }
 _MAX_NAMES = 4
+_MAX_CLASSES = 100  # more than COCO has
 
 
 def plan(run: PreparedRun) -> str:
@@ -49,22 +51,11 @@ def plan(run: PreparedRun) -> str:
     lines.append(f"runs on   {_describe_processes(run)}")
     resumed = f", resumed from {run.checkpoint} at step {run.state.step}" if run.checkpoint else ""
     lines.append(f"run       {recipe.run_dir}{resumed}")
-    surplus = surplus_note(run.train_index, weights.detector.config.num_queries)
+    model = run.accelerator.unwrap_model(run.model)
+    limits = capacity_notes(run.train_index, model, recipe.batch_size, _largest_image(run))
     absent = _absent_classes(run.train_index)
-    notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *filter(None, [surplus, absent])]
+    notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *limits, *([absent] if absent else [])]
     return "\n".join(map(printable, [*lines, *(f"note      {note}" for note in dict.fromkeys(notes))]))
-
-
-def surplus_note(index: DetectionIndex, num_queries: int) -> str | None:
-    """Return a note if images have more objects than the model has queries."""
-    counts = np.bincount(index.annotations.image_index[~index.annotations.is_crowd], minlength=len(index))
-    surplus = np.maximum(counts - num_queries, 0)
-    if not surplus.any():
-        return None
-    return (
-        f"{int((surplus > 0).sum()):,} images have more objects than the model has queries ({num_queries}), up to "
-        f"{int(counts.max())}; {int(surplus.sum()):,} objects are not trained on. Raise model_config.num_queries."
-    )
 
 
 def _describe(index: DetectionIndex) -> str:
@@ -75,7 +66,22 @@ def _describe(index: DetectionIndex) -> str:
 
 def _class_counts(index: DetectionIndex) -> str:
     counts = np.bincount(index.annotations.label, minlength=len(index.id2label))
-    return ", ".join(f"{name} {counts[label]:,}" for label, name in index.id2label.items())
+    shown = [*index.id2label]
+    if len(shown) > _MAX_CLASSES:
+        shown = np.argsort(-counts, kind="stable")[:_MAX_CLASSES].tolist()
+    listed = ", ".join(f"{index.id2label[label]} {counts[label]:,}" for label in shown)
+    more = len(counts) - len(shown)
+    return f"{len(counts):,}, most frequent {listed}, and {more:,} more" if more else listed
+
+
+def _largest_image(run: PreparedRun) -> tuple[int, int]:
+    """Return height and width of an image in landscape format that is as large as the processor allows."""
+    size = run.processor.size
+    if not run.processor.do_resize:
+        largest = max(run.train_index.images, key=lambda image: image.height * image.width)
+        return largest.height, largest.width
+    height = size.shortest_edge or size.height or size.max_height
+    return int(height), int(size.longest_edge or size.width or size.max_width or height)
 
 
 def _absent_classes(index: DetectionIndex) -> str | None:

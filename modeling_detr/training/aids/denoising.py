@@ -7,11 +7,14 @@ image · E extra queries, at least the largest G·n · P queries with a target, 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modeling_detr.backbone_detr import sine_embedding, sine_position
+from modeling_detr.data.findings import counted
 from modeling_detr.loss_detr import box_distances
 from modeling_detr.modeling_detr import ExtraQueries
 from modeling_detr.structures_detr import DetectionLabels
@@ -158,6 +161,19 @@ class Denoising(TrainingAid):
         move = (2 * draws[..., :2] - 1) * self.centre_noise * size
         scale = 1 + (2 * draws[..., 2:] - 1) * self.size_noise
         return torch.cat([(centre + move).clamp(0, 1), (size * scale).clamp(0, 1)], dim=-1)
+
+    def note(self, counts: NDArray[np.int64]) -> str | None:
+        """Return a note if images have fewer groups than requested."""
+        limit = self.max_queries // self.num_groups
+        num_limited, num_sampled = int((counts > limit).sum()), int((counts > self.max_queries).sum())
+        if num_limited == 0:
+            return None
+        has = "has" if num_limited == 1 else "have"
+        sampled = f"; of more than {self.max_queries}, each step denoises others" if num_sampled else ""
+        return (
+            f"denoising has at most {self.max_queries} queries per image, so {counted(num_limited, 'image')} with "
+            f"more than {limit} objects {has} fewer than {self.num_groups} groups{sampled}."
+        )
 
     def losses(self, batch: AidedBatch) -> dict[str, Tensor]:
         """Return `loss_ce_denoising`, `loss_bbox_denoising` and `loss_giou_denoising`.

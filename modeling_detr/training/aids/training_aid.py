@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modeling_detr.modeling_detr import DetrForObjectDetection, DetrObjectDetectionOutput, ExtraQueries
@@ -56,6 +58,10 @@ class TrainingAid(nn.Module):
     def losses(self, batch: AidedBatch) -> dict[str, Tensor]:
         """Return the unweighted loss terms of a batch; their names are the keys of `loss_weights`."""
         raise NotImplementedError
+
+    def note(self, counts: NDArray[np.int64]) -> str | None:  # noqa: ARG002
+        """Return a note for the plan on I images with `counts` (I,) objects, or None."""
+        return None
 
     def loss_weights(self, set_loss_weights: Mapping[str, float]) -> dict[str, float]:
         """Return the weight of each loss term; by default one term per term of the set loss, with the same weight.
