@@ -13,11 +13,18 @@ class ForgetfulDisk:
     Args:
         root: An existing folder; everything already in it counts as synced.
         monkeypatch: Replaces `os.fsync` until the end of the test.
-        at_sync: Called before and after each sync.
+        before_sync: Called before each sync.
+        after_sync: Called after each sync.
     """
 
-    def __init__(self, root: Path, monkeypatch, at_sync: Callable[[], None] = lambda: None) -> None:
-        self.root, self.at_sync = root, at_sync
+    def __init__(
+        self,
+        root: Path,
+        monkeypatch,
+        before_sync: Callable[[], None] = lambda: None,
+        after_sync: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.root, self._before_sync, self._after_sync = root, before_sync, after_sync
         self._contents: dict[int, bytes] = {}  # inode → contents
         self._names: dict[int, dict[str, int]] = {}  # inode of a folder → name → inode
         self._open: dict[int, int] = {}  # inode → a descriptor, so that the inode is not used again
@@ -43,9 +50,9 @@ class ForgetfulDisk:
             os.close(descriptor)
 
     def _fsync(self, descriptor: int) -> None:
-        self.at_sync()
+        self._before_sync()
         self._remember(self._hold(f"/proc/self/fd/{descriptor}"))
-        self.at_sync()
+        self._after_sync()
 
     def _hold(self, path: str | Path) -> int:
         inode = Path(path).stat().st_ino

@@ -1,8 +1,12 @@
-"""A run on a disk that forgets everything that was not synced."""
+"""What a run has announced as saved survives a power cut at any moment, and the run goes on from there."""
 
+import functools
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
+from block_device import BlockDevice
 from launched_runs import logged
 from power_cuts import ForgetfulDisk, files_in
 from safetensors.torch import load_file
@@ -14,22 +18,20 @@ from modeling_detr.training.run_folder import checkpoint_folders, step_of
 from modeling_detr.training.trainer import Trainer
 
 
-class Promises:
-    """What a run has announced as saved, checked against what a power cut leaves."""
+OPTIONS = {"checkpoint_every_steps": 2, "keep_checkpoints": 1, "ema_decay": 0.9, "log_every_steps": 1}
 
-    def __init__(self, tmp_path, monkeypatch) -> None:
-        self.disk_root, self.copy = tmp_path / "disk", tmp_path / "copy"
-        self.disk_root.mkdir()
-        self.step, self.models, self.num_cuts = 0, [], 0
-        self.kept = {}  # step → a copy of the disk when that checkpoint was announced
-        self.disk = ForgetfulDisk(self.disk_root, monkeypatch, self.check)
+
+class Promises:
+    """What a run has announced as saved."""
+
+    def __init__(self, monkeypatch, when_saved) -> None:
+        self.step, self.models = 0, []
         save, export = trainer.save_checkpoint, trainer.export_model
 
         def save_checkpoint(run_dir, run):
             folder = save(run_dir, run)
             self.step = run.state.step
-            self.check()
-            self.kept[self.step] = self.disk.cut(tmp_path / f"cut_{self.step}")
+            when_saved()
             return folder
 
         def export_model(run_dir, *arguments):
@@ -40,49 +42,123 @@ class Promises:
         monkeypatch.setattr(trainer, "save_checkpoint", save_checkpoint)
         monkeypatch.setattr(trainer, "export_model", export_model)
 
-    def check(self) -> None:
-        for forget_removed in (False, True):
-            run_dir = self.disk.cut(self.copy, forget_removed=forget_removed) / "runs/mine"
-            self.num_cuts += 1
-            whole = [folder for folder in checkpoint_folders(run_dir) if find_damage(folder) is None]
-            if not forget_removed:
-                assert whole == checkpoint_folders(run_dir)
-            if self.step:
-                assert step_of(whole[-1]) >= self.step
-                steps = [entry["step"] for entry in read_log(run_dir / "log.jsonl") if entry["kind"] == "step"]
-                assert steps[: self.step] == [*range(1, self.step + 1)]
-                assert list(run_dir.glob("trackers/**/events.out.tfevents.*"))
-                assert (run_dir / "recipe.yaml").stat().st_size
-            if self.models:
-                model = run_dir / "model"
-                if not model.exists():  # between two renames
-                    model = run_dir / ".model.previous"
-                load_file(model / "model.safetensors")
-                if not forget_removed:
-                    assert files_in(model) in self.models
-            shutil.rmtree(self.copy)
+    def check(self, run_dir: Path, *, all_whole: bool = True) -> None:
+        """Check what a power cut has left.
+
+        Args:
+            run_dir: The folder of the run.
+            all_whole: Whether checkpoints older than the one announced last must be whole too.
+        """
+        whole = [folder for folder in checkpoint_folders(run_dir) if find_damage(folder) is None]
+        if all_whole:
+            assert whole == checkpoint_folders(run_dir)
+        if self.step:
+            assert step_of(whole[-1]) >= self.step
+            steps = [entry["step"] for entry in read_log(run_dir / "log.jsonl") if entry["kind"] == "step"]
+            assert steps[: self.step] == [*range(1, self.step + 1)]
+            assert list(run_dir.glob("trackers/**/events.out.tfevents.*"))
+            assert (run_dir / "recipe.yaml").stat().st_size
+        if self.models:
+            # between two renames, the model has its hidden name
+            model = next(path for path in (run_dir / "model", run_dir / ".model.previous") if path.exists())
+            load_file(model / "model.safetensors")
+            if all_whole:
+                assert files_in(model) in self.models
+
+
+def assert_resumes(run_dir: Path, step: int, tiny_recipe, whole: Path) -> None:
+    assert step_of(newest_checkpoint(run_dir)) >= step  # a newer one may be complete, but not yet announced
+    Trainer.from_recipe(tiny_recipe(**OPTIONS, output_dir=str(run_dir), resume="auto")).train()
+    assert logged(run_dir) == logged(whole)
+    assert len(checkpoint_folders(run_dir)) <= 2  # the newest and the best
+    assert not list(run_dir.rglob(".*partial*"))
+
+
+@pytest.mark.slow
+def test_whatever_was_announced_was_synced(tiny_recipe, tmp_path, monkeypatch):
+    """On a disk that forgets everything else, before each sync with all removals, and after each sync without them."""
+    disk_root, copies, cuts = tmp_path / "disk", {}, []
+    disk_root.mkdir()
+
+    def check(*, forget_removed: bool = False) -> None:
+        copy = disk.cut(tmp_path / "copy", forget_removed=forget_removed)
+        promises.check(copy / "runs/mine", all_whole=not forget_removed)
+        shutil.rmtree(copy)
+        cuts.append(promises.step)
+
+    def check_and_copy() -> None:
+        check()
+        copies[promises.step] = disk.cut(tmp_path / f"after_{promises.step}")
+
+    disk = ForgetfulDisk(disk_root, monkeypatch, functools.partial(check, forget_removed=True), check)
+    promises = Promises(monkeypatch, check_and_copy)
+    recipe = tiny_recipe(**OPTIONS, output_dir=str(disk_root / "runs/mine"))
+    Trainer.from_recipe(recipe).train()
+    assert len(cuts) > 200
+    assert promises.step == 10
+    left, written = files_in(disk.cut(tmp_path / "end")), files_in(disk_root)
+    assert {name for name in written if written[name] != left.get(name)} <= {"runs/mine/.lock"}
+    monkeypatch.undo()
+    disk.close()
+    for step in (2, 8):
+        assert_resumes(copies[step] / "runs/mine", step, tiny_recipe, recipe.run_dir)
 
 
 @pytest.fixture
-def promises(tmp_path, monkeypatch):
-    promises = Promises(tmp_path, monkeypatch)
-    yield promises
-    promises.disk.close()
+def device(tmp_path):
+    try:
+        device = BlockDevice(tmp_path / "device")
+    except OSError as error:
+        pytest.skip(f"mounting a block device is not allowed here: {error}")
+    yield device
+    device.close()
 
 
-def test_a_power_cut_at_any_sync_leaves_whole_whatever_was_announced(promises, tiny_recipe, tmp_path, monkeypatch):
-    options = {"checkpoint_every_steps": 2, "keep_checkpoints": 1, "ema_decay": 0.9, "log_every_steps": 1}
-    recipe = tiny_recipe(**options, output_dir=str(promises.disk_root / "runs/mine"))
-    Trainer.from_recipe(recipe).train()
-    assert promises.num_cuts > 400
-    assert promises.step == 10
-    left = files_in(promises.disk.cut(tmp_path / "end"))
-    written = files_in(promises.disk_root)
-    assert {name for name in written if written[name] != left.get(name)} <= {"runs/mine/.lock"}
+@pytest.mark.slow
+def test_a_block_device_has_whatever_was_announced_before_each_file_operation(
+    device, tiny_recipe, tmp_path, monkeypatch
+):
+    """Its blocks are copied before each operation that changes names, and mounted as after a power cut."""
+    run_dir = device.root / "runs/mine"
+    cuts, kept = [], {}
+    is_active = False
 
+    def cut(moment: str = "saved") -> None:
+        nonlocal is_active
+        is_active = False
+        image = device.cut()
+        with device.mounted(image) as place:
+            promises.check(place / "runs/mine")
+        cuts.append(moment)
+        if moment not in kept:
+            kept[moment] = promises.step, shutil.copyfile(image, tmp_path / f"kept_{len(kept)}")
+        is_active = True
+
+    def hook(event: str, arguments) -> None:
+        if is_active and event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+            names = [Path(str(argument)).name for argument in arguments if isinstance(argument, str | Path)]
+            cut(_moment(event, names))
+
+    promises = Promises(monkeypatch, cut)
+    sys.addaudithook(hook)
+    is_active = True
+    try:
+        Trainer.from_recipe(tiny_recipe(**OPTIONS, output_dir=str(run_dir))).train()
+    finally:
+        is_active = False
     monkeypatch.undo()
-    for step in (2, 5, 8):
-        run_dir = promises.kept[step] / "runs/mine"
-        assert step_of(newest_checkpoint(run_dir)) == step
-        Trainer.from_recipe(tiny_recipe(**options, output_dir=str(run_dir), resume="auto")).train()
-        assert logged(run_dir) == logged(recipe.run_dir)
+    assert promises.step == 10
+    assert len(cuts) > 80
+    assert {"saved", "before an older checkpoint is removed", "between two renames of the model"} <= {*kept}
+    for step, image in kept.values():
+        with device.mounted(image) as place:
+            if step:
+                assert_resumes(place / "runs/mine", step, tiny_recipe, run_dir)
+
+
+def _moment(event: str, names: list[str]) -> str:
+    if event == "os.rename" and names[0] == "step_00000002":
+        return "before an older checkpoint is removed"
+    if event == "os.rename" and names[0].startswith(".model.partial") and names[1] == "model":
+        return "between two renames of the model"
+    return event
