@@ -170,3 +170,13 @@ def test_sizes_are_said_in_one_order():
     """Messages give sizes as width x height; only shapes and tuples of arrays are (height, width)."""
     texts = [*(ROOT / "modeling_detr").rglob("*.py"), *TEXTS]
     assert [path.name for path in texts if "height x width" in path.read_text(encoding="utf-8")] == []
+
+
+def test_every_promise_of_security_md_names_tests_that_exist():
+    promises = re.split(r"\n- ", (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("## What is not")[0])[1:]
+    assert len(promises) == 4
+    for promise in promises:
+        tests = re.findall(r"<!-- (\S+)::(\S+) -->", promise)
+        assert len(tests) >= 4, promise
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name

@@ -1,3 +1,6 @@
+import shutil
+import subprocess
+
 import pytest
 from PIL import Image
 
@@ -26,3 +29,23 @@ def test_a_gallery_page_embeds_its_pictures_and_escapes_its_titles() -> None:
     assert "<h1>cats &amp; dogs</h1>" in page
     assert "<figcaption>a&lt;b</figcaption>" in page
     assert "repeat(2,1fr)" in page
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_no_name_runs_a_script_in_a_browser(tmp_path) -> None:
+    run = "document.title='owned'"
+    titles = [f"<script>{run}</script>", f'"><img src=x onerror={run}>', f"</title></style><svg onload={run}>"]
+    page = tmp_path / "gallery.html"
+    page.write_text(gallery_html(titles[2], PICTURES, titles, columns=2), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    result = subprocess.run([CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "<figcaption>&lt;script&gt;" in result.stdout
+    assert "<title>owned" not in result.stdout
+    # the page's policy stops even a script that got in
+    page.write_text(page.read_text(encoding="utf-8").replace("<main>", f"<script>{run}</script><main>"))
+    result = subprocess.run([CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert f"<script>{run}</script>" in result.stdout
+    assert "<title>owned" not in result.stdout
