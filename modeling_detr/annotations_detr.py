@@ -7,7 +7,7 @@ Boxes: `boxes_xyxy` are corners in pixels, `boxes_cxcywh` centre and size relati
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -84,6 +84,8 @@ def coco_to_labels(
     Raises:
         ValueError: An annotation is malformed, or there is not one per image.
     """
+    if not isinstance(annotations, Iterable) or isinstance(annotations, str):
+        raise ValueError(f"annotations: got {type(annotations).__name__}, expected one dict per image.")
     each: list[Any] = [annotations] if isinstance(annotations, Mapping) else list(annotations)
     if len(each) != len(originals):
         raise ValueError(f"annotations: got {len(each)} for {len(originals)} images, expected one dict per image.")
@@ -197,17 +199,43 @@ def _checked_objects(annotation: CocoAnnotation, where: str) -> list[CocoObject]
         )
     if "image_id" in annotation and not _is_integer(annotation["image_id"]):
         raise ValueError(f"{where}: got image_id {annotation['image_id']!r}, expected an integer, or no image_id.")
-    objects = [entry for entry in annotation["annotations"] if not entry.get("iscrowd", 0)]
-    for index, entry in enumerate(objects):
-        missing = [key for key in ("bbox", "category_id") if key not in entry]
-        if missing:
-            raise ValueError(f"{where}: annotation {index} has no {' and no '.join(missing)}; got {sorted(entry)}.")
-        if len(entry["bbox"]) != 4 or not all(math.isfinite(number) for number in entry["bbox"]):
-            raise ValueError(
-                f"{where}: annotation {index} has bbox {entry['bbox']}, expected four finite numbers "
-                f"[x, y, width, height] in pixels."
-            )
-    return objects
+    entries = annotation["annotations"]
+    if isinstance(entries, Mapping | str) or hasattr(entries, "columns") or not isinstance(entries, Iterable):
+        raise ValueError(
+            f"{where}: 'annotations' is a {type(entries).__name__}, expected a list with one dict per object."
+        )
+    return [
+        _checked_object(entry, f"{where}: annotation {index}")
+        for index, entry in enumerate(entries)
+        if not (isinstance(entry, Mapping) and entry.get("iscrowd", 0))
+    ]
+
+
+def _checked_object(entry: CocoObject, where: str) -> CocoObject:
+    """An object with a box of four floats and an integer `category_id`.
+
+    Raises:
+        ValueError: The annotation is malformed.
+    """
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} is {type(entry).__name__}, expected {{'bbox': …, 'category_id': …}}.")
+    missing = [key for key in ("bbox", "category_id") if key not in entry]
+    if missing:
+        raise ValueError(f"{where} has no {' and no '.join(missing)}; got {sorted(entry)}.")
+    try:
+        bbox = [float(number) for number in entry["bbox"]]
+    except (TypeError, ValueError):
+        bbox = []
+    if len(bbox) != 4 or not all(math.isfinite(number) for number in bbox):
+        raise ValueError(
+            f"{where} has bbox {entry['bbox']}, expected four finite numbers [x, y, width, height] in pixels."
+        )
+    label = entry["category_id"]
+    if isinstance(label, float) and label.is_integer():  # pandas' columns with missing values
+        label = int(label)
+    if not _is_integer(label):
+        raise ValueError(f"{where} has category_id {label!r}, expected an integer, the label of its class.")
+    return {**entry, "bbox": bbox, "category_id": operator.index(label)}
 
 
 def _is_integer(value: object) -> bool:

@@ -10,11 +10,12 @@ The data loader and the evaluation call the same steps as functions: `to_rgb`, `
 Shapes: B images · N objects of one image · H, W pixels. Sizes are `(height, width)`.
 """
 
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, BinaryIO, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ from .structures_detr import DetectionBatch
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-RawImage = Image.Image | NDArray[np.generic] | Tensor | str | Path
+EncodedImage = Mapping[str, Any]  # a row of `datasets`: {"bytes": the file's content or None, "path": its path}
+RawImage = Image.Image | NDArray[np.generic] | Tensor | str | Path | bytes | BinaryIO | EncodedImage
 
 
 # The steps as functions
@@ -53,8 +55,9 @@ def to_rgb(image: RawImage, channels_first: bool | None = None) -> Tensor:
     scaled to 0…255; values up to 255 are kept.
 
     Args:
-        image: A PIL image, a path or URL, or an array or tensor (H, W), (H, W, channels) or (channels, H, W) with
-            1 (grey), 2 (grey, alpha), 3 or 4 (RGB, alpha) channels; bool, uint8, uint16, integers or floats.
+        image: A PIL image, a path or URL, the bytes of a file or the open file, a row {"bytes": …, "path": …} of
+            `datasets`, or an array or tensor (H, W), (H, W, channels) or (channels, H, W) with 1 (grey), 2 (grey,
+            alpha), 3 or 4 (RGB, alpha) channels; bool, uint8, uint16, integers or floats.
         channels_first: Whether an array's channels come first. None: the axis with 1-4 entries; if both ends qualify,
             the last for NumPy arrays and the first for tensors.
 
@@ -182,9 +185,13 @@ def _to_tensor(image: RawImage, channels_first: bool | None) -> tuple[Tensor, bo
     Raises:
         TypeError: Not an image.
     """
+    if isinstance(image, Mapping) and {"bytes", "path"} & image.keys():
+        image = image.get("bytes") or image.get("path")
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
         image = load_image(image)
-    if isinstance(image, str | Path):
+    if isinstance(image, bytes | bytearray | memoryview):
+        image = io.BytesIO(image)
+    if isinstance(image, str | Path) or hasattr(image, "read"):
         with Image.open(image) as opened:
             return _array_to_tensor(_pil_to_array(opened)), False
     if isinstance(image, Image.Image):
@@ -193,8 +200,9 @@ def _to_tensor(image: RawImage, channels_first: bool | None) -> tuple[Tensor, bo
         return _array_to_tensor(image), channels_first
     if isinstance(image, Tensor):
         return image.detach().as_subclass(Tensor), channels_first
+    kind = f"a dict with the keys {[*image]}" if isinstance(image, Mapping) else type(image).__name__
     raise TypeError(
-        f"image: got {type(image).__name__}, expected a PIL image, a NumPy array, a tensor, or a path or URL."
+        f"image: got {kind}, expected a PIL image, a NumPy array, a tensor, a path or URL, or the bytes of a file."
     )
 
 
@@ -491,7 +499,7 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
 
     def preprocess(
         self,
-        images: RawImage | Sequence[RawImage],
+        images: RawImage | Iterable[RawImage],
         annotations: CocoAnnotation
         | CocoPanopticAnnotation
         | Sequence[CocoAnnotation | CocoPanopticAnnotation]
@@ -503,8 +511,8 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
         """Converts images, and their annotations if given, to a batch for the model.
 
         Args:
-            images: One image or a list of them; PIL images, arrays, tensors, paths or URLs, see `to_rgb`. A tensor or
-                array (B, …) with four axes is B images.
+            images: One image, or any sequence of them: a list, a pandas Series, a column of `datasets`, a generator.
+                `to_rgb` lists the kinds of images. A tensor or array (B, …) with four axes is B images.
             annotations: COCO annotations, one dict per image: `{"image_id": 1, "annotations": [{"bbox": [x, y, width,
                 height], "category_id": 3, "area": …, "iscrowd": 0}, …]}`. `category_id` is used as the label.
                 Or panoptic ones: `{"file_name": "1.png", "segments_info": [{"id": 7, "category_id": 3}, …]}`.
@@ -525,7 +533,7 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
         """
         options["return_segmentation_masks"] = return_segmentation_masks
         chosen = self._complete_options(self._supported_options(options))
-        originals = [_read_image(image, chosen) for image in _flatten_images(images)]
+        originals = _read_images(_flatten_images(images), chosen)
         resized = originals
         if chosen.do_resize:
             resized = [self.resize(image, chosen.size, chosen.resample) for image in originals]
@@ -596,15 +604,35 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
 # The steps of `preprocess`
 
 
-def _flatten_images(images: RawImage | Sequence[RawImage]) -> list[RawImage]:
-    """The images of a list, of a batch in one array, or of a list of such batches; or the one image."""
-    entries = [images] if isinstance(images, str) or not isinstance(images, Sequence) else images
+def _flatten_images(images: RawImage | Iterable[RawImage]) -> list[RawImage]:
+    """The images of a sequence, of a batch in one array, or of a sequence of such batches; or the one image."""
+    if hasattr(images, "columns"):
+        raise TypeError(f"images: got {type(images).__name__}, expected one of its columns.")
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OU":
+        images = images.ravel().tolist()
+    is_one = isinstance(images, str | bytes | bytearray | memoryview | Mapping | set | np.ndarray | Tensor)
+    is_one = is_one or hasattr(images, "read") or not isinstance(images, Iterable)
+    entries: list[Any] = [images] if is_one else [*images]
     if not entries:
         raise ValueError("images: got none, expected at least one.")
     flat: list[RawImage] = []
     for entry in entries:
         flat += entry if isinstance(entry, np.ndarray | Tensor) and entry.ndim == 4 else [entry]
     return flat
+
+
+def _read_images(images: Sequence[RawImage], options: PreprocessingOptions) -> list[Tensor]:
+    """Reads the images; an error names the position in a batch."""
+    pixels = []
+    for index, image in enumerate(images):
+        try:
+            pixels.append(_read_image(image, options))
+        except (TypeError, ValueError) as error:
+            if len(images) == 1:
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"image {index} of {len(images)}: {str(error).removeprefix('image: ')}") from error
+    return pixels
 
 
 def _read_image(image: RawImage, options: PreprocessingOptions) -> Tensor:

@@ -26,7 +26,7 @@ from .layers_detr import DetrMLPPredictionHead, HeadLinear, at_least_float32, xa
 from .loss_detr import HungarianMatcher, SetCriterion
 from .padding_detr import ImageList, PaddingWatch, batch_of
 from .pretrained_detr import DetrPreTrainedModel, HeadChange, resized
-from .structures_detr import Assignment, DetectionLabels, check_labels
+from .structures_detr import Assignment, DetectionLabels, check_labels, labels_as_tensors
 
 
 # Inputs and outputs
@@ -575,7 +575,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
                 images (3, H, W) of any sizes, which are padded.
             pixel_mask: (B, H, W), 1 = image, 0 = padding; None if nothing is padded.
             labels: B dicts with `class_labels` (N,) integers in 0…C-1 and `boxes` (N, 4) cxcywh in [0, 1], relative to
-                the unpadded image; N may be 0.
+                the unpadded image; N may be 0. Tensors, arrays or lists.
             num_boxes: Boxes of the whole optimizer step, the divisor of the box losses. None: this batch's.
             class_weight_sum: Class weights of the whole optimizer step, the divisor of the class loss. None: this
                 batch's. See `sum_class_weights`.
@@ -595,7 +595,7 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         output, _ = self.detect(
             pixel_values,
             pixel_mask,
-            labels,
+            None if labels is None else labels_as_tensors(labels),
             num_boxes,
             class_weight_sum,
             extra_queries,

@@ -27,7 +27,7 @@ from .modeling_detr import (
 )
 from .padding_detr import ImageList, batch_of
 from .pretrained_detr import DetrPreTrainedModel, HeadChange
-from .structures_detr import DetectionLabels, check_masks
+from .structures_detr import DetectionLabels, check_masks, labels_as_tensors
 
 
 @dataclass
@@ -268,6 +268,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
         pixel_values, pixel_mask = batch_of(pixel_values, pixel_mask)
         height, width = pixel_values.shape[-2:]
         if labels is not None:
+            labels = labels_as_tensors(labels)
             check_masks(labels, (height, width))
         detected, assignments = self.detr.detect(
             pixel_values,

@@ -11,7 +11,7 @@ centre and size relative to the **unpadded** image. Sizes are `(height, width)`.
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, NamedTuple, NotRequired, Protocol, TypedDict
+from typing import BinaryIO, Literal, NamedTuple, NotRequired, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -401,6 +401,47 @@ class InstanceResult(DetectionResult):
 
     segmentation: Tensor
     segments_info: list[SegmentInfo]
+
+
+def labels_as_tensors(labels: Iterable[Mapping[str, object]]) -> list[DetectionLabels]:
+    """Labels as the loss expects them, from tensors, NumPy arrays, lists or other sequences of numbers.
+
+    Args:
+        labels: One dict per image; `class_labels`, `boxes` and `masks` are converted, other keys are kept.
+
+    Raises:
+        ValueError: There is not one dict per image, or values are not numbers.
+    """
+    expected = "expected one dict per image with 'class_labels' and 'boxes'"
+    if isinstance(labels, Mapping | Tensor | str) or not isinstance(labels, Iterable):
+        raise ValueError(f"labels: got {type(labels).__name__}, {expected}.")
+    converted = []
+    for index, label in enumerate(labels):
+        where = f"image {index} of the batch"
+        if not isinstance(label, Mapping):
+            raise ValueError(f"{where}: its labels are {type(label).__name__}, {expected}.")
+        tensors = {key: _numbers(key, label[key], where) for key in ("class_labels", "boxes", "masks") if key in label}
+        converted.append(cast(DetectionLabels, {**label, **tensors}))
+    return converted
+
+
+def _numbers(key: str, values: object, where: str) -> Tensor:
+    """Values of a label as a tensor. An empty one gets the type and shape that no objects have."""
+    if isinstance(values, Tensor):
+        tensor = values
+    else:
+        try:
+            is_array = isinstance(values, np.ndarray) and values.dtype != object
+            array = cast(NDArray[np.generic], values) if is_array else np.array(list(cast(Iterable[object], values)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: got {key} {str(values)[:80]}, expected rows of equal length.") from error
+        if array.dtype.kind not in "buif":
+            raise ValueError(f"{where}: got {key} {str(values)[:80]}, expected numbers.")
+        tensor = torch.tensor(array.astype(np.int64) if array.dtype.kind in "iu" else array)
+    if tensor.numel() == 0 and key != "masks":
+        shape, dtype = ((0,), torch.int64) if key == "class_labels" else ((0, 4), tensor.dtype)
+        tensor = tensor.reshape(shape).to(dtype)
+    return tensor
 
 
 def check_labels(labels: Iterable[DetectionLabels], num_labels: int, names: Sequence[str] | None = None) -> None:

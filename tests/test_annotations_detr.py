@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -68,6 +69,13 @@ bad_annotations = [
     ({"annotations": [BOX, {"bbox": [0, 0, 5, 5]}]}, "image 0: annotation 1 has no category_id"),
     ({"annotations": [{**BOX, "bbox": [0, 0, 5]}]}, "annotation 0 has bbox .* expected four finite numbers"),
     ({"annotations": [{**BOX, "bbox": [0, 0, 5, float("nan")]}]}, "annotation 0 has bbox"),
+    ({"annotations": [{**BOX, "bbox": "0 0 5 5"}]}, "annotation 0 has bbox 0 0 5 5, expected four finite numbers"),
+    ({"annotations": [{**BOX, "category_id": "cat"}]}, "annotation 0 has category_id 'cat', expected an integer"),
+    ({"annotations": [{**BOX, "category_id": 1.5}]}, "annotation 0 has category_id 1.5, expected an integer"),
+    ({"annotations": {"bbox": [[0, 0, 5, 5]], "category_id": [1]}}, "'annotations' is dict, expected a list"),
+    ({"annotations": None}, "'annotations' is NoneType, expected a list"),
+    ({"annotations": [3]}, "annotation 0 is int, expected"),
+    (3, "annotations: got int, expected one dict per image"),
 ]
 
 
@@ -75,3 +83,14 @@ bad_annotations = [
 def test_a_malformed_annotation_is_named(annotations: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DetrTorchvisionImageProcessor(size=20)(torch.ones(3, 5, 7), annotations)
+
+
+def test_numbers_of_numpy_pytorch_and_pandas_are_read() -> None:
+    objects = [
+        {"bbox": np.array([0, 0, 5, 5]), "category_id": np.int64(1)},
+        {"bbox": torch.tensor([0.0, 0.0, 5.0, 5.0]), "category_id": torch.tensor(2)},
+        {"bbox": (0, 0, 5, 5), "category_id": 3.0},
+    ]
+    (labels,) = DetrTorchvisionImageProcessor(size=20)(torch.ones(3, 10, 10), {"annotations": objects})["labels"]
+    assert labels["class_labels"].tolist() == [1, 2, 3]
+    torch.testing.assert_close(labels["boxes"], torch.tensor([[0.25, 0.25, 0.5, 0.5]]).repeat(3, 1))

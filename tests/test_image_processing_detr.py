@@ -375,3 +375,74 @@ assert processor(numpy.zeros((64, 48, 3), numpy.uint8))["pixel_values"].shape ==
         "post_processing_detr.py",
         "structures_detr.py",
     }
+
+
+# Sequences of images
+
+
+def encoded(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def object_array(images: list[Any]) -> np.ndarray:
+    array = np.empty(len(images), dtype=object)
+    array[:] = images
+    return array
+
+
+SEQUENCES: dict[str, Any] = {
+    "tuple": tuple,
+    "generator": iter,
+    "values of a dict": lambda images: dict(enumerate(images)).values(),
+    "object array": object_array,
+    "pandas Series": lambda images: pytest.importorskip("pandas").Series(images, index=[5, 7]),
+    "column of datasets": lambda images: pytest.importorskip("datasets").Dataset.from_dict({"image": images})["image"],
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_images_come_in_any_sequence(kind: str) -> None:
+    images = [Image.fromarray(RGB), Image.fromarray(RGB[:, ::-1].copy())]
+    processor = DetrTorchvisionImageProcessor(size=20)
+    assert torch.equal(processor(SEQUENCES[kind](images))["pixel_values"], processor(images)["pixel_values"])
+
+
+def test_images_come_as_paths_bytes_files_and_rows_of_datasets(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(RGB))
+    content = path.read_bytes()
+    with path.open("rb") as file:
+        kinds: list[Any] = [path, str(path), content, bytearray(content), file, io.BytesIO(content)]
+        kinds += [{"bytes": content, "path": None}, {"bytes": None, "path": str(path)}]
+        kinds += [[path], np.array([str(path)])]
+        for image in kinds:
+            assert torch.equal(
+                DetrTorchvisionImageProcessor(do_resize=False)(image)["pixel_values"],
+                DetrTorchvisionImageProcessor(do_resize=False)(RGB)["pixel_values"],
+            )
+
+
+class Table:
+    columns = ("image",)
+
+    def __iter__(self) -> Any:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (Table(), "images: got Table, expected one of its columns"),
+        ({"image": RGB}, r"image: got a dict with the keys \['image'\], expected a PIL image"),
+        ([{"image": RGB}] * 2, r"image 0 of 2: got a dict with the keys \['image'\]"),
+        ([RGB, None], "image 1 of 2: got NoneType, expected a PIL image"),
+        ([RGB, float("nan")], "image 1 of 2: got float"),
+        ({"a.jpg"}, "image: got set"),
+        (3, "image: got int"),
+    ],
+)
+def test_what_is_no_image_is_named_with_its_position(images: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        DetrTorchvisionImageProcessor()(images)

@@ -367,3 +367,9 @@ def test_backbone_weights_without_a_connection_name_the_remedy(monkeypatch):
 
 def test_our_model_type_is_not_transformers_own():
     assert DetrConfig.model_type == "modeling_detr"
+
+
+def test_labels_may_be_lists(tiny_detector):
+    model, pixels, labels = tiny_detector(), images(), labels_of(2, 0)
+    lists = [{key: value.tolist() for key, value in label.items()} for label in labels]
+    torch.testing.assert_close(model(pixels, labels=lists).loss, model(pixels, labels=labels).loss)

@@ -209,3 +209,10 @@ def test_output_fields_start_with_the_loss_and_the_predictions():
     assert names[:5] == ["loss", "loss_dict", "logits", "pred_boxes", "pred_masks"]
     batch_level = {"auxiliary_outputs", "intermediate_hidden_states", "feature_maps"}
     assert not batch_level & set(names)  # Transformers' pipelines split fields by image
+
+
+def test_labels_with_masks_may_be_lists(model):
+    pixel_values, pixel_mask, labels = batch()
+    lists = [{key: value.tolist() for key, value in label.items()} for label in labels]
+    expected = model(pixel_values, pixel_mask, labels=labels).loss
+    torch.testing.assert_close(model(pixel_values, pixel_mask, labels=lists).loss, expected)

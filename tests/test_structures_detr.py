@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord, check_labels
+from modeling_detr.structures_detr import (
+    AnnotationTable,
+    Category,
+    DetectionIndex,
+    ImageRecord,
+    check_labels,
+    labels_as_tensors,
+)
 
 
 @pytest.fixture
@@ -59,3 +66,41 @@ def test_check_labels_names_the_image_with_a_bad_label():
     check_labels([valid, empty], num_labels=2)
     with pytest.raises(ValueError, match=r"b\.jpg: class label 1, but the model has 1 classes"):
         check_labels([empty, valid], num_labels=1, names=["a.jpg", "b.jpg"])
+
+
+BOXES = [[0.5, 0.5, 0.2, 0.2], [0.4, 0.4, 0.1, 0.1]]
+
+
+@pytest.mark.parametrize(
+    "make", [list, tuple, np.array, torch.tensor, lambda rows: [torch.tensor(row) for row in rows]]
+)
+def test_labels_of_any_kind_become_tensors(make):
+    (labels,) = labels_as_tensors([{"class_labels": make([0, 1]), "boxes": make(BOXES), "noise_seed": 7}])
+    assert labels["class_labels"].tolist() == [0, 1]
+    torch.testing.assert_close(labels["boxes"], torch.tensor(BOXES), check_dtype=False)
+    assert labels["noise_seed"] == 7
+    check_labels([labels], num_labels=2)
+
+
+@pytest.mark.parametrize("empty", [[], np.array([]), torch.tensor([])])
+def test_empty_labels_get_the_shapes_of_no_objects(empty):
+    (labels,) = labels_as_tensors([{"class_labels": empty, "boxes": empty}])
+    assert labels["class_labels"].dtype == torch.int64
+    assert labels["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"class_labels": [0], "boxes": BOXES}, "labels: got dict, expected one dict per image"),
+        (torch.zeros(2, 5), "labels: got Tensor, expected one dict per image"),
+        (3, "labels: got int, expected one dict per image"),
+        ([[0, 1]], "image 0 of the batch: its labels are list, expected one dict per image"),
+        ([{"class_labels": ["cat"]}], r"image 0 of the batch: got class_labels \['cat'\], expected numbers"),
+        ([{"boxes": [BOXES[0], [0.5]]}], r"got boxes \[\[0.5, .* expected rows of equal length"),
+        ([{"class_labels": None}], "got class_labels None, expected rows"),
+    ],
+)
+def test_labels_that_are_no_numbers_are_named(labels, message):
+    with pytest.raises(ValueError, match=message):
+        labels_as_tensors(labels)
