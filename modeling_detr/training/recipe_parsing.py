@@ -231,6 +231,8 @@ def _typed(where: str, value: Any, expected: Any) -> Any:
             return [_typed(f"{where}[{index}]", item, members[0]) for index, item in enumerate(value)]
         if origin is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
             return value
+        if type(value) is int and abs(value) >= 2**63:  # more than a float or tensor can hold
+            continue
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if origin is None and type(value) is option:

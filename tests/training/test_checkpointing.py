@@ -1,12 +1,14 @@
 import functools
 import itertools
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from accelerate import Accelerator
 from killed_writes import killed_before
+from mutations import JSON_VALUES
 from torch import nn
 
 from modeling_detr.errors_detr import CheckpointError, CheckpointVersionError
@@ -127,6 +129,29 @@ def test_a_checkpoint_of_a_newer_version_is_not_taken_for_a_damaged_one(tmp_path
         newest_checkpoint(tmp_path)
     set_aside_unreadable(tmp_path, 1)
     assert (tmp_path / "checkpoints/unreadable_step_00000002/state.json").is_file()
+
+
+def test_values_of_wrong_types_in_the_state_are_damage(tmp_path, tiny_recipe):
+    folder = Run().save(tmp_path, tiny_recipe(), 1)
+    text = (folder / "state.json").read_text()
+    for key in ('"epoch": 0', '"count": 0', '"symptoms": {}', '"version": 1'):
+        assert key in text
+        for value in JSON_VALUES:
+            (folder / "state.json").write_text(text.replace(key, f"{key.partition(':')[0]}: {value}"))
+            try:
+                damage = find_damage(folder)
+            except CheckpointVersionError:
+                continue
+            is_valid = key.startswith('"version"') or re.fullmatch(r"{}|\d{1,19}|[\d.]+(e-?\d+)?", value)
+            assert damage == "state.json is not readable" or is_valid, (key, value)
+
+
+def test_a_checkpoint_may_not_name_files_elsewhere(tmp_path, tiny_recipe):
+    folder = Run().save(tmp_path, tiny_recipe(), 1)
+    content = json.loads((folder / "state.json").read_text())
+    content["files"]["/dev/zero"] = {"size": 0, "crc32": 0}
+    (folder / "state.json").write_text(json.dumps(content))
+    assert find_damage(folder) == "/dev/zero is missing"
 
 
 def test_a_checkpoint_without_a_version_is_read(tmp_path, tiny_recipe):

@@ -1,9 +1,11 @@
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from mutations import JSON_VALUES, YAML_TEXTS, replace_by
 
 from modeling_detr import commands
 from modeling_detr.configuration_detr import DetrConfig
@@ -11,7 +13,7 @@ from modeling_detr.errors_detr import PluginError, RecipeError
 from modeling_detr.training.familiar_keys import FAMILIAR_KEYS, Hint
 from modeling_detr.training.recipe import PLUGIN_KEYS, Recipe, compare_for_resume
 from modeling_detr.training.recipe_keys import Resume, key, keys_of
-from modeling_detr.training.recipe_parsing import builtin_recipes, parse_recipe
+from modeling_detr.training.recipe_parsing import builtin_recipes, parse_recipe, read_recipe_file
 
 
 def write(path: Path, text: str) -> str:
@@ -116,6 +118,31 @@ def test_errors_in_a_file_name_it(tmp_path, text, message):
     assert message in str(error.value)
     assert str(error.value).startswith(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", YAML_TEXTS, ids=lambda text: repr(text[:30]))
+def test_hostile_yaml_is_an_error_of_the_file(tmp_path, text):
+    with pytest.raises(RecipeError, match=r"bad\.yaml"):
+        read_recipe_file(write(tmp_path / "bad.yaml", text))
+
+
+def test_values_of_any_type_and_size_raise_no_other_error(tmp_path):
+    for name in ("epochs", "learning_rate", "model_config", "trackers", "data", "batch_size", "local_start"):
+        for value in JSON_VALUES:
+            with contextlib.suppress(RecipeError):
+                read_recipe_file(write(tmp_path / "bad.yaml", f"{name}: {value}\n"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "loop", "proc", "socket"])
+def test_a_recipe_that_is_no_file_is_an_error(tmp_path, kind):
+    path = tmp_path / "recipe.yaml"
+    path.touch()
+    replace_by(path, kind)
+    if kind == "proc":  # has size 0
+        assert read_recipe_file(path) == {}
+        return
+    with pytest.raises(RecipeError, match=r"recipe.yaml: (is a .*, expected a file|cannot be read)"):
+        read_recipe_file(path)
 
 
 def test_a_model_on_the_command_line_replaces_the_files_new_model(tmp_path):
