@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from power_cuts import files_in
+
 
 # No file is written back by itself: not after some seconds, and not because it is renamed over another.
 _OPTIONS = "loop,commit=3600,noauto_da_alloc"
@@ -41,6 +43,11 @@ class BlockDevice:
             yield place
         finally:
             _run("umount", place)
+
+    def left(self, _: Path) -> dict[str, bytes]:
+        """The path of each file that a power cut leaves → its contents."""
+        with self.mounted(self.cut()) as place:
+            return files_in(place)
 
     def close(self) -> None:
         subprocess.run(["umount", "--lazy", self.root], check=False, capture_output=True)

@@ -45,6 +45,10 @@ class ForgetfulDisk:
         self._restore(self.root.stat().st_ino, copy, forget_removed)
         return copy
 
+    def left(self, copy: Path) -> dict[str, bytes]:
+        """The path of each file that a power cut leaves → its contents."""
+        return files_in(self.cut(copy))
+
     def close(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)

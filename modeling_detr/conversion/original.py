@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 
-from modeling_detr.atomic_output import new_file, new_folder
+from modeling_detr.atomic_output import new_file, new_folder, replace_text
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.conversion.checkpoint_files import Checkpoint, find_checkpoint, read_checkpoint
 from modeling_detr.conversion.coco_labels import LAST_THING, coco_id2label
@@ -87,7 +87,7 @@ def convert_original(
         notes = [f"read {model_class.__name__}, {_summary(config)}", *created, *assumed]
         record = {"source": checkpoint.path.name, "sha256": checkpoint.sha256, "notes": notes}
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_model_card(checkpoint, model_class.__name__, notes), encoding="utf-8")
+        replace_text(folder / "README.md", _model_card(checkpoint, model_class.__name__, notes))
     return notes
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import yaml
 from huggingface_hub import HfApi, get_token
 
-from modeling_detr.atomic_output import replaced_folder
+from modeling_detr.atomic_output import replace_text, replaced_folder
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.conversion.sources import without_progress_bars
 from modeling_detr.errors_detr import printable
@@ -40,7 +40,7 @@ def export_model(run_dir: Path, detector: Savable, processor: Savable, model_car
         with without_progress_bars():
             detector.save_pretrained(hidden)
         processor.save_pretrained(hidden)
-        (hidden / "README.md").write_text(model_card, encoding="utf-8")
+        replace_text(hidden / "README.md", model_card)
     return folder
 
 

@@ -83,7 +83,7 @@ def voc(root: Path) -> list[str]:
 @pytest.fixture(params=[coco, yolo, yolo_with_lists, voc], ids=lambda write: write.__name__)
 def dataset(request, tmp_path) -> tuple[str, list[str]]:
     """A dataset in a folder whose name is not UTF-8 either, and the file names of its images."""
-    root = tmp_path / os.fsdecode(b"dat\xe4") / "set"
+    root = tmp_path / os.fsdecode(b"dat\xe4")
     return str(root), sorted(Path(name).name for name in request.param(root))
 
 
@@ -145,7 +145,8 @@ def test_every_image_is_trained_on_and_drawn(dataset, config, tmp_path):
     for epochs, drawn in (("1", "99"), ("2", "0")):
         assert run_command("train", [*arguments, "--epochs", epochs, "--num_images_to_log", drawn]) == 0
     assert len([*(tmp_path / "run/predictions").iterdir()]) == len(names)
-    assert "dat" in (tmp_path / "run/recipe.yaml").read_text(encoding="utf-8")
+    for file in ("model/README.md", "evaluation.md", "recipe.yaml"):
+        assert r"dat\udce4" in (tmp_path / "run" / file).read_text(encoding="utf-8").replace("DCE4", "dce4")
     assert [entry["step"] for entry in read_log(tmp_path / "run/log.jsonl") if entry["kind"] == "epoch"] == [3, 6]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from block_device import BlockDevice
 from PIL import Image
 from power_cuts import ForgetfulDisk, files_in
 
@@ -12,10 +13,16 @@ from modeling_detr import DetrTorchvisionImageProcessor
 from modeling_detr.commands import run_command
 
 
-@pytest.fixture
-def disk(tmp_path, monkeypatch):
-    (tmp_path / "disk").mkdir()
-    disk = ForgetfulDisk(tmp_path / "disk", monkeypatch)
+@pytest.fixture(params=["forgetful disk", "block device"])
+def disk(request, tmp_path, monkeypatch):
+    if request.param == "forgetful disk":
+        (tmp_path / "disk").mkdir()
+        disk = ForgetfulDisk(tmp_path / "disk", monkeypatch)
+    else:
+        try:
+            disk = BlockDevice(tmp_path / "device", megabytes=80)
+        except OSError as error:
+            pytest.skip(f"mounting a block device is not allowed here: {error}")
     yield disk
     disk.close()
 
@@ -51,8 +58,8 @@ def dataset(tmp_path) -> Path:
     return folder
 
 
-def assert_on_disk(disk: ForgetfulDisk, copy: Path, *expected: str) -> None:
-    left = files_in(disk.cut(copy))
+def assert_on_disk(disk: ForgetfulDisk | BlockDevice, copy: Path, *expected: str) -> None:
+    left = disk.left(copy)
     assert left == files_in(disk.root)
     assert {name.partition("/")[2] for name in left} >= {*expected}
     assert all(left.values())
