@@ -36,9 +36,9 @@ _STATES = {
     psutil.STATUS_TRACING_STOP: "is stopped by a debugger",
     psutil.STATUS_DISK_SLEEP: "is waiting for the disk or the network",
 }
-_CAUSES = {
-    signal.SIGKILL: "memory has probably run out: lower num_workers or the batch size",
-    signal.SIGBUS: "/dev/shm is probably full: start the container with --shm-size=1g, or lower num_workers",
+_CAUSES = {  # signal → what it usually means
+    "SIGKILL": "memory has probably run out: lower num_workers or the batch size",
+    "SIGBUS": "/dev/shm is probably full: start the container with --shm-size=1g, or lower num_workers",
 }
 _CRASHED = "a library has crashed, possibly on one of these images"
 
@@ -143,8 +143,8 @@ class ProcessWatch:
         how = f"ended with exit code {code}"
         remedy = ""
         if code < 0:
-            number = signal.Signals(-code)
-            how, remedy = f"was killed by {number.name}", _CAUSES.get(number, _CRASHED)
+            name = signal.Signals(-code).name
+            how, remedy = f"was killed by {name}", _CAUSES.get(name, _CRASHED)
         while_loading = f" while loading {_listed(images)}" if images else ""
         return LoaderError(self._name, f"loader process {process.pid} {how}{while_loading}", remedy)
 
@@ -239,4 +239,6 @@ def _explained(error: Exception, name: str) -> Exception:
     text = re.split(rf"^(?:\w+\.)*{kind}(?:: |$)", str(error), flags=re.MULTILINE)[-1]
     reason = ": ".join(part for part in (kind, " ".join(text.split())) if part)
     remedy = "fix it there; DETR_TRACEBACK=1 in the environment shows the whole traceback"
+    if isinstance(error, MemoryError):
+        remedy = _CAUSES["SIGKILL"]
     return LoaderError(name, f"a loader process raised {reason.rstrip('.')} ({file}, line {line})", remedy)

@@ -7,12 +7,12 @@ afterwards. The main process does this while the others wait; an error stops all
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import disk_usage
 from types import SimpleNamespace
 from typing import Any
 
@@ -253,7 +253,10 @@ def _shared_memory_line(run: PreparedRun, batch: DetectionBatch) -> list[str]:
         return []
     ready = num_workers * (run.loaders.train.prefetch_factor or 1) + 2 * run.recipe.gradient_accumulation_steps
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    needed, free = processes * ready * bytes_in_shared_memory(batch) / 2**20, disk_usage(shared_memory).free / 2**20
+    needed, free = (
+        processes * ready * bytes_in_shared_memory(batch) / 2**20,
+        shutil.disk_usage(shared_memory).free / 2**20,
+    )
     text = f"batches that are ready take at most {needed:.0f} MiB of shared memory"
     if needed <= free:
         return [f"{text}; {free:.0f} MiB are free"]

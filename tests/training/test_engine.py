@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.engine import Engine, StepOptions, train_one_epoch, training_step
+from modeling_detr.training.signals import StopRequested
 
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -148,6 +149,21 @@ def test_an_epoch_groups_batches_into_steps_and_the_last_takes_the_rest(tiny_det
     assert [result.num_images for result in results] == [4, 2]
     assert all(result.stop_requested for result in results)
     assert engine.scheduler.last_epoch == 2
+
+
+def test_an_epoch_ends_after_the_last_step_whose_batches_have_arrived(tiny_detector):
+    engine = engine_of(build_training_model(tiny_detector(**NO_DROPOUT)), learning_rate=1e-4, batches_per_step=2)
+
+    def batches(count: int):
+        for index in range(count):
+            yield batch_of([1], first_index=index, dtype=torch.float32)
+        stopped.append(count)
+        raise StopRequested
+
+    for count, steps in ((0, 0), (1, 0), (5, 2)):
+        stopped: list[int] = []
+        results = list(train_one_epoch(engine, batches(count), should_stop=lambda stopped=stopped: bool(stopped)))
+        assert [result.stop_requested for result in results] == [False, True][2 - steps :]
 
 
 def test_a_step_reports_how_long_it_waited_for_its_batches(tiny_detector):

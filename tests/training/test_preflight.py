@@ -1,4 +1,6 @@
 import random
+import shutil
+import types
 
 import pytest
 import torch
@@ -27,6 +29,21 @@ def test_a_valid_run_passes_and_nothing_changes(run):
     assert torch.equal(torch.get_rng_state(), states[1])
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_batches_of_loaders_are_compared_with_the_free_shared_memory(tiny_recipe, monkeypatch):
+    sizes = {"shortest_edge": 256, "longest_edge": 256}
+    run = prepare_run(tiny_recipe(num_workers=2, processor_config={"size": sizes}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2**24))
+    expected = (
+        "batches that are ready take at most 6 MiB of shared memory"  # 6 batches of 4 images of 256 x 256 x 4 bytes
+    )
+    assert f"{expected}; 16 MiB are free" in preflight(run)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2**22))
+    assert (
+        f"WARNING: {expected}, but /dev/shm has 4 MiB free: those that do not fit are copied, which is slower; start "
+        "the container with --shm-size=12m or --ipc=host, or lower num_workers"
+    ) in preflight(run)
 
 
 def test_boxes_that_the_evaluation_does_not_recover_are_named(run):
