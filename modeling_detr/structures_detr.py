@@ -68,6 +68,9 @@ class Category:
     is_thing: bool = True
 
 
+_MASKS_PER_READ = 200
+
+
 class MaskSource(Protocol):
     """Masks in some format: polygons, run-length encodings, the segments of a PNG file."""
 
@@ -121,14 +124,16 @@ class MaskColumn:
         """
         masks = np.zeros((len(self), height, width), np.bool_)
         for source_index in np.unique(self.source).tolist():
-            rows = self.source == source_index
-            source_masks = self.sources[source_index].read(self.row[rows])
-            if source_masks.shape[1:] != (height, width):
-                raise ValueError(
-                    f"masks have size {source_masks.shape[2]}x{source_masks.shape[1]} (width x height), expected the "
-                    f"image's, {width}x{height}."
-                )
-            masks[rows] = source_masks
+            of_source = np.flatnonzero(self.source == source_index)
+            # in parts, so that thousands of masks do not take twice their memory
+            for rows in np.split(of_source, range(_MASKS_PER_READ, len(of_source), _MASKS_PER_READ)):
+                source_masks = self.sources[source_index].read(self.row[rows])
+                if source_masks.shape[1:] != (height, width):
+                    raise ValueError(
+                        f"masks have size {source_masks.shape[1]}x{source_masks.shape[2]} (height x width), expected "
+                        f"the image's, {height}x{width}."
+                    )
+                masks[rows] = source_masks
         return masks
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from modeling_detr.data import (
@@ -308,3 +309,26 @@ def test_predictions_name_png_files_without_folders(tmp_path: Path) -> None:
         ValueError, match=r"'file_name' is '\.\./panoptic_val/a\.png', expected the name of a PNG file"
     ):
         list(read_panoptic_predictions(file, index))
+
+
+def test_hundreds_of_masks_of_an_image_are_those_of_its_objects(tmp_path):
+    squares = [[[x, y, x + 3, y, x + 3, y + 3, x, y + 3]] for x in range(0, 60, 3) for y in range(0, 60, 3)]
+    index = open_dataset(instances(tmp_path, squares), task="instance")
+    masks = index.read_masks(0)
+    assert len(masks) == len(squares) == 400
+    assert all((masks[row] == index.read_masks(0, np.array([row]))[0]).all() for row in (0, 199, 200, 399))
+
+
+def test_hundreds_of_masks_are_resized_like_one():
+    masks = torch.rand(230, 20, 30, generator=torch.Generator().manual_seed(0)) < 0.5
+    sample = {
+        "image": tv_tensors.Image(torch.zeros(3, 20, 30, dtype=torch.uint8)),
+        "target": {
+            "boxes": tv_tensors.BoundingBoxes(torch.zeros(230, 4), format="XYXY", canvas_size=(20, 30)),
+            "area": torch.zeros(230),
+            "masks": tv_tensors.Mask(masks),
+        },
+    }
+    resized = resize(sample, 33, 47)["target"]["masks"]
+    expected = torch.nn.functional.interpolate(masks[None].float(), size=(33, 47), mode="nearest")[0].bool()
+    assert torch.equal(resized.as_subclass(torch.Tensor), expected)

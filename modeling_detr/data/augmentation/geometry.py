@@ -80,10 +80,20 @@ def resize(sample: DetectionSample, height: int, width: int) -> DetectionSample:
     boxes = target["boxes"].as_subclass(Tensor) * torch.tensor([ratio_x, ratio_y, ratio_x, ratio_y])
     changed = _with_boxes(target, boxes, target["area"] * (ratio_x * ratio_y), (height, width))
     if "masks" in target:
-        rows, columns = _nearest(old_height, height), _nearest(old_width, width)
-        masks = target["masks"].as_subclass(Tensor).index_select(-2, rows).index_select(-1, columns)
-        changed["masks"] = tv_tensors.Mask(masks)
+        changed["masks"] = tv_tensors.Mask(_resize_masks(target["masks"].as_subclass(Tensor), height, width))
     return {"image": functional.resize(sample["image"], [height, width], antialias=True), "target": changed}
+
+
+_MASKS_PER_CHUNK = 100  # thousands of masks take gigabytes, so no copy of all is made on the way
+
+
+def _resize_masks(masks: Tensor, height: int, width: int) -> Tensor:
+    """Resize (N, H, W) masks to the nearest pixel."""
+    rows, columns = _nearest(masks.shape[-2], height), _nearest(masks.shape[-1], width)
+    resized = masks.new_empty(len(masks), height, width)
+    for chunk, out in zip(masks.split(_MASKS_PER_CHUNK), resized.split(_MASKS_PER_CHUNK), strict=True):
+        torch.index_select(chunk.index_select(-2, rows), -1, columns, out=out)
+    return resized
 
 
 def _nearest(old: int, new: int) -> Tensor:
