@@ -130,8 +130,8 @@ class MaskColumn:
                 source_masks = self.sources[source_index].read(self.row[rows])
                 if source_masks.shape[1:] != (height, width):
                     raise ValueError(
-                        f"masks have size {source_masks.shape[1]}x{source_masks.shape[2]} (height x width), expected "
-                        f"the image's, {height}x{width}."
+                        f"masks have size {source_masks.shape[2]}x{source_masks.shape[1]} (width x height), expected "
+                        f"the image's, {width}x{height}."
                     )
                 masks[rows] = source_masks
         return masks
