@@ -31,6 +31,7 @@ from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.evaluators.coco import encode_masks
 from modeling_detr.evaluation.evaluators.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
+from modeling_detr.input_files import require_file
 from modeling_detr.output_errors import check_folder
 from modeling_detr.prediction import (
     OBJECT_THRESHOLD,
@@ -124,8 +125,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _read(path: Path) -> Tensor | None:
     """The pixels (3, H, W) of an image; None, with a message on stderr, if it cannot be read."""
     try:
-        return to_rgb(path)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path) as image:
+            if image.format == "EPS":  # Pillow would run Ghostscript on it
+                raise ValueError("an EPS program")
+            return to_rgb(image)
+    except Exception as error:  # Pillow raises almost anything for a hostile image
         tqdm.write(printable(f"{path}: skipped, {error}"), file=sys.stderr)
         return None
 
@@ -216,6 +220,7 @@ def _images_of(source: Path, ignored: Path) -> list[Path]:
         raise ValueError(f"{source}: no such image or folder.")
     suffixes = set(Image.registered_extensions())
     if not source.is_dir():
+        require_file(source)
         if source.suffix.lower() not in suffixes and not _is_image(source):
             raise ValueError(f"{source}: not an image; expected images or folders with images.")
         return [source]
@@ -230,5 +235,5 @@ def _is_image(path: Path) -> bool:
     try:
         with Image.open(path):
             return True
-    except (OSError, Image.DecompressionBombError):
+    except Exception:  # see `_read`
         return False

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutations import replace_by
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -86,6 +87,15 @@ def test_images_whose_pictures_or_segmentation_maps_would_share_a_file_are_kept_
     written = [Path(folder, name).with_suffix("").as_posix().lower() for name in found for folder in ("", "segments")]
     assert len(set(written)) == 2 * len(names)
     assert all(len(Path(name).name) < 255 for name in found)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "socket"])
+def test_an_input_that_is_no_file_is_an_error(tmp_path, kind):
+    path = tmp_path / "a.jpg"
+    path.touch()
+    replace_by(path, kind)
+    with pytest.raises(OSError, match=r"a.jpg: is a (named pipe|device|socket), expected a file"):
+        find_images([path], tmp_path / "out")
 
 
 def test_without_an_output_folder_each_call_gets_a_new_one(model_folder, tmp_path, monkeypatch, capsys):
