@@ -31,6 +31,7 @@ except ImportError:  # Windows
 
 from modeling_detr.atomic_output import discard, previous_path, restore_interrupted
 from modeling_detr.errors_detr import RunInUseError
+from modeling_detr.evaluation.report import REPORT_FILES
 from modeling_detr.model_folder_detr import EXPORTED_MODEL
 from modeling_detr.output_errors import check_folder, check_model_path, explained_output
 
@@ -60,7 +61,8 @@ def check_run_folder(run_dir: Path) -> None:
         OutputError: The folder, or something in it, cannot be written, or could not be read again.
     """
     check_model_path(run_dir)
-    check_folder(run_dir, files=[RECIPE, LOG, LOCK], folders=[CHECKPOINTS, TRACKERS, PREDICTIONS])
+    folders = [CHECKPOINTS, TRACKERS, PREDICTIONS, NONFINITE]
+    check_folder(run_dir, files=[RECIPE, LOG, LOCK, *REPORT_FILES], folders=folders)
 
 
 @contextlib.contextmanager

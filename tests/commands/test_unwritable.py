@@ -110,6 +110,7 @@ def test_a_folder_in_the_place_of_a_result(inputs, tmp_path, capsys):
         ("predict", "a.png"),
         ("data show", "gallery.png"),
         ("train", ".lock"),
+        ("train", "evaluation.json"),
     ):
         target = tmp_path / command / "out"
         (target / name).mkdir(parents=True)
