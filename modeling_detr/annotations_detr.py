@@ -202,7 +202,7 @@ def _checked_objects(annotation: CocoAnnotation, where: str) -> list[CocoObject]
     entries = annotation["annotations"]
     if isinstance(entries, Mapping | str) or hasattr(entries, "columns") or not isinstance(entries, Iterable):
         raise ValueError(
-            f"{where}: 'annotations' is a {type(entries).__name__}, expected a list with one dict per object."
+            f"{where}: 'annotations' is {type(entries).__name__}, expected a list with one dict per object."
         )
     return [
         _checked_object(entry, f"{where}: annotation {index}")
