@@ -44,6 +44,8 @@ class ImageRecord:
         height: Height in pixels that the annotations refer to.
         width: Width in pixels that the annotations refer to.
         reader: Reads an image that is not a file (an entry of an archive, a row of a table); None: `path` is a file.
+        number: Its id in COCO files and predictions if the dataset has no ids of its own that are valid there; None:
+            `id`. See `number_images`.
     """
 
     id: int | str
@@ -51,6 +53,12 @@ class ImageRecord:
     height: int
     width: int
     reader: ImageReader | None = None
+    number: int | None = None
+
+    @property
+    def coco_id(self) -> int | str:
+        """Its id in COCO files and in saved predictions."""
+        return self.id if self.number is None else self.number
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@
     torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
 
 The metrics are printed and written to `evaluation.json`, `.md` and `.html`. All predictions are written in COCO's
-results formats, with the dataset's own ids: `predictions.json` (boxes), `predictions_masks.json` (RLE), and
-`predictions_panoptic.json` with a folder of PNG files. Classes of the dataset and the model are matched by name.
+results formats: `predictions.json` (boxes), `predictions_masks.json` (RLE), and `predictions_panoptic.json` with a
+folder of PNG files. They have the dataset's own ids, or those that `detr data convert --to coco` gives it. Classes of
+the dataset and the model are matched by name.
 On a machine without GPUs, several processes require ACCELERATE_USE_CPU=true in the environment.
 """
 

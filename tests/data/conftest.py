@@ -114,6 +114,23 @@ def yolo_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def hf_folder(tmp_path: Path) -> Path:
+    """Rows with text as image ids, in two splits."""
+    datasets = pytest.importorskip("datasets")
+    for split, images in IMAGES.items():
+        rows: dict[str, list] = {"image": [], "image_id": [], "objects": []}
+        for name, size, objects in images:
+            write_image(tmp_path / "hf" / "files" / name, *size)
+            rows["image"].append(str(tmp_path / "hf" / "files" / name))
+            rows["image_id"].append(name)
+            boxes = [[x0, y0, x1 - x0, y1 - y0] for _, (x0, y0, x1, y1) in objects]
+            rows["objects"].append({"bbox": boxes, "category": [NAMES.index(kind) for kind, _ in objects]})
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        table.to_parquet(str(tmp_path / "hf" / "data" / f"{split}-00000-of-00001.parquet"))
+    return tmp_path / "hf"
+
+
+@pytest.fixture
 def edit() -> Callable[[Path, str, str], None]:
     """Returns a function that replaces text in a file, and fails if the file does not contain it."""
 

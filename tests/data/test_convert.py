@@ -1,15 +1,21 @@
+import contextlib
 import dataclasses
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from modeling_detr.commands.data import main
 from modeling_detr.data import convert
 from modeling_detr.data.convert import convert_dataset
 from modeling_detr.data.image_copies import file_name_of, file_names_of
 from modeling_detr.data.open import open_dataset
+from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 
 
 def by_name(index):
@@ -30,6 +36,37 @@ def test_every_format_becomes_every_other_split_by_split(source, to, tmp_path, r
     assert by_name(after) == by_name(before)
     for split in ("train", "val"):
         assert by_name(after.split(split)) == by_name(before.split(split))
+
+
+@pytest.mark.parametrize("source", ["coco_folder", "yolo_folder", "voc_folder", "hf_folder"])
+def test_saved_predictions_score_the_same_on_the_converted_dataset(source, tmp_path, request):
+    index = open_dataset(request.getfixturevalue(source))
+    convert_dataset(index, tmp_path / "new", "coco")
+    judged = 0
+    for split in ("train", "val"):
+        evaluator = CocoEvaluator(index.split(split))
+        for image, record in enumerate(evaluator.index.images):
+            boxes = evaluator.index.annotations.boxes_xyxy[evaluator.index.annotation_rows(image)] + 1.5
+            labels = evaluator.index.annotations.label[evaluator.index.annotation_rows(image)]
+            extra = torch.tensor([[0.0, 0.0, record.width / 2, record.height / 2]], dtype=torch.float64)
+            result = {
+                "scores": torch.linspace(0.9, 0.1, len(boxes) + 1),
+                "labels": torch.cat([torch.tensor([0]), torch.from_numpy(labels)]),
+                "boxes": torch.cat([extra, torch.from_numpy(boxes)]),
+            }
+            evaluator.update([image], [result])
+        evaluator.start_saving(tmp_path)
+        (file,) = evaluator.save({category.id for category in index.categories})
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(tmp_path / "new" / "annotations" / f"instances_{split}.json")
+            judge = COCOeval(truth, truth.loadRes(str(file)), "bbox")
+            judge.evaluate()
+            judge.accumulate()
+            judge.summarize()
+        metrics = evaluator.compute()
+        assert [metrics.ap, metrics.ap50] == pytest.approx(judge.stats[:2].tolist(), abs=1e-6)
+        judged += metrics.ap > 0
+    assert judged
 
 
 def test_overlapping_splits_and_equal_names_in_other_folders_are_kept(tmp_path, coco_folder):

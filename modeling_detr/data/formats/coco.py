@@ -9,6 +9,7 @@ Writes the first layout, with the images in SPLIT/.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from modeling_detr.data.findings import Findings
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
 from modeling_detr.data.formats.coco_files import holds_segments, json_files, mapped, read_files
 from modeling_detr.data.image_copies import ImageCopies
+from modeling_detr.data.image_numbers import have_coco_ids, number_images
 from modeling_detr.data.masks import read_segmentations
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError
 from modeling_detr.structures_detr import DetectionIndex, Task
@@ -109,24 +111,24 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
     refuse_shared_names(index, "coco")
     notes = warn_of_stuff(index)
     copies = ImageCopies(index, folder, lambda split: split, link)
-    ids = {name: [index.images[image].id for image in members.tolist()] for name, members in copies.splits.items()}
-    keeps_ids = all(isinstance(record.id, int) for record in index.images)
-    keeps_ids = keeps_ids and all(len({*members}) == len(members) for members in ids.values())
-    if not keeps_ids:
+    images = index.images
+    if not have_coco_ids(images, copies.splits.values()):
+        images = number_images(images, (), always=True)
+    if any(image.number is not None for image in images):
         notes.append("coco needs integer image ids that are unique within a split: images are numbered from 1.")
     if index.annotations.masks is not None:
         notes.append("masks are not written.")
     categories = [{"id": category.id, "name": category.name} for category in index.categories]
     (folder / "annotations").mkdir(exist_ok=True)
     for split, members in copies.splits.items():
-        content = {**_write_split(index, split, members, copies, keeps_ids), "categories": categories}
+        content = {**_write_split(replace(index, images=images), split, members, copies), "categories": categories}
         text = json.dumps(content, ensure_ascii=False)
         (folder / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
     return WrittenDataset(index, notes + copies.notes)
 
 
 def _write_split(
-    index: DetectionIndex, split: str, members: NDArray[np.int64], copies: ImageCopies, keeps_ids: bool
+    index: DetectionIndex, split: str, members: NDArray[np.int64], copies: ImageCopies
 ) -> dict[str, list[dict[str, object]]]:
     """Build the lists 'images' and 'annotations' for the file of one split."""
     table = index.annotations
@@ -135,11 +137,10 @@ def _write_split(
     annotations: list[dict[str, object]] = []
     for image in members.tolist():
         record = index.images[image]
-        image_id = record.id if keeps_ids else image + 1
         home, name = copies.home[image], copies.name[image]
         images.append(
             {
-                "id": image_id,
+                "id": record.coco_id,
                 "file_name": name if home == split else f"{home}/{name}",
                 "height": record.height,
                 "width": record.width,
@@ -150,7 +151,7 @@ def _write_split(
             annotations.append(
                 {
                     "id": row + 1,
-                    "image_id": image_id,
+                    "image_id": record.coco_id,
                     "category_id": index.categories[int(table.label[row])].id,
                     "bbox": [*table.boxes_xyxy[row, :2].tolist(), *sides[row].tolist()],
                     "area": float(table.area[row]),

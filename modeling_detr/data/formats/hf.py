@@ -27,6 +27,7 @@ from modeling_detr.data.formats.hf_boxes import BoxSample, detect_convention, to
 from modeling_detr.data.formats.hf_columns import SplitColumns, read_columns
 from modeling_detr.data.formats.hf_loading import LOOKED_FOR, explain_errors, find_hf_files, is_hub_id, load_splits
 from modeling_detr.data.image_headers import header_sizes
+from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import refuse_outside
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
 from modeling_detr.structures_detr import (
@@ -90,7 +91,9 @@ def read_hf_dataset(
         all_records.extend(records)
     name = str(path) if is_hub_id(path) else Path(path).resolve().name
     table = AnnotationTable.concatenate(tables)
-    return DetectionIndex(name, tuple(all_records), categories, table, members, tuple(findings.notes))
+    return DetectionIndex(
+        name, number_images(all_records, members.values()), categories, table, members, tuple(findings.notes)
+    )
 
 
 def _read(

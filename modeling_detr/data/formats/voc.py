@@ -27,6 +27,7 @@ from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff, without_crowds
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
+from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import is_image_name, is_split_name, refuse_outside, walk_folders
 from modeling_detr.errors_detr import (
     DatasetError,
@@ -117,7 +118,7 @@ def read_voc(
     _note_unused_images(files, records, findings)
     return DetectionIndex(
         name=root.resolve().name,
-        images=tuple(records),
+        images=number_images(records, ()),
         categories=tuple(Category(label, name) for label, name in enumerate(names)),
         annotations=table,
         splits=_read_splits(root, used, files, findings),

@@ -30,6 +30,7 @@ from modeling_detr.data.formats.yolo_description import (
 from modeling_detr.data.formats.yolo_labels import find_label_files, read_labels, relative_path
 from modeling_detr.data.formats.yolo_writing import write_yolo
 from modeling_detr.data.image_headers import header_size
+from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import MAX_PARTS, FolderListings, is_image_name, refuse_outside, walk_folders
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileContentError, FileReadError
 from modeling_detr.input_files import MAX_LIST_BYTES, is_file, read_text
@@ -93,7 +94,7 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
     )
     return DetectionIndex(
         name=description.root.resolve().name,
-        images=tuple(records),
+        images=number_images(records, splits.values()),
         categories=categories,
         annotations=table,
         splits=splits,

@@ -332,14 +332,14 @@ class CocoEvaluator:
         return [self._save_to]
 
     def to_coco_results(self) -> list[dict[str, Any]]:
-        """The predictions in COCO's results format, with the dataset's own image and category ids.
+        """The predictions in COCO's results format, with the ids of the dataset or of its conversion to COCO.
 
         Each entry has a `bbox`, or a `segmentation` (compressed RLE) if masks are scored; never both, since COCO's
         tool computes the area from the `bbox` if there is one.
         """
         return [
             {
-                "image_id": self.index.images[row.image_index].id,
+                "image_id": self.index.images[row.image_index].coco_id,
                 "category_id": self.index.categories[row.label].id,
                 **(
                     {"bbox": _xywh(row.box_xyxy)}
@@ -450,7 +450,7 @@ def _ids_in_order(index: DetectionIndex) -> list[int]:
     pycocotools visits images in the order of their ids, which decides between detections with equal scores. For a
     COCO file the metrics must be those that its own ids give.
     """
-    dataset_ids = [image.id for image in index.images]
+    dataset_ids = [image.coco_id for image in index.images]
     if not all(isinstance(image_id, int) for image_id in dataset_ids):
         return list(range(len(dataset_ids)))
     rank = np.argsort(np.argsort(np.array(dataset_ids, dtype=np.int64), kind="stable"))

@@ -317,10 +317,10 @@ class PanopticEvaluator:
                 "area": len(rows),
             }
             infos.append(entry | ({"score": float(info["score"])} if info.get("score") is not None else {}))
-        return {"image_id": self.index.images[image_index].id, "file_name": name, "segments_info": infos}
+        return {"image_id": self.index.images[image_index].coco_id, "file_name": name, "segments_info": infos}
 
     def to_coco_panoptic(self) -> dict[str, Any]:
-        """The saved predictions in COCO's panoptic format, with the dataset's own image and category ids.
+        """The saved predictions in COCO's panoptic format, with the ids of the dataset.
 
         COCO's tool needs only `annotations`; `images` and `categories` make it a dataset that can be opened.
         """
@@ -328,7 +328,7 @@ class PanopticEvaluator:
         images = [self.index.images[image_index] for image_index in sorted(self._saved)]
         return {
             "images": [
-                {"id": image.id, "file_name": Path(image.path).name, "height": image.height, "width": image.width}
+                {"id": image.coco_id, "file_name": Path(image.path).name, "height": image.height, "width": image.width}
                 for image in images
             ],
             "annotations": annotations,
