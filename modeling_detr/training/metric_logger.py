@@ -1,4 +1,4 @@
-"""The log of a run: a progress bar or one line per epoch, `log.jsonl`, and Accelerate's trackers.
+"""The log of a run: its display, `log.jsonl`, and Accelerate's trackers.
 
 `log.jsonl` has one JSON object per line, of the `kind`
 
@@ -9,13 +9,9 @@
 The first two also have `images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`; see `Pace`.
 """
 
-import contextlib
 import json
 import math
-import os
 import struct
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,20 +22,15 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-from tqdm import tqdm
 
 from modeling_detr.atomic_output import make_folder, replace_text, replaced_file, sync, sync_tree
-from modeling_detr.errors_detr import FileContentError, printable
+from modeling_detr.errors_detr import FileContentError
 from modeling_detr.evaluation.metrics import Metric
 from modeling_detr.input_files import MAX_LIST_BYTES, parse_json, read_text
 from modeling_detr.output_errors import explained_output
+from modeling_detr.training.display import Display, EpochSummary
 from modeling_detr.training.run_folder import LOG, TRACKERS
 from modeling_detr.training.trackers import log_images
-
-
-# The most important first: a narrow terminal cuts off the end
-_BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
-_LONG_WAIT = 0.2  # share of the time above which the loader slows down training
 
 
 class MetricLogger:
@@ -48,52 +39,26 @@ class MetricLogger:
     Args:
         run_dir: The folder of the run.
         accelerator: Its trackers, if any, must have been started.
-        total_steps: Optimizer steps of the whole run.
-        epochs: Epochs of the whole run.
-        first_step: Optimizer steps taken before this start of the run.
-        cores_are_free: Whether more loader processes would have cores to run on.
+        display: Shows the progress; used on the main process only.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        accelerator: Accelerator,
-        *,
-        total_steps: int,
-        epochs: int,
-        first_step: int = 0,
-        cores_are_free: bool = True,
-    ) -> None:
+    def __init__(self, run_dir: Path, accelerator: Accelerator, display: Display) -> None:
         self.path = run_dir / LOG
         self.accelerator = accelerator
-        self.total_steps = total_steps
-        self.epochs = epochs
-        self.bar: tqdm[Any] | None = None
-        self._shown: dict[str, str] = {}
-        self._pace: list[str] = []
-        self._cores_are_free = cores_are_free
-        self._started, self._first_step = time.monotonic(), first_step
-        if not accelerator.is_main_process:
-            return
-        make_folder(run_dir)
-        if _shows_a_bar():
-            # the average speed, evaluations and checkpoints included; a recent one would jump after each of them
-            self.bar = tqdm(total=total_steps, initial=first_step, dynamic_ncols=True, smoothing=0, bar_format=_BAR)
+        self.display = display
+        if accelerator.is_main_process:
+            make_folder(run_dir)
 
-    def advance(self, epoch: int, loss: float) -> None:
-        """Move the bar by one optimizer step."""
-        if self.bar is not None:
-            self._shown |= {"loss": f"{loss:.3f}"}
-            shown = [f"{name} {figure}" for name, figure in self._shown.items()]
-            self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
-            self.bar.set_postfix_str(", ".join(shown + self._pace), refresh=False)
-            self.bar.update()
+    def advance(self, epoch: int, step_in_epoch: int, loss: float) -> None:
+        """Show one more optimizer step; `epoch` counts from 0, `step_in_epoch` from 1."""
+        if self.accelerator.is_main_process:
+            self.display.advance(epoch + 1, step_in_epoch, loss)
 
     def step(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Log an entry of kind `"step"`: means since the previous one, learning rates, and the values of a `Pace`."""
         if self.accelerator.is_main_process:
             self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values})
-            self._pace = _pace_in_words(values)
+            self.display.show_pace(values)
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
 
     def epoch(
@@ -104,29 +69,21 @@ class MetricLogger:
         metrics: Mapping[str, Any],
         headline: Sequence[Metric] = (),
     ) -> None:
-        """Log an entry of kind `"epoch"`, and print its line unless the bar is the only output on a terminal.
+        """Log an entry of kind `"epoch"`, and print its line.
 
         Args:
             epoch: From 0.
             step: Optimizer steps taken so far.
             averages: Means over the epoch, and the values of `Pace.take`.
             metrics: Results of the evaluation; empty if the epoch was not evaluated.
-            headline: Metrics shown in the line of the epoch; the bar shows the first one.
+            headline: Metrics shown in the line of the epoch.
         """
         if not self.accelerator.is_main_process:
             return
         self._append({"kind": "epoch", "epoch": epoch + 1, "step": step, **averages, **metrics})
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.accelerator.log({f"eval/{name}": value for name, value in numbers.items()}, step=step)
-        parts = [f"epoch {epoch + 1}/{self.epochs}", f"step {step}/{self.total_steps}", f"loss {averages['loss']:.3f}"]
-        shown = {metric.name: f"{metric.value:.3f}" for metric in headline if not math.isnan(metric.value)}
-        self._shown |= dict(list(shown.items())[:1])
-        parts += [f"{name} {value}" for name, value in shown.items()]
-        parts += _pace_in_words(averages, with_remedy=self._cores_are_free)
-        if step < self.total_steps:
-            parts.append(f"{self._time_left(step)} left")
-        if self.bar is None or not sys.stdout.isatty():
-            self.message(" · ".join(parts))
+        self.display.epoch(EpochSummary(epoch + 1, step, averages["loss"], headline, averages))
 
     def images(self, name: str, pictures: Sequence[NDArray[np.uint8]], step: int) -> None:
         """Send pictures, (H, W, 3) each, to every tracker that supports images."""
@@ -138,13 +95,12 @@ class MetricLogger:
         """Log an entry of kind `"warning"`, and print it."""
         if self.accelerator.is_main_process:
             self._append({"kind": "warning", "epoch": epoch + 1, "step": step, "text": text})
-            self.message(f"warning: {text}")
+            self.display.warning(text)
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
         if self.accelerator.is_main_process:
-            tqdm.write(printable(text), file=sys.stdout)
-            sys.stdout.flush()
+            self.display.message(text)
 
     def flush(self) -> None:
         """Sync log and trackers' files to disk: a kill or a power cut loses nothing from before a checkpoint."""
@@ -155,9 +111,8 @@ class MetricLogger:
         self._sync()
 
     def close(self) -> None:
-        """Close the bar and the trackers."""
-        if self.bar is not None:
-            self.bar.close()
+        """Close the display and the trackers."""
+        self.display.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self._sync()
@@ -172,26 +127,6 @@ class MetricLogger:
     def _append(self, entry: Mapping[str, Any]) -> None:
         with explained_output(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name: _plain(value) for name, value in entry.items()}) + "\n")
-
-    def _time_left(self, step: int) -> str:
-        seconds = (time.monotonic() - self._started) / max(1, step - self._first_step) * (self.total_steps - step)
-        hours, minutes = divmod(math.ceil(seconds / 60), 60)
-        return f"{hours}:{minutes:02d} h" if hours else f"{minutes} min"
-
-
-def _shows_a_bar() -> bool:
-    """Whether stderr is a terminal with a size; tqdm draws no bar without one."""
-    with contextlib.suppress(OSError):  # such as a stream that only behaves like a terminal
-        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).lines > 0
-    return True
-
-
-def _pace_in_words(pace: Mapping[str, float], with_remedy: bool = False) -> list[str]:
-    """Format the values of `Pace.take` for display; the loader wait only if it slows down training."""
-    words = [f"{pace['images_per_second']:.1f} images/s", f"{pace['memory_gib']:.1f} GiB"]
-    if pace["loader_wait"] > _LONG_WAIT:
-        words.append(f"loader wait {pace['loader_wait']:.0%}" + (": raise num_workers" if with_remedy else ""))
-    return words
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -97,11 +97,11 @@ def _absent_classes(index: DetectionIndex) -> str | None:
 def _describe_sizes(run: PreparedRun) -> str:
     """Return the size of images in evaluation and prediction, which augmentation varies."""
     size, recipe = run.processor.size, run.recipe
-    source = "processor_config" if recipe.processor_config.get("size") else recipe.model or "the default"
+    source = " (from the model)" if recipe.model and "size" not in recipe.processor_config else ""
     if not run.processor.do_resize:
         return "images keep their size"
     edges = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(dict(size).items(), reverse=True) if value]
-    return f"images are resized to {', '.join(edges)} pixels (from {source}); augmentation '{recipe.transform}'"
+    return f"{', '.join(edges)} pixels{source}; augmentation '{recipe.transform}'"
 
 
 def _describe_steps(run: PreparedRun) -> str:

@@ -21,6 +21,7 @@ from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.output_errors import fix_of, output_error, write_failure
 from modeling_detr.training.checkpointing import prune_checkpoints, save_checkpoint, set_aside_unreadable
+from modeling_detr.training.display import Display
 from modeling_detr.training.distributed import any_process, cores_per_process, raise_in_all
 from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.engine import StepResult, train_one_epoch
@@ -241,7 +242,7 @@ class Trainer:
         values = {**result.losses, "grad_norm": result.grad_norm}
         state.step_averages.add(values)
         state.epoch_averages.add(values)
-        self._logger.advance(state.epoch, result.losses["loss"])
+        self._logger.advance(state.epoch, state.step_in_epoch, result.losses["loss"])
         if state.step % self.run.recipe.log_every_steps == 0:
             named_rates = {"learning_rate": rates[0], "backbone_learning_rate": rates[1]}
             self._logger.step(state.epoch, state.step, {**state.step_averages.take(), **named_rates, **pace.take()})
@@ -364,14 +365,16 @@ class Trainer:
                 drop_later_entries(run_dir, step, self.state.closed_step)
                 start_trackers(run.accelerator, run.recipe, step)  # early, so that a failure leaves no run behind
                 replace_text(run_dir / RECIPE, run.recipe.to_yaml())
-            self._logger = MetricLogger(
-                run_dir,
-                run.accelerator,
+            display = Display(
                 total_steps=run.schedule.total_steps,
+                steps_per_epoch=run.schedule.steps_per_epoch,
                 epochs=run.recipe.epochs,
                 first_step=step,
+                best=self.state.best_ap,
                 cores_are_free=cores_per_process() > run.recipe.num_workers + 1,
+                with_bars=run.accelerator.is_main_process,
             )
+            self._logger = MetricLogger(run_dir, run.accelerator, display)
             try:
                 yield
             except BaseException:
