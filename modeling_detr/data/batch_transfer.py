@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-_SMALL = 2**16  # bytes; copying so few takes less time than opening a file
+_SMALL = 2**12  # bytes, a page; copying so few takes less time than opening a file
 
 
 def prepare_for_transfer(values: Any) -> Any:

@@ -4,9 +4,11 @@ PyTorch alone waits forever for a process that is stopped or reads from a dead n
 raises wherever the run happens to be, possibly in the middle of an optimizer step; here only while the run waits.
 """
 
+import ctypes
 import functools
 import re
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -198,6 +200,23 @@ def _run_clock() -> None:
         time.sleep(_TICK)
         for watch in list(_waiting):
             watch.add_time(_TICK)
+
+
+def start_loader_process(worker_init_fn: Callable[[int], None] | None, index: int) -> None:
+    """Have the system kill this loader process when its parent ends, then call `worker_init_fn`.
+
+    Otherwise loaders of a killed run could wait for each other, each to read what the other has sent to the run.
+    """
+    if sys.platform == "linux":
+        end_with_parent(signal.SIGKILL)
+    if worker_init_fn is not None:
+        worker_init_fn(index)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the system, which must be Linux, send a signal to this process when its parent ends."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, number)
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:

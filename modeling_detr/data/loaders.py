@@ -15,7 +15,8 @@ from modeling_detr.data.augmentation.policy import SampleTransform
 from modeling_detr.data.batch import DetrCollator
 from modeling_detr.data.batch_transfer import prepare_for_transfer
 from modeling_detr.data.dataset import DetectionDataset, SampleKey
-from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES, ProcessWatch
+from modeling_detr.data.findings import counted
+from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES, ProcessWatch, start_loader_process
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
 from modeling_detr.errors_detr import LoaderError
 from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionSample
@@ -57,7 +58,7 @@ class BatchLoader(DataLoader[Any]):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=worker_init_fn,
+            worker_init_fn=partial(start_loader_process, worker_init_fn),
         )
         self._index = index
         self._sampler = sampler
@@ -88,7 +89,9 @@ class BatchLoader(DataLoader[Any]):
             remedy = "lower num_workers, or load the images in the main process"
             if error.errno == errno.ENOSPC:
                 remedy = "/dev/shm is full: start the container with --shm-size=1g, or load in the main process"
-            problem = f"{self.num_workers} loader processes cannot start ({error.strerror})"
+            problem = (
+                f"{counted(self.num_workers, 'loader process', 'loader processes')} cannot start ({error.strerror})"
+            )
             raise LoaderError(self._index.name, problem, remedy, {"num_workers": 0}) from error
 
     def _images_of(self, batch: int) -> Sequence[str]:

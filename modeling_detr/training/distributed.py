@@ -5,7 +5,6 @@ all of them must call these functions together.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -23,6 +22,7 @@ from accelerate.utils import DistributedType, ProjectConfiguration, gather_objec
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from modeling_detr.data.loader_processes import end_with_parent
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import TRACKERS
 
@@ -91,8 +91,7 @@ def end_with_launcher() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        end_with_parent(signal.SIGTERM)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # the processes meet at a server of the launcher
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         with contextlib.suppress(TimeoutError, socket.gaierror):

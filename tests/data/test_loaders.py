@@ -178,6 +178,26 @@ def test_without_a_limit_a_slow_loader_is_waited_for():
     assert next(iter(loader_of(1, SlowTransform(1.5), minutes=0)))["pixel_values"].shape[0] == 2
 
 
+def test_loaders_of_a_killed_run_end():
+    script = (
+        "import sys; sys.path += ['tests', 'tests/data']\n"
+        "import psutil, time; from test_loaders import loader_of\n"
+        "batches = iter(loader_of(size=200)); next(batches)\n"
+        "print(*(child.pid for child in psutil.Process().children()), flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    loaders = [psutil.Process(int(process)) for process in run.stdout.readline().split()]
+    assert len(loaders) == 2
+    run.kill()
+    run.communicate()
+    _, alive = psutil.wait_procs(loaders, timeout=2)
+    assert not alive
+
+
 def test_python_ends_although_a_loader_is_stopped():
     script = (
         "import sys; sys.path += ['tests', 'tests/data']\n"
