@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -35,6 +35,10 @@ from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
 from modeling_detr.errors_detr import DatasetError, OutputExistsError, did_you_mean, printable
 from modeling_detr.output_errors import check_folder
+
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 # Argument of the library → option of this command, for error messages.
@@ -188,7 +192,7 @@ def _terminating() -> Iterator[None]:
 def _add_show(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = commands.add_parser("show", help="write a gallery of images with boxes, before and after augmentation")
     parser.add_argument("path", help="folder or file of the dataset")
-    add_output_dir(parser, "show", "gallery.html and gallery.png")
+    add_output_dir(parser, "show", "gallery.html and gallery.jpg")
     add_dataset_options(parser)
     parser.add_argument("--split", help="show images of this split only")
     parser.add_argument("--num_images", type=int, default=12, help="number of random images (default: %(default)s)")
@@ -210,6 +214,9 @@ def _add_show(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.set_defaults(run=_show)
 
 
+_PAGE_SIDE, _SHEET_SIDE = 480, 240  # longest side of a picture on the page and on the sheet, in pixels
+
+
 def _show(arguments: argparse.Namespace) -> int:
     import numpy as np
     from torch import Tensor
@@ -220,7 +227,7 @@ def _show(arguments: argparse.Namespace) -> int:
     for name, least in (("num_images", 1), ("draws", 0)):
         check_at_least(name, getattr(arguments, name), least)
     output_dir = arguments.output_dir or new_results_folder("show")
-    page, sheet = (output_dir / name for name in ("gallery.html", "gallery.png"))
+    page, sheet = (output_dir / name for name in ("gallery.html", "gallery.jpg"))
     check_folder(output_dir, files=[page.name, sheet.name])
 
     # Choose random images, and augment each of them several times.
@@ -230,9 +237,12 @@ def _show(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {"scales": arguments.shortest_edge} if arguments.transform in POLICIES else {}
     plain = DetectionDataset(index)
     augmented = DetectionDataset(index, train_transform(arguments.transform, **options), arguments.seed)
-    chosen = np.random.default_rng(arguments.seed).permutation(len(index))[: arguments.num_images]
-    pictures, titles = [], []
-    for image in np.sort(chosen).tolist():
+    chosen = sorted(np.random.default_rng(arguments.seed).permutation(len(index))[: arguments.num_images].tolist())
+    columns, titles = (1 + arguments.draws if arguments.draws else 4), []
+    pictures: dict[int, list[Image.Image]] = {_PAGE_SIDE: [], _SHEET_SIDE: []}
+    if not arguments.draws:  # images of similar shape in a row
+        chosen = sorted(chosen, key=lambda image: index.images[image].width / index.images[image].height)
+    for image in chosen:
         name = Path(index.images[image].path).name
         samples = [("as annotated", plain[image])]
         samples += [(f"draw {draw + 1}", augmented[SampleKey(image, draw)]) for draw in range(arguments.draws)]
@@ -240,16 +250,16 @@ def _show(arguments: argparse.Namespace) -> int:
             target = sample["target"]
             boxes = target["boxes"].as_subclass(Tensor)
             truth = {"boxes": boxes, "labels": target["class_labels"]}
-            picture = draw_prediction(sample["image"], truth, index.id2label, shortest_side=240)
-            picture.thumbnail((480, 480))
-            pictures.append(picture)
-            titles.append(f"{name}, {title}: {counted(len(boxes), 'box', 'boxes')}")
+            for side, drawn in pictures.items():
+                drawn.append(draw_prediction(sample["image"], truth, index.id2label, longest_side=side))
+            titles.append(f"{title}, {counted(len(boxes), 'box', 'boxes')}: {name}")
 
     # Write them as a page and as one picture.
     heading = f"{index.name}: {counted(len(index), 'image')}, {counted(len(index.annotations), 'box', 'boxes')}"
-    replace_text(page, gallery_html(heading, pictures, titles, columns=1 + arguments.draws))
+    replace_text(page, gallery_html(heading, pictures[_PAGE_SIDE], titles, columns))
     with replaced_file(sheet) as file:
-        tile(pictures, 1 + arguments.draws, titles).save(file, format="PNG")
+        width = columns * _SHEET_SIDE
+        tile(pictures[_SHEET_SIDE], columns, titles, width).save(file, format="JPEG", quality=65, optimize=True)
     draws = counted(arguments.draws, "augmentation")
     print(f"{page} and {sheet}: {counted(len(chosen), 'image')}, each with {draws} by '{arguments.transform}'")
     print(link_to(page))

@@ -50,7 +50,7 @@ def draw_predictions(
         else:
             predicted = predict_objects(detector, processor, image)
             truth = _true_objects(index, image_index, with_masks="masks" in predicted)
-        drawn = draw_comparison(image, predicted, truth, index.id2label, shortest_side=320)
+        drawn = draw_comparison(image, predicted, truth, index.id2label, longest_side=640)
         pictures[f"{image_index:03d}_{file_name_of(output_stem(record.path))}"] = np.asarray(drawn)
     return pictures
 

@@ -401,5 +401,5 @@ def _explained_failures(run_dir: Path) -> Iterator[None]:
 
 def _save_pictures(folder: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
     for name, picture in pictures.items():
-        with replaced_file(folder / f"{name}.png") as partial:
-            Image.fromarray(picture).save(partial, format="PNG")
+        with replaced_file(folder / f"{name}.jpg") as partial:
+            Image.fromarray(picture).save(partial, format="JPEG", quality=90)

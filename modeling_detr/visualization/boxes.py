@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-from PIL import ImageDraw
 from torch import Tensor
 
 from modeling_detr.structures_detr import DetectionResult
 from modeling_detr.visualization.canvas import Canvas
 from modeling_detr.visualization.colours import class_colour
+from modeling_detr.visualization.labels import Label, around_box
 
 
 def draw_boxes(canvas: Canvas, prediction: Mapping[str, object]) -> None:
@@ -20,7 +20,8 @@ def draw_boxes(canvas: Canvas, prediction: Mapping[str, object]) -> None:
 
     Args:
         canvas: The canvas to draw on.
-        prediction: With `boxes` (K, 4) xyxy in image pixels, `labels` (K,), and optionally `scores` (K,).
+        prediction: With `boxes` (K, 4) xyxy in image pixels, `labels` (K,), and optionally `scores` (K,) and
+            `is_match` (K,) bool; the lines of objects that are no match are dashed.
 
     Raises:
         ValueError: There are no `labels`, or `boxes`, `labels` and `scores` differ in length.
@@ -28,15 +29,20 @@ def draw_boxes(canvas: Canvas, prediction: Mapping[str, object]) -> None:
     if "boxes" not in prediction:
         return
     order = drawing_order(prediction)
-    boxes, labels = cast(DetectionResult, prediction)["boxes"], cast(DetectionResult, prediction)["labels"]
+    detection = cast(DetectionResult, prediction)
+    boxes = torch.as_tensor(detection["boxes"]).reshape(-1, 4).double().cpu().numpy() * canvas.scale
     scores = cast(Tensor | None, prediction.get("scores"))
-    draw, line_width = ImageDraw.Draw(canvas.picture), canvas.line_width
+    is_match = cast(Tensor | None, prediction.get("is_match"))
+    line_width, labels = canvas.line_width(len(boxes)), []
     for index in order:
-        label = int(labels[index])
-        x0, y0, x1, y1 = (float(corner) * canvas.scale for corner in boxes[index])
+        label = int(detection["labels"][index])
+        x0, y0, x1, y1 = boxes[index].tolist()
         colour = class_colour(label)
-        draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=line_width)
-        canvas.write(canvas.caption(label, None if scores is None else float(scores[index])), (x0, y0), colour)
+        dashed = is_match is not None and not is_match[index]
+        canvas.draw_box((x0, y0, x1, y1), colour, line_width, dashed)
+        score = None if scores is None else float(scores[index])
+        labels.append(Label(canvas.name_of(label), score, colour, around_box((x0, y0, x1, y1))))
+    canvas.write(labels[::-1], boxes)
 
 
 def drawing_order(prediction: Mapping[str, object]) -> list[int]:
@@ -56,6 +62,6 @@ def drawing_order(prediction: Mapping[str, object]) -> list[int]:
         got = ", ".join(f"{length} {name}" for name, length in lengths.items())
         raise ValueError(f"prediction: got {got}, expected one of each per object.")
     if "scores" in lengths:
-        order: list[int] = torch.as_tensor(prediction["scores"]).argsort().tolist()
+        order: list[int] = torch.as_tensor(prediction["scores"]).argsort(stable=True).tolist()
         return order
     return list(range(lengths["labels"]))

@@ -1,21 +1,24 @@
 """The canvas that overlays draw on: the picture, its scale, and the drawing operations that overlays share.
 
-Shapes: H, W pixels of the image; the picture is at least as large.
+Shapes: H, W pixels of the image; the picture may be larger or smaller. K objects.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from modeling_detr.image_processing_detr import RawImage, to_rgb
-from modeling_detr.visualization.colours import Colour
-from modeling_detr.visualization.text import Font, drawable, font_for
+from modeling_detr.visualization.colours import Colour, ink
+from modeling_detr.visualization.labels import Label, free_place
+from modeling_detr.visualization.text import drawable, fitted, font_for, legible
 
 
-_TEXT_MARGIN = 3
+_LONGEST_ENLARGED_SIDE = 4000  # a long, narrow image is not enlarged beyond it
+_TINT = 0.5
 
 
 @dataclass
@@ -27,88 +30,165 @@ class Canvas:
         image_size: (height, width) of the image.
         scale: Picture pixels per image pixel.
         id2label: Names of the classes.
+        taken: xyxy of the labels written so far.
     """
 
     picture: Image.Image
     image_size: tuple[int, int]
     scale: float
     id2label: Mapping[int, str]
+    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, image: RawImage, id2label: Mapping[int, str] | None = None, shortest_side: int = 480) -> "Canvas":
+    def of(
+        cls,
+        image: RawImage,
+        id2label: Mapping[int, str] | None = None,
+        shortest_side: int = 480,
+        longest_side: int | None = None,
+    ) -> "Canvas":
         """The canvas of an image.
 
         Args:
             image: Any image, see `to_rgb`.
             id2label: Names of the classes; a class without a name is written as its label.
             shortest_side: A smaller image is enlarged to this, to make text legible.
+            longest_side: A larger image is reduced to this. None: large images keep their size.
         """
-        pixels = to_rgb(image).permute(1, 2, 0).cpu().numpy()
+        pixels = to_rgb(image).permute(1, 2, 0).contiguous().cpu().numpy()
         picture = Image.fromarray(pixels)
-        scale = max(1.0, shortest_side / min(picture.size))
-        if scale > 1:
-            size = round(picture.width * scale), round(picture.height * scale)
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        longest = longest_side or max(_LONGEST_ENLARGED_SIDE, *picture.size)
+        scale = min(max(1.0, shortest_side / min(picture.size)), longest / max(picture.size))
+        if scale != 1:
+            size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+            picture = picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
         return cls(picture, (pixels.shape[0], pixels.shape[1]), scale, id2label or {})
 
+    def line_width(self, num_objects: int = 1) -> int:
+        """The width of lines in picture pixels: thinner in small pictures and among many objects."""
+        return max(2, round(self._side / 180 * _reduction(num_objects)))
+
+    def text_size(self, num_objects: int = 1) -> int:
+        """The size of text in picture pixels: smaller in small pictures and among many objects."""
+        return max(10, round(self._side / 40 * _reduction(num_objects)))
+
     @property
-    def line_width(self) -> int:
-        """The width of a box's lines in picture pixels."""
-        return max(2, round(min(self.picture.size) / 200))
+    def _side(self) -> float:
+        """The side of a square as large as the picture."""
+        return math.sqrt(self.picture.width * self.picture.height)
 
-    def font_for(self, text: str) -> Font:
-        """A font that has the characters of a text, in a size that suits the picture."""
-        return font_for(text, max(13, round(min(self.picture.size) / 32)))
+    def name_of(self, label: int) -> str:
+        """The name of a class as one short line; its label if it has no name, or one that no font can show."""
+        if label not in self.id2label:
+            return str(label)
+        return legible(drawable(self.id2label[label], limit=40), otherwise=f"class {label}")
 
-    def caption(self, label: int, score: float | None = None) -> str:
-        """The name of a class, shortened if it is very long, followed by the score if there is one."""
-        name = drawable(self.id2label.get(label, str(label)), limit=40)
-        return name if score is None else f"{name} {score:.2f}"
-
-    def text_size(self, text: str) -> tuple[float, float]:
-        """(width, height) of a text in picture pixels."""
-        left, top, right, bottom = ImageDraw.Draw(self.picture).textbbox((0, 0), text, font=self.font_for(text))
-        return right - left, bottom - top
-
-    def write(self, text: str, corner: tuple[float, float], colour: Colour) -> None:
-        """Writes text on a filled rectangle above a point, or below it if there is no room above.
+    def draw_box(self, box: tuple[float, float, float, float], colour: Colour, width: int, dashed: bool) -> None:
+        """Draws a rectangle with a black or white outer edge, so that it stands out from any ground.
 
         Args:
-            text: One line.
-            corner: x and y in picture pixels, such as the top left corner of a box.
-            colour: Colour of the rectangle; the text is black or white, whichever has more contrast.
+            box: xyxy in picture pixels.
+            colour: Colour of the lines.
+            width: Width of the lines.
+            dashed: Whether the lines have gaps in the colour of the edge.
         """
-        draw, font = ImageDraw.Draw(self.picture), self.font_for(text)
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-        width, height = right - left + 2 * _TEXT_MARGIN, bottom - top + 2 * _TEXT_MARGIN
-        x = min(max(corner[0], 0), max(0, self.picture.width - width))
-        y = corner[1] - height
-        if y < 0:
-            y = min(max(corner[1], 0), max(0, self.picture.height - height))
-        draw.rectangle((x, y, x + width, y + height), fill=colour)
-        is_bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-        text_colour = (0, 0, 0) if is_bright else (255, 255, 255)
-        draw.text((x + _TEXT_MARGIN - left, y + _TEXT_MARGIN - top), text, fill=text_colour, font=font)
+        draw = ImageDraw.Draw(self.picture)
+        x0, y0, x1, y1 = min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
+        edge, half = max(1, width // 4), width // 2
+        x0, y0, x1, y1 = (round(corner) for corner in (x0 - half, y0 - half, x1 + half, y1 + half))
+        draw.rectangle((x0 - edge, y0 - edge, x1 + edge, y1 + edge), outline=ink(colour), width=width + edge)
+        if not dashed:
+            draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
+            return
+        length, inner = 3 * width + 2, width - 1
+        for x in range(x0, x1 + 1, 2 * length):
+            for y in (y0, y1 - inner):
+                draw.rectangle((x, y, min(x + length, x1), y + inner), fill=colour)
+        for y in range(y0, y1 + 1, 2 * length):
+            for x in (x0, x1 - inner):
+                draw.rectangle((x, y, x + inner, min(y + length, y1)), fill=colour)
 
-    def tint(self, segments: NDArray[np.int64], colours: Mapping[int, Colour]) -> None:
-        """Tints each segment with its colour, half transparent, and outlines it.
+    def write(self, labels: Sequence[Label], objects: NDArray[np.float64]) -> None:
+        """Writes labels where they overlap no other: without their score, or not at all, if there is no room.
+
+        Args:
+            labels: The most important first.
+            objects: (K, 4) xyxy of the objects in picture pixels; small ones are preferably not hidden.
+        """
+        size = self.text_size(len(labels))
+        for label in labels:
+            for score in dict.fromkeys((label.score, None)):
+                if self._write(label, "" if score is None else f"{score:.2f}", size, objects):
+                    break
+
+    def _write(self, label: Label, score: str, size: int, objects: NDArray[np.float64]) -> bool:
+        """Writes a label with the name in bold and the score in regular type if there is room for it."""
+        bold, regular = font_for(label.name, size, bold=True), font_for(score, size)
+        margin = max(2, size // 5)
+        name = fitted(label.name, bold, self.picture.width / 2)
+        name_width = bold.getlength(name)
+        score_width = regular.getlength(score) + size // 3 if score else 0
+        width, height = math.ceil(name_width + score_width) + 2 * margin, math.ceil(1.3 * size)
+        taken = np.array(self.taken, np.float64).reshape(-1, 4)
+        places = label.places(width, height)
+        place = free_place(places, (width, height), self.picture.size, taken, objects)
+        if place is None:
+            return False
+        (x, y), draw, colour = place, ImageDraw.Draw(self.picture), ink(label.colour)
+        self.taken.append((x - 1, y - 1, x + width + 1, y + height + 1))
+        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=label.colour)
+        baseline = y + size
+        draw.text((x + margin, baseline), name, fill=colour, font=bold, anchor="ls")
+        if score:
+            start = x + width - margin - regular.getlength(score)
+            draw.text((start, baseline), score, fill=colour, font=regular, anchor="ls")
+        return True
+
+    def tint(self, segments: NDArray[np.int64], colours: Mapping[int, Colour], striped: Collection[int] = ()) -> None:
+        """Tints each segment with its colour, and outlines it.
 
         Args:
             segments: (H, W) segment id of each image pixel; pixels of ids without a colour are left untouched.
             colours: The colour of each id.
+            striped: Ids that are tinted in stripes.
         """
-        rows = (np.arange(self.picture.height) * segments.shape[0] / self.picture.height).astype(np.int64)
-        columns = (np.arange(self.picture.width) * segments.shape[1] / self.picture.width).astype(np.int64)
-        segments = segments[rows][:, columns]
-        pixels = np.asarray(self.picture).astype(np.float32)
-        edges = np.zeros(segments.shape, np.bool_)
-        width = max(1, min(self.picture.size) // 300)
-        for axis in (0, 1):
-            for shift in range(1, width + 1):
-                edges |= segments != np.roll(segments, shift, axis)
-        edges[:width], edges[:, :width] = False, False  # np.roll wraps around at the border
-        for segment_id, colour in colours.items():
-            inside = segments == segment_id
-            pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(colour, np.float32)
-            pixels[inside & edges] = np.array(colour, np.float32) * 0.5
-        self.picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+        if not colours:
+            return
+        ids = np.array(sorted(colours))
+        position = np.searchsorted(ids, segments).clip(max=len(ids) - 1)
+        numbers = np.where(ids[position] == segments, position + 1, 0).astype(np.int32)  # 0: no segment
+        resized = Image.fromarray(numbers).resize(self.picture.size, Image.Resampling.NEAREST)
+        numbers = np.asarray(resized)
+        table = np.array([(0, 0, 0), *(colours[segment_id] for segment_id in ids.tolist())], np.uint8)
+        inks = np.array([(0, 0, 0), *(ink(colours[segment_id]) for segment_id in ids.tolist())], np.uint8)
+
+        width = self.line_width(len(ids))
+        opacity = np.where(numbers > 0, round(255 * _TINT), 0).astype(np.uint8)
+        if striped:
+            rows, columns = np.ogrid[: numbers.shape[0], : numbers.shape[1]]
+            is_striped = np.array([False, *(segment_id in striped for segment_id in ids.tolist())])
+            opacity[is_striped[numbers] & ((rows + columns) // (4 * width) % 2 == 0)] = 0
+        line = _near_edges(numbers, width + max(1, width // 3)) & (numbers > 0)
+        opacity[line] = 255
+        pixels = table[numbers]
+        edge = _near_edges(numbers, max(1, width // 3)) & line
+        pixels[edge] = inks[numbers[edge]]
+        self.picture.paste(Image.fromarray(pixels), mask=Image.fromarray(opacity))
+
+
+def _reduction(num_objects: int) -> float:
+    """The factor by which lines and text become smaller among many objects: 1 for ten, 0.6 for a hundred."""
+    return min(1.0, math.pow(10 / max(1, num_objects), 0.2))
+
+
+def _near_edges(numbers: NDArray[np.int32], distance: int) -> NDArray[np.bool_]:
+    """Whether another segment is at a horizontal or vertical distance from each pixel (H, W)."""
+    near = np.zeros(numbers.shape, np.bool_)
+    for one, other in (
+        (np.s_[distance:], np.s_[:-distance]),
+        (np.s_[:, distance:], np.s_[:, :-distance]),
+    ):
+        differs = numbers[one] != numbers[other]
+        near[one] |= differs
+        near[other] |= differs
+    return near

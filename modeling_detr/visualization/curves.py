@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling_detr.atomic_output import replaced_file
-from modeling_detr.visualization.text import SYSTEM_FONTS, drawable
+from modeling_detr.visualization.text import drawable, font_file
 
 
 if TYPE_CHECKING:
@@ -86,16 +86,15 @@ def _plot_panel(axes: "Axes", title: str, keys: Sequence[str], runs: Sequence[Se
 
 def _add_legend(figure: "Figure", names: Sequence[str]) -> None:
     """Adds a legend with the colour and name of each run."""
-    from matplotlib import font_manager
+    from matplotlib.font_manager import FontProperties
 
     lines = [figure.axes[0].plot([], [], color=_run_colour(run_index))[0] for run_index in range(len(names))]
     numbers = [str(run_index) for run_index in range(len(names))]
     legend = figure.legend(lines, numbers, loc="outside lower center", ncols=min(4, len(names)), fontsize=9)
-    installed = set(font_manager.get_font_names())
-    families = ["DejaVu Sans", *(family for family in SYSTEM_FONTS if family in installed)]
     for text, name in zip(legend.get_texts(), names, strict=True):
         # as a label, a name with $ would be a formula, and one that starts with _ would be hidden
-        text.set(parse_math=False, text=drawable(name), fontfamily=families)
+        font = FontProperties(fname=font_file(drawable(name)), size=9)
+        text.set(parse_math=False, text=drawable(name), fontproperties=font)
 
 
 def _run_colour(run_index: int) -> str:

@@ -2,22 +2,28 @@
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
 from modeling_detr.markup import html_head, html_text
-from modeling_detr.visualization.text import drawable, font_for
+from modeling_detr.visualization.text import drawable, fitted, font_for
 
 
-def tile(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | None = None) -> Image.Image:
-    """Arranges pictures in rows on a white sheet, in cells as large as the largest picture.
+_GAP = 8
+_MIN_TITLE_SIZE = 13
+
+
+def tile(
+    pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | None = None, width: int | None = None
+) -> Image.Image:
+    """Arranges pictures in rows on a white sheet; those in a row are scaled to one height, so that they fill it.
 
     Args:
         pictures: At least one.
         columns: Pictures per row.
         titles: A title above each picture.
+        width: Width of the sheet in pixels. None: that of the widest row, with each picture at least at its own size.
 
     Raises:
         ValueError: There are no pictures, or the number of titles differs.
@@ -27,34 +33,36 @@ def tile(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] | 
             f"pictures: got {len(pictures)} with {len(titles or ())} titles, expected at least one picture, and one "
             f"title for each."
         )
-    gap = 8
-    cell_width = max(picture.width for picture in pictures)
-    cell_height = max(picture.height for picture in pictures)
-    font_size = max(13, cell_height // 28)
-    title_height = 0 if titles is None else 2 * font_size
-    columns = min(columns, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    size = columns * (cell_width + gap) - gap, rows * (cell_height + title_height + gap) - gap
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, picture in enumerate(pictures):
-        x = index % columns * (cell_width + gap)
-        y = index // columns * (cell_height + title_height + gap)
-        if titles is not None:
-            title = _fitted(titles[index], font_size, cell_width - 8)
-            draw.text((x + 4, y + font_size // 3), title, fill=(0, 0, 0), font=font_for(title, font_size))
-        sheet.paste(picture, (x, y + title_height))
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    shapes = [sum(picture.width / picture.height for picture in row) for row in rows]  # width at height 1
+    if width is None:
+        width = max(
+            round(shape * max(picture.height for picture in row)) + _GAP * (len(row) - 1)
+            for shape, row in zip(shapes, rows, strict=True)
+        )
+    heights = [(width - _GAP * (len(row) - 1)) / shape for shape, row in zip(shapes, rows, strict=True)]
+    # Rows that need not be filled: the last one, and those of very narrow pictures.
+    heights = [min(height, max(width, row[0].height)) for height, row in zip(heights, rows, strict=True)]
+    if len(rows) > 1 and len(rows[-1]) < columns:
+        heights[-1] = min(heights[-1], max(heights[:-1]))
+    font_size = max(_MIN_TITLE_SIZE, round(min(heights) / 28))
+    title_height = 0 if titles is None else round(1.7 * font_size)
+    sheet_height = sum(round(height) + title_height + _GAP for height in heights) - _GAP
+    sheet = Image.new("RGB", (width, sheet_height), "white")
+    draw, index, y = ImageDraw.Draw(sheet), 0, 0
+    for row, height in zip(rows, heights, strict=True):
+        x = 0.0
+        for picture in row:
+            size = max(1, round(picture.width * height / picture.height)), max(1, round(height))
+            if titles is not None:
+                title = drawable(titles[index], limit=400)
+                font = font_for(title, font_size)
+                draw.text((x + 2, y + font_size * 1.2), fitted(title, font, size[0] - 4), "black", font, anchor="ls")
+            scaled = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+            sheet.paste(scaled, (round(x), y + title_height))
+            x, index = x + size[0] + _GAP, index + 1
+        y += round(height) + title_height + _GAP
     return sheet
-
-
-def _fitted(title: str, font_size: int, width: int) -> str:
-    """A title as one line, with its middle left out if it is wider than `width` pixels."""
-    shown = line = drawable(title, limit=400)
-    font, kept = font_for(line, font_size), len(line) // 2
-    while font.getlength(shown) > width and kept > 1:
-        kept -= 1
-        shown = f"{line[:kept]}…{line[-kept:]}"
-    return shown
 
 
 def gallery_html(heading: str, pictures: Sequence[Image.Image], titles: Sequence[str], columns: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from modeling_detr.structures_detr import DetectionResult
@@ -20,7 +21,8 @@ def draw_masks(canvas: Canvas, prediction: Mapping[str, object]) -> None:
 
     Args:
         canvas: The canvas to draw on.
-        prediction: With `masks` (K, H, W) bool, `labels` (K,), and optionally `scores` (K,).
+        prediction: With `masks` (K, H, W) bool, `labels` (K,), and optionally `scores` (K,) and
+            `is_match` (K,) bool; objects that are no match are striped.
 
     Raises:
         ValueError: `masks` does not have one mask of the image's size per object.
@@ -38,4 +40,6 @@ def draw_masks(canvas: Canvas, prediction: Mapping[str, object]) -> None:
     segments = np.full(canvas.image_size, -1, np.int64)
     for index in order:
         segments[masks[index].cpu().numpy().astype(bool)] = index
-    canvas.tint(segments, {index: class_colour(int(label)) for index, label in enumerate(labels)})
+    is_match = cast(Tensor | None, prediction.get("is_match"))
+    striped = [] if is_match is None else torch.nonzero(~is_match).flatten().tolist()
+    canvas.tint(segments, {index: class_colour(int(label)) for index, label in enumerate(labels)}, striped)

@@ -9,15 +9,19 @@ To draw something new, write a function that takes a canvas and a prediction, an
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from modeling_detr.image_processing_detr import RawImage
+from modeling_detr.structures_detr import PanopticResult
 from modeling_detr.visualization.boxes import draw_boxes
 from modeling_detr.visualization.canvas import Canvas
 from modeling_detr.visualization.gallery import tile
 from modeling_detr.visualization.masks import draw_masks
+from modeling_detr.visualization.matches import match
 from modeling_detr.visualization.segments import draw_segments
 
 
@@ -39,6 +43,7 @@ def draw_prediction(
     *,
     overlays: Sequence[str] | None = None,
     shortest_side: int = 480,
+    longest_side: int | None = None,
 ) -> Image.Image:
     """Draws a prediction, or the ground truth, on its image.
 
@@ -49,14 +54,15 @@ def draw_prediction(
         id2label: Names of the classes; a class without a name is written as its label.
         overlays: Which of `OVERLAYS` to draw. None: all.
         shortest_side: A smaller image is enlarged to this, to make text legible.
+        longest_side: A larger image is reduced to this. None: large images keep their size.
 
     Returns:
-        An RGB picture, as large as the image or larger.
+        An RGB picture, by default as large as the image or larger.
 
     Raises:
         ValueError: The parts of the prediction do not fit together, or do not fit the image.
     """
-    canvas = Canvas.of(image, id2label, shortest_side)
+    canvas = Canvas.of(image, id2label, shortest_side, longest_side)
     for name in OVERLAYS if overlays is None else overlays:
         OVERLAYS[name](canvas, prediction)
     return canvas.picture
@@ -70,8 +76,11 @@ def draw_comparison(
     *,
     threshold: float = 0.5,
     shortest_side: int = 480,
+    longest_side: int | None = None,
 ) -> Image.Image:
     """Draws the image twice, side by side: with the prediction and with the ground truth.
+
+    Hits have solid lines; false predictions and missed true objects have dashed lines, or striped segments.
 
     Args:
         image: Any image, see `to_rgb`.
@@ -80,13 +89,32 @@ def draw_comparison(
         id2label: Names of the classes.
         threshold: Predicted objects with a lower score are not drawn; panoptic segments are all drawn.
         shortest_side: See `draw_prediction`.
+        longest_side: See `draw_prediction`; of each half.
 
     Returns:
         An RGB picture with a title above each half.
     """
-    confident = _above_threshold(predicted, threshold)
-    pictures = [draw_prediction(image, part, id2label, shortest_side=shortest_side) for part in (confident, truth)]
-    return tile(pictures, columns=2, titles=["predicted", "truth"])
+    parts, titles = (_above_threshold(predicted, threshold), truth), ("predicted", "truth")
+    matches = match(*parts)
+    if matches is not None:
+        parts = _with_matches(parts[0], matches.predicted), _with_matches(parts[1], matches.truth)
+        titles = matches.titles
+    halves = [
+        draw_prediction(image, part, id2label, shortest_side=shortest_side, longest_side=longest_side)
+        for part in parts
+    ]
+    return tile(halves, columns=2, titles=titles)
+
+
+def _with_matches(objects: Mapping[str, object], is_match: Tensor) -> Mapping[str, object]:
+    """The objects or segments with the information which are matches."""
+    if "boxes" in objects:
+        return {**objects, "is_match": is_match}
+    infos = cast(PanopticResult, objects)["segments_info"]
+    return {
+        **objects,
+        "segments_info": [{**info, "is_match": hit} for info, hit in zip(infos, is_match.tolist(), strict=True)],
+    }
 
 
 def _above_threshold(prediction: Mapping[str, object], threshold: float) -> Mapping[str, object]:

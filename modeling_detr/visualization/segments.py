@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from modeling_detr.structures_detr import PanopticResult
 from modeling_detr.visualization.canvas import Canvas
 from modeling_detr.visualization.colours import Colour, instance_colour
+from modeling_detr.visualization.labels import Label, around_point
 
 
 _MIN_NAMED_FRACTION = 0.002  # of the image; smaller segments are tinted but not named
@@ -24,6 +25,7 @@ def draw_segments(canvas: Canvas, prediction: Mapping[str, object]) -> None:
     Args:
         canvas: The canvas to draw on.
         prediction: A `PanopticResult` at the image's size; pixels outside all segments are left untouched.
+            Segments with `is_match` False in `segments_info` are striped.
 
     Raises:
         ValueError: `segmentation` does not have the image's size.
@@ -39,26 +41,27 @@ def draw_segments(canvas: Canvas, prediction: Mapping[str, object]) -> None:
     for info in panoptic["segments_info"]:
         colours[info["id"]] = instance_colour(info["label_id"], num_drawn[info["label_id"]])
         num_drawn[info["label_id"]] += 1
-    canvas.tint(segments, colours)
+    canvas.tint(
+        segments, colours, {info["id"] for info in panoptic["segments_info"] if not info.get("is_match", True)}
+    )
+    step = max(1, min(segments.shape) // 120)  # a coarse grid is much faster, and as good for a label
+    grid = segments[step // 2 :: step, step // 2 :: step]
+    labels: list[tuple[float, Label]] = []
     for info in panoptic["segments_info"]:
-        inside = segments == info["id"]
-        if inside.mean() < _MIN_NAMED_FRACTION:
+        inside = grid == info["id"]
+        if (fraction := inside.mean()) < _MIN_NAMED_FRACTION:
             continue
-        x, y = _innermost_pixel(inside)
-        text = canvas.caption(info["label_id"], info.get("score"))
-        width, height = canvas.text_size(text)
-        corner = x * canvas.scale - width / 2, y * canvas.scale + height / 2
-        canvas.write(text, corner, colours[info["id"]])
+        x, y = ((position * step + step / 2) * canvas.scale for position in _innermost_point(inside))
+        name = canvas.name_of(info["label_id"])
+        labels.append((fraction, Label(name, info.get("score"), colours[info["id"]], around_point(x, y))))
+    labels.sort(key=lambda item: -item[0])  # the largest first
+    canvas.write([label for _, label in labels], np.zeros((0, 4)))
 
 
-def _innermost_pixel(mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """x and y of the pixel of a mask (H, W) that is farthest from its edge, within a few pixels."""
+def _innermost_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """x and y of the point of a mask (H, W) that is farthest from its edge."""
     from scipy.ndimage import distance_transform_edt
 
-    step = max(1, min(mask.shape) // 120)  # a smaller mask is much faster
-    small = np.pad(mask[step // 2 :: step, step // 2 :: step], 1)
-    if not small.any():
-        row, column = np.argwhere(mask)[0]
-        return float(column), float(row)
-    row, column = np.unravel_index(int(distance_transform_edt(small).argmax()), small.shape)
-    return float((column - 1) * step + step // 2), float((row - 1) * step + step // 2)
+    distances = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(distances.argmax()), mask.shape)
+    return int(column), int(row)

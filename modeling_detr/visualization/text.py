@@ -1,26 +1,12 @@
 """Names from data as text in pictures: one short line, in a font that has its characters."""
 
-from functools import lru_cache
+import unicodedata
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PIL import ImageFont
 
 from modeling_detr.errors_detr import printable
-
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-# Family → file of fonts with many scripts; tried in this order, after Pillow's own font and Matplotlib's DejaVu Sans
-SYSTEM_FONTS = {
-    "Noto Sans CJK SC": "NotoSansCJK-Regular.ttc",
-    "Noto Sans CJK JP": "NotoSansCJK-Regular.ttc",
-    "Noto Sans Devanagari": "NotoSansDevanagari-Regular.ttf",
-    "WenQuanYi Zen Hei": "wqy-zenhei.ttc",
-    "Droid Sans Fallback": "DroidSansFallbackFull.ttf",
-    "Arial Unicode MS": "Arial Unicode.ttf",  # macOS
-    "Microsoft YaHei": "msyh.ttc",  # Windows
-    "Nirmala UI": "Nirmala.ttc",
-}
 
 
 def drawable(text: str, limit: int = 60) -> str:
@@ -29,40 +15,94 @@ def drawable(text: str, limit: int = 60) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
-def font_for(text: str, size: float) -> Font:
-    """The font that lacks the fewest characters of a text: Pillow's own, DejaVu Sans, or one of the system.
+def legible(text: str, otherwise: str) -> str:
+    """A text in characters that a font of this computer has: emoji become their names if need be.
+
+    Args:
+        text: The text to draw.
+        otherwise: Returned if there is no font for the text.
+    """
+    if not _missing(text, font_file(text)):
+        return text
+    missing = _missing(text, font_file(""))
+    spelled = "".join(_emoji_name(character) if character in missing else character for character in text)
+    spelled = " ".join(spelled.split())
+    return spelled if spelled and not _missing(spelled, font_file(spelled)) else otherwise
+
+
+def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """A text shortened to at most `width` pixels: its end becomes an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    kept = len(text) - 1
+    while kept > 1 and font.getlength(f"{text[:kept]}…") > width:
+        kept -= 1
+    return f"{text[:kept].rstrip()}…"
+
+
+def font_for(text: str, size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with Matplotlib, or the font of the system that lacks the fewest characters of a text.
 
     Args:
         text: The text to draw.
         size: Size in pixels.
+        bold: Whether DejaVu Sans is bold.
     """
-    own = ImageFont.load_default(size)
-    if _num_missing(own, text) == 0:
-        return own
-    fonts = [own, *(font for file in _font_files() if (font := _open(file, size)) is not None)]
-    return min(fonts, key=lambda font: _num_missing(font, text))
+    return _open(font_file(text, bold), size)
 
 
-def _font_files() -> list[str]:
+@lru_cache(maxsize=1024)
+def font_file(text: str, bold: bool = False) -> str:
+    """The file of the font that `font_for` opens."""
     import matplotlib as mpl
 
-    return [str(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), *dict.fromkeys(SYSTEM_FONTS.values())]
+    own = str(Path(mpl.get_data_path(), "fonts/ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"))
+    if not _missing(text, own):
+        return own
+    return min([own, *_system_fonts()], key=lambda file: len(_missing(text, file)))
+
+
+@cache
+def _system_fonts() -> list[str]:
+    """The fonts of the system: regular ones without serifs first, which resemble DejaVu Sans most."""
+    from matplotlib.font_manager import findSystemFonts
+
+    def rank(file: str) -> tuple[bool, bool, int, str]:
+        name = Path(file).stem
+        return "Regular" not in name, "Sans" not in name, len(name), file
+
+    return sorted(findSystemFonts(), key=rank)
 
 
 @lru_cache(maxsize=64)
-def _open(file: str, size: float) -> Font | None:
+def _open(file: str, size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
+
+
+def _missing(text: str, file: str) -> set[str]:
+    """The characters of a text that a font does not have, except those that show nothing by themselves."""
+    characters = {character for character in text if not _is_invisible(character)}
+    return characters - _characters(file)
+
+
+@cache
+def _characters(file: str) -> frozenset[str]:
+    """All characters of a font; none if Pillow cannot draw with it."""
+    from matplotlib.ft2font import FT2Font
+
     try:
-        return ImageFont.truetype(file, size)
-    except OSError:  # not installed
-        return None
+        _open(file, 10)
+        return frozenset(map(chr, FT2Font(file).get_charmap()))
+    except (OSError, RuntimeError):  # a bitmap font, or a damaged one
+        return frozenset()
 
 
-def _num_missing(font: Font, text: str) -> int:
-    """The number of characters that a font shows as its sign for a missing one."""
-    missing = _picture(font, "\uffff")  # no character, so no font has it
-    return sum(not character.isspace() and _picture(font, character) == missing for character in set(text))
+def _is_invisible(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in ("Cf", "Mn", "Sk")
 
 
-def _picture(font: Font, character: str) -> tuple[object, bytes]:
-    mask = font.getmask(character)
-    return mask.size, bytes(mask)
+def _emoji_name(character: str) -> str:
+    """The name of an emoji, such as `cat face`; a character of a script stays as it is."""
+    if unicodedata.category(character) != "So":
+        return character
+    return f" {unicodedata.name(character, character).lower()} "

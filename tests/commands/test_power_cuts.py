@@ -107,4 +107,4 @@ def test_galleries_and_curves(disk, dataset, tmp_path):
     assert run_command("data", ["show", str(dataset), "--output_dir", str(out), "--num_images", "1"]) == 0
     (tmp_path / "log.jsonl").write_text('{"kind": "epoch", "epoch": 1, "loss": 2.5}\n')
     assert run_command("plot", [str(tmp_path / "log.jsonl"), "--output", str(out / "curves.svg")]) == 0
-    assert_on_disk(disk, tmp_path / "copy", "out/gallery.html", "out/gallery.png", "out/curves.svg")
+    assert_on_disk(disk, tmp_path / "copy", "out/gallery.html", "out/gallery.jpg", "out/curves.svg")

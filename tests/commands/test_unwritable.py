@@ -108,7 +108,7 @@ def test_a_folder_in_the_place_of_a_result(inputs, tmp_path, capsys):
         ("evaluate", "evaluation.md"),
         ("predict", "predictions.json"),
         ("predict", "a.png"),
-        ("data show", "gallery.png"),
+        ("data show", "gallery.jpg"),
         ("train", ".lock"),
         ("train", "evaluation.json"),
     ):

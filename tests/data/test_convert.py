@@ -123,7 +123,7 @@ def test_show_writes_a_page_and_a_picture(voc_folder, tmp_path):
     assert main([*arguments, "--shortest_edge", "64"]) == 0
     page = (tmp_path / "g" / "gallery.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4
-    assert (tmp_path / "g" / "gallery.png").stat().st_size > 0
+    assert (tmp_path / "g" / "gallery.jpg").stat().st_size > 0
 
 
 HOSTILE = [

@@ -74,7 +74,7 @@ def test_a_run_writes_log_checkpoints_pictures_and_a_model(tiny_recipe):
     assert "learning_rate: 0.001" in card
     assert list((recipe.run_dir / "trackers").rglob("events.out.tfevents.*"))
     (picture,) = (recipe.run_dir / "predictions").iterdir()
-    assert picture.suffix == ".png"
+    assert picture.suffix == ".jpg"
 
 
 @pytest.mark.parametrize("step", [3, 5, 8])
