@@ -71,7 +71,7 @@ def stock_config(model: DetrPreTrainedModel) -> StockConfig:
         ModelError: Stock does not support the model; the message lists why.
     """
     config = model.config
-    unsupported = _unsupported_by_stock(model)
+    unsupported = unsupported_by_stock(model)
     if unsupported:
         raise ModelError(
             model.name_or_path or type(model).__name__,
@@ -97,8 +97,8 @@ def stock_config(model: DetrPreTrainedModel) -> StockConfig:
     return StockConfig(**values, backbone_config=backbone_config, auxiliary_loss=False)
 
 
-def _unsupported_by_stock(model: DetrPreTrainedModel) -> list[str]:
-    """The features of a model that stock does not support, one phrase each."""
+def unsupported_by_stock(model: DetrPreTrainedModel) -> list[str]:
+    """The features of a model that stock does not support, one phrase each; training does not change them."""
     config, unsupported = model.config, []
     if config.pre_norm:
         unsupported.append("pre_norm")

@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from modeling_detr.backbone_detr import FrozenBatchNorm2d
+from modeling_detr.conversion.transformers import unsupported_by_stock
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import printable
 from modeling_detr.structures_detr import DetectionIndex
@@ -55,7 +56,19 @@ def plan(run: PreparedRun) -> str:
     limits = capacity_notes(run.train_index, model, recipe.batch_size, _largest_image(run))
     absent = _absent_classes(run.train_index)
     notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *limits, *([absent] if absent else [])]
+    notes += _conversion_notes(run)
     return "\n".join(map(printable, [*lines, *(f"note      {note}" for note in dict.fromkeys(notes))]))
+
+
+def _conversion_notes(run: PreparedRun) -> list[str]:
+    """Notes on what keeps the trained model from loading in Transformers' own DETR, while it can still be changed."""
+    unsupported = ", ".join(unsupported_by_stock(run.weights.detector))
+    if not unsupported:
+        return []
+    return [
+        f"`detr convert --to transformers` cannot convert this model: {unsupported}. Elsewhere it loads with "
+        f"trust_remote_code=True; for one that converts, see 'Small models that convert' in docs/checkpoints.md"
+    ]
 
 
 def _describe(index: DetectionIndex) -> str:

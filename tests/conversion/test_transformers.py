@@ -5,16 +5,19 @@ import logging
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from PIL import Image
 from reference_cases import load_case
 from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig
 
+import modeling_detr
 from modeling_detr import (
     DetrConfig,
     DetrForObjectDetection,
@@ -22,7 +25,7 @@ from modeling_detr import (
     DetrModel,
     DetrTorchvisionImageProcessor,
 )
-from modeling_detr.conversion.transformers import save_for_transformers
+from modeling_detr.conversion.transformers import save_for_transformers, unsupported_by_stock
 
 
 SMALL = {
@@ -420,3 +423,13 @@ def test_stock_computes_the_originals_numbers_from_its_weights(tmp_path, name):
     torch.testing.assert_close(output.pred_boxes, case.tensors["pred_boxes"], atol=1e-4, rtol=0)
     largest = case.tensors["pred_logits"].abs().max().item()
     torch.testing.assert_close(output.logits, case.tensors["pred_logits"], atol=1e-4 * max(1, largest), rtol=0)
+
+
+def test_small_dataset_converts_with_the_documented_options():
+    recipe = yaml.safe_load(
+        (Path(modeling_detr.__file__).parent.parent / "configs" / "small_dataset.yaml").read_text()
+    )
+    options = {"position_temperature": 10_000, "backbone": "resnet18"}
+    assert unsupported_by_stock(DetrForObjectDetection(DetrConfig(**recipe["model_config"], num_labels=3)))
+    changed = DetrForObjectDetection(DetrConfig(**{**recipe["model_config"], **options}, num_labels=3))
+    assert unsupported_by_stock(changed) == []
