@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from modeling_detr.data.dataset_format import DatasetFormat
 from modeling_detr.data.findings import Findings, first_items
 from modeling_detr.data.formats import FORMATS, reading_options
@@ -80,7 +82,8 @@ def _read(
 ) -> DetectionIndex:
     """Read a dataset; whatever a reader raises becomes an error that names it."""
     try:
-        return chosen.read(place, findings=findings, task=task, **given)
+        with np.errstate(over="ignore", invalid="ignore"):  # boxes of 1e308 pixels become infinite, which is reported
+            return chosen.read(place, findings=findings, task=task, **given)
     except DetrError:
         raise
     except Exception as error:  # something in the dataset that its reader does not expect

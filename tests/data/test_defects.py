@@ -93,7 +93,7 @@ def test_images_can_be_in_any_folder_that_is_given(tmp_path: Path, coco_folder: 
 def test_a_yaml_that_points_outside_its_folder_is_an_error(yolo_folder: Path, tmp_path: Path, edit: Edit) -> None:
     shutil.move(yolo_folder / "images" / "val", tmp_path / "strangers")
     edit(yolo_folder / "data.yaml", "val: images/val", f"val: {tmp_path / 'strangers'}")
-    with pytest.raises(ValueError, match=r"strangers/c\.jpg: is outside"):
+    with pytest.raises(ValueError, match=r"strangers/: is outside"):
         open_dataset(yolo_folder)
     assert len(open_dataset(yolo_folder, images=tmp_path / "strangers").split("val")) == 2
 

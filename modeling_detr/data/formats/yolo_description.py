@@ -171,10 +171,9 @@ def _split_place(
         candidate = root.joinpath(*parts[start:])
         if is_file(candidate) or is_folder(candidate):
             return candidate
-    if is_file(straight) and not refuse_outside([str(straight)], [file.parent, images], findings):
-        return None  # a list of images outside; it is not opened
-    if exists:
-        return straight  # a folder outside: an error for its images unless they are allowed
+    if exists:  # outside: a list is not opened and a folder, which may be the whole disk, not searched
+        written_path = str(straight) if is_file(straight) else f"{straight}/"
+        return straight if refuse_outside([written_path], [file.parent, images], findings) else None
     findings.error(
         "missing file",
         file,
