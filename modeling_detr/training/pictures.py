@@ -46,7 +46,7 @@ def draw_predictions(
         truth: Mapping[str, object]
         if task == "panoptic" and isinstance(detector, DetrForSegmentation):
             predicted = predict_segments(detector, processor, image)
-            truth = index.read_panoptic(image_index)
+            truth = _true_segments(index, image_index)
         else:
             predicted = predict_objects(detector, processor, image)
             truth = _true_objects(index, image_index, with_masks="masks" in predicted)
@@ -58,7 +58,19 @@ def draw_predictions(
 def _true_objects(index: DetectionIndex, image_index: int, with_masks: bool) -> dict[str, Tensor]:
     """The annotated objects of an image, as `draw_comparison` expects them."""
     truth = index.annotations.take(index.annotation_rows(image_index))
-    objects = {"boxes": torch.from_numpy(truth.boxes_xyxy), "labels": torch.from_numpy(truth.label)}
+    objects = {
+        "boxes": torch.from_numpy(truth.boxes_xyxy),
+        "labels": torch.from_numpy(truth.label),
+        "is_crowd": torch.from_numpy(truth.is_crowd),
+    }
     if with_masks:
         objects["masks"] = torch.from_numpy(index.read_masks(image_index))
     return objects
+
+
+def _true_segments(index: DetectionIndex, image_index: int) -> dict[str, object]:
+    """The annotated segments of an image, as `draw_comparison` expects them."""
+    truth = index.read_panoptic(image_index)
+    is_crowd = index.annotations.is_crowd[index.annotation_rows(image_index)].tolist()
+    infos = [{**info, "is_crowd": crowd} for info, crowd in zip(truth["segments_info"], is_crowd, strict=True)]
+    return {**truth, "segments_info": infos}

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_iou
 
-from modeling_detr.structures_detr import DetectionResult, PanopticResult
+from modeling_detr.structures_detr import PanopticResult
 
 
 MATCH_IOU = 0.5
@@ -25,63 +25,80 @@ class Matches:
     """The outcome of a comparison.
 
     Attributes:
-        predicted: (K,) bool, whether a predicted object is a hit.
-        truth: (N,) bool, whether a true object was found.
+        predicted: (K,) bool, whether a predicted object is a hit, or lies in a crowd or void region, where none counts.
+        truth: (N,) bool, whether a true object was found, or is a crowd region, which cannot be missed.
+        num_hits: Number of hits.
         mark: How false and missed objects are drawn.
     """
 
     predicted: Tensor
     truth: Tensor
+    num_hits: int
     mark: Literal["dashed", "striped"]
 
     @property
     def titles(self) -> tuple[str, str]:
         """The numbers of each kind, for the predicted and the true objects."""
-        hits, num_false, missed = int(self.truth.sum()), int((~self.predicted).sum()), int((~self.truth).sum())
+        num_false, num_missed = int((~self.predicted).sum()), int((~self.truth).sum())
         return (
-            f"predicted: {hits} {'hit' if hits == 1 else 'hits'}, {num_false} false ({self.mark})",
-            f"truth: {hits} found, {missed} missed ({self.mark})",
+            f"predicted: {self.num_hits} {'hit' if self.num_hits == 1 else 'hits'}, {num_false} false ({self.mark})",
+            f"truth: {self.num_hits} found, {num_missed} missed ({self.mark})",
         )
 
 
 def match(predicted: Mapping[str, object], truth: Mapping[str, object]) -> Matches | None:
     """Matches boxes, or else panoptic segments; None if one side has neither, or other parts than the other side."""
     if "boxes" in predicted and "boxes" in truth:
-        return _match_boxes(cast(DetectionResult, predicted), cast(DetectionResult, truth))
+        return _match_boxes(predicted, truth)
     if "segmentation" in predicted and "segmentation" in truth:
         return _match_segments(cast(PanopticResult, predicted), cast(PanopticResult, truth))
     return None
 
 
-def _match_boxes(predicted: DetectionResult, truth: DetectionResult) -> Matches:
+def _match_boxes(predicted: Mapping[str, object], truth: Mapping[str, object]) -> Matches:
     """Each predicted object, the highest score first, takes the free true object of its class with the largest IoU."""
-    ious = box_iou(predicted["boxes"].reshape(-1, 4).double(), truth["boxes"].reshape(-1, 4).double())
-    ious[predicted["labels"][:, None] != truth["labels"][None]] = 0
-    order: Sequence[int] = range(len(ious))
+    boxes, true_boxes = (cast(Tensor, one["boxes"]).reshape(-1, 4).double().cpu() for one in (predicted, truth))
+    labels, true_labels = (cast(Tensor, one["labels"]).cpu() for one in (predicted, truth))
+    is_crowd = cast(Tensor, truth.get("is_crowd", torch.zeros(len(true_boxes), dtype=torch.bool))).cpu()
+    is_same_class = labels[:, None] == true_labels
+    order: Sequence[int] = range(len(boxes))
     if predicted.get("scores") is not None:
-        order = predicted["scores"].argsort(descending=True, stable=True).tolist()
-    return Matches(*_assign(ious.cpu().numpy(), order), "dashed")
+        order = cast(Tensor, predicted["scores"]).argsort(descending=True, stable=True).tolist()
+    hits, found = _assign((box_iou(boxes, true_boxes) * (is_same_class & ~is_crowd)).numpy(), order)
+
+    corners = (
+        torch.maximum(boxes[:, None, :2], true_boxes[:, :2]),
+        torch.minimum(boxes[:, None, 2:], true_boxes[:, 2:]),
+    )
+    shared = (corners[1] - corners[0]).clip(0).prod(-1)
+    in_crowd = (shared >= MATCH_IOU * box_area(boxes)[:, None]) & is_same_class & is_crowd
+    return Matches(hits | in_crowd.any(1), found | is_crowd, int(found.sum()), "dashed")
 
 
 def _match_segments(predicted: PanopticResult, truth: PanopticResult) -> Matches:
     """As in panoptic quality: pixels that are void in the truth count neither as shared nor as separate."""
-    ids = [np.array([info["id"] for info in one["segments_info"]], np.int64) for one in (predicted, truth)]
-    labels = [np.array([info["label_id"] for info in one["segments_info"]], np.int64) for one in (predicted, truth)]
-    maps = [one["segmentation"].cpu().numpy() for one in (predicted, truth)]
-    if maps[0].shape != maps[1].shape:
-        raise ValueError(f"segmentation: got shape {maps[0].shape}, expected {maps[1].shape}, the shape of the truth.")
-    known = np.isin(maps[1], ids[1])
-    ious = np.zeros((len(ids[0]), len(ids[1])))
-    areas = [int((maps[1] == true_id).sum()) for true_id in ids[1]]
-    for row, predicted_id in enumerate(ids[0]):
-        inside = maps[0] == predicted_id
-        values, counts = np.unique(maps[1][inside], return_counts=True)
-        shared = dict(zip(values.tolist(), counts.tolist(), strict=True))
-        area = int((inside & known).sum())
-        for column, true_id in enumerate(ids[1].tolist()):
-            if labels[0][row] == labels[1][column] and shared.get(true_id):
-                ious[row, column] = shared[true_id] / (area + areas[column] - shared[true_id])
-    return Matches(*_assign(ious, range(len(ious))), "striped")
+    infos, true_infos = predicted["segments_info"], truth["segments_info"]
+    segments, true_segments = (one["segmentation"].cpu().numpy() for one in (predicted, truth))
+    if segments.shape != true_segments.shape:
+        raise ValueError(f"segmentation: got shape {segments.shape}, expected {true_segments.shape}, as in the truth.")
+    areas = dict(zip(*(values.tolist() for values in np.unique(true_segments, return_counts=True)), strict=True))
+    ious, is_ignored = np.zeros((len(infos), len(true_infos))), torch.zeros(len(infos), dtype=torch.bool)
+    is_crowd = torch.tensor([bool(info.get("is_crowd")) for info in true_infos], dtype=torch.bool)
+    for row, info in enumerate(infos):
+        inside = true_segments[segments == info["id"]]
+        shared = dict(zip(*(values.tolist() for values in np.unique(inside, return_counts=True)), strict=True))
+        known = sum(shared.get(true_info["id"], 0) for true_info in true_infos)
+        ignored = len(inside) - known
+        for column, true_info in enumerate(true_infos):
+            overlap = shared.get(true_info["id"], 0)
+            if overlap and info["label_id"] == true_info["label_id"]:
+                if is_crowd[column]:
+                    ignored += overlap
+                else:
+                    ious[row, column] = overlap / (known + areas[true_info["id"]] - overlap)
+        is_ignored[row] = ignored > MATCH_IOU * len(inside)
+    hits, found = _assign(ious, range(len(ious)))
+    return Matches(hits | is_ignored, found | is_crowd, int(found.sum()), "striped")
 
 
 def _assign(ious: NDArray[np.float64], order: Sequence[int]) -> tuple[Tensor, Tensor]:

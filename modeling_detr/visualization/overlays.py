@@ -85,7 +85,8 @@ def draw_comparison(
     Args:
         image: Any image, see `to_rgb`.
         predicted: See `draw_prediction`.
-        truth: See `draw_prediction`.
+        truth: See `draw_prediction`. Optionally with `is_crowd` (K,) bool, or `is_crowd` in the `segments_info`: such
+            regions cannot be missed, and predictions in them are not false.
         id2label: Names of the classes.
         threshold: Predicted objects with a lower score are not drawn; panoptic segments are all drawn.
         shortest_side: See `draw_prediction`.

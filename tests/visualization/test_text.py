@@ -1,10 +1,13 @@
+from pathlib import Path
+
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from modeling_detr.visualization import draw_prediction, tile
-from modeling_detr.visualization.text import drawable, font_for
+from modeling_detr.visualization import draw_prediction, text, tile
+from modeling_detr.visualization.text import drawable, fitted, font_for, legible
 
 
 def test_a_drawable_name_is_one_short_line():
@@ -33,3 +36,31 @@ def test_a_title_stays_within_its_cell():
     sheet = np.asarray(tile(pictures, 2, ["a very long name of a file, as annotated: 12 boxes" * 10, ""]))
     assert (sheet[:20, :108] < 255).any()
     assert (sheet[:20, 108:] == 255).all()
+
+
+def test_names_without_a_font_are_spelled_out_or_become_a_number(monkeypatch):
+    monkeypatch.setattr(text, "_system_fonts", list)
+    text.font_file.cache_clear()
+    try:
+        assert legible("Straße", "class 3") == "Straße"
+        assert legible("斑马", "class 3") == "class 3"
+        assert legible("🐈", "class 3") == "cat"
+        assert legible("hot🌭dog", "class 3") == "hot hot dog dog"
+    finally:
+        text.font_file.cache_clear()
+
+
+def test_a_font_of_the_system_is_used_if_it_has_more_of_the_name(monkeypatch):
+    cmex = Path(mpl.get_data_path(), "fonts/ttf/STIXSizOneSymReg.ttf")
+    character = next(iter(text._characters(str(cmex)) - text._characters(text.font_file("cat"))))
+    monkeypatch.setattr(text, "_system_fonts", lambda: [str(cmex)])
+    assert text.font_file(f"{character}") == str(cmex)
+
+
+def test_a_shortened_text_fits():
+    font = font_for("cat", 20)
+    assert fitted("cat", font, 100) == "cat"
+    short = fitted("a very long name", font, 100)
+    assert short.startswith("a very")
+    assert short.endswith("…")
+    assert font.getlength(short) <= 100
