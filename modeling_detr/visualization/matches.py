@@ -25,7 +25,7 @@ class Matches:
     """The outcome of a comparison.
 
     Attributes:
-        predicted: (K,) bool, whether a predicted object is a hit, or lies in a crowd or void region, where none counts.
+        predicted: (K,) bool, whether a predicted object is a hit, or in a crowd or void region, where none counts.
         truth: (N,) bool, whether a true object was found, or is a crowd region, which cannot be missed.
         num_hits: Number of hits.
         mark: How false and missed objects are drawn.
