@@ -23,19 +23,17 @@ from modeling_detr.commands.dataset_options import add_dataset_options, dataset_
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
 from modeling_detr.commands.trained_on import Choice, images_evaluated_in_training
 from modeling_detr.conversion.sources import load_model
-from modeling_detr.data import eval_transform, open_dataset
-from modeling_detr.data.augmentation.policy import SampleTransform
+from modeling_detr.data import open_dataset
 from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
-from modeling_detr.data.loaders import build_eval_loader
+from modeling_detr.data.loaders import build_eval_loader, resize_transform
 from modeling_detr.data.splits import DEFAULT_SEED, evaluation_images
 from modeling_detr.errors_detr import ModelError, printable
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluator import SavesPredictions
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import REPORT_FILES
-from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.output_errors import check_folder
 from modeling_detr.prediction import task_of
 from modeling_detr.structures_detr import DetectionIndex, Task
@@ -157,20 +155,3 @@ def _open_images(arguments: argparse.Namespace, task: Task, choice: Choice) -> D
         **dataset_options(arguments),
     )
     return evaluation_images(dataset, choice.split, choice.eval_fraction, choice.seed)
-
-
-def resize_transform(processor: DetrTorchvisionImageProcessor) -> SampleTransform | None:
-    """The transform that resizes images as the processor does; None if it does not resize.
-
-    Raises:
-        ModelError: The processor changes the aspect ratio of images.
-    """
-    if not processor.do_resize:
-        return None
-    if processor.size.shortest_edge is None:
-        raise ModelError(
-            "preprocessor_config.json",
-            f"got size {dict(processor.size)}, expected shortest_edge (and longest_edge)",
-            "evaluation requires a size that keeps the aspect ratio",
-        )
-    return eval_transform(processor.size.shortest_edge, processor.size.longest_edge)

@@ -10,6 +10,8 @@ from modeling_detr.data.formats import FORMATS
 from modeling_detr.data.formats.coco import read_coco
 from modeling_detr.data.formats.coco_panoptic import read_panoptic, read_panoptic_predictions
 from modeling_detr.data.image_decoding import read_image
+from modeling_detr.data.labels import adopt_model_labels
+from modeling_detr.data.loaders import build_eval_loader, resize_transform
 from modeling_detr.data.open import open_dataset
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
 from modeling_detr.data.splits import find_split
@@ -25,6 +27,8 @@ __all__ = [
     "GeometryPolicy",
     "SampleKey",
     "TrainBatchSampler",
+    "adopt_model_labels",
+    "build_eval_loader",
     "eval_transform",
     "find_split",
     "open_dataset",
@@ -32,5 +36,6 @@ __all__ = [
     "read_image",
     "read_panoptic",
     "read_panoptic_predictions",
+    "resize_transform",
     "train_transform",
 ]

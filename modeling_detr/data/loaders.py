@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader, get_worker_info
 
 from modeling_detr.data.augmentation.policy import SampleTransform
+from modeling_detr.data.augmentation.transforms import eval_transform
 from modeling_detr.data.batch import DetrCollator
 from modeling_detr.data.batch_transfer import prepare_for_transfer
 from modeling_detr.data.dataset import DetectionDataset, SampleKey
 from modeling_detr.data.findings import counted
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES, ProcessWatch, start_loader_process
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
-from modeling_detr.errors_detr import LoaderError
+from modeling_detr.errors_detr import LoaderError, ModelError
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionSample
 
 
@@ -113,7 +115,7 @@ class _LoaderCollator(DetrCollator):
 def build_eval_loader(
     index: DetectionIndex,
     transform: SampleTransform | None,
-    accelerator: "Accelerator",
+    accelerator: "Accelerator | None" = None,
     *,
     batch_size: int,
     masks: bool = False,
@@ -127,7 +129,7 @@ def build_eval_loader(
     Args:
         index: The dataset; its labels are the model's.
         transform: Resizes the images; None: they keep their size.
-        accelerator: Provides the number of processes, the index of this one, and its device.
+        accelerator: Provides the number of processes, the index of this one, and its device. None: one process.
         batch_size: Images per batch.
         masks: Load masks too.
         max_pixels: Upper limit for the pixels of a batch, including padding; None: no limit.
@@ -140,14 +142,31 @@ def build_eval_loader(
         dataset,
         batch_size,
         max_pixels=max_pixels,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
+        num_processes=1 if accelerator is None else accelerator.num_processes,
+        process_index=0 if accelerator is None else accelerator.process_index,
     )
     return BatchLoader(
         dataset,
         sampler,
         num_workers=num_workers,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=accelerator is not None and accelerator.device.type == "cuda",
         worker_init_fn=worker_init_fn,
         loader_timeout_minutes=loader_timeout_minutes,
     )
+
+
+def resize_transform(processor: DetrTorchvisionImageProcessor) -> SampleTransform | None:
+    """The transform that resizes images as the processor does; None if it does not resize.
+
+    Raises:
+        ModelError: The processor changes the aspect ratio of images.
+    """
+    if not processor.do_resize:
+        return None
+    if processor.size.shortest_edge is None:
+        raise ModelError(
+            "preprocessor_config.json",
+            f"got size {dict(processor.size)}, expected shortest_edge (and longest_edge)",
+            "evaluation requires a size that keeps the aspect ratio",
+        )
+    return eval_transform(processor.size.shortest_edge, processor.size.longest_edge)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.errors_detr import DatasetError, PredictionError
 from modeling_detr.evaluation.evaluators.checks import check_label_range, pair_with_images
+from modeling_detr.evaluation.matches import DetectionMatches
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
 from modeling_detr.output_errors import check_file
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult
@@ -289,13 +290,9 @@ class CocoEvaluator:
 
     def compute(self) -> CocoMetrics:
         """Computes the metrics of all predictions so far; without any predictions, AP is 0."""
-        from pycocotools.cocoeval import COCOeval
-
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            coco_eval = COCOeval(self._ground_truth(), self._detections(), iouType="segm" if self.masks else "bbox")
-            coco_eval.params.maxDets = list(self.max_detections)
-            coco_eval.params.catIds = self._scored_labels
-            if len(self.index):
+        coco_eval = self._coco_eval()
+        if len(self.index):
+            with contextlib.redirect_stdout(io.StringIO()):
                 coco_eval.evaluate()
                 coco_eval.accumulate()
         num_classes, num_sizes, num_limits = len(self.index.categories), len(_OBJECT_SIZES), len(self.max_detections)
@@ -305,6 +302,53 @@ class CocoEvaluator:
             precision[:, :, self._scored_labels] = coco_eval.eval["precision"]
             recall[:, self._scored_labels] = coco_eval.eval["recall"]
         return self._metrics(precision, recall)
+
+    def matches(self, iou: float = 0.5) -> DetectionMatches:
+        """Matches the predictions so far with the objects of the dataset, as pycocotools does.
+
+        Args:
+            iou: Intersection over union from which on a prediction of the right class finds an object.
+        """
+        coco_eval = self._coco_eval()
+        coco_eval.params.iouThrs = np.array([iou])
+        coco_eval.params.areaRng, coco_eval.params.areaRngLbl = coco_eval.params.areaRng[:1], ["all"]
+        coco_eval.params.maxDets = list(self.max_detections[-1:])
+        if len(self.index):
+            with contextlib.redirect_stdout(io.StringIO()):
+                coco_eval.evaluate()
+        image_of = {image_id: image for image, image_id in enumerate(self._image_ids)}
+        rows = [
+            (image_of[entry["image_id"]], entry["category_id"], score, int(annotation_id) - 1)
+            for entry in coco_eval.evalImgs
+            if entry is not None
+            for score, annotation_id, ignored in zip(
+                entry["dtScores"], entry["dtMatches"][0], entry["dtIgnore"][0], strict=True
+            )
+            if not ignored
+        ]
+        images, labels, scores, annotations = zip(*rows, strict=True) if rows else ((), (), (), ())
+        table = self.index.annotations
+        objects = ~table.is_crowd & np.isin(table.label, self._scored_labels)
+        return DetectionMatches(
+            class_names=tuple(unique_class_names(self.index)),
+            num_images=len(self.index),
+            image_index=np.array(images, np.int64),
+            label=np.array(labels, np.int64),
+            score=np.array(scores, np.float64),
+            annotation=np.array(annotations, np.int64),
+            object_image_index=table.image_index[objects],
+            object_label=table.label[objects],
+        )
+
+    def _coco_eval(self) -> Any:
+        """pycocotools' evaluation of the predictions so far, not run yet."""
+        from pycocotools.cocoeval import COCOeval
+
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            coco_eval = COCOeval(self._ground_truth(), self._detections(), iouType="segm" if self.masks else "bbox")
+        coco_eval.params.maxDets = list(self.max_detections)
+        coco_eval.params.catIds = self._scored_labels
+        return coco_eval
 
     def _metrics(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> CocoMetrics:
         """The metrics from precision (T, R, C, A, M) and recall (T, C, A, M)."""

@@ -100,6 +100,26 @@ def test_box_metrics_equal_the_published_ones(
     assert capsys.readouterr().out == ""
 
 
+def test_the_curves_of_the_matches_have_the_published_ap50(
+    coco_files: tuple[DetectionIndex, list[DetectionResult], dict[str, Any]],
+) -> None:
+    index, results, _ = coco_files
+    evaluator = CocoEvaluator(index)
+    evaluator.update(range(len(index)), results)
+    matches = evaluator.matches(iou=0.5)
+    compared = 0
+    for name, metrics in evaluator.compute().per_class.items():
+        curve = matches.curves()[name]
+        scores = matches.score[matches.label == matches.class_names.index(name)]
+        # pycocotools ranks predictions with the same score, which no threshold can tell apart
+        if not math.isnan(metrics.ap50) and len(set(scores.tolist())) == len(scores):
+            compared += 1
+            reached = [curve.precision[curve.recall >= recall] for recall in np.linspace(0, 1, 101)]
+            interpolated = [float(precision.max()) if len(precision) else 0.0 for precision in reached]
+            assert np.mean(interpolated) == pytest.approx(metrics.ap50, abs=1e-9), name
+    assert compared > 20
+
+
 def test_mask_metrics_equal_the_published_ones() -> None:
     index = read_coco(DATA / "instances_val2014_100.json", require_images=False, masks=True)
     found = json.loads((DATA / "instances_val2014_fakesegm100_results.json").read_text())
