@@ -11,7 +11,7 @@ from modeling_detr.data.formats.coco import read_coco
 from modeling_detr.data.formats.coco_panoptic import read_panoptic, read_panoptic_predictions
 from modeling_detr.data.image_decoding import read_image
 from modeling_detr.data.labels import adopt_model_labels
-from modeling_detr.data.loaders import build_eval_loader, resize_transform
+from modeling_detr.data.loaders import BatchLoader, build_eval_loader, resize_transform
 from modeling_detr.data.open import open_dataset
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
 from modeling_detr.data.splits import find_split
@@ -20,6 +20,7 @@ from modeling_detr.data.splits import find_split
 __all__ = [
     "FORMATS",
     "POLICIES",
+    "BatchLoader",
     "DatasetFormat",
     "DetectionDataset",
     "DetrCollator",
