@@ -328,10 +328,14 @@ class DetectionTarget(TypedDict):
 
 
 class DetectionSample(TypedDict):
-    """One image (3, H, W) uint8 RGB with its objects. A dict, because torchvision v2 ignores dataclass fields."""
+    """One image (3, H, W) uint8 RGB with its objects. A dict, because torchvision v2 ignores dataclass fields.
+
+    unreadable: images that could not be read, in whose place this one is, index → reason.
+    """
 
     image: tv_tensors.Image
     target: DetectionTarget
+    unreadable: NotRequired[dict[int, str]]
 
 
 class DetectionLabels(TypedDict):
@@ -355,12 +359,14 @@ class DetectionBatch(TypedDict):
     """A batch for the model.
 
     pixel_values: (B, 3, H, W), padded with zeros on the right and at the bottom. pixel_mask: (B, H, W) int64, 1 for
-    image and 0 for padding. labels: the objects of each image.
+    image and 0 for padding. labels: the objects of each image. unreadable: images that could not be read and were
+    replaced by others, index → reason; the loader takes them out of the batch.
     """
 
     pixel_values: Tensor
     pixel_mask: Tensor
     labels: list[DetectionLabels]
+    unreadable: NotRequired[dict[int, str]]
 
 
 # Results

@@ -51,11 +51,15 @@ class DetrCollator:
             mask[: image.shape[1], : image.shape[2]] = True
         labels = [_to_labels(sample) for sample in samples]
         check_labels(labels, self.num_labels, [self._name(sample) for sample in samples])
-        return {
+        batch: DetectionBatch = {
             "pixel_values": pixels.unflatten(2, (width, 3)).permute(0, 3, 1, 2),
             "pixel_mask": pixel_mask,
             "labels": labels,
         }
+        unreadable = {image: reason for sample in samples for image, reason in sample.get("unreadable", {}).items()}
+        if unreadable:
+            batch["unreadable"] = unreadable
+        return batch
 
     def _name(self, sample: DetectionSample) -> str:
         image_index = sample["target"]["image_index"]

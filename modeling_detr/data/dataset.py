@@ -17,10 +17,11 @@ from modeling_detr.data.augmentation.geometry import GeometryPlan
 from modeling_detr.data.augmentation.policy import GeometryPolicy, SampleTransform
 from modeling_detr.data.formats import FORMATS
 from modeling_detr.data.image_decoding import read_image
-from modeling_detr.errors_detr import DatasetError, did_you_mean
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
 from modeling_detr.structures_detr import DetectionIndex, DetectionSample, DetectionTarget
 
 
+_MAX_UNREADABLE = 10  # consecutive images; if there are more, their disk is gone
 _MAX_MASK_BYTES = 8 << 30  # of an image, decoded
 
 
@@ -48,6 +49,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         seed: Seed of the transform's random numbers.
         masks: Whether samples have masks, which are read with the image.
         no_flip_labels: Labels of `no_flip_classes`: images with an object of such a class are never flipped.
+        replace_unreadable: Whether another image takes the place of one that cannot be read.
 
     Raises:
         DatasetError: `masks` is True and the index has none; a class in `no_flip_classes` does not exist; or there are
@@ -61,6 +63,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         seed: int = 0,
         masks: bool = False,
         no_flip_classes: Sequence[str] = (),
+        replace_unreadable: bool = False,
     ) -> None:
         if masks and index.annotations.masks is None:
             able = [name for name, entry in FORMATS.items() if "instance" in entry.tasks]
@@ -71,6 +74,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         self.seed = seed
         self.masks = masks
         self.no_flip_labels = self._labels_of(no_flip_classes)
+        self.replace_unreadable = replace_unreadable
 
     def _labels_of(self, names: Sequence[str]) -> NDArray[np.int64]:
         if names and not isinstance(self.transform, GeometryPolicy):
@@ -93,6 +97,9 @@ class DetectionDataset(Dataset[DetectionSample]):
     def __getitem__(self, key: int | SampleKey) -> DetectionSample:
         """Read and transform the sample of an image index (epoch 0) or of a `SampleKey`.
 
+        With `replace_unreadable`, the next readable image takes the place of an unreadable one, and the sample has
+        both in `unreadable`.
+
         Raises:
             IndexError: The image index is out of range.
             OSError: The image or its masks cannot be read; the message names the file.
@@ -103,12 +110,24 @@ class DetectionDataset(Dataset[DetectionSample]):
         if not 0 <= key.image_index < len(self.index):
             expected = f"0 to {len(self.index) - 1}"
             raise IndexError(f"{self.index.name}: got image index {key.image_index}, expected {expected}.")
-        sample = self._read(key.image_index)
+        unreadable: dict[int, str] = {}
+        while True:
+            try:
+                sample = self._read(key.image_index)
+                break
+            except (DatasetReadError, DatasetNotFoundError) as error:
+                unreadable[key.image_index] = str(error)
+                key = key._replace(image_index=(key.image_index + 1) % len(self.index))
+                if not self.replace_unreadable or len(unreadable) == _MAX_UNREADABLE or key.image_index in unreadable:
+                    raise
         try:
-            return self._transform(sample, key)
+            sample = self._transform(sample, key)
         except Exception as error:
             error.add_note(f"while transforming {self.index.images[key.image_index].path}")
             raise
+        if unreadable:
+            sample["unreadable"] = unreadable
+        return sample
 
     def plan(self, key: SampleKey) -> GeometryPlan:
         """Plan the geometry of a sample without reading it; the image's own size if the transform cannot plan."""

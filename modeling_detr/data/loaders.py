@@ -4,7 +4,7 @@ Pixels stay uint8 and are normalised on the device; see `batch_to_device`.
 """
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,12 @@ from modeling_detr.data.dataset import DetectionDataset, SampleKey
 from modeling_detr.data.findings import counted
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES, ProcessWatch, start_loader_process
 from modeling_detr.data.sampler import EvalBatchSampler, TrainBatchSampler
-from modeling_detr.errors_detr import LoaderError, ModelError
+from modeling_detr.errors_detr import DatasetReadError, LoaderError, ModelError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionSample
+
+
+_MAX_UNREADABLE = 0.01  # share of the images without which training continues
 
 
 if TYPE_CHECKING:
@@ -40,6 +43,10 @@ class BatchLoader(DataLoader[Any]):
         pin_memory: Put batches into pinned memory, for faster copies to a GPU.
         worker_init_fn: Called in each loader process with its index.
         loader_timeout_minutes: Maximum time to wait for a batch of a loader process; 0: no limit.
+
+    Attributes:
+        unreadable: Images that could not be read so far and were replaced by others (see `DetectionDataset`), index →
+            reason.
     """
 
     def __init__(
@@ -66,14 +73,25 @@ class BatchLoader(DataLoader[Any]):
         self._sampler = sampler
         self._minutes = loader_timeout_minutes
         self._watch: ProcessWatch | None = None
+        self.unreadable: dict[int, str] = {}
 
     def __iter__(self) -> Any:
         """Iterate over the batches of an epoch.
 
         Raises:
             LoaderError: The loader processes cannot start, or one has ended or keeps the run waiting for too long.
+            DatasetReadError: More than 1% of the images cannot be read.
         """
-        return super().__iter__() if self.num_workers == 0 else self._watched_batches()
+        for batch in super().__iter__() if self.num_workers == 0 else self._watched_batches():
+            self._count_unreadable(batch.pop("unreadable", {}))
+            yield batch
+
+    def _count_unreadable(self, images: Mapping[int, str]) -> None:
+        self.unreadable.update(images)
+        if images and len(self.unreadable) > max(1, _MAX_UNREADABLE * len(self._index)):
+            problem = f"{len(self.unreadable)} of {len(self._index)} images cannot be read, more than "
+            problem += f"{_MAX_UNREADABLE:.0%}: {'; '.join(list(self.unreadable.values())[:3])}"
+            raise DatasetReadError(self._index.name, problem, "restore them, or train on a copy without them")
 
     def _watched_batches(self) -> Iterator[DetectionBatch]:
         if self._watch is None:

@@ -90,6 +90,13 @@ class Recipe:
         resume=Resume.ORDER,
     )
 
+    unreadable_images: Literal["skip", "error"] = key(
+        "skip",
+        "Training images that cannot be read. 'skip': train without them, as long as they are at most 1% of all; "
+        "another image takes their place. 'error': stop.",
+        resume=Resume.ORDER,
+    )
+
     # The model
 
     model: str | None = key(

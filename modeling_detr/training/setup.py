@@ -410,6 +410,7 @@ def build_loaders(
         recipe.seed,
         masks=masks,
         no_flip_classes=recipe.no_flip_classes,
+        replace_unreadable=recipe.unreadable_images == "skip",
     )
     train_sampler = TrainBatchSampler(
         train_set,

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,7 @@ class Trainer:
         self._signals = StopSignals(alone=run.accelerator.num_processes == 1)
         self._stopwatch = Stopwatch()
         self._logger: MetricLogger
+        self._reported_unreadable: set[int] = set()
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> "Trainer":
@@ -243,9 +245,20 @@ class Trainer:
         state.step_averages.add(values)
         state.epoch_averages.add(values)
         self._logger.advance(state.epoch, state.step_in_epoch, result.losses["loss"])
+        self._report_unreadable()
         if state.step % self.run.recipe.log_every_steps == 0:
             named_rates = {"learning_rate": rates[0], "backbone_learning_rate": rates[1]}
             self._logger.step(state.epoch, state.step, {**state.step_averages.take(), **named_rates, **pace.take()})
+
+    def _report_unreadable(self) -> None:
+        """Warn once of each training image that cannot be read and was replaced."""
+        unreadable = self.run.loaders.train.unreadable
+        for number, (image, reason) in enumerate(unreadable.items(), start=1):
+            if image not in self._reported_unreadable:
+                self._reported_unreadable.add(image)
+                without = f"training continues without it ({number} of {len(self.run.train_index)} images)"
+                remedy = f"detr data check {shlex.quote(self.run.recipe.data_source)} --fix OUT copies the rest"
+                self._logger.warning(self.state.epoch, self.state.step, f"{reason.rstrip('.')}: {without}; {remedy}")
 
     def _log_epoch(self, pace: Mapping[str, float], report: EvaluationReport | None) -> None:
         """Log the averages of the epoch, the metrics of its evaluation, and warnings if training is going wrong."""
