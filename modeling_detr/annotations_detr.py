@@ -230,7 +230,7 @@ def _checked_object(entry: CocoObject, where: str) -> CocoObject:
         raise ValueError(
             f"{where} has bbox {entry['bbox']}, expected four finite numbers [x, y, width, height] in pixels."
         )
-    label = entry["category_id"]
+    label: Any = entry["category_id"]
     if isinstance(label, float) and label.is_integer():  # pandas' columns with missing values
         label = int(label)
     if not _is_integer(label):

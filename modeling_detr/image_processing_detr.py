@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypedDict
+from typing import Any, BinaryIO, Literal, TypedDict, cast
 
 import numpy as np
 import torch
@@ -179,7 +179,7 @@ def _to_three_channels(image: RawImage, channels_first: bool | None) -> Tensor:
     return pixels[:1].repeat(3, 1, 1) if channels <= 2 else pixels[:3].contiguous()
 
 
-def _to_tensor(image: RawImage, channels_first: bool | None) -> tuple[Tensor, bool | None]:
+def _to_tensor(image: Any, channels_first: bool | None) -> tuple[Tensor, bool | None]:
     """Opens or converts an image to a tensor; the second value is `channels_first`, which files and PIL images decide.
 
     Raises:
@@ -612,7 +612,7 @@ def _flatten_images(images: RawImage | Iterable[RawImage]) -> list[RawImage]:
         images = images.ravel().tolist()
     is_one = isinstance(images, str | bytes | bytearray | memoryview | Mapping | set | np.ndarray | Tensor)
     is_one = is_one or hasattr(images, "read") or not isinstance(images, Iterable)
-    entries: list[Any] = [images] if is_one else [*images]
+    entries: list[Any] = [images] if is_one else list(cast(Iterable[RawImage], images))
     if not entries:
         raise ValueError("images: got none, expected at least one.")
     flat: list[RawImage] = []
