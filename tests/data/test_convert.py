@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -123,7 +124,8 @@ def test_show_writes_a_page_and_a_picture(voc_folder, tmp_path):
     assert main([*arguments, "--shortest_edge", "64"]) == 0
     page = (tmp_path / "g" / "gallery.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4
-    assert (tmp_path / "g" / "gallery.jpg").stat().st_size > 0
+    with Image.open(tmp_path / "g" / "gallery.jpg") as sheet:
+        assert (sheet.format, sheet.width) == ("JPEG", 2 * 240)
 
 
 HOSTILE = [

@@ -100,6 +100,18 @@ def test_a_mask_tints_its_pixels_in_the_colour_of_its_class() -> None:
         draw_prediction(BLACK, {**ONE_BOX, "masks": masks[:, ::10, ::10]})
 
 
+@pytest.mark.parametrize("ground", [0, 255])
+def test_masks_have_an_outline_that_stands_out_from_any_ground(ground: int) -> None:
+    masks = torch.zeros(1, 600, 800, dtype=torch.bool)
+    masks[0, 220:380, 120:280] = True
+    image = np.full_like(BLACK, ground)
+    row = np.array(draw_prediction(image, {**ONE_BOX, "masks": masks}, overlays=["masks"]))[300].astype(int)
+    assert (row[:120] == ground).all()
+    assert (row[120] == 0).all()  # the black edge of a bright colour
+    assert (row[121:124] == class_colour(3)).all()
+    assert (row[130:270] != class_colour(3)).any(-1).all()  # tinted
+
+
 def test_segments_are_tinted_and_named_and_void_is_untouched() -> None:
     segments = np.zeros((600, 800), np.int64)
     segments[:300, :400], segments[:300, 400:] = 7, 9
