@@ -371,6 +371,7 @@ assert processor(numpy.zeros((64, 48, 3), numpy.uint8))["pixel_values"].shape ==
         "annotations_detr.py",
         "errors_detr.py",
         "image_processing_detr.py",
+        "model_folder_detr.py",
         "padding_detr.py",
         "post_processing_detr.py",
         "structures_detr.py",
