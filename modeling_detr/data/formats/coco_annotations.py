@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations, to_number
 from modeling_detr.data.findings import Findings, counted, first_items
+from modeling_detr.data.formats.written_values import to_flag
 from modeling_detr.data.masks import ReadMasks
 from modeling_detr.structures_detr import AnnotationTable, ImageRecord
 
@@ -60,7 +61,7 @@ def read_annotations(
         label=np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64),
         boxes_xyxy=boxes,
         area=_read_areas(file, entries, findings),
-        is_crowd=np.array([bool(entry.get("iscrowd")) for entry in entries], dtype=np.bool_),
+        is_crowd=np.array([to_flag(entry.get("iscrowd")) for entry in entries], dtype=np.bool_),
         image_sizes=sizes,
         describe=_describer(file, entries),
         findings=findings,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.formats.hf_boxes import NAMED_BOXES
+from modeling_detr.data.formats.written_values import to_flag
 from modeling_detr.errors_detr import DatasetError
 from modeling_detr.structures_detr import ImageReader
 
@@ -113,7 +114,7 @@ def read_columns(where: str, rows: Any) -> SplitColumns:
         classes=flat[classes_key],
         class_names=_class_names(features.get(classes_key)),
         area=areas,
-        is_crowd=None if crowd is None else np.array([bool(flag) for flag in flat[crowd]], dtype=np.bool_),
+        is_crowd=None if crowd is None else np.array([to_flag(flag) for flag in flat[crowd]], dtype=np.bool_),
         convention=convention,
     )
 

@@ -30,6 +30,11 @@ def is_integer(value: object) -> bool:
     return True
 
 
+def to_flag(value: object) -> bool:
+    """Convert a flag such as `iscrowd`: a boolean, a number, or either as text, where "0" is False."""
+    return value.strip().lower() not in ("", "0", "0.0", "false", "no") if isinstance(value, str) else bool(value)
+
+
 def to_text(value: object) -> str:
     """Convert text or a number.
 
