@@ -93,9 +93,13 @@ class Canvas:
             dashed: Whether the lines have gaps in the colour of the edge.
         """
         draw = ImageDraw.Draw(self.picture)
-        x0, y0, x1, y1 = min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
         edge, half = max(1, width // 4), width // 2
-        x0, y0, x1, y1 = (round(corner) for corner in (x0 - half, y0 - half, x1 + half, y1 + half))
+        beyond = [side + 2 * width for side in self.picture.size]  # the same as farther away, and quicker
+        (x0, x1), (y0, y1) = (
+            sorted(round(min(max(corner, -2 * width), end)) for corner in corners)
+            for corners, end in zip((box[::2], box[1::2]), beyond, strict=True)
+        )
+        x0, y0, x1, y1 = x0 - half, y0 - half, x1 + half, y1 + half
         draw.rectangle((x0 - edge, y0 - edge, x1 + edge, y1 + edge), outline=ink(colour), width=width + edge)
         if not dashed:
             draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)

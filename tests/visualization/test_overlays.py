@@ -73,6 +73,13 @@ def test_boxes_at_and_beyond_the_edge_are_drawn(box: list[float]) -> None:
     assert np.array(draw_prediction(BLACK, prediction, {0: "a long name"})).any()
 
 
+@pytest.mark.timeout(20)
+def test_boxes_far_beyond_the_edge_take_no_longer() -> None:
+    boxes = objects([[-1e9, -1e9, 1e9, 1e9], [100, -1e9, 300, 1e9]], [0, 3], is_match=torch.tensor([False, False]))
+    picture = np.array(draw_prediction(BLACK, boxes))
+    assert 0.3 < (picture[:, 100] == class_colour(3)).all(-1).mean() < 0.7
+
+
 def test_the_detection_with_the_highest_score_is_on_top() -> None:
     prediction = objects([[100.0, 200, 300, 400]] * 2, [0, 1], scores=torch.tensor([0.9, 0.6]))
     assert draw_prediction(BLACK, prediction).getpixel((100, 300)) == class_colour(0)
