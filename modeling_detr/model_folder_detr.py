@@ -5,11 +5,12 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
 
-from .errors_detr import ModelNotFoundError
+from .errors_detr import ModelError, ModelNotFoundError
 
 
 EXPORTED_MODEL = "model"  # the folder in a run that contains the exported model
 
+_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt")  # of the original's checkpoints
 _ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, in the folder of an adapter
 
 
@@ -22,6 +23,7 @@ def model_folder(source: str | os.PathLike[str], subfolder: str = "", file: str 
         file: What is to be loaded: `config.json` or `preprocessor_config.json`.
 
     Raises:
+        ModelError: `source` is an original DETR checkpoint.
         ModelNotFoundError: `source` is a folder without the file, such as that of a run that has no model yet; or it
             does not exist and cannot be a Hub id.
     """
@@ -31,6 +33,10 @@ def model_folder(source: str | os.PathLike[str], subfolder: str = "", file: str 
             source,
             f"no such folder ({folder.resolve()})",
             "pass a model folder, the folder of a run, or a Hub id such as facebook/detr-resnet-50",
+        )
+    if folder.is_file() and folder.suffix in _CHECKPOINT_SUFFIXES:
+        raise ModelError(
+            source, "is a file, expected a folder", f"convert it first: detr convert {folder.name} my_model"
         )
     if subfolder or not folder.is_dir():
         return str(source)

@@ -228,3 +228,9 @@ def test_a_mistyped_path_is_named_instead_of_looked_up_on_the_hub(tmp_path):
     for kind in (DetrForObjectDetection, DetrConfig, DetrTorchvisionImageProcessor):
         with pytest.raises(OSError, match=r"no such folder .*; pass a model folder, the folder of a run, or a Hub id"):
             kind.from_pretrained(tmp_path / "none")
+
+
+def test_an_original_checkpoint_is_converted_first(tmp_path):
+    (tmp_path / "detr.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is a file, expected a folder; convert it first: detr convert detr\.pth"):
+        DetrForObjectDetection.from_pretrained(tmp_path / "detr.pth")
