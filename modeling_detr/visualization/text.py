@@ -22,12 +22,12 @@ def legible(text: str, otherwise: str) -> str:
         text: The text to draw.
         otherwise: Returned if there is no font for the text.
     """
-    if not _missing(text, font_file(text)):
+    if not missing_characters(text, font_file(text)):
         return text
-    missing = _missing(text, font_file(""))
+    missing = missing_characters(text, font_file(""))
     spelled = "".join(_emoji_name(character) if character in missing else character for character in text)
     spelled = " ".join(spelled.split())
-    return spelled if spelled and not _missing(spelled, font_file(spelled)) else otherwise
+    return spelled if spelled and not missing_characters(spelled, font_file(spelled)) else otherwise
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
@@ -57,13 +57,13 @@ def font_file(text: str, bold: bool = False) -> str:
     import matplotlib as mpl
 
     own = str(Path(mpl.get_data_path(), "fonts/ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"))
-    if not _missing(text, own):
+    if not missing_characters(text, own):
         return own
-    return min([own, *_system_fonts()], key=lambda file: len(_missing(text, file)))
+    return min([own, *system_fonts()], key=lambda file: len(missing_characters(text, file)))
 
 
 @cache
-def _system_fonts() -> list[str]:
+def system_fonts() -> list[str]:
     """The fonts of the system: regular ones without serifs first, which resemble DejaVu Sans most."""
     from matplotlib.font_manager import findSystemFonts
 
@@ -79,7 +79,7 @@ def _open(file: str, size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(file, size)
 
 
-def _missing(text: str, file: str) -> set[str]:
+def missing_characters(text: str, file: str) -> set[str]:
     """The characters of a text that a font does not have, except those that show nothing by themselves."""
     characters = {character for character in text if not _is_invisible(character)}
     return characters - _characters(file)

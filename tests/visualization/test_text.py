@@ -39,7 +39,7 @@ def test_a_title_stays_within_its_cell():
 
 
 def test_names_without_a_font_are_spelled_out_or_become_a_number(monkeypatch):
-    monkeypatch.setattr(text, "_system_fonts", list)
+    monkeypatch.setattr(text, "system_fonts", list)
     text.font_file.cache_clear()
     try:
         assert legible("Straße", "class 3") == "Straße"
@@ -53,8 +53,8 @@ def test_names_without_a_font_are_spelled_out_or_become_a_number(monkeypatch):
 def test_a_font_of_the_system_is_used_if_it_has_more_of_the_name(monkeypatch):
     other = str(Path(mpl.get_data_path(), "fonts/ttf/STIXSizOneSymReg.ttf"))
     character = "\u23dc"  # only this font has it
-    assert text._missing(character, text.font_file("cat"))
-    monkeypatch.setattr(text, "_system_fonts", lambda: [other])
+    assert text.missing_characters(character, text.font_file("cat"))
+    monkeypatch.setattr(text, "system_fonts", lambda: [other])
     text.font_file.cache_clear()
     try:
         assert text.font_file(character) == other
