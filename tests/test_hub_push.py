@@ -142,7 +142,7 @@ def test_a_run_pushes_its_best_model_with_a_card_and_survives_a_failed_push(hub,
     card = pushed["README.md"].decode()
     for text in (
         "circle, square, triangle, star",
-        "shapes[train]: 16 images",
+        "`shapes[train]`: 16 images",
         'from_pretrained("me/run")',
         "trust_remote_code=True",
         "learning_rate: 0.0001",

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Slow imports come after parsing, so that `--help` and errors in the recipe appear at once.
     from modeling_detr.data.findings import counted
+    from modeling_detr.training.expectations import hardly_learned_note
     from modeling_detr.training.export import push_model, push_notes
     from modeling_detr.training.metric_logger import read_log
     from modeling_detr.training.plan import plan
@@ -70,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nThe last evaluation, after {counted(state.step, 'step')}:\n\n{report.metrics_table()}\n")
         metric = report.primary_metric.name
         print(f"{state.seconds / 60:.1f} minutes; best {metric} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
+        note = hardly_learned_note(recipe, report, state.step)
+        if note is not None:
+            print(note)
         print(f"model     {model_dir}, the best model; its metrics are in evaluation.md beside it")
         print(f"pictures  {recipe.run_dir / PREDICTIONS}")
         if any(entry["kind"] == "epoch" for entry in log):

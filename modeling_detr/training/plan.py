@@ -14,6 +14,7 @@ from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import printable
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.capacity import capacity_notes
+from modeling_detr.training.expectations import too_short_note
 from modeling_detr.training.optimization import num_parameters
 from modeling_detr.training.setup import PreparedRun, rate_factor
 
@@ -55,7 +56,8 @@ def plan(run: PreparedRun) -> str:
     model = run.accelerator.unwrap_model(run.model)
     limits = capacity_notes(run.train_index, model, recipe.batch_size, _largest_image(run))
     absent = _absent_classes(run.train_index)
-    notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *limits, *([absent] if absent else [])]
+    notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *limits]
+    notes += [note for note in (absent, too_short_note(recipe, run.schedule.total_steps)) if note is not None]
     notes += _conversion_notes(run)
     return "\n".join(map(printable, [*lines, *(f"note      {note}" for note in dict.fromkeys(notes))]))
 

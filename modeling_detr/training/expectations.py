@@ -1,0 +1,65 @@
+"""How many steps runs have needed until their boxes were useful: measured runs, for the plan and the end of a run."""
+
+from typing import NamedTuple
+
+from modeling_detr.evaluation.report import EvaluationReport
+from modeling_detr.training.recipe import Recipe
+
+
+USEFUL_AP50 = 0.3
+_HARDLY_ANYTHING = 0.1  # AP50
+
+
+class MeasuredRun(NamedTuple):
+    """A run of a new model with an ImageNet backbone and the training aids, 8 images per step; see docs/results.md.
+
+    Attributes:
+        data: What it was trained on.
+        steps: Optimizer steps until the evaluation's AP50 was at least `USEFUL_AP50`.
+    """
+
+    data: str
+    steps: int
+
+
+MEASURED = (MeasuredRun("292 images of blood cells", 360),)
+
+
+def usual_steps(recipe: Recipe) -> str | None:
+    """The steps that runs like this one have needed, in words; None if no such run was measured."""
+    if recipe.model is not None or recipe.task != "detection" or recipe.data_source.startswith("shapes"):
+        return None
+    if recipe.backbone_weights is None or not (recipe.encoder_supervision and recipe.denoising_groups):
+        return (
+            "a new model without ImageNet weights (backbone_weights) and training aids (encoder_supervision, "
+            "denoising_groups) needs far more; the original trains for 300 epochs of COCO"
+        )
+    runs = ", ".join(f"{run.steps:,} with {run.data}" for run in MEASURED)
+    return f"steps until AP50 was {USEFUL_AP50:g} in runs like this one: {runs}"
+
+
+def too_short_note(recipe: Recipe, total_steps: int) -> str | None:
+    """A note for the plan of a run that is shorter than others needed; None if it is not."""
+    usual = usual_steps(recipe)
+    if usual is None or total_steps >= max(run.steps for run in MEASURED):
+        return None
+    return f"{total_steps:,} steps may be too few for useful boxes; {usual}"
+
+
+def hardly_learned_note(recipe: Recipe, report: EvaluationReport, steps: int) -> str | None:
+    """A sentence for the end of a run whose model has hardly learned anything; None if it has.
+
+    Args:
+        recipe: The recipe of the run.
+        report: Its last evaluation.
+        steps: Its optimizer steps.
+    """
+    ap50 = report.log_values().get("ap50")
+    if not isinstance(ap50, float) or ap50 >= _HARDLY_ANYTHING:
+        return None
+    usual = usual_steps(recipe)
+    return (
+        f"The model has hardly learned to find objects yet: AP50 {ap50:.3f} after {steps:,} steps"
+        + (f" ({usual})" if usual else "")
+        + f". Train on with more epochs, such as --epochs {3 * recipe.epochs} --resume auto."
+    )

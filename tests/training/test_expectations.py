@@ -1,0 +1,40 @@
+from types import SimpleNamespace
+
+import pytest
+
+from modeling_detr.training.expectations import MEASURED, hardly_learned_note, too_short_note
+from modeling_detr.training.recipe import Recipe
+
+
+AIDED = {"data": "mine", "backbone_weights": "w", "encoder_supervision": True, "denoising_groups": 3}
+ENOUGH = max(run.steps for run in MEASURED)
+
+
+def report_of(ap50):
+    return SimpleNamespace(log_values=lambda: {"ap50": ap50})
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps", "expected"),
+    [
+        (AIDED, ENOUGH - 1, "steps may be too few for useful boxes; steps until AP50 was 0.3 in runs like this one: "),
+        (AIDED, ENOUGH, None),
+        ({**AIDED, "encoder_supervision": False}, ENOUGH - 1, "needs tens of thousands of steps"),
+        ({**AIDED, "backbone_weights": None}, ENOUGH - 1, "needs tens of thousands of steps"),
+        ({"data": "mine", "model": "m"}, 1, None),  # not measured
+        ({**AIDED, "data": "shapes?size=64"}, 1, None),
+    ],
+)
+def test_the_plan_says_what_runs_like_it_have_needed(keys, steps, expected):
+    note = too_short_note(Recipe(**keys), steps)
+    assert note is None if expected is None else expected in note
+
+
+def test_a_model_that_has_hardly_learned_anything_is_said_at_the_end():
+    note = hardly_learned_note(Recipe(**AIDED, epochs=8), report_of(0.012), 576)
+    assert note.startswith(
+        "The model has hardly learned to find objects yet: AP50 0.012 after 576 steps (steps until "
+    )
+    assert note.endswith("Train on with more epochs, such as --epochs 24 --resume auto.")
+    assert hardly_learned_note(Recipe(**AIDED), report_of(0.4), 576) is None
+    assert hardly_learned_note(Recipe(**AIDED), report_of(None), 576) is None
