@@ -1,6 +1,5 @@
-"""Text from data, such as class and file names, in Markdown and HTML: shown as it is, without any effect."""
+"""Text from data, such as class and file names, in Markdown: shown as it is, without any effect."""
 
-import html
 import json
 import re
 
@@ -51,26 +50,6 @@ def code_block(code: str, language: str) -> str:
 def python_string(text: object) -> str:
     """A text as a string literal of Python."""
     return json.dumps(printable(text), ensure_ascii=False)
-
-
-def html_text(text: object) -> str:
-    """A text in an element, or in a quoted attribute, of HTML."""
-    return html.escape(printable(text))
-
-
-def html_head(title: str, style: str) -> str:
-    """The beginning of a self-contained HTML page, up to the end of its head; the page cannot load or run anything.
-
-    Args:
-        title: The title, already as HTML.
-        style: CSS.
-    """
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{title}</title><style>{style}</style></head>"
-    )
 
 
 def _longest_run(character: str, text: str) -> int:

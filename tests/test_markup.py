@@ -1,12 +1,10 @@
-"""Names from data in Markdown and HTML, judged by parsers of these languages."""
-
-from html.parser import HTMLParser
+"""Names from data in Markdown, judged by a parser."""
 
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from modeling_detr.markup import code_block, code_span, html_text, markdown_cell, markdown_text, python_string
+from modeling_detr.markup import code_block, code_span, markdown_cell, markdown_text, python_string
 
 
 HARMLESS = [
@@ -97,26 +95,3 @@ def test_a_python_string_is_one_literal(name):
     assert isinstance(eval(literal, {}), str)
     assert "\n" not in literal
     literal.encode("utf-8")
-
-
-@pytest.mark.parametrize("name", [*HARMLESS, *HOSTILE, "\u202egnp.exe", "\udcff.jpg"])
-def test_a_name_in_html_is_text_only(name):
-    class Reader(HTMLParser):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tags: list[object] = []
-            self.text = ""
-
-        def handle_starttag(self, tag, attrs):
-            self.tags.append((tag, dict(attrs)))
-
-        def handle_data(self, data):
-            self.text += data
-
-    reader = Reader()
-    text = html_text(name)
-    text.encode("utf-8")
-    reader.feed(f'<img alt="{text}"><b>{text}</b>')
-    shown = _shown(name).replace("\u202e", "\\u202e").replace("\udcff", "\\udcff")
-    assert reader.tags == [("img", {"alt": shown}), ("b", {})]
-    assert reader.text == shown

@@ -1,9 +1,10 @@
 """Check, convert or show a dataset before training on it.
 
     detr data check my_dataset                         counts and all problems
+    detr data check my_dataset --html check.html       also write them as a web page
     detr data check my_dataset --fix clean             also write a copy without the problems
     detr data convert my_dataset coco_copy --to coco   write it in another format, split by split
-    detr data show my_dataset                          annotated images, before and after augmentation
+    detr data show my_dataset --recipe small_dataset   annotated images, and as this recipe augments them
 
 `check` decodes every image. Each finding names the file, the line or id, and the remedy. Errors stop training or
 silently spoil it; warnings are handled automatically. The exit code is 1 if there are errors.
@@ -18,27 +19,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from tqdm import tqdm
 
-from modeling_detr.atomic_output import replace_text, replaced_file
+from modeling_detr.atomic_output import replace_text
 from modeling_detr.commands import as_option
-from modeling_detr.commands.command_parser import CommandParser, check_at_least
+from modeling_detr.commands.command_parser import CommandParser
+from modeling_detr.commands.data_show import add_show
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
-from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
-from modeling_detr.data.augmentation import POLICIES
+from modeling_detr.commands.results import link_to
 from modeling_detr.data.check import CheckReport, check_dataset
+from modeling_detr.data.check_page import check_page
 from modeling_detr.data.convert import Conversion, convert_dataset
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
 from modeling_detr.errors_detr import DatasetError, OutputExistsError, did_you_mean, printable
-from modeling_detr.output_errors import check_folder
-
-
-if TYPE_CHECKING:
-    from PIL import Image
+from modeling_detr.output_errors import check_file, check_folder
+from modeling_detr.provenance import command_line, provenance
 
 
 # Argument of the library → option of this command, for error messages.
@@ -51,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="check|convert|show")
     _add_check(commands)
     _add_convert(commands)
-    _add_show(commands)
+    add_show(commands)
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
         parser.error(f"unknown sub-command '{argv[0]}'; {did_you_mean(argv[0], commands.choices)}")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(argv, argparse.Namespace(argv=argv))
     code: int = arguments.run(arguments)
     return code
 
@@ -68,6 +67,7 @@ def _add_check(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("path", help="folder or file of the dataset")
     add_dataset_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the report as a web page")
     parser.add_argument("--all", action="store_true", help="list every finding, not only the first ten of each kind")
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a clean copy, in the same format")
     parser.add_argument("--no_images", action="store_true", help="do not decode the images")
@@ -79,6 +79,9 @@ def _check(arguments: argparse.Namespace) -> int:
         _check_target(arguments.fix)
         if arguments.no_images:
             raise ValueError("--fix: must know which images can be read; drop --no_images.")
+
+    if arguments.html is not None:
+        check_file(arguments.html)
 
     # Read and decode everything.
     with tqdm(desc="check", unit=" images", disable=None, leave=False) as bar:
@@ -98,6 +101,12 @@ def _check(arguments: argparse.Namespace) -> int:
         kinds = [(finding.severity, finding.kind) for finding in report.findings]
         if not arguments.all and any(kinds.count(kind) > 10 for kind in set(kinds)):
             print("use --all to list every finding")
+
+    # Write the page.
+    if arguments.html is not None:
+        facts = [("data", arguments.path), *provenance(command_line("detr data", arguments.argv))]
+        replace_text(arguments.html, check_page(report, facts, _as_option).to_html())
+        print(link_to(arguments.html), file=sys.stderr if arguments.json else sys.stdout)
 
     # Write a clean copy.
     if arguments.fix is not None:
@@ -184,83 +193,3 @@ def _terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-# Show
-
-
-def _add_show(commands: "argparse._SubParsersAction[CommandParser]") -> None:
-    parser = commands.add_parser("show", help="write a gallery of images with boxes, before and after augmentation")
-    parser.add_argument("path", help="folder or file of the dataset")
-    add_output_dir(parser, "show", "gallery.html and gallery.jpg")
-    add_dataset_options(parser)
-    parser.add_argument("--split", help="show images of this split only")
-    parser.add_argument("--num_images", type=int, default=12, help="number of random images (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=3, help="augmentations of each image (default: %(default)s)")
-    parser.add_argument(
-        "--transform",
-        default="original",
-        help=f"augmentation: {', '.join(POLICIES)}, or a dotted name (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--shortest_edge", type=int, default=480, help="shortest edge of augmented images (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="random seed (default: %(default)s)",
-    )
-    parser.set_defaults(run=_show)
-
-
-_PAGE_SIDE, _SHEET_SIDE = 480, 240  # longest side of a picture on the page and on the sheet, in pixels
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    import numpy as np
-    from torch import Tensor
-
-    from modeling_detr.data import DetectionDataset, SampleKey, train_transform
-    from modeling_detr.visualization import draw_prediction, gallery_html, tile
-
-    for name, least in (("num_images", 1), ("draws", 0)):
-        check_at_least(name, getattr(arguments, name), least)
-    output_dir = arguments.output_dir or new_results_folder("show")
-    page, sheet = (output_dir / name for name in ("gallery.html", "gallery.jpg"))
-    check_folder(output_dir, files=[page.name, sheet.name])
-
-    # Choose random images, and augment each of them several times.
-    index = open_dataset(arguments.path, arguments.split, arguments.data_format, **dataset_options(arguments))
-    if not len(index):
-        raise DatasetError(index.name, "has no images to show")
-    options: dict[str, Any] = {"scales": arguments.shortest_edge} if arguments.transform in POLICIES else {}
-    plain = DetectionDataset(index)
-    augmented = DetectionDataset(index, train_transform(arguments.transform, **options), arguments.seed)
-    chosen = sorted(np.random.default_rng(arguments.seed).permutation(len(index))[: arguments.num_images].tolist())
-    columns, titles = (1 + arguments.draws if arguments.draws else 4), []
-    pictures: dict[int, list[Image.Image]] = {_PAGE_SIDE: [], _SHEET_SIDE: []}
-    if not arguments.draws:  # images of similar shape in a row
-        chosen = sorted(chosen, key=lambda image: index.images[image].width / index.images[image].height)
-    for image in chosen:
-        name = Path(index.images[image].path).name
-        samples = [("as annotated", plain[image])]
-        samples += [(f"draw {draw + 1}", augmented[SampleKey(image, draw)]) for draw in range(arguments.draws)]
-        for title, sample in samples:
-            target = sample["target"]
-            boxes = target["boxes"].as_subclass(Tensor)
-            truth = {"boxes": boxes, "labels": target["class_labels"]}
-            for side, drawn in pictures.items():
-                drawn.append(draw_prediction(sample["image"], truth, index.id2label, longest_side=side))
-            titles.append(f"{title}, {counted(len(boxes), 'box', 'boxes')}: {name}")
-
-    # Write them as a page and as one picture.
-    heading = f"{index.name}: {counted(len(index), 'image')}, {counted(len(index.annotations), 'box', 'boxes')}"
-    replace_text(page, gallery_html(heading, pictures[_PAGE_SIDE], titles, columns))
-    with replaced_file(sheet) as file:
-        width = columns * _SHEET_SIDE
-        tile(pictures[_SHEET_SIDE], columns, titles, width).save(file, format="JPEG", quality=65, optimize=True)
-    draws = counted(arguments.draws, "augmentation")
-    print(f"{page} and {sheet}: {counted(len(chosen), 'image')}, each with {draws} by '{arguments.transform}'")
-    print(link_to(page))
-    return 0

@@ -3,7 +3,8 @@
     detr evaluate runs/demo shapes --split val
     torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
 
-The metrics are printed and written to `evaluation.json`, `.md` and `.html`. All predictions are written in COCO's
+The metrics are printed and written to `evaluation.json`, `.md` and `.html`; the page also shows the images with the
+most errors, and the training curves if the model is that of a run. All predictions are written in COCO's
 results formats: `predictions.json` (boxes), `predictions_masks.json` (RLE), and `predictions_panoptic.json` with a
 folder of PNG files. They have the dataset's own ids, or those that `detr data convert --to coco` gives it. Classes of
 the dataset and the model are matched by name.
@@ -11,6 +12,7 @@ On a machine without GPUs, several processes require ACCELERATE_USE_CPU=true in 
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -21,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
-from modeling_detr.commands.trained_on import Choice, images_evaluated_in_training
+from modeling_detr.commands.trained_on import Choice, images_evaluated_in_training, run_folder_of
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import open_dataset
 from modeling_detr.data.findings import counted
@@ -31,13 +33,20 @@ from modeling_detr.data.loaders import build_eval_loader, resize_transform
 from modeling_detr.data.splits import DEFAULT_SEED, evaluation_images
 from modeling_detr.errors_detr import ModelError, printable
 from modeling_detr.evaluation.engine import evaluate
-from modeling_detr.evaluation.evaluator import SavesPredictions
+from modeling_detr.evaluation.evaluator import Evaluator, SavesPredictions
 from modeling_detr.evaluation.evaluators import default_evaluators
-from modeling_detr.evaluation.report import REPORT_FILES
+from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
+from modeling_detr.evaluation.report import REPORT_FILES, REPORT_PAGE
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.output_errors import check_folder
-from modeling_detr.prediction import task_of
+from modeling_detr.pages import Fact, Section
+from modeling_detr.prediction import OBJECT_THRESHOLD, task_of
+from modeling_detr.provenance import command_line, provenance
+from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex, Task
 from modeling_detr.training.distributed import end_with_launcher
+from modeling_detr.training.pictures import draw_predictions
+from modeling_detr.training.report_page import comparison_section, curve_section
 
 
 # Argument of the library → option of this command, for error messages.
@@ -55,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Open the dataset and the model, and put the classes in the model's order.
     task: Task = arguments.task or "detection"
-    choice = _choose_images(arguments)
+    choice, run_dir = _choose_images(arguments), run_folder_of(arguments.model)
     dataset = _open_images(arguments, task, choice)
     model, processor = load_model(arguments.model)
     if task != "detection" and task_of(model) == "detection":
@@ -91,10 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if accelerator.is_main_process:
         print(f"{report.metrics_table()}\n\n{report.summary()}")
         category_ids = {category.id for category in dataset.categories}
-        written = report.save(output_dir)
+        sections = [
+            *_worst_images(arguments.num_pictures, evaluators, model, processor, index, task),
+            *([] if run_dir is None else curve_section(run_dir)),
+        ]
+        facts = _facts(arguments, choice, index, sys.argv[1:] if argv is None else argv)
+        written = report.save(output_dir, facts, sections)
         written += [file for evaluator in saving for file in evaluator.save(category_ids)]
         print("\n".join(map(str, written)))
-        print(link_to(output_dir / "evaluation.html"))
+        print(link_to(output_dir / REPORT_PAGE))
     accelerator.end_training()
     return 0
 
@@ -124,6 +138,12 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
     parser.add_argument(
+        "--num_pictures",
+        type=int,
+        default=8,
+        help="images drawn in the report, the worst first (default: %(default)s)",
+    )
+    parser.add_argument(
         "--loader_timeout_minutes",
         type=float,
         default=DEFAULT_TIMEOUT_MINUTES,
@@ -133,8 +153,34 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
+    check_at_least("num_pictures", arguments.num_pictures, 0)
     check_at_least("loader_timeout_minutes", arguments.loader_timeout_minutes, 0)
     return arguments
+
+
+def _worst_images(
+    count: int,
+    evaluators: Sequence[Evaluator],
+    model: Detector,
+    processor: DetrTorchvisionImageProcessor,
+    index: DetectionIndex,
+    task: Task,
+) -> list[Section]:
+    """The images with the most wrong objects, beside their ground truth."""
+    boxes = next((one for one in evaluators if isinstance(one, CocoEvaluator) and not one.masks), None)
+    if count == 0 or boxes is None:
+        return []
+    matches = boxes.matches()
+    worst = matches.worst_images(count, dict.fromkeys(matches.class_names, OBJECT_THRESHOLD))
+    indices = [image.image_index for image in worst if image.f1 < 1]
+    return comparison_section("Images with the most errors", draw_predictions(model, processor, index, task, indices))
+
+
+def _facts(arguments: argparse.Namespace, choice: Choice, index: DetectionIndex, argv: Sequence[str]) -> list[Fact]:
+    """The head of the page."""
+    images = f"{index.name}, {choice.reason}" if choice.reason else index.name
+    command = command_line("detr evaluate", argv)
+    return [("model", arguments.model), ("data", arguments.dataset), ("images", images), *provenance(command)]
 
 
 def _choose_images(arguments: argparse.Namespace) -> Choice:

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Slow imports come after parsing, so that `--help` and errors in the recipe appear at once.
     from modeling_detr.data.findings import counted
+    from modeling_detr.provenance import command_line
     from modeling_detr.training.expectations import hardly_learned_note
     from modeling_detr.training.export import push_model, push_notes
     from modeling_detr.training.metric_logger import read_log
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Train; a signal ends the run between two steps, with a checkpoint.
     try:
-        report = Trainer(run).train()
+        report = Trainer(run, command_line("detr train", arguments)).train()
     except TrainingInterrupted as interruption:
         if on_main_process:
             print(interruption, flush=True)

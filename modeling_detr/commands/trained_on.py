@@ -26,7 +26,9 @@ def images_evaluated_in_training(model: str, dataset: str) -> Choice | None:
         model: What the user passed: the folder of a run or its exported model is recognised.
         dataset: What the user passed; it must be the run's.
     """
-    folder = Path(model).parent if Path(model).name == EXPORTED_MODEL else Path(model)
+    folder = run_folder_of(model)
+    if folder is None:
+        return None
     try:
         recipe = Recipe(**read_recipe_file(folder / RECIPE))
     except (RecipeError, OSError):  # not a run, or one of another version
@@ -39,6 +41,12 @@ def images_evaluated_in_training(model: str, dataset: str) -> Choice | None:
     if recipe.eval_split is not None:
         return Choice(recipe.eval_split, 0.0, recipe.seed, f"the eval_split of {folder / RECIPE}")
     return None
+
+
+def run_folder_of(model: str) -> Path | None:
+    """The folder of the run that a model belongs to: the path itself, or the one above its exported model."""
+    folder = Path(model).parent if Path(model).name == EXPORTED_MODEL else Path(model)
+    return folder if (folder / RECIPE).is_file() else None
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -120,13 +120,18 @@ class CheckReport:
         lines.append(f"{counted(self.errors, 'error')}, {counted(len(self.findings) - self.errors, 'warning')}")
         return "\n".join(map(printable, lines))
 
-    def _finding_lines(self, shown: int, format_setting: Callable[[str, object], str]) -> list[str]:
-        kinds: dict[tuple[str, str], list[Finding]] = {}
+    def by_kind(self) -> dict[str, list[Finding]]:
+        """The findings by heading, such as `error: invalid box`."""
+        kinds: dict[str, list[Finding]] = {}
         for finding in self.findings:
-            kinds.setdefault((finding.severity, finding.kind), []).append(finding)
+            heading = f"{finding.severity}: {_HEADINGS.get(finding.kind, finding.kind)}"
+            kinds.setdefault(heading, []).append(finding)
+        return kinds
+
+    def _finding_lines(self, shown: int, format_setting: Callable[[str, object], str]) -> list[str]:
         lines = []
-        for (severity, kind), findings in kinds.items():
-            lines.append(f"{severity}: {_HEADINGS.get(kind, kind)} ({len(findings):,})")
+        for heading, findings in self.by_kind().items():
+            lines.append(f"{heading} ({len(findings):,})")
             lines += [f"  {finding.text(format_setting)}" for finding in findings[:shown]]
             if len(findings) > shown:
                 lines.append(f"  and {len(findings) - shown:,} more")

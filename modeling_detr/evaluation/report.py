@@ -2,22 +2,19 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_detr.atomic_output import replace_text
+from modeling_detr.evaluation.loss_names import EARLIER_LAYERS, loss_tables
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable
-from modeling_detr.markup import html_head, html_text, markdown_cell, markdown_text
+from modeling_detr.markup import markdown_cell, markdown_text
+from modeling_detr.pages import Fact, Page, Section, Table
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 0.5rem 0 2rem; }
-th, td { padding: 0.2rem 0.9rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-"""
-REPORT_FILES = ("evaluation.json", "evaluation.md", "evaluation.html")
+REPORT_PAGE = "evaluation.html"
+REPORT_FILES = ("evaluation.json", "evaluation.md", REPORT_PAGE)
 _LONGEST_CELL = 100  # characters
 
 
@@ -81,19 +78,29 @@ class EvaluationReport:
     def to_markdown(self) -> str:
         """The report as Markdown; its tables are readable in a terminal too."""
         parts = [f"# Evaluation of {markdown_text(self.dataset)}", self.summary()]
-        for table in [*self._metric_tables(), *self._loss_tables()]:
+        for table in [*self._metric_tables(), *loss_tables(self.losses)]:
             parts += [f"## {table.title}", _markdown_table(table)]
         return "\n\n".join(parts) + "\n"
 
-    def to_html(self) -> str:
-        """The report as one HTML file that loads nothing else."""
-        tables = "".join(
-            f"<h2>{html_text(table.title)}</h2>{_html_table(table)}"
-            for table in [*self._metric_tables(), *self._loss_tables()]
-        )
-        title = html_text(f"Evaluation of {self.dataset}")
-        body = f"<h1>{title}</h1><p>{html_text(self.summary())}</p>{tables}"
-        return f"{html_head(title, _STYLE)}<body>{body}</body></html>\n"
+    def to_html(self, facts: Sequence[Fact] = (), sections: Sequence[Section] = ()) -> str:
+        """The report as one HTML file that loads nothing else.
+
+        Args:
+            facts: Lines for the head of the page, such as the model and the command; see `provenance`.
+            sections: What to show after the metrics, such as pictures.
+        """
+        losses = [
+            Section(table.title, [Table(table.header, table.rows)], folded=table.title == EARLIER_LAYERS)
+            for table in loss_tables(self.losses)
+        ]
+        metrics = [Section(table.title, [Table(table.header, table.rows)]) for table in self._metric_tables()]
+        return Page(
+            title=f"Evaluation of {self.dataset}",
+            sections=[*metrics, *sections, *losses],
+            highlights=[(_cell(metric.value), metric.name) for metric in self.headline()],
+            facts=facts,
+            summary=self.scope(),
+        ).to_html()
 
     def metrics_table(self) -> str:
         """The tables of all results as text for a terminal; with titles if there are several results."""
@@ -102,22 +109,31 @@ class EvaluationReport:
         texts = [(f"{table.title}:\n\n" if titled else "") + _markdown_table(table) for table in tables]
         return "\n\n".join(texts)
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path, facts: Sequence[Fact] = (), sections: Sequence[Section] = ()) -> list[Path]:
         """Writes `evaluation.json`, `.md` and `.html` into `folder` and returns their paths.
+
+        Args:
+            folder: The folder.
+            facts: See `to_html`.
+            sections: See `to_html`.
 
         Raises:
             OutputError: A file cannot be written.
         """
         files = [folder / name for name in REPORT_FILES]
-        for file, text in zip(files, (self.to_json(), self.to_markdown(), self.to_html()), strict=True):
+        for file, text in zip(files, (self.to_json(), self.to_markdown(), self.to_html(facts, sections)), strict=True):
             replace_text(file, text)
         return files
 
     def summary(self) -> str:
         """Number of images, speed and headline metrics in one line."""
         metrics = ", ".join(f"{metric.name} {_cell(metric.value)}" for metric in self.headline())
+        return self.scope() + (f" {metrics}." if metrics else "")
+
+    def scope(self) -> str:
+        """Number of images and speed in one sentence."""
         speed = f"{self.images_per_second:.1f} images/s through the model"
-        return f"{self.num_images} images in {self.seconds:.1f} s ({speed})." + (f" {metrics}." if metrics else "")
+        return f"{self.num_images} images in {self.seconds:.1f} s ({speed})."
 
     def _by_priority(self) -> list[Metrics]:
         return sorted(self.results.values(), key=lambda result: result.priority, reverse=True)
@@ -127,12 +143,6 @@ class EvaluationReport:
         results = list(self.results.values())
         results.sort(key=lambda result: result is not self._by_priority()[0])
         return [table for result in results for table in result.tables()]
-
-    def _loss_tables(self) -> list[MetricTable]:
-        if not self.losses:
-            return []
-        rows = [(name, f"{loss:.4f}") for name, loss in self.losses.items()]
-        return [MetricTable("Losses", ("loss", "average"), rows)]
 
 
 def _cell(value: str | int | float) -> str:
@@ -157,10 +167,3 @@ def _markdown_table(table: MetricTable) -> str:
 
     rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:])
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
-
-
-def _html_table(table: MetricTable) -> str:
-    def line(tag: str, row: Iterable[str | int | float]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html_text(_cell(cell))}</{tag}>" for cell in row) + "</tr>"
-
-    return f"<table>{line('th', table.header)}{''.join(line('td', row) for row in table.rows)}</table>"

@@ -1,6 +1,6 @@
 """Pictures of predictions next to the ground truth."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -23,23 +23,23 @@ def draw_predictions(
     processor: DetrTorchvisionImageProcessor,
     index: DetectionIndex,
     task: Task,
-    num_images: int,
+    image_indices: Iterable[int],
 ) -> dict[str, NDArray[np.uint8]]:
-    """Draw the first images of a dataset with predictions and ground truth side by side.
+    """Draw images of a dataset with predictions and ground truth side by side.
 
     Args:
         detector: The model; it is left in evaluation mode.
         processor: The image processor of the model.
         index: The dataset.
         task: Selects whether boxes, boxes and masks, or panoptic segments are drawn.
-        num_images: Maximum number of images.
+        image_indices: Indices of the images.
 
     Returns:
         Name → picture, (H, W, 3).
     """
     detector.eval()
     pictures = {}
-    for image_index in range(min(num_images, len(index))):
+    for image_index in image_indices:
         record = index.images[image_index]
         image = read_image(record)
         predicted: DetectionResult | PanopticResult

@@ -387,6 +387,31 @@ def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
     return dataset
 
 
+def build_train_set(
+    recipe: Recipe, train_index: DetectionIndex, processor: DetrTorchvisionImageProcessor | None = None
+) -> DetectionDataset:
+    """Build the samples of a run, as they are augmented for training.
+
+    Args:
+        recipe: The recipe.
+        train_index: The images.
+        processor: The processor, which sets the image size. None: that of the recipe; no weights are loaded.
+
+    Raises:
+        ValueError: The transform does not exist, its options do not fit, or the processor has no shortest edge.
+        OSError: The processor of the model to start from cannot be found or read.
+    """
+    processor = processor or build_processor(recipe, new_config(recipe, train_index.id2label))
+    return DetectionDataset(
+        train_index,
+        _augmentation(recipe, *_edges(processor)),
+        recipe.seed,
+        masks=recipe.task != "detection",
+        no_flip_classes=recipe.no_flip_classes,
+        replace_unreadable=recipe.unreadable_images == "skip",
+    )
+
+
 # Loaders
 
 
@@ -402,16 +427,7 @@ def build_loaders(
     Raises:
         ValueError: The transform does not exist, its options do not fit, or the processor has no shortest edge.
     """
-    shortest_edge, longest_edge = _edges(processor)
-    masks = recipe.task != "detection"
-    train_set = DetectionDataset(
-        train_index,
-        _augmentation(recipe, shortest_edge, longest_edge),
-        recipe.seed,
-        masks=masks,
-        no_flip_classes=recipe.no_flip_classes,
-        replace_unreadable=recipe.unreadable_images == "skip",
-    )
+    train_set = build_train_set(recipe, train_index, processor)
     train_sampler = TrainBatchSampler(
         train_set,
         recipe.batch_size,
@@ -432,10 +448,10 @@ def build_loaders(
         train_sampler=train_sampler,
         eval=build_eval_loader(
             eval_index,
-            eval_transform(shortest_edge, longest_edge),
+            eval_transform(*_edges(processor)),
             accelerator,
             batch_size=recipe.eval_batch_size or recipe.batch_size,
-            masks=masks,
+            masks=train_set.masks,
             max_pixels=recipe.max_pixels_per_batch,
             num_workers=recipe.num_workers,
             worker_init_fn=prepare_worker,

@@ -32,6 +32,7 @@ from modeling_detr.training.monitoring import Pace, Stopwatch, find_symptoms, is
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.replay import describe_failure
+from modeling_detr.training.report_page import BestPage
 from modeling_detr.training.run_folder import PREDICTIONS, RECIPE, drop_later_checkpoints, locked, tidy_after_kill
 from modeling_detr.training.setup import PreparedRun, prepare_run
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
@@ -46,14 +47,17 @@ class Trainer:
 
     Args:
         run: The run; see `prepare_run`.
+        command: The command that started it, for the page of the report.
 
     Attributes:
         run: The run.
         state: The progress of the run.
     """
 
-    def __init__(self, run: PreparedRun) -> None:
+    def __init__(self, run: PreparedRun, command: str = "") -> None:
         self.run = run
+        self._command = command
+        self._page: BestPage | None = None
         self.state = run.state
         self._signals = StopSignals(alone=run.accelerator.num_processes == 1)
         self._stopwatch = Stopwatch()
@@ -89,6 +93,8 @@ class Trainer:
                     report = self._evaluate_if_due()
                     is_best = report is not None and self._keep_if_best(report)
                     self._log_epoch(pace, report)
+                    if self._page is not None and (is_best or self._is_last_epoch):
+                        self._page.add_curves()
                     self._end_epoch(is_best)
                 if report is None:  # the run had already finished
                     report = self._evaluate_to_the_end()
@@ -210,7 +216,8 @@ class Trainer:
         if is_best and run.accelerator.is_main_process:
             card = model_card(run.recipe, run.weights.detector.config, run.train_index, report, state)
             export_model(run.recipe.run_dir, run.weights.result, run.processor, card)
-            report.save(run.recipe.run_dir)
+            self._page = BestPage(report, run.recipe, state, self._command, pictures)
+            report.save(run.recipe.run_dir, *self._page.content())
             _save_pictures(run.recipe.run_dir / PREDICTIONS, pictures)
         self._logger.images("predictions", list(pictures.values()), state.step)
         return is_best
@@ -278,8 +285,8 @@ class Trainer:
         run = self.run
         if not run.accelerator.is_main_process:
             return {}
-        num_images = run.recipe.num_images_to_log
-        return draw_predictions(run.weights.result, run.processor, run.eval_index, run.recipe.task, num_images)
+        images = range(min(run.recipe.num_images_to_log, len(run.eval_index)))
+        return draw_predictions(run.weights.result, run.processor, run.eval_index, run.recipe.task, images)
 
     # Checkpoints
 

@@ -12,8 +12,8 @@ hundred objects, have one colour of text, and need PyAV (113 MB with its other r
 
 from modeling_detr.visualization.canvas import Canvas
 from modeling_detr.visualization.colours import class_colour
-from modeling_detr.visualization.curves import plot_curves
-from modeling_detr.visualization.gallery import gallery_html, tile
+from modeling_detr.visualization.curves import draw_curves, plot_curves
+from modeling_detr.visualization.gallery import tile
 from modeling_detr.visualization.overlays import OVERLAYS, draw_comparison, draw_prediction
 
 
@@ -22,8 +22,8 @@ __all__ = [
     "Canvas",
     "class_colour",
     "draw_comparison",
+    "draw_curves",
     "draw_prediction",
-    "gallery_html",
     "plot_curves",
     "tile",
 ]

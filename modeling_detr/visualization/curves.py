@@ -3,11 +3,14 @@
 To add a panel, add a line to `PANELS`.
 """
 
+import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from modeling_detr.atomic_output import replaced_file
 from modeling_detr.visualization.text import drawable, font_file
@@ -38,16 +41,37 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     """Plots losses, class error and AP over the epochs, with one colour per run.
 
     Args:
-        runs: Name of each run → the entries of its `log.jsonl`; those of kind `"epoch"` are plotted.
+        runs: See `draw_curves`.
         path: The picture to write; its suffix is the format (png, svg, pdf …).
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: There are no runs, or a run has not finished an epoch.
+        ValueError: See `draw_curves`.
         OutputError: The picture cannot be written.
     """
+    figure = _figure(runs)
+    with replaced_file(path) as partial:
+        _save(figure, partial, path.suffix.removeprefix(".").lower() or None)
+    return path
+
+
+def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
+    """Draws the plot of `plot_curves` as a picture.
+
+    Args:
+        runs: Name of each run → the entries of its `log.jsonl`; those of kind `"epoch"` are plotted.
+
+    Raises:
+        ValueError: There are no runs, or a run has not finished an epoch.
+    """
+    buffer = io.BytesIO()
+    _save(_figure(runs), buffer, "png")
+    return Image.open(buffer)
+
+
+def _figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     from matplotlib.figure import Figure  # unlike pyplot, needs no display and keeps no figure open
 
     epochs = {name: [entry for entry in entries if entry.get("kind") == "epoch"] for name, entries in runs.items()}
@@ -65,10 +89,13 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     for unused in figure.axes[len(panels) :]:
         unused.remove()
     _add_legend(figure, list(epochs))
-    with replaced_file(path) as partial, warnings.catch_warnings():
+    return figure
+
+
+def _save(figure: "Figure", target: Path | io.BytesIO, suffix: str | None) -> None:
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")  # a character in the name of a run
-        figure.savefig(partial, dpi=120, format=path.suffix.removeprefix(".").lower() or None)
-    return path
+        figure.savefig(target, dpi=120, format=suffix)
 
 
 def _plot_panel(axes: "Axes", title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, Any]]]) -> None:

@@ -1,12 +1,9 @@
-"""Several pictures on one sheet or one HTML page."""
+"""Several pictures on one sheet."""
 
-import base64
-import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from modeling_detr.markup import html_head, html_text
 from modeling_detr.visualization.text import drawable, fitted, font_for
 
 
@@ -63,35 +60,3 @@ def tile(
             x, index = x + size[0] + _GAP, index + 1
         y += round(height) + title_height + _GAP
     return sheet
-
-
-def gallery_html(heading: str, pictures: Sequence[Image.Image], titles: Sequence[str], columns: int) -> str:
-    """Writes pictures in rows on a self-contained HTML page.
-
-    Args:
-        heading: Title of the page.
-        pictures: The pictures; they are embedded as JPEG.
-        titles: A caption below each picture.
-        columns: Pictures per row.
-
-    Returns:
-        The HTML.
-    """
-    cells = []
-    for picture, title in zip(pictures, titles, strict=True):
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "JPEG", quality=85)
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        text = html_text(title)
-        cells.append(
-            f'<figure><img src="data:image/jpeg;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-        )
-    style = (
-        "body{font:14px sans-serif;margin:1em}"
-        f"main{{display:grid;gap:8px;grid-template-columns:repeat({columns},1fr)}}"
-        "figure{margin:0}img{width:100%}figcaption{overflow-wrap:anywhere}"
-    )
-    title = html_text(heading)
-    return (
-        f"{html_head(title, style)}\n<body><h1>{title}</h1>\n<main>\n" + "\n".join(cells) + "\n</main></body></html>\n"
-    )

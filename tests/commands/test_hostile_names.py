@@ -49,7 +49,11 @@ def test_no_name_has_an_effect_on_terminal_model_card_or_pictures(data, config, 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     run = tmp_path / "run_$x_{$"
     commands = {
-        "data": [["check", data], ["check", data, "--json"], ["show", data, "--output_dir", tmp_path / "gallery"]],
+        "data": [
+            ["check", data],
+            ["check", data, "--json", "--html", tmp_path / "check.html"],
+            ["show", data, "--output_dir", tmp_path / "gallery"],
+        ],
         "train": [[config, "--data", data, "--output_dir", run]],
         "evaluate": [[run, data, "--output_dir", tmp_path / "evaluation", "--num_workers", 0]],
         "predict": [[run, data / "val", "--output_dir", tmp_path / "predictions", "--threshold", "0"]],
@@ -69,6 +73,8 @@ def test_no_name_has_an_effect_on_terminal_model_card_or_pictures(data, config, 
     assert not {"image", "html_inline", "html_block"} & {token.type for token in tokens}
     assert "斑马 🐈" in card
     assert "license" not in card.split("---\n")[1]
-    page = (tmp_path / "gallery/gallery.html").read_text(encoding="utf-8")
-    assert "<script" not in page
-    assert "<img src=x" not in page
+    for name in ("gallery/gallery.html", "check.html", "evaluation/evaluation.html", f"{run.name}/evaluation.html"):
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        assert page.count("<script") == 1, name  # the page's own
+        assert "<img src=x" not in page, name
+        assert not CONTROL.search(page), name

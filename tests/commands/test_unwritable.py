@@ -54,12 +54,28 @@ def inputs(tmp_path, monkeypatch, backbone_weights, config):
         "convert": ["convert", "model"],
         "data convert": ["data", "convert", "dataset", "--to", "coco"],
         "data check": ["data", "check", "dataset", "--fix"],
+        "data check, page": ["data", "check", "dataset", "--html"],
         "data show": ["data", "show", "dataset", "--output_dir"],
         "plot": ["plot", str(log), "--output"],
     }
 
 
-COMMANDS = ["train", "evaluate", "predict", "convert", "data convert", "data check", "data show", "plot"]
+def program_of(command: str) -> str:
+    """What messages start with."""
+    return command.partition(",")[0]
+
+
+COMMANDS = [
+    "train",
+    "evaluate",
+    "predict",
+    "convert",
+    "data convert",
+    "data check",
+    "data check, page",
+    "data show",
+    "plot",
+]
 
 
 def message(arguments: list[str], target: Path, capsys) -> str:
@@ -72,8 +88,8 @@ def message(arguments: list[str], target: Path, capsys) -> str:
 def test_a_read_only_folder(command, inputs, read_only, capsys):
     target = read_only / "out.png"
     assert message(inputs[command], target, capsys) == (
-        f"detr {command}: {target}: cannot be written (Read-only file system); mount its file system for writing, or "
-        f"choose another folder."
+        f"detr {program_of(command)}: {target}: cannot be written (Read-only file system); mount its file system for "
+        "writing, or choose another folder."
     )
 
 
@@ -85,7 +101,7 @@ def test_a_folder_that_refuses_for_another_reason(command, inputs, tmp_path, cap
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     target = tmp_path / "new/out.png"
-    problem = f"detr {command}: {target}: cannot be written ({os.strerror(number)}); "
+    problem = f"detr {program_of(command)}: {target}: cannot be written ({os.strerror(number)}); "
     text = message(inputs[command], target, capsys)
     assert text.startswith(problem)
     assert text.endswith(", or choose another folder.")

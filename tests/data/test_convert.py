@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from modeling_detr.commands.data import main
 from modeling_detr.data import convert
 from modeling_detr.data.convert import convert_dataset
 from modeling_detr.data.image_copies import file_name_of, file_names_of
@@ -117,15 +115,6 @@ def test_boxes_of_stuff_classes_are_reported(to, tmp_path):
     index = open_dataset("shapes?size=32&train=2&val=0&panoptic=true")
     notes = convert_dataset(index, tmp_path / to, to).notes
     assert "2 boxes of stuff (ground) written as things." in notes
-
-
-def test_show_writes_a_page_and_a_picture(voc_folder, tmp_path):
-    arguments = ["show", str(voc_folder), "--output_dir", str(tmp_path / "g"), "--num_images", "2", "--draws", "1"]
-    assert main([*arguments, "--shortest_edge", "64"]) == 0
-    page = (tmp_path / "g" / "gallery.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 4
-    with Image.open(tmp_path / "g" / "gallery.jpg") as sheet:
-        assert (sheet.format, sheet.width) == ("JPEG", 2 * 240)
 
 
 HOSTILE = [

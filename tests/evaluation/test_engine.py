@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.evaluation.evaluators.panoptic import PanopticEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device, normalize
+from modeling_detr.pages import Section, Text
 from modeling_detr.structures_detr import (
     AnnotationTable,
     Category,
@@ -161,6 +163,32 @@ def test_the_report_is_written_in_three_formats(tmp_path: Any) -> None:
     assert "32² to 96²" in page
     assert "://" not in page
     assert page.count("<tr>") == page.count("</tr>") == 13 + 3 + 3
+
+
+def test_the_page_has_plain_names_for_losses_and_folds_those_of_earlier_layers(tmp_path: Any) -> None:
+    losses = {
+        "loss": 2.0,
+        "loss_ce": 0.5,
+        "class_error": 25.0,
+        "loss_ce_0": 0.75,
+        "loss_ce_1": 0.625,
+        "loss_me": 3.0,
+    }
+    boxes = CocoEvaluator(shapes_index()).compute()
+    report = EvaluationReport("shapes", 3, {"metrics": boxes}, losses, 1.0, 3.0)
+    page = report.to_html([("model", "runs/demo")], [Section("Pictures", [Text("none")])])
+    shown, folded = page.split("<details>")
+    for text in ("total", "classification (cross-entropy)", "matched objects with the wrong class, %", "loss_me"):
+        assert f"<td>{text}</td>" in shown
+    assert "runs/demo" in shown
+    assert "<h2>Pictures</h2>" in shown
+    assert "Losses of the earlier decoder layers" in folded
+    assert re.search(
+        r"layer 1.*layer 2.*<td>classification \(cross-entropy\)</td>.*0\.7500.*0\.6250", folded, re.DOTALL
+    )
+    assert "loss_ce_0" not in page
+    assert "loss_ce_0" not in report.to_markdown()
+    assert json.loads(report.to_json())["losses"] == losses
 
 
 def test_masks_and_panoptic_quality_have_tables() -> None:

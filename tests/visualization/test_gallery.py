@@ -1,11 +1,8 @@
-import shutil
-import subprocess
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_detr.visualization import gallery_html, tile
+from modeling_detr.visualization import tile
 
 
 PICTURES = [Image.new("RGB", (20, 10), "red"), Image.new("RGB", (10, 30), "green"), Image.new("RGB", (5, 5), "blue")]
@@ -32,31 +29,3 @@ def test_pictures_of_any_shape_fill_the_sheet_without_gaps() -> None:
     assert sheet.shape[1] == 500
     assert (sheet == 255).all(-1).mean() < 0.05  # only the lines between the pictures
     assert not (sheet == 0).all(-1).any()
-
-
-def test_a_gallery_page_embeds_its_pictures_and_escapes_its_titles() -> None:
-    page = gallery_html("cats & dogs", PICTURES, ["a<b", "two", "three"], columns=2)
-    assert page.count("data:image/jpeg;base64,") == 3
-    assert "<h1>cats &amp; dogs</h1>" in page
-    assert "<figcaption>a&lt;b</figcaption>" in page
-    assert "repeat(2,1fr)" in page
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_no_name_runs_a_script_in_a_browser(tmp_path) -> None:
-    run = "document.title='owned'"
-    titles = [f"<script>{run}</script>", f'"><img src=x onerror={run}>', f"</title></style><svg onload={run}>"]
-    page = tmp_path / "gallery.html"
-    page.write_text(gallery_html(titles[2], PICTURES, titles, columns=2), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    result = subprocess.run([CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
-    assert "<figcaption>&lt;script&gt;" in result.stdout
-    assert "<title>owned" not in result.stdout
-    # the page's policy stops even a script that got in
-    page.write_text(page.read_text(encoding="utf-8").replace("<main>", f"<script>{run}</script><main>"))
-    result = subprocess.run([CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
-    assert f"<script>{run}</script>" in result.stdout
-    assert "<title>owned" not in result.stdout

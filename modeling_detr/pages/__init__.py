@@ -1,0 +1,22 @@
+"""Web pages: one look for every report, each a single file that loads nothing and works without a network.
+
+    Page("Check of shapes", [Section("Classes", [Table(("class", "boxes"), [("disc", 12)])])]).to_html()
+
+A page consists of the blocks in `page.py`; `page.html` is the template of all of them, `page.css` the style and
+`page.js` what sorts tables and enlarges pictures. To add a kind of block, add a class and a branch of the template.
+"""
+
+from modeling_detr.pages.page import Block, Code, Fact, Figure, Figures, Page, Section, Table, Text
+
+
+__all__ = [
+    "Block",
+    "Code",
+    "Fact",
+    "Figure",
+    "Figures",
+    "Page",
+    "Section",
+    "Table",
+    "Text",
+]

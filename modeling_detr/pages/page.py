@@ -1,0 +1,218 @@
+"""The blocks that pages consist of, and the page itself."""
+
+import base64
+import hashlib
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, Literal, TypeAlias
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+from PIL import Image
+
+from modeling_detr.errors_detr import printable
+
+
+_NUMBER = re.compile(r"-?\d{1,3}(,\d{3})*(\.\d+)?%?|-?\d{1,15}(\.\d+)?%?", re.ASCII)
+_LONGEST_TEXT = 100  # characters of a text in a table, unless the column is for long texts
+
+
+class Code(str):
+    """A text that is shown in a typewriter font, such as a command."""
+
+
+Fact: TypeAlias = tuple[str, object]
+"""A line at the head of a page: what, and its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A paragraph."""
+
+    kind: ClassVar[str] = "text"
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that a reader can sort by any column.
+
+    Attributes:
+        header: Names of the columns.
+        rows: The cells: text, integers, or floats (shown with three decimals, NaN as a dash).
+        wraps: Whether long texts are shown whole, on several lines, instead of shortened.
+    """
+
+    kind: ClassVar[str] = "table"
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    wraps: bool = False
+
+    @property
+    def is_numeric(self) -> list[bool]:
+        """Whether each column holds numbers only."""
+        return [
+            bool(self.rows) and all(_number(row[column]) is not None for row in self.rows)
+            for column in range(len(self.header))
+        ]
+
+    @property
+    def is_sortable(self) -> bool:
+        """Whether sorting has a point."""
+        return len(self.rows) > 2
+
+    def cell(self, value: object) -> tuple[str, str | None]:
+        """The text of a cell, and the number to sort it by: empty for NaN, None for text."""
+        number, text = _number(value), str(value)
+        if number is None:
+            is_long = len(text) > _LONGEST_TEXT and not self.wraps
+            return (f"{text[: _LONGEST_TEXT - 1]}…" if is_long else text), None
+        if math.isnan(number):
+            return "-", ""
+        if isinstance(value, float):
+            text = f"{value:.3f}"
+        elif isinstance(value, int):
+            text = f"{value:,}"
+        return text, repr(number)
+
+
+def _number(value: object) -> float | None:
+    """A number, also one that is text already, such as `0.1234` and `50%`; None for other texts."""
+    if isinstance(value, int | float):
+        return float(value)
+    text = str(value)
+    return float(text.rstrip("%").replace(",", "")) if _NUMBER.fullmatch(text) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture with its caption.
+
+    Attributes:
+        source: The picture as a `data:` address.
+        caption: The text below it, and in its place for those who cannot see it.
+        width: Its width in pixels.
+        height: Its height in pixels.
+    """
+
+    source: str
+    caption: str
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, picture: Image.Image, caption: str, longest_side: int = 640, *, lossless: bool = False) -> "Figure":
+        """Embeds a picture.
+
+        Args:
+            picture: The picture.
+            caption: See `Figure`.
+            longest_side: A larger picture is reduced to this.
+            lossless: Whether to keep every pixel, as lines and text need.
+        """
+        scale = min(1.0, longest_side / max(picture.size))
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        picture = picture.convert("RGB")
+        if size != picture.size:
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=72, lossless=lossless)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        return cls(f"data:image/webp;base64,{data}", caption, *size)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Pictures in rows; each can be enlarged.
+
+    Attributes:
+        figures: The pictures.
+        size: `small`: four in a row of a wide window, `wide`: two, `plot`: one, with dark lines on white.
+    """
+
+    kind: ClassVar[str] = "figures"
+
+    figures: Sequence[Figure]
+    size: Literal["small", "wide", "plot"] = "small"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading and what belongs to it.
+
+    Attributes:
+        title: The heading.
+        blocks: What is below it.
+        folded: Whether only the heading is shown until the reader opens it.
+        note: A remark beside the heading.
+    """
+
+    kind: ClassVar[str] = "section"
+
+    title: str
+    blocks: Sequence["Block"]
+    folded: bool = False
+    note: str = ""
+
+
+Block: TypeAlias = Text | Table | Figures | Section
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A web page.
+
+    Attributes:
+        title: Its title and first heading.
+        sections: What it shows.
+        highlights: The few numbers that matter most: text of the number, and its name.
+        facts: What the page is about: model, data, date, command; see `provenance`.
+        summary: A sentence below the heading.
+    """
+
+    title: str
+    sections: Sequence[Section]
+    highlights: Sequence[tuple[str, str]] = ()
+    facts: Sequence[Fact] = ()
+    summary: str = ""
+
+    def to_html(self) -> str:
+        """The page as one HTML file. Its policy lets no script but `page.js` run, and nothing load."""
+        style, script = _file("page.css"), _file("page.js")
+        policy = (
+            f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+            "base-uri 'none'; form-action 'none'"
+        )
+        return _template().render(page=self, policy=policy, style=Markup(style), script=Markup(script))
+
+
+@cache
+def _template() -> Template:
+    """The template of all pages; texts of data are escaped twice, as `printable` and as HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+    )
+    environment.tests["code"] = lambda value: isinstance(value, Code)
+    return environment.get_template("page.html")
+
+
+@cache
+def _file(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """The source expression of a Content-Security-Policy that allows exactly this inline text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

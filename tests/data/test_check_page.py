@@ -1,0 +1,43 @@
+"""The page of `detr data check --html`."""
+
+import html
+import json
+
+from modeling_detr.commands import run_command
+from modeling_detr.data.check import check_dataset
+from modeling_detr.data.check_page import check_page
+
+
+def test_the_page_has_what_the_report_has(coco_folder, tmp_path, capsys):
+    (coco_folder / "train/a.jpg").write_bytes(b"no image")
+    file = tmp_path / "pages/check.html"
+    assert run_command("data", ["check", str(coco_folder), "--json", "--html", str(file)]) == 1
+    output, errors = capsys.readouterr()
+    assert errors.strip().endswith(f"see {file.as_uri()}")
+    report, page = json.loads(output), html.unescape(file.read_text(encoding="utf-8"))
+    assert report["errors"] == 1
+    for finding in report["findings"]:
+        assert finding["where"] in page
+    assert page.count("<details>") == len({finding["kind"] for finding in report["findings"]})
+    for entry in report["classes"]:
+        assert f'<td>{entry["name"]}</td><td class="number" data-value="{float(entry["id"])}">' in page
+    for split in report["splits"]:
+        assert f"<td>{split}</td>" in page
+    for value, name in ((report["errors"], "errors"), (report["images"], "images"), (report["boxes"], "boxes")):
+        assert f"<li><strong>{value}</strong> {name}</li>" in page
+    assert "<dt>format</dt><dd>coco</dd>" in page
+    assert "<span>check</span>" in page  # of the command
+
+
+def test_a_dataset_without_problems_says_so():
+    assert "No problems found." in check_page(check_dataset("shapes?size=32&train=8&val=8")).to_html()
+
+
+def test_many_findings_of_a_kind_are_cut_off(coco_folder):
+    report = check_dataset(coco_folder, images=False)
+    (coco_folder / "train/a.jpg").write_bytes(b"")
+    finding = check_dataset(coco_folder).findings[0]
+    many = type(report)(report.index, (finding,) * 600, report.format, ())
+    page = check_page(many).to_html()
+    assert page.count("a.jpg") == 500
+    assert "and 100 more: detr data check --all lists them" in page
