@@ -21,7 +21,7 @@ from PIL import Image
 from modeling_detr.data.annotations import repeated_boxes
 from modeling_detr.data.findings import Finding, Findings, counted
 from modeling_detr.data.image_decoding import read_image
-from modeling_detr.data.image_headers import EXIF_ORIENTATION
+from modeling_detr.data.image_headers import EXIF_ORIENTATION, UNREADABLE_REMEDY
 from modeling_detr.data.open import open_dataset
 from modeling_detr.data.splits import has_role
 from modeling_detr.errors_detr import DatasetError, DatasetReadError, DetrError, printable, python_argument
@@ -340,7 +340,7 @@ def _check_images(
 
 def _add_image_error(path: str, error: Exception, findings: Findings) -> None:
     if not isinstance(error, DetrError):
-        error = DatasetReadError(path, str(error), "replace it, or remove it and its annotations")
+        error = DatasetReadError(path, str(error), UNREADABLE_REMEDY)
     kind = "image size" if isinstance(error, DatasetError) else "unreadable image"
     findings.add(kind, error, image=path)
 

@@ -17,6 +17,8 @@ from modeling_detr.structures_detr import ImageReader
 
 
 EXIF_ORIENTATION = 0x0112
+_LEAVE_OUT = "train on a copy of the dataset without it (detr data check DATA --fix OUT)"
+UNREADABLE_REMEDY = f"replace it, or {_LEAVE_OUT}"
 # Pillow warns above 89 million pixels and rejects twice as many; datasets store satellite and slide images as tiles.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
@@ -76,20 +78,20 @@ def opened_image(path: str, source: str | BinaryIO, kind: str = "image") -> Iter
     except FileNotFoundError as error:
         raise DatasetNotFoundError(path, f"no such {kind}", "restore it, or remove its annotations") from error
     except FileReadError as error:
-        raise DatasetReadError(path, error.problem, "replace it, or remove it and its annotations") from error
+        raise DatasetReadError(path, error.problem, UNREADABLE_REMEDY) from error
     except DetrError:
         raise
     except UnidentifiedImageError as error:
         raise DatasetReadError(
             path,
             f"the {kind} cannot be decoded (not a readable image, {_num_bytes(source):,} bytes)",
-            "replace it, or remove it and its annotations",
+            UNREADABLE_REMEDY,
         ) from error
     except Exception as error:  # Pillow raises almost anything for a hostile image
         raise DatasetReadError(
             path,
             f"the {kind} cannot be decoded ({_reason(error)})",
-            "replace it, or remove it and its annotations",
+            UNREADABLE_REMEDY,
         ) from error
 
 
@@ -107,7 +109,7 @@ def check_pixels(path: str, height: int, width: int) -> None:
         raise DatasetReadError(
             path,
             f"{width}x{height} pixels (width x height), more than the limit of {MAX_PIXELS / 1e6:.0f} million",
-            "cut it into tiles or scale it down, with its boxes, or remove it and its annotations",
+            f"cut it into tiles or scale it down, with its boxes, or {_LEAVE_OUT}",
         )
 
 

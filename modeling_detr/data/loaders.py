@@ -4,7 +4,7 @@ Pixels stay uint8 and are normalised on the device; see `batch_to_device`.
 """
 
 import errno
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -83,10 +83,16 @@ class BatchLoader(DataLoader[Any]):
             DatasetReadError: More than 1% of the images cannot be read.
         """
         for batch in super().__iter__() if self.num_workers == 0 else self._watched_batches():
-            self._count_unreadable(batch.pop("unreadable", {}))
+            self.count_unreadable(batch)
             yield batch
 
-    def _count_unreadable(self, images: Mapping[int, str]) -> None:
+    def count_unreadable(self, batch: DetectionBatch) -> None:
+        """Move the images of a batch that could not be read from the batch to `unreadable`.
+
+        Raises:
+            DatasetReadError: They are now more than 1% of all images.
+        """
+        images = batch.pop("unreadable", {})
         self.unreadable.update(images)
         if images and len(self.unreadable) > max(1, _MAX_UNREADABLE * len(self._index)):
             problem = f"{len(self.unreadable)} of {len(self._index)} images cannot be read, more than "

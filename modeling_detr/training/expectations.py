@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from modeling_detr.data.findings import counted
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.training.recipe import Recipe
 
@@ -29,10 +30,11 @@ def usual_steps(recipe: Recipe) -> str | None:
     """The steps that runs like this one have needed, in words; None if no such run was measured."""
     if recipe.model is not None or recipe.task != "detection" or recipe.data_source.startswith("shapes"):
         return None
-    if recipe.backbone_weights is None or not (recipe.encoder_supervision and recipe.denoising_groups):
+    keys = ("backbone_weights", "encoder_supervision", "denoising_groups")
+    missing = [key for key in keys if not getattr(recipe, key)]
+    if missing:
         return (
-            "a new model without ImageNet weights (backbone_weights) and training aids (encoder_supervision, "
-            "denoising_groups) needs far more; the original trains for 300 epochs of COCO"
+            f"without {' and '.join(missing)}, a new model needs far more; the original trains for 300 epochs of COCO"
         )
     runs = ", ".join(f"{run.steps:,} with {run.data}" for run in MEASURED)
     return f"steps until AP50 was {USEFUL_AP50:g} in runs like this one: {runs}"
@@ -43,7 +45,7 @@ def too_short_note(recipe: Recipe, total_steps: int) -> str | None:
     usual = usual_steps(recipe)
     if usual is None or total_steps >= max(run.steps for run in MEASURED):
         return None
-    return f"{total_steps:,} steps may be too few for useful boxes; {usual}"
+    return f"{counted(total_steps, 'step')} may be too few for useful boxes; {usual}"
 
 
 def hardly_learned_note(recipe: Recipe, report: EvaluationReport, steps: int) -> str | None:
@@ -59,7 +61,7 @@ def hardly_learned_note(recipe: Recipe, report: EvaluationReport, steps: int) ->
         return None
     usual = usual_steps(recipe)
     return (
-        f"The model has hardly learned to find objects yet: AP50 {ap50:.3f} after {steps:,} steps"
+        f"The model has hardly learned to find objects yet: AP50 {ap50:.3f} after {counted(steps, 'step')}"
         + (f" ({usual})" if usual else "")
         + f". Train on with more epochs, such as --epochs {3 * recipe.epochs} --resume auto."
     )

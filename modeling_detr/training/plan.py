@@ -68,8 +68,8 @@ def _conversion_notes(run: PreparedRun) -> list[str]:
     if not unsupported:
         return []
     return [
-        f"`detr convert --to transformers` cannot convert this model: {unsupported}. Elsewhere it loads with "
-        f"trust_remote_code=True; for one that converts, see 'Small models that convert' in docs/checkpoints.md"
+        f"detr convert --to transformers cannot convert this model ({unsupported}); see 'Small models that convert' "
+        "in docs/checkpoints.md"
     ]
 
 

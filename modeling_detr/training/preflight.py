@@ -25,11 +25,18 @@ from torchvision.ops import box_iou
 
 from modeling_detr.data import DetectionDataset, SampleKey
 from modeling_detr.data.batch_transfer import bytes_in_shared_memory
+from modeling_detr.data.loaders import BatchLoader
 from modeling_detr.data.sampler import planned_sizes
 from modeling_detr.errors_detr import DetrError, PreflightError
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.image_processing_detr import batch_to_device
-from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionLabels, DetectionResult
+from modeling_detr.structures_detr import (
+    DetectionBatch,
+    DetectionIndex,
+    DetectionLabels,
+    DetectionResult,
+    DetectionSample,
+)
 from modeling_detr.training.setup import PreparedRun
 
 
@@ -409,6 +416,7 @@ def _spread(count: int, most: int) -> list[int]:
     return sorted({*np.linspace(0, count - 1, min(count, most)).astype(np.int64).tolist()}) if count else []
 
 
-def _collate(loader: Any, samples: Sequence[Any]) -> DetectionBatch:
-    batch: DetectionBatch = loader.collate_fn(samples)
+def _collate(loader: BatchLoader, samples: Sequence[DetectionSample]) -> DetectionBatch:
+    batch: DetectionBatch = loader.collate_fn(list(samples))
+    loader.count_unreadable(batch)
     return batch

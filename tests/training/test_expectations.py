@@ -22,13 +22,9 @@ def report_of(ap50):
         (
             {**AIDED, "encoder_supervision": False},
             ENOUGH - 1,
-            "needs far more; the original trains for 300 epochs of COCO",
+            "without encoder_supervision, a new model needs far more",
         ),
-        (
-            {**AIDED, "backbone_weights": None},
-            ENOUGH - 1,
-            "needs far more; the original trains for 300 epochs of COCO",
-        ),
+        ({**AIDED, "backbone_weights": None}, ENOUGH - 1, "without backbone_weights, a new model needs far more"),
         ({"data": "mine", "model": "m"}, 1, None),  # not measured
         ({**AIDED, "data": "shapes?size=64"}, 1, None),
     ],

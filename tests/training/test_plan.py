@@ -17,4 +17,4 @@ def test_the_image_size_is_shown(tiny_recipe):
 
 def test_a_model_that_cannot_become_transformers_own_is_named_before_training(tiny_recipe):
     recipe = tiny_recipe(model_config={**tiny_recipe().model_config, "position_temperature": 20})
-    assert "cannot convert this model: position_temperature 20 (only 10,000)" in plan(prepare_run(recipe))
+    assert "cannot convert this model (position_temperature 20 (only 10,000), " in plan(prepare_run(recipe))

@@ -8,6 +8,8 @@ from modeling_detr.data import open_dataset
 from modeling_detr.data.convert import convert_dataset
 from modeling_detr.errors_detr import DatasetReadError
 from modeling_detr.training.metric_logger import read_log
+from modeling_detr.training.preflight import preflight
+from modeling_detr.training.setup import prepare_run
 from modeling_detr.training.trainer import Trainer
 
 
@@ -44,6 +46,13 @@ def test_training_continues_without_an_image_that_cannot_be_read(tiny_recipe, fo
         assert f"training continues without it (1 of 60 images); detr data check {folder} --fix OUT" in warning
         assert f"warning: {image}: " in capsys.readouterr().out
     assert losses_of(tmp_path / "0") == losses_of(tmp_path / "2")
+
+
+def test_the_preflight_finds_such_an_image_and_goes_on(tiny_recipe, folder):
+    (image,) = cut(folder, 1)
+    run = prepare_run(tiny_recipe(data=str(folder)))
+    assert any("training images after the transforms" in line for line in preflight(run))
+    assert [str(image) in reason for reason in run.loaders.train.unreadable.values()] == [True]
 
 
 def test_many_unreadable_images_end_the_run_with_a_checkpoint(tiny_recipe, folder):
