@@ -15,15 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 
-
-try:  # needed only for masks
-    from pycocotools import mask as coco_mask
-except ImportError:
-    coco_mask = None
+from .coco_masks_detr import decode_coco_mask
+from .image_reading_detr import open_image
 
 
 class CocoObject(TypedDict):
@@ -90,7 +86,10 @@ def coco_to_labels(
     if len(each) != len(originals):
         raise ValueError(f"annotations: got {len(each)} for {len(originals)} images, expected one dict per image.")
     if any(isinstance(annotation, Mapping) and "segments_info" in annotation for annotation in each):
-        each = [_panoptic_objects(annotation, f"image {index}", masks_path) for index, annotation in enumerate(each)]
+        each = [
+            _panoptic_objects(annotation, (before.shape[-2], before.shape[-1]), f"image {index}", masks_path)
+            for index, (annotation, before) in enumerate(zip(each, originals, strict=True))
+        ]
     return [
         _image_labels(
             annotation,
@@ -103,26 +102,38 @@ def coco_to_labels(
     ]
 
 
-def _panoptic_objects(annotation: Any, where: str, masks_path: str | Path | None) -> CocoAnnotation:
+def _panoptic_objects(
+    annotation: Any, size: tuple[int, int], where: str, masks_path: str | Path | None
+) -> CocoAnnotation:
     """Converts a panoptic annotation to objects, whose boxes enclose their pixels.
 
     Raises:
-        ValueError: The annotation is malformed, or its file is missing or outside `masks_path`.
+        ValueError: The annotation is malformed, or its file is missing, outside `masks_path`, or not of the image's
+            size.
     """
-    if "segments_info" not in annotation or "file_name" not in annotation or masks_path is None:
+    is_dict = isinstance(annotation, Mapping)
+    segments = annotation.get("segments_info") if is_dict else None
+    if (
+        not isinstance(segments, Iterable)
+        or not all(isinstance(segment, Mapping) and {"id", "category_id"} <= segment.keys() for segment in segments)
+        or not isinstance(annotation.get("file_name"), str)
+        or masks_path is None
+    ):
+        keys = f"has the keys {sorted(map(str, annotation))}" if is_dict else "is not a dict"
         raise ValueError(
-            f"{where}: the annotation has the keys {sorted(annotation)}, expected {{'file_name': …, 'segments_info': "
-            f"[{{'id': …, 'category_id': …}}, …]}}, and masks_path the folder with the PNG files; got {masks_path}."
+            f"{where}: the annotation {keys}, expected {{'file_name': …, 'segments_info': [{{'id': …, 'category_id': "
+            f"…}}, …]}}, and masks_path the folder with the PNG files; got {masks_path}."
         )
-    folder = Path(masks_path)
-    path = folder / annotation["file_name"]
-    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise ValueError(f"{where}: file_name {annotation['file_name']!r}: no such file in {folder}.")
-    with Image.open(path) as opened:
-        colours = np.asarray(opened.convert("RGB")).astype(np.int64)
-    segment_ids = colours @ np.array([1, 256, 256**2])
+    segment_ids = _segment_ids(annotation["file_name"], Path(masks_path), where)
+    if segment_ids.shape != size:
+        raise ValueError(
+            f"{where}: {annotation['file_name']} has {segment_ids.shape[1]}x{segment_ids.shape[0]} pixels, expected "
+            f"{size[1]}x{size[0]} (width x height), as the image."
+        )
     objects: list[CocoObject] = []
-    for segment in annotation["segments_info"]:
+    for segment in segments:
+        if not _is_integer(segment["id"]):
+            raise ValueError(f"{where}: got the segment id {segment['id']!r}, expected an integer.")
         mask = segment_ids == segment["id"]
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
@@ -139,6 +150,26 @@ def _panoptic_objects(annotation: Any, where: str, masks_path: str | Path | None
         )
     image_id: dict[str, Any] = {key: annotation[key] for key in ("image_id",) if key in annotation}
     return {"annotations": objects, **image_id}  # type: ignore[typeddict-item]
+
+
+def _segment_ids(file_name: str, folder: Path, where: str) -> NDArray[np.int64]:
+    """The segment id of every pixel (H, W) of a panoptic PNG: red + 256 green + 256² blue, or the grey value.
+
+    Raises:
+        ValueError: There is no such file in `folder`, or it is not a readable image.
+    """
+    try:
+        path = folder / file_name
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+            raise ValueError("no such file")
+        with open_image(path) as opened:
+            if opened.mode in ("L", "I", "I;16"):
+                return np.asarray(opened).astype(np.int64)
+            colours = np.asarray(opened.convert("RGB")).astype(np.int64)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{where}: file_name {file_name[:200]!r}: {error} in {folder}.") from error
+    ids: NDArray[np.int64] = colours @ np.array([1, 256, 256**2])
+    return ids
 
 
 def _image_labels(
@@ -167,7 +198,7 @@ def _image_labels(
     boxes_xyxy[:, 1::2] = boxes_xyxy[:, 1::2].clamp(0, height)
     keep = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(-1)
     boxes_cxcywh = box_convert(boxes_xyxy[keep], "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
-    areas = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in objects]
+    areas = [entry["area"] for entry in objects]
     scale = (new_size[0] / height) * (new_size[1] / width)
     labels = {
         "class_labels": torch.tensor([entry["category_id"] for entry in objects], dtype=torch.int64)[keep],
@@ -197,7 +228,9 @@ def _checked_objects(annotation: CocoAnnotation, where: str) -> list[CocoObject]
             f"{where}: the annotation {problem}, expected {{'image_id': …, 'annotations': [{{'bbox': [x, y, width, "
             f"height], 'category_id': …}}, …]}}."
         )
-    if "image_id" in annotation and not _is_integer(annotation["image_id"]):
+    if "image_id" in annotation and not (
+        _is_integer(annotation["image_id"]) and -(2**63) <= operator.index(annotation["image_id"]) < 2**63
+    ):
         raise ValueError(f"{where}: got image_id {annotation['image_id']!r}, expected an integer, or no image_id.")
     entries = annotation["annotations"]
     if isinstance(entries, Mapping | str) or hasattr(entries, "columns") or not isinstance(entries, Iterable):
@@ -235,7 +268,25 @@ def _checked_object(entry: CocoObject, where: str) -> CocoObject:
         label = int(label)
     if not _is_integer(label):
         raise ValueError(f"{where} has category_id {label!r}, expected an integer, the label of its class.")
-    return {**entry, "bbox": bbox, "category_id": operator.index(label)}
+    if not -(2**63) <= operator.index(label) < 2**63:
+        raise ValueError(f"{where} has category_id {label}, expected the label of a class.")
+    return {**entry, "bbox": bbox, "category_id": operator.index(label), "area": _area(entry, bbox, where)}
+
+
+def _area(entry: CocoObject, bbox: Sequence[float], where: str) -> float:
+    """The object's area, or that of its box if it has none.
+
+    Raises:
+        ValueError: It is no finite number.
+    """
+    area: Any = entry.get("area")
+    try:
+        number = bbox[2] * bbox[3] if area is None else float(area)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where} has area {area!r}, expected a finite number, or no area.")
+    return number
 
 
 def _is_integer(value: object) -> bool:
@@ -252,23 +303,10 @@ def _coco_mask(entry: CocoObject, size: tuple[int, int], where: str) -> NDArray[
     segmentation: Any = entry.get("segmentation")
     if isinstance(segmentation, np.ndarray) and segmentation.shape == size:
         return segmentation.astype(np.uint8)
-    if coco_mask is None:
-        raise ValueError("return_segmentation_masks: needs pycocotools; pip install pycocotools.")
-    where = f"{where}: the segmentation of annotation {entry.get('id', entry['bbox'])}"
     try:
-        if isinstance(segmentation, Mapping):
-            runs = segmentation
-            if isinstance(segmentation["counts"], list):
-                runs = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-        else:
-            polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6]
-            runs = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-        mask: NDArray[np.uint8] = coco_mask.decode(runs)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        return decode_coco_mask(segmentation, *size)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise ValueError(
-            f"{where} cannot be read ({error}); expected polygons [[x, y, x, y, …], …] or run-length encoding "
-            f"{{size: [height, width], counts: …}}."
+            f"{where}: the segmentation of annotation {entry.get('id', entry['bbox'])} cannot be read ({error}); "
+            f"expected polygons [[x, y, x, y, …], …] or run-length encoding {{size: [height, width], counts: …}}."
         ) from error
-    if mask.shape != size:
-        raise ValueError(f"{where} has size {mask.shape}, expected {size}, the image's (height, width).")
-    return mask

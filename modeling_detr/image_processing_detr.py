@@ -11,6 +11,7 @@ Shapes: B images · N objects of one image · H, W pixels. Sizes are `(height, w
 """
 
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from .annotations_detr import CocoAnnotation, CocoPanopticAnnotation, coco_to_labels
 from .errors_detr import did_you_mean
+from .image_reading_detr import open_image
 from .model_folder_detr import model_folder
 from .padding_detr import ImageBatch, pad_images
 from .post_processing_detr import DetrPostProcessor
@@ -38,6 +40,8 @@ from .structures_detr import DetectionBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_MOST_PIXELS = 89_478_485  # of a resized or padded image: Pillow's limit of what is plausible
 
 EncodedImage = Mapping[str, Any]  # a row of `datasets`: {"bytes": the file's content or None, "path": its path}
 RawImage = Image.Image | NDArray[np.generic] | Tensor | str | Path | bytes | BinaryIO | EncodedImage
@@ -192,7 +196,7 @@ def _to_tensor(image: Any, channels_first: bool | None) -> tuple[Tensor, bool | 
     if isinstance(image, bytes | bytearray | memoryview):
         image = io.BytesIO(image)
     if isinstance(image, str | Path) or hasattr(image, "read"):
-        with Image.open(image) as opened:
+        with open_image(image) as opened:
             return _array_to_tensor(_pil_to_array(opened)), False
     if isinstance(image, Image.Image):
         return _array_to_tensor(_pil_to_array(image)), False
@@ -325,7 +329,16 @@ class PreprocessingOptions:
             "image_mean": _parse_channel_values("image_mean", values["image_mean"]),
             "image_std": _parse_channel_values("image_std", values["image_std"]),
         }
+        cls._check_numbers(values)
         return cls(**{**values, **parsed})
+
+    @staticmethod
+    def _check_numbers(values: Mapping[str, Any]) -> None:
+        factor = values["rescale_factor"]
+        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise ValueError(f"rescale_factor: got {factor!r}, expected a number above 0, such as 1/255.")
+        if values["resample"] not in [*PILImageResampling]:
+            raise ValueError(f"resample: got {values['resample']!r}, expected one of PIL's filters, 0-5.")
 
     @property
     def batch_height_width(self) -> tuple[int, int] | None:
@@ -351,9 +364,14 @@ def _parse_size(size: SizeOption) -> SizeDict:
 
 
 def _parse_pad_size(size: SizeOption) -> SizeDict:
-    return _parse_size_dict(
+    parsed = _parse_size_dict(
         "pad_size", (size, size) if isinstance(size, int | np.integer) else size, [{"height", "width"}]
     )
+    if (parsed.height or 0) * (parsed.width or 0) > _MOST_PIXELS:
+        raise ValueError(
+            f"pad_size: got {parsed.width}x{parsed.height} (width x height), expected at most {_MOST_PIXELS:,} pixels."
+        )
+    return parsed
 
 
 def _parse_size_dict(name: str, size: Sequence[int] | Mapping[str, int] | SizeDict, forms: list[set[str]]) -> SizeDict:
@@ -377,7 +395,8 @@ def _parse_channel_values(name: str, value: ChannelValues) -> tuple[float, float
         channels = float(red), float(green), float(blue)
     except (TypeError, ValueError):
         channels = None
-    if channels is None or (name == "image_std" and min(channels) <= 0):
+    is_valid = channels is not None and all(map(math.isfinite, channels))
+    if channels is None or not is_valid or (name == "image_std" and min(channels) <= 0):
         above_zero = " above 0" if name == "image_std" else ""
         raise ValueError(
             f"{name}: got {value}, expected one number{above_zero} or one for each of three channels, in units of "
@@ -478,8 +497,10 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
         """
         file = kwargs.get("image_processor_filename", IMAGE_PROCESSOR_NAME)
         folder = model_folder(pretrained_model_name_or_path, kwargs.get("subfolder") or "", file)
-        values: tuple[dict[str, Any], dict[str, Any]] = super().get_image_processor_dict(folder, **kwargs)
-        return values
+        values, unused = super().get_image_processor_dict(folder, **kwargs)
+        if kwargs.get("_from_pipeline") is not None:  # a pipeline passes the model's options too
+            unused = {key: value for key, value in unused.items() if key in cls.valid_kwargs.__annotations__}
+        return values, unused
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -652,15 +673,26 @@ def _rescale_and_normalize(image: Tensor, options: PreprocessingOptions) -> Tens
 
 
 def _size_after_resize(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """The (height, width) of an image after resizing to `size`."""
+    """The (height, width) of an image after resizing to `size`.
+
+    Raises:
+        ValueError: It would fill the memory.
+    """
     if size.shortest_edge is not None:
-        return resize_output_size(height, width, size.shortest_edge, size.longest_edge)
-    if size.max_height is not None and size.max_width is not None:
+        new_size = resize_output_size(height, width, size.shortest_edge, size.longest_edge)
+    elif size.max_height is not None and size.max_width is not None:
         scale = min(size.max_height / height, size.max_width / width)
-        return max(1, int(height * scale)), max(1, int(width * scale))
-    if size.height is not None and size.width is not None:
-        return size.height, size.width
-    raise ValueError(f"size: got {size}, expected a shortest edge, or a height and a width.")
+        new_size = max(1, int(height * scale)), max(1, int(width * scale))
+    elif size.height is not None and size.width is not None:
+        new_size = size.height, size.width
+    else:
+        raise ValueError(f"size: got {size}, expected a shortest edge, or a height and a width.")
+    if new_size[0] * new_size[1] > _MOST_PIXELS:
+        raise ValueError(
+            f"size: an image of {width}x{height} (width x height) would be resized to {new_size[1]}x{new_size[0]}, "
+            f"expected at most {_MOST_PIXELS:,} pixels; limit the longest edge."
+        )
+    return new_size
 
 
 def _to_numpy(value: object) -> object:

@@ -438,11 +438,14 @@ def _checked_sizes(name: str, sizes: Sizes, num_images: int) -> Tensor:
     """`sizes` as a tensor (B, 2).
 
     Raises:
-        ValueError: They are not one (height, width) per image.
+        ValueError: They are not one (height, width) per image, or not above 0.
     """
-    if not isinstance(sizes, Tensor):  # but it may be a list of tensors
-        sizes = torch.as_tensor([size.tolist() if isinstance(size, Tensor) else size for size in sizes])
     tensor = sizes
+    if not isinstance(tensor, Tensor):  # but it may be a list of tensors
+        try:
+            tensor = torch.as_tensor([size.tolist() if isinstance(size, Tensor) else size for size in sizes])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name}: got {str(sizes)[:80]}, expected one (height, width) per image.") from error
     if tuple(tensor.shape) != (num_images, 2):
         raise ValueError(
             f"{name}: got shape {tuple(tensor.shape)} for {num_images} images, expected ({num_images}, 2), one "

@@ -369,8 +369,10 @@ assert processor(numpy.zeros((64, 48, 3), numpy.uint8))["pixel_values"].shape ==
     assert done.returncode == 0, done.stderr
     assert {file.name for file in (tmp_path / "model").glob("*.py")} == {
         "annotations_detr.py",
+        "coco_masks_detr.py",
         "errors_detr.py",
         "image_processing_detr.py",
+        "image_reading_detr.py",
         "model_folder_detr.py",
         "padding_detr.py",
         "post_processing_detr.py",

@@ -285,3 +285,13 @@ def test_a_list_of_images_is_padded(make, request):
     pixel_mask[0, :, 32:] = 0
     assert torch.equal(model([small, [large]]).logits, model(pixel_values, pixel_mask).logits)
     assert torch.equal(model([large]).logits, model(large[None]).logits)
+
+
+@pytest.mark.parametrize("options", [{"attn_implementation": "eager"}, {"output_attentions": True}])
+def test_a_pipeline_passes_the_options_of_the_model(tiny_detector, processor, tmp_path, options):
+    tiny_detector().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    run = pipeline("object-detection", str(tmp_path), model_kwargs=options)
+    assert run.model.config.output_attentions is options.get("output_attentions", False)
+    assert run.image_processor.size == processor.size
+    run(Image.new("RGB", (80, 60)))

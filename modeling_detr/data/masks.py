@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modeling_detr.coco_masks_detr import (
+    MAX_OUTLINE,
+    MAX_POLYGONS,
+    compressed_run_lengths,
+    invalid_run_lengths,
+    outline_length,
+)
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_headers import opened_image
-from modeling_detr.data.run_lengths import invalid_run_lengths
 from modeling_detr.structures_detr import MaskColumn
 
-
-_MAX_POLYGONS = 10_000  # of a mask; they are merged one by one
-_MAX_OUTLINE = 1_000_000  # pixels, of a mask's polygons; pycocotools takes about 100 bytes for each
 
 ReadMasks = tuple[MaskColumn, list[int]]  # masks of the rows that have one, and the rows without one
 
@@ -82,21 +85,11 @@ class CocoMasks:
             least, most = (extreme.reduceat(self.polygons, starts) for extreme in (np.minimum, np.maximum))
             with np.errstate(invalid="ignore", over="ignore"):
                 longest = (self.spans[drawn, 1] - starts) * (most - least)  # an upper bound, quickly computed
-            is_safe = (least > -_MAX_OUTLINE) & (most < _MAX_OUTLINE) & (longest < _MAX_OUTLINE)
+            is_safe = (least > -MAX_OUTLINE) & (most < MAX_OUTLINE) & (longest < MAX_OUTLINE)
             for row in drawn[~is_safe].tolist():
-                if not self._outline(row) < _MAX_OUTLINE:
-                    unsafe[row] = f"points that are not finite, or an outline of {_MAX_OUTLINE:,} pixels or more"
+                if not outline_length(self._polygons_of(row)) < MAX_OUTLINE:
+                    unsafe[row] = f"points that are not finite, or an outline of {MAX_OUTLINE:,} pixels or more"
         return unsafe
-
-    def _outline(self, row: int) -> float:
-        """The length of a row's polygons, and of the way to them from the corner of the image, in pixels."""
-        total = 0.0
-        with np.errstate(invalid="ignore", over="ignore"):
-            for polygon in self._polygons_of(row):
-                points = polygon.reshape(-1, 2)
-                steps = np.abs(points - np.roll(points, 1, axis=0)).max(-1)
-                total = max(total, float(np.abs(points).max())) + float(steps.sum())
-        return total
 
 
 def read_segmentations(
@@ -125,10 +118,10 @@ def read_segmentations(
         rle = isinstance(segmentation, Mapping)
         try:
             if isinstance(segmentation, Mapping):
-                runs += _compressed(segmentation, height, width)
+                runs += compressed_run_lengths(segmentation, height, width)
             else:
-                if len(segmentation or ()) > _MAX_POLYGONS:
-                    raise ValueError(f"more than {_MAX_POLYGONS:,} polygons")
+                if len(segmentation or ()) > MAX_POLYGONS:
+                    raise ValueError(f"more than {MAX_POLYGONS:,} polygons")
                 for polygon in segmentation or ():
                     if len(polygon) >= 6:  # fewer than three points have no inside
                         polygons.append(len(polygon) // 2 * 2)
@@ -187,32 +180,6 @@ def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], 
         "the annotation is left out",
         ((describe(row), "no segmentation") for row in absent),
     )
-
-
-def _compressed(segmentation: Mapping[str, Any], height: int, width: int) -> bytes:
-    """Convert plain RLE to COCO's compressed form.
-
-    Raises:
-        KeyError: A part is missing.
-        TypeError: A part has the wrong type.
-        ValueError: They do not match the size of the image.
-    """
-    size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
-    if size != [height, width]:
-        given = "x".join(map(str, reversed(size)))
-        raise ValueError(f"size {given}, but the image is {width}x{height} (width x height)")
-    if isinstance(counts, str):
-        return counts.encode("ascii")
-    if isinstance(counts, bytes):
-        return counts
-    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        raise TypeError("the counts are no list of integers, or negative")
-    if sum(counts) != height * width:
-        raise ValueError(f"the counts add up to {sum(counts)}, but the image has {height * width} pixels")
-    from pycocotools import mask as coco_mask
-
-    compressed: bytes = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)["counts"]
-    return compressed
 
 
 # Panoptic segments

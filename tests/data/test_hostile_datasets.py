@@ -20,10 +20,10 @@ from mutations import (
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from modeling_detr.coco_masks_detr import invalid_run_lengths
 from modeling_detr.data import DetectionDataset, open_dataset, read_image
 from modeling_detr.data.check import check_dataset
 from modeling_detr.data.image_headers import header_size
-from modeling_detr.data.run_lengths import invalid_run_lengths
 from modeling_detr.errors_detr import DatasetReadError, DetrError
 from modeling_detr.structures_detr import ImageRecord
 

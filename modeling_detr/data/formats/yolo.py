@@ -84,10 +84,12 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
 
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
     image_index = np.array(rows.image_index, dtype=np.int64)
+    with np.errstate(over="ignore"):  # infinite numbers are reported with the boxes
+        boxes_xyxy = rows.boxes * sizes[image_index][:, [1, 0, 1, 0]]
     table = clean_annotations(
         image_index=image_index,
         label=np.array(rows.label, dtype=np.int64),
-        boxes_xyxy=rows.boxes * sizes[image_index][:, [1, 0, 1, 0]],
+        boxes_xyxy=boxes_xyxy,
         image_sizes=sizes,
         describe=lambda row: f"{label_files[rows.image_index[row]]}, line {rows.place[row]}",
         findings=findings,
