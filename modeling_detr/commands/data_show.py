@@ -189,5 +189,9 @@ def _facts(arguments: argparse.Namespace, recipe: "Recipe", samples: DetectionDa
     if arguments.recipe is not None:
         source = f"{arguments.recipe}, the images that it trains on"
     else:
-        source = f"none given: all images, and the image size of {DEFAULT_RECIPE} unless set"
+        options = [
+            f"--{option}" for option in ("transform", "shortest_edge") if getattr(arguments, option) is not None
+        ]
+        source = f"none given, so augmented as in {DEFAULT_RECIPE}"
+        source += f", apart from {' and '.join(options)}" if options else ""
     return [("data", recipe.data_source), ("recipe", source), ("transform", shown)]

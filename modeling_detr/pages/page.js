@@ -48,7 +48,9 @@ if (pictures.length > 0) {
   const show = (number) => {
     shown = (number + pictures.length) % pictures.length;
     large.src = pictures[shown].src;
-    large.alt = caption.textContent = pictures[shown].alt;
+    large.alt = pictures[shown].alt;
+    const heading = pictures[shown].closest("section, details").querySelector("h2, h3").textContent;
+    caption.textContent = `${heading}: ${large.alt}`;
     if (!dialog.open) dialog.showModal();
   };
   const button = (text, label, action) => {

@@ -93,7 +93,7 @@ class Trainer:
                     report = self._evaluate_if_due()
                     is_best = report is not None and self._keep_if_best(report)
                     self._log_epoch(pace, report)
-                    if self._page is not None and (is_best or self._is_last_epoch):
+                    if self._page is not None and (is_best or self._is_last_epoch or self._stops_early()):
                         self._page.add_curves()
                     self._end_epoch(is_best)
                 if report is None:  # the run had already finished

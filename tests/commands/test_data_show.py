@@ -142,7 +142,7 @@ def test_without_a_recipe_all_images_are_drawn_as_the_recommended_recipe_augment
     assert page.count("data:image/webp;base64,") == 8 * 2
     with Image.open(tmp_path / "out/gallery.jpg") as sheet:
         assert (sheet.format, sheet.width) == ("JPEG", 2 * 240)
-    assert "none given: all images, and the image size of small_dataset unless set" in page
+    assert "<dd>none given, so augmented as in small_dataset</dd>" in page
     assert "LightPolicy" in page
     values = yaml.safe_load(builtin_recipes()["small_dataset"].read_text())
     recommended = Recipe(**values, data=str(dataset), eval_fraction=0.25)
@@ -152,6 +152,8 @@ def test_without_a_recipe_all_images_are_drawn_as_the_recommended_recipe_augment
     options = ["--transform", "none", "--shortest_edge", "32", "--split", "all", "--draws", "1"]
     assert show(dataset, *options, "--output_dir", tmp_path / "out") == 0
     assert {image.shape[1] for image, *_ in drawn} <= {30, 31, 32, 50}  # 50: as annotated
+    page = (tmp_path / "out/gallery.html").read_text(encoding="utf-8")
+    assert "none given, so augmented as in small_dataset, apart from --transform and --shortest_edge" in page
 
 
 def test_options_that_the_recipe_sets_are_refused(dataset, recipe, tmp_path, capsys):

@@ -87,6 +87,39 @@ def test_metrics_and_predictions_are_written(
     assert "AP50" in capsys.readouterr().out
 
 
+def test_the_page_names_model_data_and_command_and_shows_the_worst_images(model_folder: Path, tmp_path: Path) -> None:
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    arguments = [str(model_folder), str(data), "--split", "train+val", "--num_workers", "0", "--output_dir", str(out)]
+    assert main(arguments) == 0
+    page = (out / "evaluation.html").read_text(encoding="utf-8")
+    for name, value in (("model", model_folder), ("data", data)):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+    assert "<span>detr</span> <span>evaluate</span>" in page
+    assert "transformers" in page
+    assert "<h2>Images with the most errors</h2>" in page
+    assert page.count("data:image/webp") == 5  # all of them are wrong
+    assert "Training curves" not in page
+    assert main([*arguments, "--num_pictures", "2"]) == 0
+    assert (out / "evaluation.html").read_text(encoding="utf-8").count("data:image/webp") == 2
+    assert main([*arguments, "--num_pictures", "0"]) == 0
+    assert "most errors" not in (out / "evaluation.html").read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_run_has_its_training_curves(model_folder: Path, tmp_path: Path) -> None:
+    data, run = dataset(tmp_path / "data"), tmp_path / "run"
+    shutil.copytree(model_folder, run / "model")
+    (run / "recipe.yaml").write_text(f"data: {data}\n")
+    entries = [{"kind": "epoch", "epoch": epoch, "step": epoch, "loss": 3.0 - epoch} for epoch in (1, 2)]
+    (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    for model in (run, run / "model"):
+        arguments = [str(model), str(data), "--num_workers", "0", "--num_pictures", "0"]
+        assert main([*arguments, "--output_dir", str(tmp_path / "out")]) == 0
+        page = (tmp_path / "out/evaluation.html").read_text(encoding="utf-8")
+        assert "<h2>Training curves</h2>" in page
+        assert "run, epochs 1 to 2" in page
+        assert page.count("data:image/webp") == 1
+
+
 def test_a_split_can_be_chosen(model_folder: Path, tmp_path: Path) -> None:
     arguments = [str(model_folder), str(dataset(tmp_path / "data")), "--split", "train+val"]
     assert main([*arguments, "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]) == 0

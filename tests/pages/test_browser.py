@@ -77,7 +77,7 @@ def test_pictures_enlarge_by_keyboard(chromium, page):
     assert chromium.evaluate(ACTIVE) == "Enlarge: green"
     chromium.press("Enter")
     assert chromium.wait_for(DIALOG, True) is True
-    assert chromium.evaluate("document.querySelector('dialog p').textContent") == "green"
+    assert chromium.evaluate("document.querySelector('dialog p').textContent") == "Classes: green"
     width = "document.querySelector('dialog img').getBoundingClientRect().width > 1000"
     assert chromium.wait_for(width, True) is True
     for key, shown in (("ArrowRight", "blue"), ("ArrowRight", "red"), ("ArrowLeft", "blue")):

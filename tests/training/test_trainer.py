@@ -106,6 +106,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_recipe, tmp_
             assert torch.equal(value, got[name]), name
 
 
+def test_the_page_of_a_run_has_pictures_curves_and_the_command(tiny_recipe):
+    recipe = tiny_recipe(epochs=3)
+    Trainer(prepare_run(recipe), "detr train tiny --epochs 3").train()
+    page = (recipe.run_dir / "evaluation.html").read_text(encoding="utf-8")
+    assert "<span>detr</span> <span>train</span> <span>tiny</span>" in page
+    assert f"<dd>{recipe.run_dir / 'model'}, the best so far: epoch " in page
+    assert "<dt>data</dt><dd>shapes?size=64&amp;train=20&amp;val=4</dd>" in page
+    assert "<h2>Predictions</h2>" in page
+    assert "epochs 1 to 3" in page  # also if the best epoch was an earlier one
+    assert page.count("data:image/webp") == recipe.num_images_to_log + 1
+    assert "<summary><h2>Losses of the earlier decoder layers</h2></summary>" in page
+
+
 def test_the_best_model_is_kept_when_a_later_one_is_worse(tiny_recipe, monkeypatch):
     recipe = tiny_recipe(epochs=2)
     aps = iter([0.5, 0.25])
