@@ -14,7 +14,7 @@ from modeling_detr.data.augmentation.policy import GeometryPolicy
 from modeling_detr.data.dataset import DetectionDataset, SampleKey
 from modeling_detr.data.findings import counted
 from modeling_detr.data.open import open_dataset
-from modeling_detr.errors_detr import DatasetError, RecipeError
+from modeling_detr.errors_detr import DatasetError, RecipeError, RunNotFoundError
 from modeling_detr.output_errors import check_folder
 from modeling_detr.pages import Code, Fact, Figure, Figures, Page, Section
 from modeling_detr.provenance import command_line, provenance
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "small_dataset"  # the one that the README recommends
 _PAGE_SIDE, _SHEET_SIDE = 560, 240  # longest side of a picture on the page and on the sheet, in pixels
 _WITHOUT_RECIPE = ("split", "transform", "shortest_edge")
+_SPLITTING = {
+    "train_split": "split to train on",
+    "eval_split": "split to evaluate on",
+    "eval_fraction": "share of the training images that is held out",
+}  # keys of a recipe that messages about a dataset's splits name
 
 
 def add_show(commands: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -43,6 +48,9 @@ def add_show(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         help="a recipe's name or file, or the folder of a run: show the images it trains on, as it augments them "
         f"(default: all images, as {DEFAULT_RECIPE} augments them)",
     )
+    for name, what in _SPLITTING.items():
+        kind = float if name == "eval_fraction" else str
+        parser.add_argument(f"--{name}", type=kind, help=f"{what}, with --recipe; as for detr train")
     parser.add_argument("--split", help="show images of this split only; not with --recipe")
     parser.add_argument("--num_images", type=int, default=12, help="number of random images (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=3, help="augmentations of each image (default: %(default)s)")
@@ -67,8 +75,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
     from modeling_detr.visualization import tile
 
-    for name, least in (("num_images", 1), ("draws", 0)):
-        check_at_least(name, getattr(arguments, name), least)
+    for name, least in (("num_images", 1), ("draws", 0), ("shortest_edge", 1)):
+        if getattr(arguments, name) is not None:
+            check_at_least(name, getattr(arguments, name), least)
     output_dir = arguments.output_dir or new_results_folder("show")
     page, sheet = (output_dir / name for name in ("gallery.html", "gallery.jpg"))
     check_folder(output_dir, files=[page.name, sheet.name])
@@ -122,14 +131,22 @@ def _recipe(arguments: argparse.Namespace) -> "Recipe":
     from modeling_detr.training.run_folder import RECIPE
 
     name = arguments.recipe or DEFAULT_RECIPE
-    if arguments.recipe is not None:
-        for option in _WITHOUT_RECIPE:
-            if getattr(arguments, option) is not None:
-                raise RecipeError(f"--{option}", "conflicts with --recipe, which sets it", "drop one of them")
+    for option in _SPLITTING if arguments.recipe is None else _WITHOUT_RECIPE:
+        if getattr(arguments, option) is not None:
+            problem = "needs --recipe" if arguments.recipe is None else "conflicts with --recipe, which sets it"
+            raise RecipeError(f"--{option}", problem, "drop one of them" if arguments.recipe else "use --split")
     run_dir = run_folder_of(name)
+    if run_dir is None and Path(name).is_dir():
+        raise RunNotFoundError(name, f"contains no {RECIPE}", "expected a recipe's name or file, or a run's folder")
     values = read_recipe_file(find_recipe(name) if run_dir is None else run_dir / RECIPE)
-    given = {"data": arguments.path, "data_format": arguments.data_format, **dataset_options(arguments)}
-    recipe: Recipe = recipe_class()(**{**values, **{key: value for key, value in given.items() if value}})
+    splitting = {key: getattr(arguments, key) for key in _SPLITTING}
+    given = {"data": arguments.path, "data_format": arguments.data_format, **splitting, **dataset_options(arguments)}
+    if not (arguments.path or values.get("data")):
+        raise DatasetError(
+            "path", "not given", "pass the folder or file of a dataset, or --recipe with a run's folder"
+        )
+    values |= {key: value for key, value in given.items() if value is not None and value is not False}
+    recipe: Recipe = recipe_class()(**values)
     if arguments.transform is not None:
         recipe = dataclasses.replace(recipe, transform=arguments.transform, transform_options={})
     if arguments.shortest_edge is not None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,10 +162,34 @@ def test_options_that_the_recipe_sets_are_refused(dataset, recipe, tmp_path, cap
         assert show(dataset, "--recipe", recipe, f"--{option}", value, "--output_dir", tmp_path / "out") == 2
         message = f"--{option}: conflicts with --recipe, which sets it; drop one of them."
         assert message in capsys.readouterr().err
-    assert show("--output_dir", tmp_path / "out") == 2
-    assert "data" in capsys.readouterr().err
-    assert show(dataset, "--recipe", "smal_dataset", "--output_dir", tmp_path / "out") == 2
-    assert "did you mean 'small_dataset'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "path: not given; pass the folder or file of a dataset, or --recipe with a run's folder."),
+        (["data", "--recipe", "smal_dataset"], "did you mean 'small_dataset'?"),
+        (["data", "--recipe", "data"], "data: contains no recipe.yaml; expected a recipe's name or file, or a run's"),
+        (["data", "--recipe", "small_dataset"], "has no splits; hold out some images for evaluation (--eval_fraction"),
+        (["data", "--eval_fraction", "0.1"], "--eval_fraction: needs --recipe; use --split."),
+        (["data", "--shortest_edge", "0"], "--shortest_edge: got 0, expected at least 1."),
+    ],
+)
+def test_mistakes_are_named(dataset, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert show(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_images_can_be_held_out_as_in_training(dataset, drawn, tmp_path):
+    options = ["--recipe", "small_dataset", "--eval_fraction", "0.5", "--draws", "0"]
+    assert show(dataset, *options, "--output_dir", tmp_path / "out") == 0
+    values = yaml.safe_load(builtin_recipes()["small_dataset"].read_text())
+    train_index, _ = open_splits(Recipe(**values, data=str(dataset), eval_fraction=0.5))
+    page = (tmp_path / "out/gallery.html").read_text(encoding="utf-8")
+    names = [Path(image.path).name for image in train_index.images]
+    assert sorted(re.findall(r"<figcaption>(\d\.png): as annotated", page)) == sorted(names)
+    assert len(names) == 4
 
 
 def test_a_gallery_is_small(tmp_path):
