@@ -272,6 +272,10 @@ class DetrConfig(PreTrainedConfig):
             raise ValueError(f"{source}: config.json holds no keys ({error}), expected a JSON object.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{source}: config.json holds no keys, expected a JSON object.")
+        if not isinstance(quantization := values.get("quantization_config"), Mapping | None):
+            raise ValueError(
+                f"{source}: config.json has quantization_config {quantization!r}, expected a JSON object."
+            )
         return values, unused
 
     @classmethod

@@ -30,7 +30,7 @@ from transformers.image_utils import PILImageResampling, SizeDict, load_image, p
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from .annotations_detr import CocoAnnotation, CocoPanopticAnnotation, coco_to_labels
-from .errors_detr import did_you_mean
+from .errors_detr import ModelError, did_you_mean
 from .image_reading_detr import open_image
 from .model_folder_detr import model_folder
 from .padding_detr import ImageBatch, pad_images
@@ -494,10 +494,19 @@ class DetrTorchvisionImageProcessor(DetrPostProcessor, TorchvisionBackend):
 
         Raises:
             ModelNotFoundError: The folder has no image processor.
+            ModelError: Its file is malformed.
         """
         file = kwargs.get("image_processor_filename", IMAGE_PROCESSOR_NAME)
         folder = model_folder(pretrained_model_name_or_path, kwargs.get("subfolder") or "", file)
-        values, unused = super().get_image_processor_dict(folder, **kwargs)
+        remedy = "copy it from the model's source"
+        try:
+            values, unused = super().get_image_processor_dict(folder, **kwargs)
+        except (AttributeError, RecursionError, TypeError, UnicodeDecodeError) as error:
+            raise ModelError(folder, f"{file} cannot be read ({error})", remedy) from error
+        if not isinstance(values, dict):
+            raise ModelError(
+                folder, f"{file} holds no keys, expected a JSON object", "copy it from the model's source"
+            )
         if kwargs.get("_from_pipeline") is not None:  # a pipeline passes the model's options too
             unused = {key: value for key, value in unused.items() if key in cls.valid_kwargs.__annotations__}
         return values, unused

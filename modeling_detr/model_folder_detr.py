@@ -1,7 +1,10 @@
 """The folder of a model from what the user passes: the model's own folder, or that of the run that trained it."""
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import CONFIG_NAME
 
@@ -11,6 +14,7 @@ from .errors_detr import ModelError, ModelNotFoundError
 EXPORTED_MODEL = "model"  # the folder in a run that contains the exported model
 
 _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt")  # of the original's checkpoints
+_COPY_AGAIN = "download or copy the model once more; it is damaged"
 _ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, in the folder of an adapter
 
 
@@ -55,3 +59,47 @@ def _may_be_hub_id(source: str) -> bool:
     if path.is_absolute() or source.count("/") > 1:
         return False
     return "/" not in source or not path.parent.expanduser().is_dir()
+
+
+def check_weight_files(source: str, subfolder: str = "", named_by_config: object = None) -> None:
+    """Checks that the weights of a model on this machine are files of its own folder.
+
+    Args:
+        source: A folder or a Hub id; Transformers checks the latter.
+        subfolder: The option of `from_pretrained`.
+        named_by_config: The key `transformers_weights` of its config.
+
+    Raises:
+        ModelError: A list of files (`model.safetensors.index.json`) is malformed, or a file leads outside.
+    """
+    names: list[object] = [] if named_by_config is None else [named_by_config]
+    for path in Path(source, subfolder).glob("*.index*.json"):
+        weight_map = _json_object(path).get("weight_map")
+        if not isinstance(weight_map, Mapping):
+            raise ModelError(path, "has no 'weight_map', expected the file of each weight", _COPY_AGAIN)
+        names += weight_map.values()
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelError(source, f"its weights are in {str(name)[:200]!r}, expected a file of its own folder")
+
+
+def adapted_model(path: str | os.PathLike[str]) -> str:
+    """The model that a PEFT adapter adapts, a folder or a Hub id, from its `adapter_config.json`.
+
+    Raises:
+        ModelError: The file is malformed, or does not name a model.
+    """
+    base = _json_object(Path(path)).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(path, f"base_model_name_or_path is {base!r}, expected the model that it adapts")
+    return base
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(path, f"not valid JSON ({error})", _COPY_AGAIN) from error
+    if not isinstance(values, dict):
+        raise ModelError(path, "holds no keys, expected a JSON object", _COPY_AGAIN)
+    return values

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import json
 import logging
 import math
 import os
@@ -10,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
@@ -26,7 +26,7 @@ from .backbone_detr import DetrConvEncoder
 from .configuration_detr import DetrConfig, config_under_our_keys
 from .errors_detr import DetrError, ModelError, did_you_mean, printable
 from .layers_detr import init_bias
-from .model_folder_detr import model_folder
+from .model_folder_detr import adapted_model, check_weight_files, model_folder
 from .stock_detr import NAMES_OF_RESNET, NAMES_OF_STOCK, STOCK_MODEL_TYPE, is_huggingface_resnet, stock_norm_difference
 
 
@@ -432,6 +432,7 @@ class DetrPreTrainedModel(PreTrainedModel):
             ValueError: An option is unknown, the weights cannot be read, or stock computes the backbone's batch norms
                 differently.
         """
+        check_weight_files(source, options.get("subfolder") or "", getattr(config, "transformers_weights", None))
         names = {**cls._foreign_names(stock), **(options.pop("key_mapping", None) or {})}
         try:
             loaded: Any = super().from_pretrained(
@@ -439,6 +440,9 @@ class DetrPreTrainedModel(PreTrainedModel):
             )
         except TypeError as error:
             raise _unknown_key(error) from error
+        except (AttributeError, LookupError, RecursionError, UnpicklingError) as error:  # of a malformed file
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ModelError(source, f"cannot be loaded ({reason})", "copy it once more; it is damaged") from error
         except SafetensorError as error:
             raise ModelError(
                 source,
@@ -588,7 +592,7 @@ def base_of_adapter(source: str, options: Mapping[str, Any]) -> str:
         return source
     location = {key: options[key] for key in _LOCATION_KEYS if key in options}
     path = find_adapter_config_file(source, **location)
-    return source if path is None else str(json.loads(Path(path).read_text())["base_model_name_or_path"])
+    return source if path is None else adapted_model(path)
 
 
 def _read_configs(

@@ -7,7 +7,8 @@ import time
 import pytest
 import timm
 
-from modeling_detr import DetrConfig, DetrForObjectDetection, DetrModel
+from modeling_detr import DetrConfig, DetrForObjectDetection, DetrModel, DetrTorchvisionImageProcessor
+from modeling_detr.pretrained_detr import base_of_adapter
 
 
 @pytest.fixture
@@ -137,3 +138,62 @@ def test_damaged_weights_are_an_error_that_names_the_model(saved, content):
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=f"{folder}: its weights cannot be read .*it is damaged"):
         DetrForObjectDetection.from_pretrained(folder)
+
+
+def test_weights_are_files_of_the_folder(saved, tmp_path):
+    """Neither the list of files nor the config may name another one, also if it has the same weights."""
+    folder = saved()
+    names = DetrForObjectDetection.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    for outside in ("../outside.safetensors", str(tmp_path / "outside.safetensors"), 5):
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, outside)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=r"its weights are in .*expected a file of its own folder"):
+            DetrForObjectDetection.from_pretrained(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match=r"its weights are in .*expected a file of its own folder"):
+        DetrForObjectDetection.from_pretrained(saved(transformers_weights="../outside.safetensors"))
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "[" * 100_000, "5", '{"weight_map": [1]}', "\0"])
+def test_a_malformed_list_of_weights_is_an_error(saved, content):
+    folder = saved()
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json: .*damaged"):
+        DetrForObjectDetection.from_pretrained(folder)
+
+
+def test_other_malformed_parts_are_errors_of_the_model(saved):
+    with pytest.raises(ValueError, match=r"config.json has quantization_config 5, expected"):
+        DetrForObjectDetection.from_pretrained(saved(quantization_config=5))
+    folder = saved(quantization_config=None)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(ValueError, match=f"{folder}: cannot be loaded .*damaged"):
+        DetrForObjectDetection.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("preprocessor_config.json", b"[1]"),
+        ("preprocessor_config.json", b"5"),
+        ("preprocessor_config.json", b"[" * 100_000),
+        ("preprocessor_config.json", b"\xff\xfe"),
+        ("processor_config.json", b"[" * 100_000),
+    ],
+)
+def test_a_malformed_image_processor_is_an_error(tmp_path, name, content):
+    DetrTorchvisionImageProcessor().save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"preprocessor_config.json (cannot be read|holds no keys)|not a valid JSON"):
+        DetrTorchvisionImageProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "[" * 100_000, '{"base_model_name_or_path": 5}'])
+def test_a_malformed_adapter_is_an_error(tmp_path, monkeypatch, content):
+    monkeypatch.setattr("modeling_detr.pretrained_detr.is_peft_available", lambda: True)
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"adapter_config.json: .*expected|not valid JSON"):
+        base_of_adapter(str(tmp_path), {})

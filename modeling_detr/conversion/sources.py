@@ -151,7 +151,7 @@ def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
     with explain_missing_model(source), without_progress_bars():
         folder = find_model(source)
         config, _ = PreTrainedConfig.get_config_dict(folder)
-        is_segmenter = DetrForSegmentation.__name__ in (config.get("architectures") or ())
+        is_segmenter = DetrForSegmentation.__name__ in str(config.get("architectures"))
         model = (DetrForSegmentation if is_segmenter else DetrForObjectDetection).from_pretrained(folder)
         return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(folder)
 
