@@ -102,7 +102,10 @@ class BatchLoader(DataLoader[Any]):
     def _watched_batches(self) -> Iterator[DetectionBatch]:
         if self._watch is None:
             iterator = self._start_processes()
-            self._watch = ProcessWatch(iterator, self._index.name, self._images_of, self._minutes)
+            # without a reference to this loader: Python's garbage collector ends iterators in cycles in any order, and
+            # closes the pipes that their threads still use
+            images_of = partial(_images_of, self._index, self._sampler)
+            self._watch = ProcessWatch(iterator, self._index.name, images_of, self._minutes)
         else:
             iterator = self._watch.wait_for(super().__iter__)
         while (batch := self._watch.wait_for(partial(next, iterator, None))) is not None:
@@ -120,9 +123,10 @@ class BatchLoader(DataLoader[Any]):
             )
             raise LoaderError(self._index.name, problem, remedy, {"num_workers": 0}) from error
 
-    def _images_of(self, batch: int) -> Sequence[str]:
-        keys: Sequence[SampleKey] = next(islice(self._sampler, batch, None), ())
-        return [self._index.images[key.image_index].path for key in keys]
+
+def _images_of(index: DetectionIndex, sampler: TrainBatchSampler | EvalBatchSampler, batch: int) -> Sequence[str]:
+    keys: Sequence[SampleKey] = next(islice(sampler, batch, None), ())
+    return [index.images[key.image_index].path for key in keys]
 
 
 class _LoaderCollator(DetrCollator):

@@ -1,11 +1,13 @@
 """Loader processes that end, hang or find no shared memory."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import psutil
@@ -73,6 +75,19 @@ def test_batches_of_loader_processes_are_those_of_the_main_process():
             assert_equal(ours, expected)
             assert ours["pixel_values"].is_shared()
             ours["labels"][0]["boxes"] += 1  # can be changed
+
+
+def test_a_loader_that_is_no_longer_used_ends_its_processes_without_the_garbage_collector():
+    gc.disable()  # it closes pipes that threads of the queues still use: 'Bad file descriptor'
+    try:
+        loader = loader_of()
+        list(loader)
+        iterator = weakref.ref(loader._iterator)
+        del loader
+        assert iterator() is None
+        assert not psutil.Process().children()
+    finally:
+        gc.enable()
 
 
 def test_a_full_shared_memory_slows_loading_down_but_does_not_stop_it():
