@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from modeling_detr.atomic_output import discard, replaced_folder, restore_interrupted
 from modeling_detr.errors_detr import CheckpointError, CheckpointVersionError, FileReadError, printable
 from modeling_detr.input_files import MAX_TEXT_BYTES, is_file, read_json, read_text
-from modeling_detr.training.distributed import gather_full, shard_like
+from modeling_detr.training.distributed import gather_full, in_main_process, shard_like
 from modeling_detr.training.monitoring import Symptom
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import (
@@ -307,23 +307,28 @@ def save_checkpoint(run_dir: Path, run: CheckpointedRun) -> Path:
 
     Raises:
         OutputError: It cannot be written, for example because the disk is full; earlier checkpoints are unchanged.
+            Raised in all processes.
     """
     folder = checkpoint_folder(run_dir, run.state.step)
     values = {name: part.collect(run) for name, part in CHECKPOINT_PARTS.items()}
 
-    if run.accelerator.is_main_process:
-        with replaced_folder(folder) as hidden:
-            content: dict[str, Any] = {"version": STATE_VERSION}
-            for name, part in CHECKPOINT_PARTS.items():
-                if part.file is None:
-                    content[name] = values[name]
-                elif values[name] is not None:
-                    part.file.write(values[name], hidden / name)
-            content["files"] = {path.name: _fingerprint(path) for path in sorted(hidden.iterdir())}
-            (hidden / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        prune_checkpoints(run_dir, run.recipe.keep_checkpoints, run.state.best_step)
-    run.accelerator.wait_for_everyone()
+    with in_main_process(run.accelerator) as is_main:
+        if is_main:
+            _write(folder, values)
+            prune_checkpoints(run_dir, run.recipe.keep_checkpoints, run.state.best_step)
     return folder
+
+
+def _write(folder: Path, values: Mapping[str, Any]) -> None:
+    with replaced_folder(folder) as hidden:
+        content: dict[str, Any] = {"version": STATE_VERSION}
+        for name, part in CHECKPOINT_PARTS.items():
+            if part.file is None:
+                content[name] = values[name]
+            elif values[name] is not None:
+                part.file.write(values[name], hidden / name)
+        content["files"] = {path.name: _fingerprint(path) for path in sorted(hidden.iterdir())}
+        (hidden / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def prune_checkpoints(run_dir: Path, keep: int, best_step: int | None) -> None:

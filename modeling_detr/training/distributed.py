@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from modeling_detr.data.loader_processes import end_with_parent
+from modeling_detr.errors_detr import DetrError
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import TRACKERS
 
@@ -141,7 +142,24 @@ def raise_in_all(error: Exception | None) -> None:
     """
     errors = [found for found in gather_object([error]) if isinstance(found, Exception)]
     if errors:
-        raise errors[0]
+        raise error or errors[0]  # its own error has its cause, which the copies of others lack
+
+
+@contextlib.contextmanager
+def in_main_process(accelerator: Accelerator) -> Iterator[bool]:
+    """A block whose errors, of the user or the system, end all processes; all of them must enter it together.
+
+    If one process alone failed, the others would wait for it, or fail with an error of the network.
+
+    Yields:
+        Whether this is the main process, which does the work of the block.
+    """
+    error = None
+    try:
+        yield accelerator.is_main_process
+    except (DetrError, ValueError, OSError) as failure:
+        error = failure
+    raise_in_all(error)
 
 
 def _refuse_fewer_processes(accelerator: Accelerator) -> None:

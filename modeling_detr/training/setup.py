@@ -29,7 +29,7 @@ from modeling_detr.data.formats import reading_options
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
 from modeling_detr.data.loaders import BatchLoader, build_eval_loader
 from modeling_detr.data.splits import training_splits
-from modeling_detr.errors_detr import OutputError, RecipeError
+from modeling_detr.errors_detr import RecipeError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
@@ -40,8 +40,8 @@ from modeling_detr.training.distributed import (
     check_same,
     copy_weights,
     end_with_launcher,
+    in_main_process,
     leave_cores_to_loaders,
-    raise_in_all,
 )
 from modeling_detr.training.engine import Engine, StepOptions
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
@@ -222,7 +222,9 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     check_trackers(recipe.trackers)
     checkpoint = checkpoint_to_resume(recipe)
     accelerator = build_accelerator(recipe)
-    _check_output(recipe, accelerator)
+    with in_main_process(accelerator) as is_main:
+        if is_main:
+            check_run_folder(recipe.run_dir)
     leave_cores_to_loaders(accelerator, recipe.num_workers)
     accelerator.wait_for_everyone()  # no process writes to the folder before all have checked it
     with accelerator.main_process_first():  # the others then use what it has created or downloaded
@@ -259,16 +261,6 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
         checkpoint=checkpoint,
         notes=(*([] if head is None else [head]), *resumed, *notes),
     )
-
-
-def _check_output(recipe: Recipe, accelerator: Accelerator) -> None:
-    error = None
-    if accelerator.is_main_process:
-        try:
-            check_run_folder(recipe.run_dir)
-        except OutputError as problem:
-            error = problem
-    raise_in_all(error)
 
 
 def _build_model_and_processor(

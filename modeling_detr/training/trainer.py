@@ -23,7 +23,7 @@ from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.output_errors import fix_of, output_error, write_failure
 from modeling_detr.training.checkpointing import prune_checkpoints, save_checkpoint, set_aside_unreadable
 from modeling_detr.training.display import Display
-from modeling_detr.training.distributed import any_process, cores_per_process, raise_in_all
+from modeling_detr.training.distributed import any_process, cores_per_process, in_main_process
 from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.engine import StepResult, train_one_epoch
 from modeling_detr.training.export import export_model, model_card
@@ -33,6 +33,7 @@ from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.replay import describe_failure
 from modeling_detr.training.report_page import BestPage
+from modeling_detr.training.resume import checkpoint_to_resume
 from modeling_detr.training.run_folder import PREDICTIONS, RECIPE, drop_later_checkpoints, locked, tidy_after_kill
 from modeling_detr.training.setup import PreparedRun, prepare_run
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
@@ -213,13 +214,14 @@ class Trainer:
         state.stale_evaluations = 0 if is_best else state.stale_evaluations + 1
         if is_best:
             state.best_ap, state.best_epoch, state.best_step = value, state.epoch + 1, state.step
-        if is_best and run.accelerator.is_main_process:
-            card = model_card(run.recipe, run.weights.detector.config, run.train_index, report, state)
-            export_model(run.recipe.run_dir, run.weights.result, run.processor, card)
-            self._page = BestPage(report, run.recipe, state, self._command, pictures)
-            report.save(run.recipe.run_dir, *self._page.content())
-            _save_pictures(run.recipe.run_dir / PREDICTIONS, pictures)
-        self._logger.images("predictions", list(pictures.values()), state.step)
+        with in_main_process(run.accelerator) as is_main:
+            if is_best and is_main:
+                card = model_card(run.recipe, run.weights.detector.config, run.train_index, report, state)
+                export_model(run.recipe.run_dir, run.weights.result, run.processor, card)
+                self._page = BestPage(report, run.recipe, state, self._command, pictures)
+                report.save(run.recipe.run_dir, *self._page.content())
+                _save_pictures(run.recipe.run_dir / PREDICTIONS, pictures)
+            self._logger.images("predictions", list(pictures.values()), state.step)
         return is_best
 
     def _end_epoch(self, is_best: bool) -> None:
@@ -255,7 +257,9 @@ class Trainer:
         self._report_unreadable()
         if state.step % self.run.recipe.log_every_steps == 0:
             named_rates = {"learning_rate": rates[0], "backbone_learning_rate": rates[1]}
-            self._logger.step(state.epoch, state.step, {**state.step_averages.take(), **named_rates, **pace.take()})
+            values = {**state.step_averages.take(), **named_rates, **pace.take()}
+            with in_main_process(self.run.accelerator):
+                self._logger.step(state.epoch, state.step, values)
 
     def _report_unreadable(self) -> None:
         """Warn once of each training image that cannot be read and was replaced."""
@@ -274,7 +278,8 @@ class Trainer:
         state.seconds = self._stopwatch.seconds
         averages = {**state.epoch_averages.means(), **pace}
         headline = () if report is None else report.headline()
-        self._logger.epoch(state.epoch, state.step, averages, {**metrics, "seconds": state.seconds}, headline)
+        with in_main_process(self.run.accelerator):
+            self._logger.epoch(state.epoch, state.step, averages, {**metrics, "seconds": state.seconds}, headline)
         if report is not None:
             due = is_due(state.step, schedule.total_steps, schedule.warmup_steps)
             for warning in find_symptoms(report, state.symptoms, due):
@@ -292,7 +297,8 @@ class Trainer:
 
     def _save_checkpoint(self) -> Path:
         self.state.seconds = self._stopwatch.seconds
-        self._logger.flush()
+        with in_main_process(self.run.accelerator):
+            self._logger.flush()
         folder = save_checkpoint(self.run.recipe.run_dir, self.run.checkpointed)
         self._stopwatch.note_checkpoint()
         return folder
@@ -362,29 +368,25 @@ class Trainer:
             yield
 
     def _lock_folder(self, stack: contextlib.ExitStack) -> None:
-        """Lock the folder in the main process; all processes raise if another run has locked it."""
-        refusal = None
-        if self.run.accelerator.is_main_process:
-            try:
-                make_folder(self.run.recipe.run_dir)
-                stack.enter_context(locked(self.run.recipe.run_dir))
-            except (RunInUseError, OutputError) as error:
-                refusal = error
-        raise_in_all(refusal)
+        """Lock the folder in the main process; all processes raise if another run has locked or changed it."""
+        run, run_dir = self.run, self.run.recipe.run_dir
+        with in_main_process(run.accelerator) as is_main:
+            if is_main:
+                make_folder(run_dir)
+                stack.enter_context(locked(run_dir))
+                # another run may have trained here and ended since this one looked, and its work must not be removed
+                if checkpoint_to_resume(run.recipe) != run.checkpoint:
+                    problem = "another run has trained in it while this one was starting"
+                    raise RunInUseError(run_dir, problem, "start again, with --resume auto")
 
     @contextmanager
     def _open_log(self) -> Iterator[None]:
         """Prepare the folder and open the log; an error of writing becomes one that says how to continue."""
         run, run_dir, step = self.run, self.run.recipe.run_dir, self.state.step
         with _explained_failures(run_dir):
-            if run.accelerator.is_main_process:
-                tidy_after_kill(run_dir)
-                set_aside_unreadable(run_dir, step)
-                drop_later_checkpoints(run_dir, step)
-                prune_checkpoints(run_dir, run.recipe.keep_checkpoints, self.state.best_step)
-                drop_later_entries(run_dir, step, self.state.closed_step)
-                start_trackers(run.accelerator, run.recipe, step)  # early, so that a failure leaves no run behind
-                replace_text(run_dir / RECIPE, run.recipe.to_yaml())
+            with in_main_process(run.accelerator) as is_main:
+                if is_main:
+                    self._prepare_folder()
             display = Display(
                 total_steps=run.schedule.total_steps,
                 steps_per_epoch=run.schedule.steps_per_epoch,
@@ -402,6 +404,16 @@ class Trainer:
                     self._logger.close()
                 raise
             self._logger.close()
+
+    def _prepare_folder(self) -> None:
+        run, run_dir, step = self.run, self.run.recipe.run_dir, self.state.step
+        tidy_after_kill(run_dir)
+        set_aside_unreadable(run_dir, step)
+        drop_later_checkpoints(run_dir, step)
+        prune_checkpoints(run_dir, run.recipe.keep_checkpoints, self.state.best_step)
+        drop_later_entries(run_dir, step, self.state.closed_step)
+        start_trackers(run.accelerator, run.recipe, step)  # early, so that a failure leaves no run behind
+        replace_text(run_dir / RECIPE, run.recipe.to_yaml())
 
 
 @contextmanager

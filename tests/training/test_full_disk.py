@@ -3,10 +3,11 @@
 import dataclasses
 import errno
 import os
+import resource
 import subprocess
 
 import pytest
-from launched_runs import logged
+from launched_runs import RECIPE, launch, logged
 
 from modeling_detr.errors_detr import OutputError
 from modeling_detr.training import checkpointing, trainer
@@ -93,3 +94,21 @@ def test_a_disk_that_fails_while_a_run_trains_is_a_clear_error(tiny_recipe, monk
     problem = f"{where}: cannot be written ({os.strerror(number)})"
     assert str(raised.value) == f"{problem}; {remedy} with the same command and --resume auto."
     assert newest_checkpoint(recipe.run_dir).name == "step_00000002"
+
+
+@pytest.mark.parametrize("options", [["--checkpoint_every_steps", 1], []], ids=["checkpoint", "model"])
+def test_all_processes_end_with_the_reason_if_the_main_one_cannot_write(options, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        RECIPE.replace("  num_queries", "  freeze_batch_norm: false\n  freeze_backbone_stem: false\n  num_queries")
+    )
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # the log fits, the weights do not
+
+    run = launch(recipe, "--output_dir", tmp_path / "run", *options, processes=2, preexec_fn=limit_files)
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert "cannot be written (File too large); raise the limit on the size of files (ulimit -f)" in printed
+    assert "Connection closed by peer" not in printed  # the other process did not fail by itself
+    assert "[rank1]:" not in printed

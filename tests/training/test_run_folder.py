@@ -13,6 +13,7 @@ from killed_writes import killed_before
 from modeling_detr.errors_detr import RunInUseError
 from modeling_detr.training.export import export_model
 from modeling_detr.training.run_folder import holds_run, locked, tidy_after_kill
+from modeling_detr.training.trainer import Trainer
 
 
 class Part:
@@ -58,3 +59,14 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_has_ended(tmp_path)
     first.communicate()
     with locked(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_run_that_was_starting_while_another_trained_does_not_remove_its_work(tiny_recipe, resume):
+    late = Trainer.from_recipe(tiny_recipe(resume=resume))
+    Trainer.from_recipe(tiny_recipe()).train()
+    run_dir = late.run.recipe.run_dir
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != ".lock"}
+    with pytest.raises(ValueError, match=r"already contains a run|has trained in it while this one was starting"):
+        late.train()
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != ".lock"} == before
