@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ class BestPage:
     command: str
     pictures: Mapping[str, NDArray[np.uint8]]
 
+    @cached_property
     def content(self) -> tuple[Sequence[Fact], Sequence[Section]]:
         """The head of the page and its sections, without curves."""
         facts = [
@@ -78,6 +80,6 @@ class BestPage:
         Raises:
             OutputError: It cannot be written.
         """
-        facts, sections = self.content()
+        facts, sections = self.content
         sections = [*sections, *curve_section(self.recipe.run_dir)]
         replace_text(self.recipe.run_dir / REPORT_PAGE, self.report.to_html(facts, sections))

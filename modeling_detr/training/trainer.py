@@ -94,8 +94,8 @@ class Trainer:
                     report = self._evaluate_if_due()
                     is_best = report is not None and self._keep_if_best(report)
                     self._log_epoch(pace, report)
-                    if self._page is not None and (is_best or self._is_last_epoch or self._stops_early()):
-                        self._page.add_curves()
+                    if is_best or self._is_last_epoch or self._stops_early():
+                        self._add_curves()
                     self._end_epoch(is_best)
                 if report is None:  # the run had already finished
                     report = self._evaluate_to_the_end()
@@ -219,10 +219,16 @@ class Trainer:
                 card = model_card(run.recipe, run.weights.detector.config, run.train_index, report, state)
                 export_model(run.recipe.run_dir, run.weights.result, run.processor, card)
                 self._page = BestPage(report, run.recipe, state, self._command, pictures)
-                report.save(run.recipe.run_dir, *self._page.content())
+                report.save(run.recipe.run_dir, *self._page.content)
                 _save_pictures(run.recipe.run_dir / PREDICTIONS, pictures)
             self._logger.images("predictions", list(pictures.values()), state.step)
         return is_best
+
+    def _add_curves(self) -> None:
+        """Show the training so far on the page of the best evaluation, if this process knows it."""
+        with in_main_process(self.run.accelerator):
+            if self._page is not None:
+                self._page.add_curves()
 
     def _end_epoch(self, is_best: bool) -> None:
         """Move on to the next epoch, and write a checkpoint if one is due.
