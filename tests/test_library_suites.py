@@ -88,8 +88,10 @@ def _write_coco_fixtures(folder):
 def test_our_classes_pass_the_suites_of_the_library(suites):
     root, site = suites
     package = Path(__file__).parents[1]
+    # the path of this process first: it may have another version of the library
+    paths = [os.environ.get("PYTHONPATH"), *map(str, (root, package, site))]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (root, package, site))),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }

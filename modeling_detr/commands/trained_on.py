@@ -50,4 +50,7 @@ def run_folder_of(model: str) -> Path | None:
 
 
 def _is_same(one: str, other: str) -> bool:
-    return one == other or (Path(one).exists() and Path(other).exists() and Path(one).samefile(other))
+    try:
+        return one == other or Path(one).samefile(other)
+    except (OSError, ValueError):  # one does not exist, or has a name that no file can have
+        return False
