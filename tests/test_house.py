@@ -91,7 +91,8 @@ def test_constraints_pin_exact_versions_within_the_ranges_of_the_project():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = [*map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["dev"]])]
+    extras = project["optional-dependencies"]
+    requirements = [*map(Requirement, [*project["dependencies"], *extras["dev"], *extras["docs"]])]
     assert len({requirement.name for requirement in requirements}) == len(requirements)
     for requirement in requirements:
         (pin,) = pins[canonicalize_name(requirement.name)].specifier

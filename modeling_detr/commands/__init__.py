@@ -31,8 +31,8 @@ class Command(NamedTuple):
     Attributes:
         summary: One line for `detr --help`.
         module: Name of the module, imported only to run the command. It must have `main(arguments) -> exit code or
-            None`; if options of the command are named differently from the library's arguments, `OPTION_NAMES` maps
-            arguments to options.
+            None`, and should have `build_parser() -> CommandParser` for its page of the documentation; if options of
+            the command are named differently from the library's arguments, `OPTION_NAMES` maps arguments to options.
         has_subcommands: Whether the first argument is a sub-command.
     """
 

@@ -3,7 +3,7 @@
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modeling_detr.errors_detr import did_you_mean
@@ -53,13 +53,15 @@ class CommandParser(argparse.ArgumentParser):
         options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
         names = (text.partition("=")[0] for text in itertools.takewhile(lambda text: text != "--", arguments))
         for name in names:
-            if name.startswith("--") and name not in options and not self._has_subcommands:
+            if name.startswith("--") and name not in options and not self.subcommands:
                 self.error(f"unknown option {name}; {_remedy(name, options)}")
         return super().parse_known_args(arguments, namespace)
 
     @property
-    def _has_subcommands(self) -> bool:
-        return any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+    def subcommands(self) -> "Mapping[str, CommandParser]":
+        """The parsers of the sub-commands by name; empty if there are none."""
+        actions = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return {name: parser for action in actions for name, parser in action.choices.items()}
 
 
 def _remedy(unknown: str, options: Sequence[str]) -> str:

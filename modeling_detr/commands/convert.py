@@ -23,7 +23,7 @@ from modeling_detr.output_errors import check_file, check_model_path
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     source: str = arguments.source
     target: Path = arguments.target
     if os.path.lexists(target):
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
+    """The parser of the command; its help and its page of the documentation come from it."""
     parser = CommandParser("detr convert", __doc__)
     parser.add_argument(
         "source", help="an original DETR checkpoint, the name of a released one, a model folder, a run or a Hub id"

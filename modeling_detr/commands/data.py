@@ -46,17 +46,23 @@ OPTION_NAMES = {"format": "data_format"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    parser = build_parser()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-") and argv[0] not in parser.subcommands:
+        parser.error(f"unknown sub-command '{argv[0]}'; {did_you_mean(argv[0], parser.subcommands)}")
+    arguments = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    code: int = arguments.run(arguments)
+    return code
+
+
+def build_parser() -> CommandParser:
+    """The parser of the command; its help and its page of the documentation come from it."""
     parser = CommandParser("detr data", __doc__)
     commands = parser.add_subparsers(required=True, metavar="check|convert|show")
     _add_check(commands)
     _add_convert(commands)
     add_show(commands)
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
-        parser.error(f"unknown sub-command '{argv[0]}'; {did_you_mean(argv[0], commands.choices)}")
-    arguments = parser.parse_args(argv, argparse.Namespace(argv=argv))
-    code: int = arguments.run(arguments)
-    return code
+    return parser
 
 
 # Check

@@ -113,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> CommandParser:
+    """The parser of the command; its help and its page of the documentation come from it."""
     parser = CommandParser("detr evaluate", __doc__)
     parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
     parser.add_argument("dataset", help="a dataset's folder or file, a Hugging Face dataset, or 'shapes'")
@@ -150,7 +151,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="longest wait for a batch of the loader processes; 0: no limit (default: %(default)g)",
     )
     add_output_dir(parser, "evaluate", "the report and the predictions")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    arguments = build_parser().parse_args(argv)
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
     check_at_least("num_pictures", arguments.num_pictures, 0)

@@ -25,6 +25,17 @@ ORIGINAL_LOG = "log.txt"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    _check_suffix(arguments.output)
+    logs = [_log(run) for run in arguments.runs]
+    output = arguments.output or logs[0].with_name("curves.png")
+    check_file(output)
+    print(plot_curves({name: _entries(log) for name, log in zip(run_names(logs), logs, strict=True)}, output))
+    return 0
+
+
+def build_parser() -> CommandParser:
+    """The parser of the command; its help and its page of the documentation come from it."""
     parser = CommandParser("detr plot", __doc__)
     parser.add_argument(
         "runs",
@@ -38,13 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         help="image file; its suffix sets the format (default: curves.png in the folder of the first run)",
     )
-    arguments = parser.parse_args(argv)
-    _check_suffix(arguments.output)
-    logs = [_log(run) for run in arguments.runs]
-    output = arguments.output or logs[0].with_name("curves.png")
-    check_file(output)
-    print(plot_curves({name: _entries(log) for name, log in zip(run_names(logs), logs, strict=True)}, output))
-    return 0
+    return parser
 
 
 def _check_suffix(output: Path | None) -> None:

@@ -94,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(num_unreadable > 0)
 
 
-def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> CommandParser:
+    """The parser of the command; its help and its page of the documentation come from it."""
     parser = CommandParser("detr predict", __doc__)
     parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
     parser.add_argument(
@@ -113,9 +114,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="device to run the model on (default: %(default)s)",
+        help="device to run the model on (default: cuda if PyTorch finds a GPU, else cpu)",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    arguments = build_parser().parse_args(argv)
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold: got {arguments.threshold:g}, expected a score from 0 to 1.")
     check_device(arguments.device)

@@ -1,0 +1,109 @@
+"""The hook of mkdocs (see `mkdocs.yml`): adds the pages made from the code, and turns links between files into links
+between pages.
+
+The pages in `docs/` are written to be read on GitHub too, so they link to files outside `docs/`. On the site, a link
+to a module leads to its page of the API, and one to a file that the site does not have becomes plain text.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+
+import reference_pages
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+
+ROOT = Path(__file__).parents[2]
+
+# Files at the top of the repository that are pages of the site
+TOP_PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "CHANGELOG.md": "changelog.md",
+}
+# Folders that a page of the site describes
+FOLDERS = {"configs": "commands/train.md#recipes"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Fills in the parts of the navigation that are made from the code."""
+    made: dict[str, list[object]] = {
+        "COMMANDS": [_titled(page) for page in reference_pages.command_pages()],
+        "RECIPES": [_titled(page) for page in reference_pages.recipe_pages()],
+        "KEYS": [_titled(page) for page in reference_pages.key_pages()],
+        "API": [*reference_pages.api_navigation()],
+    }
+    config.nav = _filled(config.nav, made)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages made from the code and those at the top of the repository."""
+    pages = {
+        **reference_pages.command_pages(),
+        **reference_pages.recipe_pages(),
+        **reference_pages.key_pages(),
+        "config.md": reference_pages.config_page(),
+        **reference_pages.api_pages(),
+    }
+    for name, address in TOP_PAGES.items():
+        pages[address] = relinked((ROOT / name).read_text(encoding="utf-8"), "")
+    for address, text in pages.items():
+        files.append(File.generated(config, address, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Turns the links of a page in `docs/` into links of the site."""
+    is_written = (ROOT / "docs" / page.file.src_uri).is_file()
+    return relinked(markdown, "docs") if is_written else markdown
+
+
+def relinked(text: str, folder: str) -> str:
+    """The text of a page with its links to files of the repository as links of the site.
+
+    Args:
+        text: The page.
+        folder: Folder of the page in the repository; all these pages are at the top of the site.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        image, words, target = match.groups()
+        file, _, anchor = target.partition("#")
+        address = site_address(posixpath.normpath(posixpath.join(folder, file))) if file else ""
+        if address is None:
+            return words
+        return f"{image}[{words}]({address}{f'#{anchor}' if anchor else ''})"
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?!\w+:)([^)\s]+)\)", replaced, text)
+
+
+def site_address(file: str) -> str | None:
+    """The page of a file of the repository, or None if the site has none."""
+    if file in TOP_PAGES:
+        return TOP_PAGES[file]
+    if file in FOLDERS:
+        return FOLDERS[file]
+    if file.startswith("docs/"):
+        return file.removeprefix("docs/")
+    if file.startswith("modeling_detr/") and file.endswith(".py"):
+        return f"api/{file.removesuffix('.py').replace('/', '.')}.md"
+    return None
+
+
+def _titled(address: str) -> dict[str, str]:
+    name = Path(address).stem
+    title = {"commands": f"detr {name.replace('_', ' ')}", "keys": reference_pages.SECTION_TITLES.get(name, name)}
+    return {title.get(Path(address).parent.name, name): address}
+
+
+def _filled(entries: object, made: dict[str, list[object]]) -> object:
+    """The navigation with each placeholder replaced by the pages made from the code."""
+    if isinstance(entries, list):
+        return [_filled(entry, made) for entry in entries]
+    if isinstance(entries, dict):
+        return {title: _filled(entry, made) for title, entry in entries.items()}
+    return made.get(entries, entries) if isinstance(entries, str) else entries
