@@ -1,6 +1,7 @@
 """Output of the commands: control sequences in names, or in messages of other libraries, do not reach the terminal."""
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ def printable_output() -> Iterator[None]:
 
     After an exception they still do: Python prints its traceback later.
     """
+    _open_closed_streams()
     streams = sys.stdout, sys.stderr
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
@@ -48,3 +50,17 @@ def printable_output() -> Iterator[None]:
     sys.stdout, sys.stderr = (cast(TextIO, PrintableStream(stream)) for stream in streams)
     yield
     sys.stdout, sys.stderr = streams
+
+
+def _open_closed_streams() -> None:
+    """Send stdout and stderr nowhere if the process was started without them (`>&-`).
+
+    Otherwise the next files to be opened, such as a checkpoint, would receive what libraries write to them.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115

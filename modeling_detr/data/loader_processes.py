@@ -87,6 +87,9 @@ class ProcessWatch:
         except Exception as error:
             if "in DataLoader worker process" in str(error):
                 raise _explained(error, self._name) from error
+            if "Too many open files" in str(error):  # PyTorch's own text, or that of the system
+                remedy = "raise the limit on open files (ulimit -n), or load the images in the main process"
+                raise LoaderError(self._name, "too many open files", remedy, {"num_workers": 0}) from error
             self._check_soon()  # the connection to a process that ends breaks before it has ended
             raise
         finally:

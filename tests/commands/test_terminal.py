@@ -53,3 +53,23 @@ def test_a_name_that_the_terminals_encoding_lacks_is_escaped(monkeypatch):
     assert main(["chinese"]) == 0
     sys.stdout.flush()
     assert buffer.getvalue().decode() == "\\u6591\\u9a6c\n"
+
+
+def test_a_command_runs_without_stdout_and_stderr(tmp_path):
+    # files that it opens must not get their numbers, or what libraries print goes into them
+    program = (
+        "import os, sys, types\n"
+        "from modeling_detr.commands import COMMANDS, Command, main\n"
+        "def run(arguments):\n"
+        "    print('lost')\n"
+        "    with open(arguments[0], 'w') as file:\n"
+        "        os.write(1, b'noise'), os.write(2, b'noise')\n"
+        "        file.write('result')\n"
+        "sys.modules['own'] = types.SimpleNamespace(main=run)\n"
+        "COMMANDS['own'] = Command('', 'own')\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = [sys.executable, "-c", program, "own", str(tmp_path / "out")]
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *arguments])
+    assert done.returncode == 0
+    assert (tmp_path / "out").read_text() == "result"

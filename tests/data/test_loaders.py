@@ -82,9 +82,9 @@ def test_a_loader_that_is_no_longer_used_ends_its_processes_without_the_garbage_
     try:
         loader = loader_of()
         list(loader)
-        iterator = weakref.ref(loader._iterator)
+        reference = weakref.ref(loader)
         del loader
-        assert iterator() is None
+        assert reference() is None
         assert not psutil.Process().children()
     finally:
         gc.enable()
@@ -244,3 +244,16 @@ def test_an_error_of_a_transform_is_one_sentence_that_says_where_it_was_raised()
         f"({__file__}, line {line}); fix it there; "
         "DETR_TRACEBACK=1 in the environment shows the whole traceback."
     )
+
+
+def test_too_many_open_files_are_an_error_that_says_what_to_do():
+    script = (
+        "import os, resource, sys; sys.path += ['tests', 'tests/data']\n"
+        "from test_loaders import loader_of\n"
+        "batches = iter(loader_of())\n"
+        "next(batches)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 1, 10_000))\n"
+        "list(batches)\n"
+    )
+    printed = run_python(script, succeeds=False)
+    assert "LoaderError: shapes: too many open files; raise the limit on open files (ulimit -n), or load" in printed
