@@ -57,10 +57,9 @@ def _open_closed_streams() -> None:
 
     Otherwise the next files to be opened, such as a checkpoint, would receive what libraries write to them.
     """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # each file gets the lowest number that is free
+        pass
+    os.close(descriptor)
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_WRONLY)
-            if descriptor != number:
-                os.dup2(descriptor, number)
-                os.close(descriptor)
             setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
