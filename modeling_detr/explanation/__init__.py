@@ -1,0 +1,15 @@
+"""Why a box is where it is: the attention behind each detection, and how far it can be trusted.
+
+    explanation = explain(model, processor, image, points=[(320, 240)])
+    explanation.maps["relevance"]  # (detections, h, w)
+
+`recording.py` keeps a forward pass from which any row of any attention map is computed, `methods.py` fuses layers and
+heads into one map per detection by methods of the literature, `explain.py` combines both.
+"""
+
+from modeling_detr.explanation.explain import Explanation, explain
+from modeling_detr.explanation.methods import METHODS
+from modeling_detr.explanation.recording import Recording, record
+
+
+__all__ = ["METHODS", "Explanation", "Recording", "explain", "record"]
