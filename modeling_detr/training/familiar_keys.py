@@ -9,6 +9,7 @@ class Hint(str):
 
 _CLASSES = Hint("the classes are those of the dataset, which 'detr data check' lists")
 _DEVICE = Hint("choose GPUs with the environment variable CUDA_VISIBLE_DEVICES (empty: train on the CPU)")
+_PROCESSES = Hint("start several processes with accelerate launch or torchrun, which connect them")
 
 # Name elsewhere → key here, or a hint in words if it is not one key. Most are of Ultralytics, Transformers' Trainer
 # and the original's main.py; names that resemble the key, such as learning-rate, are recognised without this table.
@@ -46,7 +47,7 @@ FAMILIAR_KEYS = {
     "save_dir": "output_dir",
     "weights": "model",
     "pretrained": "model",
-    "frozen_weights": "model",
+    "frozen_weights": Hint("set model to the file, task to panoptic or instance, and freeze_detector to true"),
     "model_name_or_path": "model",
     "dataset": "data",
     "dataset_name": "data",
@@ -54,6 +55,7 @@ FAMILIAR_KEYS = {
     "dataset_file": "data_format",
     "coco_panoptic_path": "data",
     "masks": "task",
+    "remove_difficult": "drop_difficult",
     "augment": "transform",
     "fliplr": "transform_options.flip_probability",
     "push_to_hub_model_id": "push_to_hub",
@@ -61,12 +63,17 @@ FAMILIAR_KEYS = {
     "enc_layers": "model_config.encoder_layers",
     "dec_layers": "model_config.decoder_layers",
     "hidden_dim": "model_config.d_model",
-    "dim_feedforward": "model_config.encoder_ffn_dim",
+    "dim_feedforward": Hint("set model_config.encoder_ffn_dim and model_config.decoder_ffn_dim"),
+    "nheads": Hint("set model_config.encoder_attention_heads and model_config.decoder_attention_heads"),
+    "aux_loss": "model_config.auxiliary_loss",
+    "no_aux_loss": Hint("set model_config.auxiliary_loss to false"),
     "position_embedding": "model_config.position_embedding_type",
     "pre_norm": "model_config.pre_norm",
     "eos_coef": "model_config.eos_coefficient",
     "bbox_loss_coef": "model_config.bbox_loss_coefficient",
     "giou_loss_coef": "model_config.giou_loss_coefficient",
+    "mask_loss_coef": "model_config.mask_loss_coefficient",
+    "dice_loss_coef": "model_config.dice_loss_coefficient",
     "set_cost_class": "model_config.class_cost",
     "set_cost_bbox": "model_config.bbox_cost",
     "set_cost_giou": "model_config.giou_cost",
@@ -81,6 +88,9 @@ FAMILIAR_KEYS = {
     "nc": _CLASSES,
     "eval": Hint("use 'detr evaluate'"),
     "val": Hint("use 'detr evaluate'"),
+    "start_epoch": Hint("a run resumed with resume continues after the step of its checkpoint"),
+    "world_size": _PROCESSES,
+    "dist_url": _PROCESSES,
     "optimizer": Hint("the optimizer is AdamW, as in the original"),
 }
 
