@@ -4,7 +4,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from modeling_detr.errors_detr import did_you_mean
 
@@ -56,6 +56,11 @@ class CommandParser(argparse.ArgumentParser):
             if name.startswith("--") and name not in options and not self.subcommands:
                 self.error(f"unknown option {name}; {_remedy(name, options)}")
         return super().parse_known_args(arguments, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line that says what is wrong; the usage, of many lines, is left to --help."""
+        remedy = "" if message.endswith(("?", ".")) else f"; see '{self.prog} --help'."
+        self.exit(2, f"{self.prog}: error: {message}{remedy}\n")
 
     @property
     def subcommands(self) -> "Mapping[str, CommandParser]":

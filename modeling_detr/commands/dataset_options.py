@@ -16,7 +16,11 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.add_argument(
-        "--data_format", "--format", choices=list(FORMATS), help="format of the dataset (default: detected)"
+        "--data_format",
+        "--format",
+        choices=list(FORMATS),
+        metavar="FORMAT",
+        help=f"format of the dataset: {', '.join(FORMATS)} (default: detected)",
     )
     for option in reading_options().values():
         if option.kind is bool:

@@ -36,8 +36,8 @@ def usual_steps(recipe: Recipe) -> str | None:
         return (
             f"without {' and '.join(missing)}, a new model needs far more; the original trains for 300 epochs of COCO"
         )
-    runs = ", ".join(f"{run.steps:,} with {run.data}" for run in MEASURED)
-    return f"steps until AP50 was {USEFUL_AP50:g} in runs like this one: {runs}"
+    runs = ", ".join(f"{counted(run.steps, 'step')} on {run.data}" for run in MEASURED)
+    return f"similar runs reached AP50 {USEFUL_AP50:g} after {runs}"
 
 
 def too_short_note(recipe: Recipe, total_steps: int) -> str | None:
@@ -63,5 +63,12 @@ def hardly_learned_note(recipe: Recipe, report: EvaluationReport, steps: int) ->
     return (
         f"The model has hardly learned to find objects yet: AP50 {ap50:.3f} after {counted(steps, 'step')}"
         + (f" ({usual})" if usual else "")
-        + f". Train on with more epochs, such as --epochs {3 * recipe.epochs} --resume auto."
+        + f". Continue with {_longer(recipe)} --resume auto."
     )
+
+
+def _longer(recipe: Recipe) -> str:
+    """The options that make a run three times as long, whichever of epochs and steps limits it."""
+    if recipe.max_steps is None:
+        return f"more epochs, such as --epochs {3 * recipe.epochs}"
+    return f"more steps, such as --max_steps {3 * recipe.max_steps} --epochs {3 * recipe.epochs}"

@@ -17,7 +17,7 @@ def report_of(ap50):
 @pytest.mark.parametrize(
     ("keys", "steps", "expected"),
     [
-        (AIDED, ENOUGH - 1, "steps may be too few for useful boxes; steps until AP50 was 0.3 in runs like this one: "),
+        (AIDED, ENOUGH - 1, "steps may be too few for useful boxes; similar runs reached AP50 0.3 after "),
         (AIDED, ENOUGH, None),
         (
             {**AIDED, "encoder_supervision": False},
@@ -37,8 +37,13 @@ def test_the_plan_says_what_runs_like_it_have_needed(keys, steps, expected):
 def test_a_model_that_has_hardly_learned_anything_is_said_at_the_end():
     note = hardly_learned_note(Recipe(**AIDED, epochs=8), report_of(0.012), 576)
     assert note.startswith(
-        "The model has hardly learned to find objects yet: AP50 0.012 after 576 steps (steps until "
+        "The model has hardly learned to find objects yet: AP50 0.012 after 576 steps (similar runs "
     )
-    assert note.endswith("Train on with more epochs, such as --epochs 24 --resume auto.")
+    assert note.endswith("Continue with more epochs, such as --epochs 24 --resume auto.")
     assert hardly_learned_note(Recipe(**AIDED), report_of(0.4), 576) is None
     assert hardly_learned_note(Recipe(**AIDED), report_of(None), 576) is None
+
+
+def test_the_advice_to_continue_raises_the_limit_on_steps_too():
+    note = hardly_learned_note(Recipe(**AIDED, epochs=8, max_steps=40), report_of(0.012), 40)
+    assert note.endswith("Continue with more steps, such as --max_steps 120 --epochs 24 --resume auto.")
