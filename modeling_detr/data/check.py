@@ -6,7 +6,9 @@ it in another split.
 """
 
 import dataclasses
+import difflib
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,9 @@ _NEAR_BITS = 12  # of 256: near-duplicates differ in at most this many
 _MIN_STRUCTURE = 4.0  # images with a smaller standard deviation, in grey levels, are not compared
 _NEAR_LEVELS = 6.0  # of 255 grey levels: the largest mean difference of their thumbnails
 _NUM_QUERIES = 100  # of the original model
+_SIMILAR = 0.85  # ratio of difflib; "RBBC" and "RBC" have 0.857, "plate" and "plane" 0.8
+_RARE = 0.01  # share of the other class's boxes up to which a similar name counts as misspelt
+_MAX_COMPARED = 200  # classes; the comparison is quadratic
 _HEADINGS = {  # kinds of the JSON report → headings in the text report, where they differ
     "box": "invalid box",
     "line": "invalid line",
@@ -178,6 +183,7 @@ def check_dataset(
         findings.add("unreadable dataset", error)
         index = DetectionIndex(Path(path).name, (), (), AnnotationTable.concatenate([]))
     _check_annotations(index, findings)
+    _check_class_names(index, findings)
     thumbnails: NDArray[np.uint8] | None = None
     if images:
         thumbnails = _check_images(index, findings, threads or os.cpu_count() or 1, progress)
@@ -257,6 +263,39 @@ def _check_annotations(index: DetectionIndex, findings: Findings) -> None:
             (
                 (index.images[image].path, f"has {counts[image]} objects")
                 for image in np.flatnonzero(counts > _NUM_QUERIES).tolist()
+            ),
+        )
+
+
+def _check_class_names(index: DetectionIndex, findings: Findings) -> None:
+    """Warn of classes that may be misspelt: equal to another but for case and spacing, or rare and similar."""
+    boxes = np.bincount(index.annotations.label, minlength=len(index.categories))
+    label_of: dict[str, int] = {}
+    pairs: list[tuple[int, int]] = []  # the rarer class, and the one that it is probably meant to be
+    for label in np.flatnonzero(boxes)[np.argsort(-boxes[boxes > 0], kind="stable")].tolist():  # frequent ones first
+        name = re.sub(r"[\W_]+", "", index.categories[label].name).casefold()
+        if name in label_of:
+            pairs.append((label, label_of[name]))
+            continue
+        others = [other for other, seen in label_of.items() if boxes[label] <= _RARE * boxes[seen]]
+        if len(index.categories) <= _MAX_COMPARED:
+            for other in difflib.get_close_matches(name, others, n=1, cutoff=_SIMILAR):
+                if re.sub(r"\d", "", name) != re.sub(r"\d", "", other):  # "size 1" and "size 10" are two classes
+                    pairs.append((label, label_of[other]))
+        label_of[name] = label
+    if pairs:
+        names = [category.name for category in index.categories]
+        findings.warn(
+            "similar class names",
+            "some classes have nearly the same name.",
+            "if so, rename it in the annotations",
+            (
+                (
+                    f"class '{names[label]}'",
+                    f"has {counted(int(boxes[label]), 'box', 'boxes')} and may be another spelling of "
+                    f"'{names[other]}' ({counted(int(boxes[other]), 'box', 'boxes')})",
+                )
+                for label, other in pairs
             ),
         )
 

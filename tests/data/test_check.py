@@ -97,3 +97,36 @@ def test_a_split_that_unites_others_is_not_a_leak_in_a_converted_dataset(coco_fo
     convert_dataset(united, tmp_path / "copy", "coco")
     kinds = {finding.kind for finding in check_dataset(tmp_path / "copy").findings}
     assert not kinds & {"image in several splits", "near-duplicate images"}
+
+
+@pytest.mark.parametrize(
+    ("names", "boxes", "expected"),
+    [
+        (("RBC", "RBBC"), (400, 2), ["class 'RBBC': has 2 boxes and may be another spelling of 'RBC' (400 boxes)"]),
+        (
+            ("traffic light", "Traffic_Light"),
+            (9, 7),
+            ["class 'Traffic_Light': has 7 boxes and may be another spelling of"],
+        ),
+        (("cat", "cats"), (9, 7), []),  # both are frequent
+        (("RBC", "WBC"), (400, 2), []),
+        (("size 1", "size 10"), (400, 2), []),
+        (("cat", "Cat"), (9, 0), []),  # a class without a box
+    ],
+)
+def test_a_misspelt_class_is_a_warning(tmp_path, names, boxes, expected):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
+    categories = [{"id": label, "name": name} for label, name in enumerate(names, 1)]
+    annotations = [
+        {"id": 1000 * label + number, "image_id": 1, "category_id": label, "bbox": [2, 3, 4 + number / 50, 5]}
+        for label, count in enumerate(boxes, 1)
+        for number in range(count)
+    ]
+    images = [{"id": 1, "file_name": "a.jpg", "height": 32, "width": 32}]
+    file = tmp_path / "annotations.json"
+    file.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
+    findings = [finding for finding in check_dataset(file).findings if finding.kind == "similar class names"]
+    assert len(findings) == len(expected)
+    for finding, start in zip(findings, expected, strict=True):
+        assert finding.text().startswith(start)
+        assert finding.text().endswith("if so, rename it in the annotations.")
