@@ -38,7 +38,7 @@ SECTION_TITLES = {
 }
 
 # Parts of the API, in the order of the navigation. The first is the flat files of the package.
-_ROOMS = ("data", "evaluation", "conversion", "visualization", "training", "pages", "commands")
+_ROOMS = ("data", "evaluation", "explanation", "conversion", "visualization", "training", "pages", "commands")
 
 
 # Commands

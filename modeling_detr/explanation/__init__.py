@@ -4,12 +4,23 @@
     explanation.maps["relevance"]  # (detections, h, w)
 
 `recording.py` keeps a forward pass from which any row of any attention map is computed, `methods.py` fuses layers and
-heads into one map per detection by methods of the literature, `explain.py` combines both.
+heads into one map per detection by methods of the literature, `explain.py` combines both, `faithfulness.py` measures
+whether the detection depends on what a map marks.
 """
 
 from modeling_detr.explanation.explain import Explanation, explain
+from modeling_detr.explanation.faithfulness import Curves, Faithfulness, measure_faithfulness
 from modeling_detr.explanation.methods import METHODS
 from modeling_detr.explanation.recording import Recording, record
 
 
-__all__ = ["METHODS", "Explanation", "Recording", "explain", "record"]
+__all__ = [
+    "METHODS",
+    "Curves",
+    "Explanation",
+    "Faithfulness",
+    "Recording",
+    "explain",
+    "measure_faithfulness",
+    "record",
+]

@@ -49,12 +49,17 @@ class Explanation:
     processed_size: tuple[int, int]
     canvas_size: tuple[int, int]
 
-    def on_image(self, maps: Tensor) -> Tensor:
-        """Maps (…, h, w) enlarged to the image, without padding: (…, height, width)."""
+    def on_input(self, maps: Tensor) -> Tensor:
+        """Maps (…, h, w) enlarged to the image in the model's input, without padding: (…, *processed_size)."""
         height, width = self.processed_size
         flat = maps.reshape(-1, 1, *maps.shape[-2:]).float()
-        canvas = F.interpolate(flat, size=self.canvas_size, mode="bilinear")[..., :height, :width]
-        image = F.interpolate(canvas, size=self.image_size, mode="bilinear")
+        enlarged = F.interpolate(flat, size=self.canvas_size, mode="bilinear")[..., :height, :width]
+        return enlarged.reshape(*maps.shape[:-2], height, width)
+
+    def on_image(self, maps: Tensor) -> Tensor:
+        """Maps (…, h, w) enlarged to the image, without padding: (…, height, width)."""
+        flat = self.on_input(maps).reshape(-1, 1, *self.processed_size)
+        image = F.interpolate(flat, size=self.image_size, mode="bilinear")
         return image.reshape(*maps.shape[:-2], *self.image_size)
 
     def arrays(self) -> dict[str, Tensor]:
