@@ -193,7 +193,7 @@ def stock_norm_difference(model: nn.Module) -> str | None:
         if not isinstance(getattr(module, "running_var", None), Tensor):
             continue  # not a batch norm, frozen or not
         if not isinstance(getattr(module, "act", None) or nn.Identity(), nn.Identity):
-            return f"stock drops their activations, first in {name}"
+            return f"Transformers drops their activations, first in {name}"
         if module.eps != 1e-5:
             return f"stock's have an epsilon of 1e-5 instead of {module.eps:g}, first in {name}"
     return None

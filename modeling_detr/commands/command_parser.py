@@ -28,6 +28,7 @@ FAMILIAR_OPTIONS = {
     "--weights": "pass the model without an option, as the first argument",
     "--model": "pass the model without an option, as the first argument",
     "--source": "pass images and folders without an option",
+    "--image": "pass images and folders without an option",
     "--data": "pass the dataset without an option",
     "--device": "choose GPUs with the environment variable CUDA_VISIBLE_DEVICES (empty: use the CPU)",
 }

@@ -13,6 +13,7 @@ silently spoil it; warnings are handled automatically. The exit code is 1 if the
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.commands.data_show import add_show
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.results import link_to
+from modeling_detr.commands.terminal import fitted
 from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.check_page import check_page
 from modeling_detr.data.convert import Conversion, convert_dataset
@@ -103,10 +105,12 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report.as_dict(_as_option), indent=1, ensure_ascii=False))
     else:
-        print(report.to_text(sys.maxsize if arguments.all else 10, _as_option))
+        print(fitted(report.to_text(sys.maxsize if arguments.all else 10, _as_option), indent=4))
         kinds = [(finding.severity, finding.kind) for finding in report.findings]
         if not arguments.all and any(kinds.count(kind) > 10 for kind in set(kinds)):
             print("use --all to list every finding")
+        if report.errors and arguments.fix is None and len(report.good_images):
+            print(f"a copy without the errors: detr data check {shlex.quote(arguments.path)} --fix NEW_FOLDER")
 
     # Write the page.
     if arguments.html is not None:

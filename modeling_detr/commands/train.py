@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_detr.commands.terminal import fitted
 from modeling_detr.errors_detr import printable
 from modeling_detr.training.recipe_parsing import parse_recipe
 
@@ -51,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = prepare_run(recipe, notes + push_notes(recipe))
     on_main_process = run.accelerator.is_main_process
     if on_main_process:
-        print(plan(run), flush=True)
+        print(fitted(plan(run), indent=10), flush=True)
     if recipe.preflight:
         for line in preflight(run):
-            print(f"preflight {printable(line)}", flush=True)
+            print(fitted(f"preflight {printable(line)}", indent=10), flush=True)
 
     # Train; a signal ends the run between two steps, with a checkpoint.
     try:
@@ -74,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{state.seconds / 60:.1f} minutes; best {metric} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
         note = hardly_learned_note(recipe, report, state.step)
         if note is not None:
-            print(note)
-        print(f"model     {model_dir}, the best model; its metrics are in evaluation.md beside it")
+            print(fitted(note))
+        print(fitted(f"model     {model_dir}, the best model; its metrics are in evaluation.md beside it", indent=10))
         print(f"pictures  {recipe.run_dir / PREDICTIONS}")
         if any(entry["kind"] == "epoch" for entry in log):
             print(f"curves    {plot_curves({recipe.run_dir.name: log}, recipe.run_dir / 'curves.png')}")

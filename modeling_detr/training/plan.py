@@ -148,11 +148,12 @@ def _describe_schedule(run: PreparedRun) -> str:
 def _describe_processes(run: PreparedRun) -> str:
     accelerator = run.accelerator
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     loaders = counted(run.recipe.num_workers, "loader process", "loader processes")
     return (
         f"{accelerator.device.type}, {counted(accelerator.num_processes, 'process', 'processes')}, "
         + ("each with a shard of the model (FSDP), " if is_sharded else "")
-        + f"precision {accelerator.mixed_precision}, {loaders} each"
+        + f"precision {precision}, {loaders} each"
         + (", compiled" if run.recipe.compile else "")
     )
 

@@ -205,7 +205,8 @@ def _truth_lines(run: PreparedRun, truth: TruthCheck) -> list[str]:
     if not truth.num_boxes:
         return [f"{run.eval_index.name}: no boxes in the {truth.num_images} evaluation images that were checked"]
     lines = [
-        f"the ground truth of {truth.num_images} evaluation images, {truth.num_boxes} boxes, scores AP {truth.ap:.4f}"
+        f"the ground truth of {truth.num_images} evaluation images, {truth.num_boxes:,} boxes, "
+        f"scores AP {truth.ap:.4f}"
     ]
     if not truth.ap >= _MIN_AP:
         lines.append(f"WARNING: that is below {_MIN_AP}; the metrics of this run will be too low")

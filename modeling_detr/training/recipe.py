@@ -380,7 +380,7 @@ class Recipe:
             RecipeError: It is not set.
         """
         if self.data is None:
-            raise RecipeError("data", "not set", "choose a dataset, as in 'detr train finetune --data FOLDER'")
+            raise RecipeError("data", "not set", "choose a dataset, as in 'detr train small_dataset --data FOLDER'")
         return self.data
 
     @property

@@ -314,9 +314,10 @@ def _refuse_frozen_random_backbone(model: DetrForObjectDetection) -> None:
     frozen = [key for key in ("freeze_batch_norm", "freeze_backbone_stem") if getattr(config, key)]
     if frozen:
         raise RecipeError(
-            "model_config",
-            f"the backbone '{config.backbone}' starts with random weights, which {' and '.join(frozen)} would freeze",
-            f"set model to start from a trained DETR, or backbone_weights (a timm name such as {config.backbone}, or "
-            f"a file), or set "
+            "model",
+            f"not set, so the backbone '{config.backbone}' starts with random weights, which {' and '.join(frozen)} "
+            "would freeze",
+            "set model to a trained DETR (such as facebook/detr-resnet-50, or the folder of a run), or "
+            f"backbone_weights to ImageNet weights ({config.backbone}, or a file), or, to train from random weights, "
             f"{' and '.join(f'model_config.{key}: false' for key in frozen)}",
         )

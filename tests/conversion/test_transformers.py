@@ -205,7 +205,7 @@ def test_unsupported_stock_configs_are_refused(tmp_path, changes, message):
 
 def test_a_backbone_that_stock_computes_differently_is_refused(tmp_path):
     stock_model(backbone_config={**TIMM, "backbone": "test_efficientnet"}).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="cannot be reproduced here: stock drops their activations"):
+    with pytest.raises(ValueError, match="cannot be reproduced here: Transformers drops their activations"):
         DetrForObjectDetection.from_pretrained(tmp_path)
 
 
@@ -402,7 +402,7 @@ def test_a_converted_model_runs_in_a_pipeline_without_this_package(tmp_path):
         ({"position_temperature": 20}, r"position_temperature 20 \(only 10,000\)"),
         ({"position_embedding_type": "learned", "learned_position_grid": 9}, r"learned_position_grid 9 \(only 50\)"),
         ({"backbone_kwargs": {"channels": [8, 8, 16, 16]}}, r"backbone_kwargs \(channels\)"),
-        ({"backbone": "test_efficientnet"}, "stock drops their activations"),
+        ({"backbone": "test_efficientnet"}, "Transformers drops their activations"),
         ({"pre_norm": True, "position_temperature": 20}, "pre_norm, position_temperature"),
     ],
 )

@@ -130,3 +130,11 @@ def test_a_misspelt_class_is_a_warning(tmp_path, names, boxes, expected):
     for finding, start in zip(findings, expected, strict=True):
         assert finding.text().startswith(start)
         assert finding.text().endswith("if so, rename it in the annotations.")
+
+
+def test_a_report_with_errors_names_the_command_that_leaves_them_out(voc_folder, capsys):
+    assert main(["check", str(voc_folder)]) == 0
+    assert "--fix" not in capsys.readouterr().out
+    (voc_folder / "JPEGImages" / "a.jpg").write_bytes(b"no image")
+    assert main(["check", str(voc_folder)]) == 1
+    assert capsys.readouterr().out.endswith(f"detr data check {voc_folder} --fix NEW_FOLDER\n")

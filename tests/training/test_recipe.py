@@ -372,4 +372,4 @@ def test_a_missing_dataset_is_explained_with_an_example_command():
     with pytest.raises(RecipeError) as caught:
         _ = Recipe().data_source
 
-    assert str(caught.value) == "data: not set; choose a dataset, as in 'detr train finetune --data FOLDER'."
+    assert str(caught.value) == "data: not set; choose a dataset, as in 'detr train small_dataset --data FOLDER'."
