@@ -86,6 +86,12 @@ class BatchLoader(DataLoader[Any]):
             self.count_unreadable(batch)
             yield batch
 
+    def close(self) -> None:
+        """End the loader processes; the next iteration starts new ones."""
+        iterator, self._iterator, self._watch = self._iterator, None, None
+        if iterator is not None and self.num_workers > 0:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # as PyTorch does when it is collected
+
     def count_unreadable(self, batch: DetectionBatch) -> None:
         """Move the images of a batch that could not be read from the batch to `unreadable`.
 

@@ -103,6 +103,8 @@ class Trainer:
                         self._keep_if_best(report)
             except StopRequested:
                 raise self._stopped() from None
+        for loader in (self.run.loaders.train, self.run.loaders.eval):
+            loader.close()
         return report
 
     def _is_finished(self) -> bool:

@@ -90,6 +90,15 @@ def test_a_loader_that_is_no_longer_used_ends_its_processes_without_the_garbage_
         gc.enable()
 
 
+def test_a_closed_loader_has_no_processes_and_can_be_used_again():
+    loader = loader_of()
+    before = [batch["pixel_values"].clone() for batch in loader]
+    loader.close()
+    assert not psutil.Process().children()
+    assert all(torch.equal(batch["pixel_values"], pixels) for batch, pixels in zip(loader, before, strict=True))
+    loader.close()
+
+
 def test_a_full_shared_memory_slows_loading_down_but_does_not_stop_it():
     script = (
         "import sys; sys.path += ['tests', 'tests/data']\n"

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 
+import psutil
 import pytest
 import torch
 from launched_runs import logged
@@ -402,3 +403,10 @@ def test_processes_that_see_different_checkpoints_stop_before_the_first_step(tin
     monkeypatch.setattr(distributed, "gather_object", lambda own: [*own, (20, 4)])
     with pytest.raises(ValueError, match="must be a folder that all machines share"):
         Trainer.from_recipe(tiny_recipe(resume="auto"))
+
+
+def test_a_finished_run_has_no_loader_processes_and_can_be_evaluated_again(tiny_recipe):
+    trainer = Trainer.from_recipe(tiny_recipe(num_workers=2, epochs=1))
+    report = trainer.train()
+    assert not psutil.Process().children()
+    assert trainer.evaluate().log_values() == report.log_values()
