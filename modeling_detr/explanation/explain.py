@@ -77,6 +77,7 @@ def explain(
     threshold: float = OBJECT_THRESHOLD,
     methods: Sequence[str] = tuple(METHODS),
     points: Sequence[tuple[float, float]] = (),
+    max_detections: int | None = None,
 ) -> Explanation:
     """Explains the detections of one image by the model's attention.
 
@@ -87,6 +88,7 @@ def explain(
         threshold: Objects with a lower score are left out.
         methods: Names in `METHODS`, which have the papers.
         points: x and y in pixels of the image, for the encoder's self-attention.
+        max_detections: Explain those with the highest scores only. None: all.
 
     Raises:
         ValueError: An unknown method, a point outside the image, or a model in training mode.
@@ -102,7 +104,7 @@ def explain(
     processed_size = recording.canvas_size if mask is None else _size_in(mask[0])
 
     with torch.no_grad():
-        queries, scores, labels = _detections(recording, threshold)
+        queries, scores, labels = (values[:max_detections] for values in _detections(recording, threshold))
         boxes = box_convert(recording.outputs.pred_boxes[0, queries].double(), "cxcywh", "xyxy")
         height, width = image_size
         tokens = torch.tensor([_token_at(point, image_size, processed_size, recording) for point in points]).long()

@@ -4,6 +4,7 @@
 
 Each kind of overlay is a file and a line in `OVERLAYS`: `boxes.py`, `masks.py`, `segments.py`. Overlays draw on the
 canvas in `canvas.py`, with the class colours in `colours.py`; `labels.py` places labels, and `text.py` finds fonts.
+`heat.py` draws maps of numbers over an image.
 `matches.py` tells hits, false predictions and missed objects apart.
 
 The annotators of `supervision` are no alternative: its labels move away from their boxes and still overlap among a
@@ -14,6 +15,7 @@ from modeling_detr.visualization.canvas import Canvas
 from modeling_detr.visualization.colours import class_colour
 from modeling_detr.visualization.curves import draw_curves, plot_curves
 from modeling_detr.visualization.gallery import tile
+from modeling_detr.visualization.heat import draw_heat
 from modeling_detr.visualization.overlays import OVERLAYS, draw_comparison, draw_prediction
 
 
@@ -23,6 +25,7 @@ __all__ = [
     "class_colour",
     "draw_comparison",
     "draw_curves",
+    "draw_heat",
     "draw_prediction",
     "plot_curves",
     "tile",

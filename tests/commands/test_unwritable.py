@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modeling_detr.commands import COMMANDS as COMMANDS_OF_DETR
-from modeling_detr.commands import Command, convert, data, evaluate, predict, run_command
+from modeling_detr.commands import Command, convert, data, evaluate, explain, predict, run_command
 from modeling_detr.training import setup
 
 
@@ -37,7 +37,7 @@ def inputs(tmp_path, monkeypatch, backbone_weights, config):
     def too_late(*_, **__):
         raise AssertionError("the work has begun")
 
-    for module in (predict, evaluate, convert):
+    for module in (predict, explain, evaluate, convert):
         monkeypatch.setattr(module, "load_model", too_late)
     for module in (data, evaluate):
         monkeypatch.setattr(module, "open_dataset", too_late)
@@ -51,6 +51,7 @@ def inputs(tmp_path, monkeypatch, backbone_weights, config):
         "train": ["train", str(config), "--output_dir"],
         "evaluate": ["evaluate", "model", "shapes", "--output_dir"],
         "predict": ["predict", "model", str(picture), "--output_dir"],
+        "explain": ["explain", "model", str(picture), "--output_dir"],
         "convert": ["convert", "model"],
         "data convert": ["data", "convert", "dataset", "--to", "coco"],
         "data check": ["data", "check", "dataset", "--fix"],
@@ -69,6 +70,7 @@ COMMANDS = [
     "train",
     "evaluate",
     "predict",
+    "explain",
     "convert",
     "data convert",
     "data check",
