@@ -78,7 +78,9 @@ def relinked(text: str, folder: str) -> str:
             return words
         return f"{image}[{words}]({address}{f'#{anchor}' if anchor else ''})"
 
-    return re.sub(r"(!?)\[([^\]]*)\]\((?!\w+:)([^)\s]+)\)", replaced, text)
+    parts = re.split(r"(```.*?```)", text, flags=re.DOTALL)  # every second one is a block of code
+    parts[::2] = (re.sub(r"(!?)\[([^\]]*)\]\((?!\w+:)([^)\s]+)\)", replaced, part) for part in parts[::2])
+    return "".join(parts)
 
 
 def site_address(file: str) -> str | None:
@@ -87,7 +89,7 @@ def site_address(file: str) -> str | None:
         return TOP_PAGES[file]
     if file in FOLDERS:
         return FOLDERS[file]
-    if file.startswith("docs/"):
+    if file.startswith("docs/") and (ROOT / file).is_file():
         return file.removeprefix("docs/")
     if file.startswith("modeling_detr/") and file.endswith(".py"):
         return f"api/{file.removesuffix('.py').replace('/', '.')}.md"
