@@ -67,7 +67,9 @@ def test_each_recipe_key_is_described_once_with_default_bounds_and_effect_on_a_r
 
 
 def test_a_key_that_is_added_to_the_recipe_is_on_its_page(pages, monkeypatch):
-    added = dataclasses.make_dataclass("Added", [("my_key", int, key(3, "Does it.", at_least=2))], bases=(Recipe,), frozen=True)
+    added = dataclasses.make_dataclass(
+        "Added", [("my_key", int, key(3, "Does it.", at_least=2))], bases=(Recipe,), frozen=True
+    )
     monkeypatch.setattr(pages, "Recipe", added)
     assert "- `--my_key VALUE`: an integer, at least 2\n- Default: `3`" in "\n".join(pages.key_pages().values())
 
