@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.models.detr.image_processing_detr import convert_segmentation_to_rle
 
 from .structures_detr import DetectionResult, InstanceResult, PanopticResult, SegmentInfo
 
@@ -160,6 +161,7 @@ class DetrPostProcessor:
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.0,
         target_sizes: Sizes | None = None,
+        return_coco_annotation: bool = False,
         *,
         processed_sizes: Sizes | None = None,
         predict_masks: MaskPredictor | None = None,
@@ -176,6 +178,7 @@ class DetrPostProcessor:
             overlap_mask_area_threshold: An instance is dropped from the map if less than this fraction of it is
                 visible behind instances with higher scores.
             target_sizes: See `post_process_panoptic_segmentation`.
+            return_coco_annotation: Whether `segmentation` is a list of run lengths per id, as in Transformers.
             processed_sizes: See `post_process_panoptic_segmentation`.
             predict_masks: See `post_process_panoptic_segmentation`.
 
@@ -200,7 +203,7 @@ class DetrPostProcessor:
             max(frame.processed_size[1] for frame in frames),
         )
         mask_logits = _masks_by_image(outputs, keep, predict_masks)
-        return [
+        results = [
             _assemble_instances(
                 _select(detections[i], keep[i]),
                 _binary_masks(mask_logits[i], frame, canvas_size, mask_threshold),
@@ -208,6 +211,10 @@ class DetrPostProcessor:
             )
             for i, frame in enumerate(frames)
         ]
+        if return_coco_annotation:
+            for result in results:
+                result["segmentation"] = convert_segmentation_to_rle(torch.as_tensor(result["segmentation"]).cpu())
+        return results
 
     @torch.no_grad()
     def post_process_semantic_segmentation(
@@ -438,7 +445,7 @@ def _checked_sizes(name: str, sizes: Sizes, num_images: int) -> Tensor:
     """`sizes` as a tensor (B, 2).
 
     Raises:
-        ValueError: They are not one (height, width) per image, or not above 0.
+        ValueError: They are not one (height, width) per image.
     """
     tensor = sizes
     if not isinstance(tensor, Tensor):  # but it may be a list of tensors
@@ -474,7 +481,7 @@ def _image_frames(
     """The sizes of each image of a batch; see `post_process_panoptic_segmentation` for the defaults.
 
     Raises:
-        ValueError: Sizes are missing, or not one (height, width) per image.
+        ValueError: Sizes are missing, not one (height, width) per image, or not above 0.
     """
     num_images = len(outputs.logits)
     targets = None if target_sizes is None else _checked_sizes("target_sizes", target_sizes, num_images)
@@ -493,6 +500,9 @@ def _image_frames(
     canvas = _optional_field(outputs, "canvas_size")
     canvas_size = None if canvas is None else _pair(canvas.reshape(-1, 2)[0])  # one for the whole batch
     targets = processed if targets is None else targets
+    for name, sizes in (("target_sizes", targets), ("processed_sizes", processed)):
+        if (sizes <= 0).any():
+            raise ValueError(f"{name}: got {sizes.tolist()}, expected heights and widths above 0.")
     return [
         _ImageFrame(_pair(before), _pair(after), canvas_size)
         for before, after in zip(processed.cpu(), targets.cpu(), strict=True)

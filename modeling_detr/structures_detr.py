@@ -416,9 +416,9 @@ class PanopticResult(TypedDict):
 
 class InstanceResult(DetectionResult):
     """Detections in one image with their masks, which may overlap; and the same as a map without overlap, the higher
-    score in front: `segmentation` (H, W) int with `segments_info`, as in `PanopticResult`."""
+    score in front: `segmentation` (H, W) int, or its run lengths, with `segments_info`, as in `PanopticResult`."""
 
-    segmentation: Tensor
+    segmentation: Tensor | list[list[int]]
     segments_info: list[SegmentInfo]
 
 

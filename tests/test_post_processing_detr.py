@@ -217,6 +217,24 @@ def test_the_instance_with_the_higher_score_is_in_front():
     assert [segment["id"] for segment in result["segments_info"]] == [1]
 
 
+def test_instances_as_run_lengths_are_those_of_the_map():
+    outputs = confident_outputs(half_planes(), [0, 1])
+    (result,) = PROCESSOR.post_process_instance_segmentation(
+        outputs, target_sizes=[(8, 8)], return_coco_annotation=True
+    )
+    left, right = result["segmentation"]
+    assert left[:4] == [1, 4, 9, 4]  # starts, counted from 1, and lengths, row by row
+    assert right[:4] == [5, 4, 13, 4]
+
+
+@pytest.mark.parametrize("name", ["target_sizes", "processed_sizes"])
+def test_an_image_size_of_zero_is_an_error_that_names_the_argument(name):
+    sizes = {"target_sizes": [(8, 8)], name: [(8, 0)]}
+    for process in (PROCESSOR.post_process_panoptic_segmentation, PROCESSOR.post_process_instance_segmentation):
+        with pytest.raises(ValueError, match=f"{name}: .*above 0"):
+            process(confident_outputs(half_planes(), [0, 1]), **sizes)
+
+
 def test_instances_exclude_stuff():
     outputs = confident_outputs(half_planes(), [0, 1], stuff_labels=torch.tensor([1]))
     (result,) = PROCESSOR.post_process_instance_segmentation(outputs, target_sizes=[(8, 8)])

@@ -93,6 +93,6 @@ def test_each_recipe_and_each_module_has_a_page(pages):
     }
     assert {f"api/{name}.md" for name in modules - {"modeling_detr"}} == pages.api_pages().keys()
     shown = [
-        list(page.values())[0] for part in pages.api_navigation() for of_part in part.values() for page in of_part
+        next(iter(page.values())) for part in pages.api_navigation() for of_part in part.values() for page in of_part
     ]
     assert sorted(shown) == sorted(pages.api_pages())
