@@ -46,6 +46,7 @@ COMMANDS = {
     "evaluate": Command("compute AP and panoptic quality of a model on a dataset", "modeling_detr.commands.evaluate"),
     "predict": Command("detect objects in images and draw them", "modeling_detr.commands.predict"),
     "explain": Command("show which parts of an image a detection depends on", "modeling_detr.commands.explain"),
+    "slots": Command("show what each query slot predicts over a dataset", "modeling_detr.commands.slots"),
     "convert": Command(
         "convert models from and to the original DETR and Transformers", "modeling_detr.commands.convert"
     ),

@@ -21,16 +21,21 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
-from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
+from modeling_detr.commands.dataset_options import add_dataset_options
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
-from modeling_detr.commands.trained_on import Choice, images_evaluated_in_training, run_folder_of
+from modeling_detr.commands.trained_on import (
+    CHOICE_OPTION_NAMES,
+    Choice,
+    add_choice_options,
+    choose_images,
+    open_images,
+    run_folder_of,
+)
 from modeling_detr.conversion.sources import load_model
-from modeling_detr.data import open_dataset
 from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
 from modeling_detr.data.loaders import build_eval_loader, resize_transform
-from modeling_detr.data.splits import DEFAULT_SEED, evaluation_images
 from modeling_detr.errors_detr import ModelError, printable
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluator import Evaluator, SavesPredictions
@@ -49,8 +54,7 @@ from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.report_page import comparison_section, curve_section
 
 
-# Argument of the library → option of this command, for error messages.
-OPTION_NAMES = {"format": "data_format", "train_split": "split", "eval_split": "split"}
+OPTION_NAMES = CHOICE_OPTION_NAMES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Open the dataset and the model, and put the classes in the model's order.
     task: Task = arguments.task or "detection"
-    choice, run_dir = _choose_images(arguments), run_folder_of(arguments.model)
-    dataset = _open_images(arguments, task, choice)
+    choice, run_dir = choose_images(arguments), run_folder_of(arguments.model)
+    dataset = open_images(arguments, task, choice)
     model, processor = load_model(arguments.model)
     if task != "detection" and task_of(model) == "detection":
         raise ModelError(
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if arguments.task is None and task_of(model) != task:
         task = task_of(model)
-        dataset = _open_images(arguments, task, choice)
+        dataset = open_images(arguments, task, choice)
     index = adopt_model_labels(dataset, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
 
     if accelerator.is_main_process:
@@ -124,18 +128,7 @@ def build_parser() -> CommandParser:
         choices=get_args(Task),
         help="detection: boxes; instance: also masks; panoptic: also segments (default: all that the model predicts)",
     )
-    parser.add_argument(
-        "--split",
-        help="split, several joined by '+', or all (default: the images that the model's run evaluated on, else the "
-        "validation or test split)",
-    )
-    parser.add_argument(
-        "--eval_fraction",
-        type=float,
-        default=0.0,
-        help="evaluate on the images of --split that training with this eval_fraction and seed held out",
-    )
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of that run (default: %(default)s)")
+    add_choice_options(parser)
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
     parser.add_argument(
@@ -186,23 +179,3 @@ def _facts(arguments: argparse.Namespace, choice: Choice, index: DetectionIndex,
     images = f"{index.name}, {choice.reason}" if choice.reason else index.name
     command = command_line("detr evaluate", argv)
     return [("model", arguments.model), ("data", arguments.dataset), ("images", images), *provenance(command)]
-
-
-def _choose_images(arguments: argparse.Namespace) -> Choice:
-    """The images that the options choose, or those that the run of the model evaluated on."""
-    if arguments.split is None and arguments.eval_fraction == 0:
-        evaluated = images_evaluated_in_training(arguments.model, arguments.dataset)
-        if evaluated is not None:
-            return evaluated
-    return Choice(arguments.split, arguments.eval_fraction, arguments.seed, "")
-
-
-def _open_images(arguments: argparse.Namespace, task: Task, choice: Choice) -> DetectionIndex:
-    """Opens the dataset and selects the images to evaluate on."""
-    dataset = open_dataset(
-        arguments.dataset,
-        format=arguments.data_format,
-        task=task,
-        **dataset_options(arguments),
-    )
-    return evaluation_images(dataset, choice.split, choice.eval_fraction, choice.seed)

@@ -1,13 +1,23 @@
-"""The images that a run held out from its training, for an evaluation that does not choose any."""
+"""The images of a dataset to evaluate a model on: those that options choose, or those that its run evaluated on."""
 
+import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+from modeling_detr.commands.command_parser import CommandParser
+from modeling_detr.commands.dataset_options import dataset_options
+from modeling_detr.data import open_dataset
+from modeling_detr.data.splits import DEFAULT_SEED, evaluation_images
 from modeling_detr.errors_detr import RecipeError
 from modeling_detr.model_folder_detr import EXPORTED_MODEL
+from modeling_detr.structures_detr import DetectionIndex, Task
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.recipe_parsing import read_recipe_file
 from modeling_detr.training.run_folder import RECIPE
+
+
+# Argument of the library → option of the commands that choose images, for error messages.
+CHOICE_OPTION_NAMES = {"format": "data_format", "train_split": "split", "eval_split": "split"}
 
 
 class Choice(NamedTuple):
@@ -17,6 +27,46 @@ class Choice(NamedTuple):
     eval_fraction: float
     seed: int
     reason: str
+
+
+def add_choice_options(parser: CommandParser) -> None:
+    """Add the options that choose images: `--split`, `--eval_fraction` and `--seed`."""
+    parser.add_argument(
+        "--split",
+        help="split, several joined by '+', or all (default: the images that the model's run evaluated on, else the "
+        "validation or test split)",
+    )
+    parser.add_argument(
+        "--eval_fraction",
+        type=float,
+        default=0.0,
+        help="take the images of --split that training with this eval_fraction and seed held out",
+    )
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of that run (default: %(default)s)")
+
+
+def choose_images(arguments: argparse.Namespace) -> Choice:
+    """The images that the options choose, or those that the run of the model evaluated on."""
+    if arguments.split is None and arguments.eval_fraction == 0:
+        evaluated = images_evaluated_in_training(arguments.model, arguments.dataset)
+        if evaluated is not None:
+            return evaluated
+    return Choice(arguments.split, arguments.eval_fraction, arguments.seed, "")
+
+
+def open_images(arguments: argparse.Namespace, task: Task, choice: Choice) -> DetectionIndex:
+    """Opens the dataset with its reading options, and selects the images.
+
+    Raises:
+        DatasetError: The dataset cannot be read, or the choice has no images.
+    """
+    dataset = open_dataset(
+        arguments.dataset,
+        format=arguments.data_format,
+        task=task,
+        **dataset_options(arguments),
+    )
+    return evaluation_images(dataset, choice.split, choice.eval_fraction, choice.seed)
 
 
 def images_evaluated_in_training(model: str, dataset: str) -> Choice | None:

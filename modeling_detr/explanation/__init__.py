@@ -5,13 +5,14 @@
 
 `recording.py` keeps a forward pass from which any row of any attention map is computed, `methods.py` fuses layers and
 heads into one map per detection by methods of the literature, `explain.py` combines both, `faithfulness.py` measures
-whether the detection depends on what a map marks.
+whether the detection depends on what a map marks. `slots.py` collects what each query predicts over many images.
 """
 
 from modeling_detr.explanation.explain import Explanation, explain
 from modeling_detr.explanation.faithfulness import Curves, Faithfulness, measure_faithfulness
 from modeling_detr.explanation.methods import METHODS
 from modeling_detr.explanation.recording import Recording, record
+from modeling_detr.explanation.slots import Slots, SlotStatistics, collect_slots
 
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "Explanation",
     "Faithfulness",
     "Recording",
+    "SlotStatistics",
+    "Slots",
+    "collect_slots",
     "explain",
     "measure_faithfulness",
     "record",

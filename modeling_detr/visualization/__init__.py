@@ -4,7 +4,7 @@
 
 Each kind of overlay is a file and a line in `OVERLAYS`: `boxes.py`, `masks.py`, `segments.py`. Overlays draw on the
 canvas in `canvas.py`, with the class colours in `colours.py`; `labels.py` places labels, and `text.py` finds fonts.
-`heat.py` draws maps of numbers over an image.
+`heat.py` draws maps of numbers over an image, `slots.py` the boxes of query slots.
 `matches.py` tells hits, false predictions and missed objects apart.
 
 The annotators of `supervision` are no alternative: its labels move away from their boxes and still overlap among a
@@ -17,6 +17,7 @@ from modeling_detr.visualization.curves import draw_curves, plot_curves
 from modeling_detr.visualization.gallery import tile
 from modeling_detr.visualization.heat import draw_heat
 from modeling_detr.visualization.overlays import OVERLAYS, draw_comparison, draw_prediction
+from modeling_detr.visualization.slots import draw_slots
 
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "draw_curves",
     "draw_heat",
     "draw_prediction",
+    "draw_slots",
     "plot_curves",
     "tile",
 ]

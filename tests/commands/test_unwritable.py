@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modeling_detr.commands import COMMANDS as COMMANDS_OF_DETR
-from modeling_detr.commands import Command, convert, data, evaluate, explain, predict, run_command
+from modeling_detr.commands import Command, convert, data, evaluate, explain, predict, run_command, slots, trained_on
 from modeling_detr.training import setup
 
 
@@ -37,9 +37,9 @@ def inputs(tmp_path, monkeypatch, backbone_weights, config):
     def too_late(*_, **__):
         raise AssertionError("the work has begun")
 
-    for module in (predict, explain, evaluate, convert):
+    for module in (predict, explain, slots, evaluate, convert):
         monkeypatch.setattr(module, "load_model", too_late)
-    for module in (data, evaluate):
+    for module in (data, trained_on):
         monkeypatch.setattr(module, "open_dataset", too_late)
     monkeypatch.setattr(data, "check_dataset", too_late)
     monkeypatch.setattr(setup, "open_splits", too_late)
@@ -52,6 +52,7 @@ def inputs(tmp_path, monkeypatch, backbone_weights, config):
         "evaluate": ["evaluate", "model", "shapes", "--output_dir"],
         "predict": ["predict", "model", str(picture), "--output_dir"],
         "explain": ["explain", "model", str(picture), "--output_dir"],
+        "slots": ["slots", "model", "shapes", "--output_dir"],
         "convert": ["convert", "model"],
         "data convert": ["data", "convert", "dataset", "--to", "coco"],
         "data check": ["data", "check", "dataset", "--fix"],
@@ -71,6 +72,7 @@ COMMANDS = [
     "evaluate",
     "predict",
     "explain",
+    "slots",
     "convert",
     "data convert",
     "data check",
