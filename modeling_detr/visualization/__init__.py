@@ -15,7 +15,7 @@ from modeling_detr.visualization.canvas import Canvas
 from modeling_detr.visualization.colours import class_colour
 from modeling_detr.visualization.curves import draw_curves, plot_curves
 from modeling_detr.visualization.gallery import tile
-from modeling_detr.visualization.heat import draw_heat
+from modeling_detr.visualization.heat import draw_heat, draw_heats
 from modeling_detr.visualization.overlays import OVERLAYS, draw_comparison, draw_prediction
 from modeling_detr.visualization.slots import draw_slots
 
@@ -27,6 +27,7 @@ __all__ = [
     "draw_comparison",
     "draw_curves",
     "draw_heat",
+    "draw_heats",
     "draw_prediction",
     "draw_slots",
     "plot_curves",

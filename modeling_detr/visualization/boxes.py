@@ -3,7 +3,7 @@
 Shapes: K objects of one image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -11,24 +11,27 @@ from torch import Tensor
 
 from modeling_detr.structures_detr import DetectionResult
 from modeling_detr.visualization.canvas import Canvas
-from modeling_detr.visualization.colours import class_colour
+from modeling_detr.visualization.colours import Colour, class_colour
 from modeling_detr.visualization.labels import Label, around_box
 
 
-def draw_boxes(canvas: Canvas, prediction: Mapping[str, object]) -> None:
+def draw_boxes(canvas: Canvas, prediction: Mapping[str, object], colours: Sequence[Colour] | None = None) -> None:
     """Draws the boxes of a prediction; does nothing if it has no `boxes`.
 
     Args:
         canvas: The canvas to draw on.
         prediction: With `boxes` (K, 4) xyxy in image pixels, `labels` (K,), and optionally `scores` (K,) and
             `is_match` (K,) bool; the lines of objects that are no match are dashed.
+        colours: The colour of each object. None: that of its class.
 
     Raises:
-        ValueError: There are no `labels`, or `boxes`, `labels` and `scores` differ in length.
+        ValueError: There are no `labels`, or `boxes`, `labels`, `scores` and `colours` differ in length.
     """
     if "boxes" not in prediction:
         return
     order = drawing_order(prediction)
+    if colours is not None and len(colours) != len(order):
+        raise ValueError(f"colours: got {len(colours)}, expected {len(order)}, one for each object.")
     detection = cast(DetectionResult, prediction)
     boxes = torch.as_tensor(detection["boxes"]).reshape(-1, 4).double().cpu().numpy() * canvas.scale
     scores = cast(Tensor | None, prediction.get("scores"))
@@ -37,7 +40,7 @@ def draw_boxes(canvas: Canvas, prediction: Mapping[str, object]) -> None:
     for index in order:
         label = int(detection["labels"][index])
         x0, y0, x1, y1 = boxes[index].tolist()
-        colour = class_colour(label)
+        colour = class_colour(label) if colours is None else colours[index]
         dashed = is_match is not None and not is_match[index]
         canvas.draw_box((x0, y0, x1, y1), colour, line_width, dashed)
         score = None if scores is None else float(scores[index])
