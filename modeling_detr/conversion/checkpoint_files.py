@@ -1,4 +1,4 @@
-"""PyTorch checkpoint files: find them, download them, and read them without running any code that they contain."""
+"""Checkpoint files: find them, download them, and read them without running any code that they contain."""
 
 import argparse
 import contextlib
@@ -12,15 +12,19 @@ import re
 import socket
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from modeling_detr.atomic_output import make_folder
+from modeling_detr.conversion.state_dicts import find_weights
 from modeling_detr.errors_detr import ModelDownloadError, ModelError, ModelNotFoundError
 
 
@@ -36,11 +40,58 @@ RELEASED = {
 }
 RELEASES_URL = "https://dl.fbaipublicfiles.com/detr"
 _SECONDS_TO_CONNECT = 10
-# Classes that a checkpoint may contain besides tensors, numbers and strings: the original's options, with paths
+
+
+class _Ignored:
+    """Takes the place of an object that is not needed, such as a NumPy scalar; drops what the file says of it."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _AsDict:
+    """Takes the place of a subclass of dict."""
+
+    def __new__(cls, *_: object) -> OrderedDict[str, object]:  # type: ignore[misc]  # PyTorch fills this one only
+        return OrderedDict()
+
+
+# What training scripts save beside the weights. Nothing of these libraries is called, not even of those that are
+# installed: a crafted NumPy array would do harm.
+_IGNORED = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.ndarray", "numpy.dtype", "_codecs.encode"),
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Bool", "Str", "Bytes", "Object")),
+    *(f"numpy.dtypes.{kind}{bits}DType" for kind in ("Int", "UInt", "Float") for bits in (8, 16, 32, 64)),
+    *(
+        "pathlib.PureWindowsPath",
+        "pathlib.WindowsPath",
+        "pathlib._local.PureWindowsPath",
+        "pathlib._local.WindowsPath",
+    ),
+    *(f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool", "set")),
+    *("datetime.datetime", "datetime.timedelta", "typing.Any"),
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+    *("omegaconf.base.Metadata", "omegaconf.base.ContainerMetadata"),
+    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean")),
+)
+_DICTS = (
+    "collections.defaultdict",
+    "easydict.EasyDict",
+    "yacs.config.CfgNode",
+    *(f"{package}.utilities.data.AttributeDict" for package in ("lightning_fabric", "lightning.fabric")),
+    *(f"{package}.utilities.parsing.AttributeDict" for package in ("pytorch_lightning", "lightning.pytorch")),
+)
+# What a checkpoint may contain besides tensors, numbers and strings
 _ALLOWED: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
-    argparse.Namespace,
+    argparse.Namespace,  # the original's options
     pathlib.PosixPath,
     pathlib.PurePosixPath,
+    *((_Ignored, name) for name in _IGNORED),
+    *((_AsDict, name) for name in _DICTS),
 ]
 # What `torch.load` raises for a truncated file or one that is not a checkpoint
 _LOADING_ERRORS = (
@@ -65,12 +116,14 @@ class Checkpoint:
         weights: Its state dict.
         options: The command-line options of the training run; empty if the file has none.
         sha256: The SHA-256 checksum of the file, in hexadecimal.
+        notes: Where the weights were found in it and what was left out, one phrase each.
     """
 
     path: Path
     weights: dict[str, Tensor]
     options: Mapping[str, object]
     sha256: str
+    notes: list[str] = field(default_factory=list)
 
 
 # Finding
@@ -143,22 +196,48 @@ def _download(name: str) -> Path:
 # Reading
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, averaged: bool = False) -> Checkpoint:
     """Reads a checkpoint without running any code in it. Tensors stay on disk until they are needed.
 
-    The file contains `{"model": state dict, "args": options, …}`, as the original's training writes it, or a plain
-    state dict. The prefix `module.`, which DistributedDataParallel adds to parameter names, is removed.
+    The file, of PyTorch or safetensors, contains `{"model": state dict, "args": options, …}`, as the original's
+    training writes it, or the state dict of a DETR in another form; see `conversion/state_dicts.py`.
+
+    Args:
+        path: The file.
+        averaged: Whether to read the averaged weights (EMA) that the file has beside the last ones.
 
     Raises:
-        ModelError: The file is not a checkpoint, is truncated, or contains objects that would run code.
+        ModelError: The file is not a checkpoint, is truncated, contains objects that would run code, or has no DETR.
         OSError: The file cannot be read.
     """
     _refuse_other_files(path)
+    content = _read_safetensors(path) if _is_safetensors(path) else _read_pytorch(path)
+    found = find_weights(path, content, averaged)
+    return Checkpoint(path, found.weights, _options(content), _sha256(path), found.notes)
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        beginning = file.read(10)
+    return path.suffix == ".safetensors" or (beginning[8:] == b'{"' and beginning[:8].endswith(b"\0\0"))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if (path.parent / "config.json").is_file():
+        raise ModelError(path, "the weights of a model folder", "pass the folder, which has their config.json")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:  # ValueError: a header that is not UTF-8
+        raise ModelError(path, f"a damaged safetensors file ({error})", "download or copy the file again") from error
+
+
+def _read_pytorch(path: Path) -> object:
     try:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about formats that are rejected below
             # PyTorch's old file format, which the releases use, cannot be memory-mapped
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return content
     except pickle.UnpicklingError as error:
         raise _refusal(path, str(error)) from error
     except _LOADING_ERRORS as error:
@@ -168,8 +247,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise _not_a_checkpoint(path) from error
         reason = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
         raise ModelError(path, f"incomplete checkpoint ({reason})", "download or copy the file again") from error
-    weights, options = _state_dict(path, content)
-    return Checkpoint(path, weights, options, _sha256(path))
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -191,8 +268,6 @@ def _refuse_other_files(path: Path) -> None:
     for first, (kind, remedy) in kinds.items():
         if start.startswith(first):
             raise ModelError(path, kind, remedy)
-    if path.suffix == ".safetensors" or (beginning[8:10] == b'{"' and beginning[:8].endswith(b"\0\0")):
-        raise ModelError(path, "a safetensors file", "pass the folder that contains it and its config.json")
 
 
 def _refusal(path: Path, reason: str) -> ModelError:
@@ -245,27 +320,13 @@ def _first_foreign_call(path: Path) -> str | None:
     return None
 
 
-def _state_dict(path: Path, content: object) -> tuple[dict[str, Tensor], Mapping[str, object]]:
-    """The weights, without batch-norm counters, and the training options, empty if the file has none."""
-    options: Mapping[str, object] = {}
-    weights = content
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        weights = content["model"]
-        args = content.get("args")
-        options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
-    if not isinstance(weights, Mapping) or not weights:
-        raise ModelError(path, f"contains a {type(content).__name__}, expected a state dict, or a dict with 'model'")
-    others = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ModelError(
-            path,
-            f"not a state dict: '{others[0]}' is of type {type(weights[others[0]]).__name__}, expected a tensor; its "
-            f"keys are {', '.join(map(str, list(weights)[:8]))}",
-        )
-    named = {str(name): tensor for name, tensor in weights.items()}
-    if all(name.startswith("module.") for name in named):
-        named = {name.removeprefix("module."): tensor for name, tensor in named.items()}
-    return {name: tensor for name, tensor in named.items() if not name.endswith(".num_batches_tracked")}, options
+def _options(content: object) -> dict[str, object]:
+    """The options of the training run, as the original or Lightning saves them."""
+    if not isinstance(content, Mapping):
+        return {}
+    saved = content.get("args", content.get("hyper_parameters"))
+    options = vars(saved) if isinstance(saved, argparse.Namespace) else saved if isinstance(saved, Mapping) else {}
+    return {str(name): value for name, value in options.items() if not isinstance(value, _Ignored)}
 
 
 def _sha256(path: Path) -> str:

@@ -43,11 +43,13 @@ def convert_original(
     dilation: bool | None = None,
     encoder_attention_heads: int | None = None,
     decoder_attention_heads: int | None = None,
+    ema: bool | None = None,
 ) -> list[str]:
     """Converts an original DETR checkpoint to a folder for `from_pretrained`: weights, config, processor, record.
 
     Args:
-        source: A `.pth` file, or the name of a released model, which is downloaded.
+        source: A file with the weights (`.pth`, `.pt`, `.ckpt`, `.bin`, `.safetensors`), or the name of a released
+            model, which is downloaded.
         target: The folder to write; it must not exist.
         labels: Class names, or a text file with one name per line; None: COCO's names for 91 or 250 classes,
             otherwise LABEL_0, LABEL_1, ….
@@ -55,6 +57,7 @@ def convert_original(
         dilation: Whether the backbone's last stage is dilated (DC5); None: as trained, or not dilated.
         encoder_attention_heads: None: as trained, or 8.
         decoder_attention_heads: None: as trained, or 8.
+        ema: Whether to convert the averaged weights that the file has beside the last ones.
 
     Returns:
         What was read, assumed and created, one phrase each.
@@ -69,7 +72,7 @@ def convert_original(
     """
     with new_folder(target) as folder:
         names = read_labels(labels) if isinstance(labels, Path) else labels
-        checkpoint = read_checkpoint(find_checkpoint(source))
+        checkpoint = read_checkpoint(find_checkpoint(source), averaged=bool(ema))
         heads = {
             "encoder_attention_heads": encoder_attention_heads,
             "decoder_attention_heads": decoder_attention_heads,
@@ -84,7 +87,7 @@ def convert_original(
         model.save_pretrained(folder, state_dict=_our_weights(checkpoint, architecture, num_labels))
         DetrTorchvisionImageProcessor().save_pretrained(folder)
         assumed = [f"assumed {sentence}" for sentence in architecture.assumed]
-        notes = [f"read {model_class.__name__}, {_summary(config)}", *created, *assumed]
+        notes = [f"read {model_class.__name__}, {_summary(config)}", *checkpoint.notes, *created, *assumed]
         record = {"source": checkpoint.path.name, "sha256": checkpoint.sha256, "notes": notes}
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         replace_text(folder / "README.md", _model_card(checkpoint, model_class.__name__, notes))

@@ -62,7 +62,11 @@ class ModelSource:
 
 def _is_original(source: str) -> bool:
     path = Path(source)
-    return path.is_file() or path.suffix in (".pth", ".pt", ".ckpt") or (is_released(source) and not path.exists())
+    return (
+        path.is_file()
+        or path.suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+        or (is_released(source) and not path.exists())
+    )
 
 
 SOURCES: dict[str, ModelSource] = {
@@ -77,6 +81,9 @@ SOURCES: dict[str, ModelSource] = {
             SourceOption("dilation", bool, "whether the backbone's last stage is dilated (DC5)"),
             SourceOption("encoder_attention_heads", int, "number of heads in the encoder; default: as trained, or 8"),
             SourceOption("decoder_attention_heads", int, "number of heads in the decoder; default: as trained, or 8"),
+            SourceOption(
+                "ema", bool, "whether to convert the averaged weights (EMA) that the file has beside the last"
+            ),
         ),
     ),
 }

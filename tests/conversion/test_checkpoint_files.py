@@ -1,14 +1,20 @@
 """Files that are not checkpoints or would run code, and downloads."""
 
 import argparse
+import datetime
 import functools
 import hashlib
 import http.server
 import os
+import pathlib
 import pickle
+import sys
 import threading
+import types
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -63,10 +69,59 @@ def test_code_is_refused_in_every_pickle_protocol(tmp_path, protocol):
     assert not witness.exists()
 
 
-def test_a_safetensors_file_named_pth_is_recognised(tmp_path):
-    save_file({"weight": torch.zeros(2)}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"weights\.pth: a safetensors file; pass the folder"):
-        read_checkpoint(tmp_path / "weights.pth")
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_safetensors_file_is_read_whatever_its_name(tmp_path, name):
+    save_file({"query_embed.weight": torch.ones(2, 1)}, tmp_path / name)
+    assert read_checkpoint(tmp_path / name).weights["query_embed.weight"].tolist() == [[1.0], [1.0]]
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"{name}: the weights of a model folder; pass the folder"):
+        read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_truncated_safetensors_file_is_an_error(tmp_path, share):
+    path = tmp_path / "weights.safetensors"
+    save_file({"query_embed.weight": torch.ones(20, 1)}, path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(ValueError, match=r"weights\.safetensors: a damaged safetensors file"):
+        read_checkpoint(path)
+
+
+def test_what_training_scripts_save_beside_the_weights_is_left_out_without_being_called(tmp_path):
+    """NumPy's unpickling is not made for hostile files, so not even its scalars are built."""
+    args = argparse.Namespace(nheads=4, eos_coef=np.float64(0.1), data=pathlib.PureWindowsPath("C:/x"))
+    content = {
+        "model": {"query_embed.weight": torch.ones(2, 1)},
+        "args": args,
+        "best": np.float32(0.4),
+        "stats": np.zeros(12),
+        "epoch": np.int64(3),
+        "by_class": defaultdict(list, {"a": [1]}),
+        "when": datetime.datetime(2026, 1, 1),
+    }
+    path = tmp_path / "checkpoint.pth"
+    torch.save(content, path)
+    checkpoint = read_checkpoint(path)
+    assert list(checkpoint.weights) == ["query_embed.weight"]
+    assert checkpoint.options == {"nheads": 4}
+
+
+def test_the_hyperparameters_of_lightning_are_options(tmp_path):
+    module = types.ModuleType("lightning_fabric.utilities.data")
+    attribute_dict = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.AttributeDict = attribute_dict
+    names = ("lightning_fabric", "lightning_fabric.utilities", module.__name__)
+    try:
+        sys.modules.update(dict.fromkeys(names, module))
+        content = {
+            "state_dict": {"query_embed.weight": torch.ones(2, 1)},
+            "hyper_parameters": attribute_dict(nheads=4),
+        }
+        torch.save(content, tmp_path / "last.ckpt")
+    finally:
+        for name in names:
+            del sys.modules[name]
+    assert read_checkpoint(tmp_path / "last.ckpt").options == {"nheads": 4}
 
 
 @pytest.mark.parametrize(
@@ -113,10 +168,10 @@ def test_a_checkpoint_without_weights_is_an_error(tmp_path):
 def test_options_paths_and_module_prefixes_are_read(tmp_path):
     path = tmp_path / "checkpoint.pth"
     args = argparse.Namespace(nheads=4, output_dir=Path("somewhere"))
-    weights = {"module.a.weight": torch.ones(2), "module.a.num_batches_tracked": torch.tensor(3)}
+    weights = {"module.query_embed.weight": torch.ones(2, 1), "module.a.num_batches_tracked": torch.tensor(3)}
     torch.save({"model": weights, "optimizer": {}, "lr_scheduler": {}, "epoch": 7, "args": args}, path)
     checkpoint = read_checkpoint(path)
-    assert list(checkpoint.weights) == ["a.weight"]
+    assert list(checkpoint.weights) == ["query_embed.weight"]
     assert checkpoint.options["nheads"] == 4
     assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -26,4 +26,5 @@ def test_hundreds_of_steps_leak_no_memory_files_processes_or_threads(tiny_recipe
     assert early["loaders"] == 2  # for training and for evaluation
     for what in ("files", "loaders", "threads"):
         assert late[what] <= early[what], measured
-    assert late["MiB"] <= early["MiB"] + 8, measured
+    memory = [one["MiB"] for one in measured]
+    assert min(memory[3:]) <= min(memory[1:3]) + 8, measured  # it varies by 20 MiB; a leak raises the lowest values
