@@ -43,7 +43,7 @@ _SECONDS_TO_CONNECT = 10
 
 
 class _Ignored:
-    """Takes the place of an object that is not needed, such as a NumPy scalar; drops what the file says of it."""
+    """Takes the place of an object that is not needed, such as a NumPy scalar, without its content."""
 
     def __init__(self, *_: object) -> None:
         pass
