@@ -53,6 +53,17 @@ COMMANDS = {
     "data": Command("check, convert or show a dataset", "modeling_detr.commands.data", has_subcommands=True),
     "plot": Command("plot the training curves of one or more runs", "modeling_detr.commands.plot"),
 }
+_FAMILIAR_COMMANDS = {  # commands of other tools
+    "detect": "predict",
+    "infer": "predict",
+    "segment": "predict",
+    "val": "evaluate",
+    "test": "evaluate",
+    "finetune": "train finetune",
+    "export": "convert",
+    "check": "data check",
+    "show": "data show",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +97,9 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
     if code != 0:
         return code
     if name not in COMMANDS:
-        print(f"detr: unknown command '{printable(name)}'; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
+        meant = _FAMILIAR_COMMANDS.get(name)
+        remedy = f"did you mean '{meant}'?" if meant else did_you_mean(name, COMMANDS)
+        print(f"detr: unknown command '{printable(name)}'; {remedy}", file=sys.stderr)
         return 2
     module = COMMANDS[name].module
     argv = list(sys.argv[1:] if arguments is None else arguments)
@@ -231,5 +244,5 @@ def _versions() -> str:
 def _usage() -> str:
     width = 2 + max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
-    more = "For the options of a command: detr COMMAND --help. For the versions installed: detr --version"
-    return "\n".join(["usage: detr COMMAND …", "", *lines, "", more])
+    more = ["options of a command: detr COMMAND --help", "versions:             detr --version"]
+    return "\n".join(["usage: detr COMMAND …", "", *lines, "", *more])

@@ -3,7 +3,9 @@
 import argparse
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from modeling_detr.errors_detr import did_you_mean
@@ -23,6 +25,8 @@ FAMILIAR_OPTIONS = {
     "--out_dir": "--output_dir",
     "--save_dir": "--output_dir",
     "--format": "--data_format",
+    "--show": "the pictures are written to --output_dir",
+    "--save_txt": "predictions.json has all detections",
     "--imgsz": "the image size is in the model's preprocessor_config.json",
     "--iou": "a DETR needs no non-maximum suppression",
     "--weights": "pass the model without an option, as the first argument",
@@ -34,6 +38,41 @@ FAMILIAR_OPTIONS = {
 }
 
 
+_PLACEHOLDERS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # type of an option → its value in the help
+_MOST_CHOICES = 34  # characters of choices beside their option; more are listed below it
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Fits the help into a narrow terminal: fills the paragraphs of a description, and shortens values of options.
+
+    Indented lines of a description, its examples, stay as they are.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        filled = [part if part.startswith(" ") else textwrap.fill(part, width) for part in paragraphs]
+        return super()._fill_text("\n\n".join(filled), width, indent)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return _PLACEHOLDERS.get(action.type) or action.dest.rpartition("_")[2].upper()
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        if _lists_choices_below(action):
+            return lambda count: (default_metavar,) * count
+        return super()._metavar_formatter(action, default_metavar)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if _lists_choices_below(action):
+            return f"{action.help}; one of {', '.join(map(str, action.choices or ()))}"
+        return action.help
+
+
+def _lists_choices_below(action: argparse.Action) -> bool:
+    choices = ",".join(map(str, action.choices or ()))
+    repeats = 2 if action.nargs == "+" else 1
+    return action.metavar is None and repeats * len(choices) > _MOST_CHOICES
+
+
 class CommandParser(argparse.ArgumentParser):
     """An `ArgumentParser` that keeps the layout of its description and suggests a name for an unknown option.
 
@@ -43,7 +82,7 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str | None = None, description: str | None = None, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _HelpFormatter)
         super().__init__(prog, description=description, allow_abbrev=False, **options)
 
     def parse_known_args(  # type: ignore[override]  # the overloads differ only in the type of the namespace
@@ -56,12 +95,26 @@ class CommandParser(argparse.ArgumentParser):
         for name in names:
             if name.startswith("--") and name not in options and not self.subcommands:
                 self.error(f"unknown option {name}; {_remedy(name, options)}")
+        for before, text in zip(["", *arguments], [] if self.subcommands else arguments, strict=False):
+            name, equals, _ = text.partition("=")
+            if equals and name.isidentifier() and not before.startswith("-") and not Path(text).exists():
+                self.error(f"unexpected '{text}'; {_remedy(f'--{name}', options)}")
         return super().parse_known_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line that says what is wrong; the usage, of many lines, is left to --help."""
+        if message.startswith("the following arguments are required"):
+            message = f"{message}; usage: {self._shortest_call()}"
         remedy = "" if message.endswith(("?", ".")) else f"; see '{self.prog} --help'."
         self.exit(2, f"{self.prog}: error: {message}{remedy}\n")
+
+    def _shortest_call(self) -> str:
+        """The command with all that it requires and nothing else."""
+        parts = [self.prog]
+        for action in (action for action in self._actions if action.required):
+            value = "|".join(action.choices) if action.choices else action.metavar or action.dest
+            parts.append(" ".join([*action.option_strings[:1], str(value)]))
+        return " ".join(parts)
 
     @property
     def subcommands(self) -> "Mapping[str, CommandParser]":

@@ -1,9 +1,9 @@
 """Convert a model: from an original DETR checkpoint, back to one, or to Transformers' own DETR.
 
-    detr convert detr-r101-dc5-a2e86def.pth start                 # the original's file → a folder for from_pretrained
-    detr convert detr-r50 start                                   # a released model by name, downloaded
-    detr convert runs/mine mine.pth --to original                 # → a file for the original's load_state_dict
-    detr convert runs/mine mine_stock --to transformers           # → a folder for Transformers without this package
+    detr convert detr-r50-e632da11.pth start       from a file of the original
+    detr convert detr-r50 start                    the same, downloaded
+    detr convert runs/mine mine.pth --to original
+    detr convert runs/mine mine_stock --to transformers
 
 The architecture is inferred from the weights, and assumptions are printed. No code in a checkpoint is executed. The
 target must not exist yet, and appears only when it is complete.

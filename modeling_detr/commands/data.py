@@ -1,10 +1,10 @@
 """Check, convert or show a dataset before training on it.
 
-    detr data check my_dataset                         counts and all problems
-    detr data check my_dataset --html check.html       also write them as a web page
-    detr data check my_dataset --fix clean             also write a copy without the problems
-    detr data convert my_dataset coco_copy --to coco   write it in another format, split by split
-    detr data show my_dataset --recipe small_dataset   annotated images, and as this recipe augments them
+    detr data check my_dataset                         counts and problems
+    detr data check my_dataset --html check.html       also as a web page
+    detr data check my_dataset --fix clean             also a copy without them
+    detr data convert my_dataset coco_copy --to coco   write another format
+    detr data show my_dataset --recipe small_dataset   pictures, also augmented
 
 `check` decodes every image. Each finding names the file, the line or id, and the remedy. Errors stop training or
 silently spoil it; warnings are handled automatically. The exit code is 1 if there are errors.

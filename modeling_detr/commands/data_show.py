@@ -113,7 +113,7 @@ def _show(arguments: argparse.Namespace) -> int:
         columns = 1 + arguments.draws if arguments.draws else 4
         tile(small, columns, titles, columns * _SHEET_SIDE).save(file, format="JPEG", quality=65, optimize=True)
     draws = counted(arguments.draws, "augmentation")
-    print(f"{page} and {sheet}: {counted(len(chosen), 'image')}, each with {draws} by '{recipe.transform}'")
+    print(f"{counted(len(chosen), 'image')}, each with {draws} by '{recipe.transform}'; also in {sheet}")
     print(link_to(page))
     return 0
 

@@ -86,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     replace_text(written, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
     key, noun = ("segments", "segment") if is_panoptic else ("detections", "object")
     num_objects = sum(len(entry[key]) for entry in entries)
-    print(f"{counted(num_objects, noun)} in {counted(len(entries), 'image')}, in {written} and the pictures beside it")
+    print(f"{counted(num_objects, noun)} in {counted(len(entries), 'image')}, listed in {written}")
+    if entries and num_objects == 0:
+        print(f"no score reaches {threshold:g}; a lower --threshold keeps more")
     print(link_to(output_dir))
     num_unreadable = len(images) - len(entries)
     if num_unreadable:

@@ -14,10 +14,12 @@ repeats the step whose non-finite loss ended a run, in the same or another preci
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_detr.commands.results import link_to
 from modeling_detr.commands.terminal import fitted
 from modeling_detr.errors_detr import printable
 from modeling_detr.training.recipe_parsing import parse_recipe
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Slow imports come after parsing, so that `--help` and errors in the recipe appear at once.
     from modeling_detr.data.findings import counted
+    from modeling_detr.evaluation.report import REPORT_PAGE
     from modeling_detr.provenance import command_line
     from modeling_detr.training.expectations import hardly_learned_note
     from modeling_detr.training.export import push_model, push_notes
@@ -73,13 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nThe last evaluation, after {counted(state.step, 'step')}:\n\n{report.metrics_table()}\n")
         metric = report.primary_metric.name
         print(f"{state.seconds / 60:.1f} minutes; best {metric} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
-        note = hardly_learned_note(recipe, report, state.step)
+        note = hardly_learned_note(recipe, report, state.step, run.schedule.steps_per_epoch)
         if note is not None:
             print(fitted(note))
-        print(fitted(f"model     {model_dir}, the best model; its metrics are in evaluation.md beside it", indent=10))
+        print(f"model     {model_dir}, the best; to use it: detr predict {shlex.quote(str(recipe.run_dir))} IMAGE")
         print(f"pictures  {recipe.run_dir / PREDICTIONS}")
         if any(entry["kind"] == "epoch" for entry in log):
             print(f"curves    {plot_curves({recipe.run_dir.name: log}, recipe.run_dir / 'curves.png')}")
+        print(link_to(recipe.run_dir / REPORT_PAGE))
     run.accelerator.end_training()
     if on_main_process and recipe.push_to_hub is not None:
         message = f"{report.primary_metric.name} {run.state.best_ap:.3f} after epoch {run.state.best_epoch}"

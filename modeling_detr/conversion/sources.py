@@ -132,6 +132,11 @@ def explain_missing_model(source: str) -> Iterator[None]:
         if Path(source).is_dir() and "preprocessor_config.json" in str(error):
             remedy = "copy it from the model's source, or save a DetrTorchvisionImageProcessor to the folder"
             raise ModelNotFoundError(source, "no preprocessor_config.json", remedy) from error
+        if Path(source).is_dir() and "no file named" in str(error):
+            remedy = "copy or download the whole folder of the model again"
+            raise ModelNotFoundError(
+                source, "a config.json but no weights, expected model.safetensors", remedy
+            ) from error
         if isinstance(error, DetrError | FileNotFoundError) or is_local:
             raise
         nearest = nearest_name(source, RELEASED) if "/" not in source else None

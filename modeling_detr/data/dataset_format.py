@@ -72,7 +72,7 @@ class DatasetFormat:
         find: `find(path)`: whether `path`, a folder or a file, is a dataset in this format.
         read: `read(path, findings=…, task=…, **options)`: reads the dataset. `findings` collects or raises problems;
             `task` is one of `tasks`; `options` are the reading options that the user has set.
-        looked_for: What `find` looks for, for the error about a folder in an unknown format.
+        looked_for: The file that `find` mainly looks for, for the error about a folder in an unknown format.
         tasks: The tasks that the format has annotations for.
         options: The reading options of the format.
         write: `write(index, folder, link)`: writes a dataset with its images into an empty folder; with `link`,

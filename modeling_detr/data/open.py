@@ -143,12 +143,13 @@ def _detect_format(path: Path, task: Task) -> tuple[DatasetFormat, Path]:
         remedy = "expected a dataset's folder, a COCO file (.json), a YOLO description (.yaml) or a parquet file"
         raise DatasetError(path, "not a dataset file", remedy)
     entries = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
-    content = f"found only {first_items(entries, 12)}" if entries else "the folder is empty"
-    raise DatasetError(path, f"no dataset in a known format, {content}", f"expected one of: {_looked_for()}")
-
-
-def _looked_for() -> str:
-    return "; ".join(f"{name}: {entry.looked_for}" for name, entry in FORMATS.items())
+    if not entries:
+        raise DatasetError(path, "an empty folder", "pass the folder of a dataset")
+    raise DatasetError(
+        path,
+        f"found only {first_items(entries, 3)}, no annotations",
+        f"expected one of {', '.join(f'{entry.looked_for} ({name})' for name, entry in FORMATS.items())}",
+    )
 
 
 def _only_folder(path: Path) -> Path | None:

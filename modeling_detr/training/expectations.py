@@ -1,5 +1,6 @@
 """How many steps runs have needed until their boxes were useful: measured runs, for the plan and the end of a run."""
 
+import math
 from typing import NamedTuple
 
 from modeling_detr.data.findings import counted
@@ -48,13 +49,14 @@ def too_short_note(recipe: Recipe, total_steps: int) -> str | None:
     return f"{counted(total_steps, 'step')} may be too few for useful boxes; {usual}"
 
 
-def hardly_learned_note(recipe: Recipe, report: EvaluationReport, steps: int) -> str | None:
+def hardly_learned_note(recipe: Recipe, report: EvaluationReport, steps: int, steps_per_epoch: int) -> str | None:
     """A sentence for the end of a run whose model has hardly learned anything; None if it has.
 
     Args:
         recipe: The recipe of the run.
         report: Its last evaluation.
         steps: Its optimizer steps.
+        steps_per_epoch: Steps of an epoch.
     """
     ap50 = report.log_values().get("ap50")
     if not isinstance(ap50, float) or ap50 >= _HARDLY_ANYTHING:
@@ -63,12 +65,14 @@ def hardly_learned_note(recipe: Recipe, report: EvaluationReport, steps: int) ->
     return (
         f"The model has hardly learned to find objects yet: AP50 {ap50:.3f} after {counted(steps, 'step')}"
         + (f" ({usual})" if usual else "")
-        + f". Continue with {_longer(recipe)} --resume auto."
+        + f". Continue with {_longer(recipe, steps_per_epoch)} --resume auto."
     )
 
 
-def _longer(recipe: Recipe) -> str:
+def _longer(recipe: Recipe, steps_per_epoch: int) -> str:
     """The options that make a run three times as long, whichever of epochs and steps limits it."""
     if recipe.max_steps is None:
         return f"more epochs, such as --epochs {3 * recipe.epochs}"
-    return f"more steps, such as --max_steps {3 * recipe.max_steps} --epochs {3 * recipe.epochs}"
+    max_steps = 3 * recipe.max_steps
+    epochs = math.ceil(max_steps / steps_per_epoch)
+    return f"more steps, such as --max_steps {max_steps}" + (f" --epochs {epochs}" if epochs > recipe.epochs else "")

@@ -121,12 +121,11 @@ def _describe_sizes(run: PreparedRun) -> str:
 
 def _describe_steps(run: PreparedRun) -> str:
     recipe, schedule = run.recipe, run.schedule
-    at_most = f", at most {recipe.max_steps:,} steps" if recipe.max_steps else ""
     processes = counted(run.accelerator.num_processes, "process", "processes")
     return (
         f"{schedule.total_steps:,} of {run.loaders.train_sampler.step_size} images ({recipe.batch_size} x "
         f"{recipe.gradient_accumulation_steps} accumulated x {processes}), "
-        f"{schedule.steps_per_epoch:,} per epoch, {recipe.epochs} epochs{at_most}"
+        f"{schedule.steps_per_epoch:,} per epoch, {counted(schedule.epochs, 'epoch')}"
     )
 
 
@@ -162,7 +161,7 @@ def _describe_processes(run: PreparedRun) -> str:
 
 
 def _parts_table(run: PreparedRun) -> list[str]:
-    """Return a line for each part of the model: parameters, how many of them train, the rate, and what is frozen."""
+    """Return a line for each part of the model: parameters, how many of them train, the rate; and what is frozen."""
     parameters = {
         name.removeprefix("detector."): parameter
         for name, parameter in run.accelerator.unwrap_model(run.model).named_parameters()
@@ -170,21 +169,23 @@ def _parts_table(run: PreparedRun) -> list[str]:
     names_of = _names_by_part(run.accelerator.unwrap_model(run.model))
     rates = {id(one): group["initial_lr"] for group in run.raw_optimizer.param_groups for one in group["params"]}
 
-    rows = [("part", "parameters", "train", "rate", "")]
+    rows, frozen = [("part", "parameters", "train", "rate")], []
     for part, names in {**names_of, "all": list(parameters)}.items():
         trained = [parameters[name] for name in names if parameters[name].requires_grad]
         counts = f"{num_parameters(parameters[name] for name in names):,}", f"{num_parameters(trained):,}"
         part_rates = ", ".join(f"{rate:g}" for rate in sorted({rates[id(one)] for one in trained}))
         if part == "all":
-            rows.append((part, *counts, "", ""))
+            rows.append((part, *counts, ""))
         elif names:
-            rows.append((part, *counts, part_rates or "-", _frozen(part, names, parameters, run.weights.detector)))
+            rows.append((part, *counts, part_rates or "-"))
+            frozen += _frozen(part, names, parameters, run.weights.detector)
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
-        f"{part:<{widths[0]}}  {count:>{widths[1]}}  {train:>{widths[2]}}  {rate:>{widths[3]}}  {frozen}".rstrip()
-        for part, count, train, rate, frozen in rows
+        f"{part:<{widths[0]}}  {count:>{widths[1]}}  {train:>{widths[2]}}  {rate:>{widths[3]}}".rstrip()
+        for part, count, train, rate in rows
     ]
-    return [f"{'parts' if index == 0 else '':<10}{line}" for index, line in enumerate(lines)]
+    table = [f"{'parts' if index == 0 else '':<10}{line}" for index, line in enumerate(lines)]
+    return [*table, f"frozen    {', '.join(dict.fromkeys(frozen))}"] if frozen else table
 
 
 def _names_by_part(model: nn.Module) -> dict[str, list[str]]:
@@ -197,8 +198,8 @@ def _names_by_part(model: nn.Module) -> dict[str, list[str]]:
     return names_of
 
 
-def _frozen(part: str, names: Sequence[str], parameters: Mapping[str, nn.Parameter], detector: nn.Module) -> str:
-    """Return which modules of a part are frozen, in as few names as possible; "" if none are."""
+def _frozen(part: str, names: Sequence[str], parameters: Mapping[str, nn.Parameter], detector: nn.Module) -> list[str]:
+    """Return which modules of a part are frozen, in as few names as possible."""
     frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
 
     def is_frozen(glob: str) -> bool:
@@ -218,4 +219,4 @@ def _frozen(part: str, names: Sequence[str], parameters: Mapping[str, nn.Paramet
     num_norms = sum(isinstance(module, FrozenBatchNorm2d) for module in detector.modules())
     if part == "backbone" and num_norms:
         listed.append(f"{num_norms} batch norms")
-    return f"frozen: {', '.join(listed)}" if listed else ""
+    return listed

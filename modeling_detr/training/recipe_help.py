@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from modeling_detr.errors_detr import RecipeError, did_you_mean
+from modeling_detr.training.familiar_keys import familiar_key
 from modeling_detr.training.recipe_keys import Key, union_members
 
 
@@ -64,7 +65,10 @@ def explain(topic: str, recipes: Mapping[str, Path], keys: Mapping[str, Key]) ->
     if topic in recipes:
         return recipes[topic].read_text(encoding="utf-8").rstrip()
     if topic != "all" and topic not in sections:
-        remedy = did_you_mean(topic, ["all", *sections, *keys, *recipes])
+        meant = familiar_key(name)
+        remedy = (
+            f"did you mean '{meant}'?" if meant in keys else did_you_mean(topic, ["all", *sections, *keys, *recipes])
+        )
         raise RecipeError("--help", f"no section, key or recipe '{topic}'", remedy)
     shown = sections if topic == "all" else {topic: sections[topic]}
     blocks = [[f"{section}:", *(_explained(keys[name]) for name in names)] for section, names in shown.items()]

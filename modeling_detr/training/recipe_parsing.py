@@ -7,6 +7,7 @@ Everything about a key is in its declaration, see `recipe_keys`.
 
 import argparse
 import json
+import re
 import textwrap
 import types
 import typing
@@ -50,6 +51,10 @@ def find_recipe(name: str) -> Path:
     recipes = builtin_recipes()
     if name in recipes:
         return recipes[name]
+    if Path(name).is_dir():
+        raise RecipeNotFoundError(
+            name, "a folder, expected a recipe", f"pass a dataset as in 'detr train small_dataset --data {name}'"
+        )
     if Path(name).name != name or Path(name).suffix:
         stem = Path(name).stem
         remedy = f"use the built-in recipe '{stem}'" if stem in recipes else "expected a YAML file"
@@ -85,6 +90,11 @@ def parse_recipe(
     for token in unknown:
         if token.startswith("-"):
             raise _unknown_option(token.split("=")[0], keys)
+    for token in filter(None, [given.config, *unknown]):
+        name, equals, value = token.partition("=")
+        if equals and name.isidentifier() and not Path(token).exists():
+            remedy = f"write --{name} {value}" if name in keys else _key_remedy(name, keys, prefix="--")
+            raise RecipeError("command line", f"unexpected '{token}'", remedy)
     if unknown:
         raise RecipeError("command line", f"unexpected '{unknown[0]}'", "expected one recipe and --key value pairs")
     texts = vars(given)
@@ -248,6 +258,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises argparse's error."""
+        option = re.fullmatch(r"argument (--\S+): expected one argument", message)
+        if option is not None:
+            raise RecipeError(option[1], "expected a value", f"see 'detr train --help {option[1].removeprefix('--')}'")
         raise RecipeError("command line", message)
 
 

@@ -112,12 +112,14 @@ class Schedule:
     Attributes:
         steps_per_epoch: Steps of an epoch.
         total_steps: Steps of the run, including those before a resume.
+        epochs: Epochs that these steps begin.
         warmup_steps: Steps over which the learning rates rise.
         drop_at: Steps at which they drop, with the schedule "step".
     """
 
     steps_per_epoch: int
     total_steps: int
+    epochs: int
     warmup_steps: int
     drop_at: Sequence[int]
 
@@ -126,6 +128,7 @@ class Schedule:
         """Compute the steps of a run that continues at `state`; earlier epochs may have had a different number."""
         steps_left = steps_per_epoch * (recipe.epochs - state.epoch) - state.step_in_epoch
         total_steps = min(state.step + max(0, steps_left), recipe.max_steps or sys.maxsize)
+        epochs_left = math.ceil((total_steps - state.step + state.step_in_epoch) / steps_per_epoch)
         if recipe.lr_drop_steps is not None:
             drop_at = [*range(recipe.lr_drop_steps, total_steps, recipe.lr_drop_steps)]
         else:
@@ -135,7 +138,7 @@ class Schedule:
                 for epoch in range(recipe.lr_drop_epochs, recipe.epochs, recipe.lr_drop_epochs)
             ]
         warmup_steps = recipe.warmup_steps or round(recipe.warmup_epochs * steps_per_epoch)
-        return cls(steps_per_epoch, total_steps, warmup_steps, drop_at)
+        return cls(steps_per_epoch, total_steps, state.epoch + epochs_left, warmup_steps, drop_at)
 
 
 @dataclass(frozen=True)

@@ -315,9 +315,8 @@ def _refuse_frozen_random_backbone(model: DetrForObjectDetection) -> None:
     if frozen:
         raise RecipeError(
             "model",
-            f"not set, so the backbone '{config.backbone}' starts with random weights, which {' and '.join(frozen)} "
-            "would freeze",
+            f"not set, and {' and '.join(frozen)} would freeze a random backbone",
             "set model to a trained DETR (such as facebook/detr-resnet-50, or the folder of a run), or "
-            f"backbone_weights to ImageNet weights ({config.backbone}, or a file), or, to train from random weights, "
-            f"{' and '.join(f'model_config.{key}: false' for key in frozen)}",
+            f"backbone_weights to ImageNet weights ({config.backbone}, or a file), or "
+            f"{' and '.join(f'model_config.{key}' for key in frozen)} to false",
         )

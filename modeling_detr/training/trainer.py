@@ -398,7 +398,7 @@ class Trainer:
             display = Display(
                 total_steps=run.schedule.total_steps,
                 steps_per_epoch=run.schedule.steps_per_epoch,
-                epochs=run.recipe.epochs,
+                epochs=run.schedule.epochs,
                 first_step=step,
                 best=self.state.best_ap,
                 cores_are_free=cores_per_process() > run.recipe.num_workers + 1,

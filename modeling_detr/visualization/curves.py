@@ -100,8 +100,11 @@ def _save(figure: "Figure", target: Path | io.BytesIO, suffix: str | None) -> No
 
 def _plot_panel(axes: "Axes", title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """Plots the values `keys` of each run over the epochs."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     for run_index, entries in enumerate(runs):
         for key, style in zip(keys, ("-", "--"), strict=False):

@@ -85,7 +85,16 @@ def test_a_broken_plug_in_is_an_error_that_names_its_package(package, capsys, ar
         (["evaluate", "model", "data", "--batch", "4"], "unknown option --batch; did you mean '--batch_size'?"),
         (["evaluate", "model", "data", "--imgsz", "4"], "unknown option --imgsz; the image size is in the model's"),
         (["data", "check", "data", "--fixx", "out"], "unknown option --fixx; did you mean '--fix'?"),
-        (["evaluate", "model"], "the following arguments are required: dataset; see 'detr evaluate --help'."),
+        (
+            ["evaluate", "model"],
+            "the following arguments are required: dataset; usage: detr evaluate model dataset",
+        ),
+        (
+            ["data", "convert", "a", "b"],
+            "the following arguments are required: --to; usage: detr data convert source",
+        ),
+        (["predict", "model=m", "a.jpg"], "unexpected 'model=m'; pass the model without an option"),
+        (["predict", "model", "a.jpg", "conf=.3"], "unexpected 'conf=.3'; did you mean '--threshold'?"),
         (["data", "convert", "a", "b", "--to", "yollo"], "argument --to: invalid choice: 'yollo' (choose from"),
         (["data", "chek", "data"], "unknown sub-command 'chek'; did you mean 'check'?"),
     ],
@@ -139,3 +148,16 @@ def test_an_unknown_option_or_sub_command_suggests_the_nearest(capsys, arguments
 def test_an_error_of_a_sub_command_names_it(capsys, tmp_path):
     assert commands.main(["data", "check", str(tmp_path / "missing")]) == 2
     assert capsys.readouterr().err.startswith("detr data check: ")
+
+
+@pytest.mark.parametrize("arguments", [["data", "check"], *([name] for name in COMMANDS)], ids=" ".join)
+def test_no_line_of_the_help_is_wider_than_80_columns(capsys, monkeypatch, arguments):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        commands.main([*arguments, "--help"])
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+def test_a_command_of_another_tool_is_answered_with_the_one_here(capsys):
+    assert commands.main(["detect", "photo.jpg"]) == 2
+    assert capsys.readouterr().err == "detr: unknown command 'detect'; did you mean 'predict'?\n"

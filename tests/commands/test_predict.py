@@ -173,7 +173,7 @@ def test_a_panoptic_model_writes_its_segments(
 ) -> None:
     model, image, out = save_segmenter(tmp_path / "model", [0]), picture(tmp_path / "a.jpg"), tmp_path / "out"
     assert main([str(model), str(image), "--output_dir", str(out), "--device", "cpu"]) == 0
-    assert "1 segment in 1 image, in " in capsys.readouterr().out
+    assert "1 segment in 1 image, listed in " in capsys.readouterr().out
     (entry,) = json.loads((out / "predictions.json").read_text())
     (segment,) = entry["segments"]  # all masks of the stuff are one
     assert (segment["id"], segment["name"], segment["area"]) == (1, "disc", 60 * 90)

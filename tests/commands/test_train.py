@@ -18,8 +18,9 @@ def test_the_command_prints_the_plan_trains_and_prints_where_the_results_are(con
     assert train.main([str(config), "--batch_size", "4"]) == 0
     out = capsys.readouterr().out
     assert "train     shapes" in out
-    assert re.search(r"backbone .* frozen: model\.backbone\.conv_encoder\.model\.conv1.*batch norms\n", out)
+    assert re.search(r"\nfrozen    model\.backbone\.conv_encoder\.model\.conv1.*batch norms\n", out)
     assert "| AP  " in out
+    assert f"\nsee {(tmp_path / 'run' / 'evaluation.html').as_uri()}\n" in out
     for name in ("model", "curves.png", "evaluation.json", "recipe.yaml", "log.jsonl"):
         assert (tmp_path / "run" / name).exists()
 
@@ -27,9 +28,9 @@ def test_the_command_prints_the_plan_trains_and_prints_where_the_results_are(con
 def test_a_frozen_random_backbone_is_an_error(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(f"{RECIPE}output_dir: {tmp_path / 'run'}\n")
-    with pytest.raises(ValueError, match=r"resnet10t.*random weights.*backbone_weights") as error:
+    with pytest.raises(ValueError, match=r"random backbone; .*backbone_weights .*resnet10t") as error:
         train.main([str(path)])
-    assert "model_config.freeze_batch_norm: false" in str(error.value)
+    assert "model_config.freeze_backbone_stem to false" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,11 @@ def test_the_folder_of_a_run_loads_its_exported_model(model_folder):
 
 def test_other_files_and_folders_are_refused(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "config.json").write_text("{}")
     cases = {
         str(tmp_path / "weights.bin"): (ModelError, r"weights\.bin: empty file; download it again"),
+        str(tmp_path / "copied"): (ModelNotFoundError, "no weights, expected model.safetensors; copy or download the"),
         str(tmp_path): (ModelNotFoundError, "no model in this folder, expected config.json or model/config.json"),
     }
     for source, (error, message) in cases.items():

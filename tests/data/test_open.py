@@ -71,9 +71,14 @@ def test_a_dataset_in_a_single_subfolder_is_found(tmp_path, yolo_folder):
     assert len(open_dataset(tmp_path / "download")) == 4
 
 
-def test_an_unrecognised_folder_is_an_error_that_lists_the_formats(tmp_path):
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"an empty folder; pass the folder of a dataset"):
+        open_dataset(tmp_path)
+
+
+def test_an_unrecognised_folder_is_an_error_that_names_the_formats(tmp_path):
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(ValueError, match=r"found only holiday\.jpg; .*instances_\*\.json.*\.yaml.*<annotation>"):
+    with pytest.raises(ValueError, match=r"found only holiday\.jpg, no annotations; .*\*\.json \(coco\).*\*\.xml"):
         open_dataset(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such file or folder"):
         open_dataset(tmp_path / "nowhere")

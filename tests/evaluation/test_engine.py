@@ -155,8 +155,8 @@ def test_the_report_is_written_in_three_formats(tmp_path: Any) -> None:
     assert read["metrics"]["ap"] == pytest.approx(report.results["metrics"].ap)
     assert read["metrics"]["per_class"]["<b>|"]["ap"] is None
     markdown = written[1].read_text()
-    assert f"| AP        | .50:.95 |        all |        100 | {report.primary_metric.value:.3f} |" in markdown
-    assert "| AP large  | .50:.95 | area > 96² |        100 |     - |" in markdown
+    assert f"| AP        | {report.primary_metric.value:.3f} | .50:.95 |        all |        100 |" in markdown
+    assert "| AP large  |     - | .50:.95 | area > 96² |        100 |" in markdown
     assert "loss_ce" in markdown
     page = written[2].read_text()
     assert page.startswith("<!DOCTYPE html>")

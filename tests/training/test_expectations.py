@@ -35,15 +35,20 @@ def test_the_plan_says_what_runs_like_it_have_needed(keys, steps, expected):
 
 
 def test_a_model_that_has_hardly_learned_anything_is_said_at_the_end():
-    note = hardly_learned_note(Recipe(**AIDED, epochs=8), report_of(0.012), 576)
+    note = hardly_learned_note(Recipe(**AIDED, epochs=8), report_of(0.012), 576, 72)
     assert note.startswith(
         "The model has hardly learned to find objects yet: AP50 0.012 after 576 steps (similar runs "
     )
     assert note.endswith("Continue with more epochs, such as --epochs 24 --resume auto.")
-    assert hardly_learned_note(Recipe(**AIDED), report_of(0.4), 576) is None
-    assert hardly_learned_note(Recipe(**AIDED), report_of(None), 576) is None
+    assert hardly_learned_note(Recipe(**AIDED), report_of(0.4), 576, 72) is None
+    assert hardly_learned_note(Recipe(**AIDED), report_of(None), 576, 72) is None
 
 
-def test_the_advice_to_continue_raises_the_limit_on_steps_too():
-    note = hardly_learned_note(Recipe(**AIDED, epochs=8, max_steps=40), report_of(0.012), 40)
-    assert note.endswith("Continue with more steps, such as --max_steps 120 --epochs 24 --resume auto.")
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [(8, "more steps, such as --max_steps 120"), (2, "more steps, such as --max_steps 120 --epochs 5")],
+)
+def test_the_advice_to_continue_raises_what_limits_the_run(epochs, expected):
+    recipe = Recipe(**AIDED, epochs=epochs, max_steps=40)
+    note = hardly_learned_note(recipe, report_of(0.012), 40, steps_per_epoch=25)
+    assert note.endswith(f"Continue with {expected} --resume auto.")

@@ -79,7 +79,7 @@ def test_a_written_recipe_parses_to_the_same_recipe(tmp_path):
         (["--lr_schedule", "stp"], "--lr_schedule: got 'stp'; did you mean 'step'?"),
         (["--batch_size", "0"], "batch_size: got 0, expected at least 1."),
         (["--data.x", "3"], "--data.x: unknown option; 'data' is a single value"),
-        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--epochs"], "--epochs: expected a value; see 'detr train --help epochs'"),
         (["a.yaml", "b.yaml"], "command line: unexpected 'b.yaml'; expected one recipe"),
         (
             ["--eval_split", "val", "--eval_fraction", "0.1"],
@@ -250,6 +250,9 @@ def test_help_explains_a_key_a_mapping_and_a_recipe(capsys):
         (["--batch=4"], "--batch: unknown option; did you mean --batch_size?"),
         (["--num_queries", "50"], "--num_queries: unknown option; did you mean --model_config.num_queries?"),
         (["--device", "cpu"], "--device: unknown option; choose GPUs with the environment variable "),
+        (["data=x", "--epochs", "3"], "command line: unexpected 'data=x'; write --data x."),
+        (["shapes", "lr=1e-3"], "command line: unexpected 'lr=1e-3'; did you mean --learning_rate?"),
+        (["--help", "lr"], "--help: no section, key or recipe 'lr'; did you mean 'learning_rate'?"),
         (["--num_classes", "9"], "--num_classes: unknown option; the classes are those of the dataset"),
     ],
 )
@@ -373,3 +376,8 @@ def test_a_missing_dataset_is_explained_with_an_example_command():
         _ = Recipe().data_source
 
     assert str(caught.value) == "data: not set; choose a dataset, as in 'detr train small_dataset --data FOLDER'."
+
+
+def test_a_dataset_in_place_of_the_recipe_is_an_error_that_says_where_it_goes(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a folder, expected a recipe; pass a dataset as in .* --data /"):
+        parse_recipe([str(tmp_path)])

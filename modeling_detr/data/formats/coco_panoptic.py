@@ -199,7 +199,7 @@ FORMAT = DatasetFormat(
     name="coco_panoptic",
     find=lambda path: bool(find_panoptic_files(path)),
     read=_read,
-    looked_for=_LOOKED_FOR,
+    looked_for="panoptic_*.json",
     tasks=("detection", "instance", "panoptic"),
     defers_to=("coco",),
 )

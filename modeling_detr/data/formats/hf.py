@@ -25,7 +25,7 @@ from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, IMAGES_OPTION, 
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf_boxes import BoxSample, detect_convention, to_corners
 from modeling_detr.data.formats.hf_columns import SplitColumns, read_columns
-from modeling_detr.data.formats.hf_loading import LOOKED_FOR, explain_errors, find_hf_files, is_hub_id, load_splits
+from modeling_detr.data.formats.hf_loading import explain_errors, find_hf_files, is_hub_id, load_splits
 from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import refuse_outside
@@ -234,7 +234,7 @@ FORMAT = DatasetFormat(
     name="hf",
     find=lambda path: bool(find_hf_files(path)),
     read=_read,
-    looked_for=LOOKED_FOR,
+    looked_for="*.parquet",
     options=(
         IMAGES_OPTION,
         BOX_FORMAT_OPTION,

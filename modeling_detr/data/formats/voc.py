@@ -479,7 +479,7 @@ FORMAT = DatasetFormat(
     name="voc",
     find=is_voc,
     read=_read,
-    looked_for=_LOOKED_FOR,
+    looked_for="*.xml",
     options=(
         IMAGES_OPTION,
         ReadingOption("drop_difficult", "leave out objects marked as difficult in Pascal VOC", bool),

@@ -133,7 +133,8 @@ def _list_images(
         splits[split] = np.unique(np.array(members, dtype=np.int64))
     if not index_of:
         places_text = ", ".join(str(place) for places in description.splits.values() for place in places)
-        raise DatasetNotFoundError(description.source, f"no images in {places_text}", "correct the split paths")
+        where = f"in {places_text}" if places_text else "in any split"
+        raise DatasetNotFoundError(description.source, f"no images {where}", "correct the split paths")
     return list(index_of), splits
 
 
@@ -182,7 +183,7 @@ FORMAT = DatasetFormat(
     find=lambda path: find_yaml(path) is not None,
     find_hints=lambda path: find_yolo_file(path) is not None,
     read=_read,
-    looked_for=_LOOKED_FOR,
+    looked_for="data.yaml",
     options=(IMAGES_OPTION,),
     write=write_yolo,
 )

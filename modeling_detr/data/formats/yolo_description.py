@@ -177,7 +177,7 @@ def _split_place(
     findings.error(
         "missing file",
         file,
-        f"{key} is '{value}', but neither {straight} nor a trailing part of it inside {root} exists",
+        f"{key} is '{value}', but {root.resolve()} has no such folder or list",
         f"set 'path' to the dataset's folder, and '{key}' to a folder of images or a list of them",
         raises=DatasetNotFoundError,
     )

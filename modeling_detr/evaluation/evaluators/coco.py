@@ -149,7 +149,7 @@ class CocoMetrics(Metrics):
         """The twelve metrics, and the metrics of each class with ground truth."""
         suffix = ", masks" if self._kind == "mask" else ""
         overall = [
-            (entry.name, entry.iou, _OBJECT_SIZES[entry.size], (1, 10, 100)[entry.limit], getattr(self, entry.field))
+            (entry.name, getattr(self, entry.field), entry.iou, _OBJECT_SIZES[entry.size], (1, 10, 100)[entry.limit])
             for entry in _DEFINITIONS
         ]
         classes = [
@@ -159,7 +159,7 @@ class CocoMetrics(Metrics):
         ]
         columns = ("class", "masks" if self._kind == "mask" else "boxes", *(entry.name for entry in _PER_CLASS))
         return (
-            MetricTable(f"COCO{suffix}", ("metric", "IoU", "objects", "detections", "value"), overall),
+            MetricTable(f"COCO{suffix}", ("metric", "value", "IoU", "objects", "detections"), overall),
             MetricTable(f"Classes{suffix}", columns, classes),
         )
 

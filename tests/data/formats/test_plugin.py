@@ -106,7 +106,8 @@ def test_a_run_can_train_on_it(csv_folder):
 
 
 def test_errors_list_it(csv_format, tmp_path):
-    with pytest.raises(ValueError, match=r"csv: boxes\.csv"):
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(ValueError, match=r"boxes\.csv \(csv\)"):
         open_dataset(tmp_path)
 
 
