@@ -45,6 +45,14 @@ BOX_FORMAT_OPTION = ReadingOption(
     get_args(BoxFormat),
 )
 
+CROWDS_OPTION = ReadingOption(
+    "crowds",
+    "what regions marked as crowds (iscrowd) are: as_objects, ordinary objects; as_crowds, used in evaluation only; "
+    "as_crowds by default, but it is an error if no object is left",
+    str,
+    ("as_objects", "as_crowds"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class WrittenDataset:

@@ -106,7 +106,14 @@ class Findings:
         if image is not None:
             self.broken_images.add(image)
 
-    def warn(self, kind: str, note: str, action: str, each: Iterable[tuple[object, str]]) -> None:
+    def warn(
+        self,
+        kind: str,
+        note: str,
+        action: str,
+        each: Iterable[tuple[object, str]],
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         """Record a warning.
 
         Args:
@@ -114,10 +121,13 @@ class Findings:
             note: A one-sentence summary.
             action: How it is handled.
             each: Location and message of each case; only iterated if findings are collected.
+            settings: See `Finding`.
         """
         self.notes.append(note)
         if self.collects:
-            self.items += [Finding("warning", kind, str(where), message, action) for where, message in each]
+            self.items += [
+                Finding("warning", kind, str(where), message, action, settings or {}) for where, message in each
+            ]
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

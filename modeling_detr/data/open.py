@@ -6,7 +6,8 @@ from typing import get_args
 
 import numpy as np
 
-from modeling_detr.data.dataset_format import DatasetFormat
+from modeling_detr.data.crowds import settle_crowds
+from modeling_detr.data.dataset_format import CROWDS_OPTION, DatasetFormat
 from modeling_detr.data.findings import Findings, first_items
 from modeling_detr.data.formats import FORMATS, reading_options
 from modeling_detr.data.image_paths import folders_in
@@ -44,7 +45,8 @@ def open_dataset(
         **options: Options of the format; None and False mean "not set". `images` (COCO, YOLO, VOC, hf): a folder of
             images, which may be outside the dataset's folder; other images outside it are an error. `drop_difficult`
             (VOC): leave out objects marked as difficult. `box_format` (hf, COCO): convention of the boxes, one of
-            `dataset_format.BoxFormat` (COCO: `xywh` or `xyxy`); detected by default.
+            `dataset_format.BoxFormat` (COCO: `xywh` or `xyxy`); detected by default. `crowds` (COCO, hf): `as_objects`
+            makes crowd regions ordinary objects, `as_crowds` accepts a dataset that has nothing else.
 
     Returns:
         The index of images and annotations; its `notes` list what was left out or changed.
@@ -69,7 +71,9 @@ def open_dataset(
         )
     findings = Findings() if findings is None else findings
     findings.format = chosen.name
+    crowds = given.pop(CROWDS_OPTION.name, None)
     index = _read(chosen, place, findings, task, given)
+    index = settle_crowds(index, None if crowds is None else str(crowds), place, findings)
     if len(index.categories) > MAX_CLASSES:
         raise DatasetError(place, f"{len(index.categories):,} classes, more than the limit of {MAX_CLASSES:,}")
     if task == "instance" and not all(category.is_thing for category in index.categories):
@@ -173,5 +177,7 @@ def _check_options(chosen: DatasetFormat, place: str | Path, given: Mapping[str,
                 "drop it, or choose another format",
                 {"format": able[0]},
             )
+        if known[name].choices and value not in known[name].choices:
+            raise DatasetError(name, f"got '{value}'", did_you_mean(str(value), known[name].choices))
         if known[name].kind is Path and not Path(str(value)).is_dir():
             raise DatasetNotFoundError(value, "no such folder", f"set {name} to an existing folder")

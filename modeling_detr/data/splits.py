@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from modeling_detr.data.crowds import CROWDS_REMEDY
 from modeling_detr.errors_detr import DatasetError
 from modeling_detr.structures_detr import DetectionIndex
 
@@ -51,6 +52,9 @@ def training_splits(
             raise DatasetError(chosen.name, "has no images", f"choose another {key}")
         if len(chosen.annotations) == 0:
             raise DatasetError(chosen.name, "has no annotated objects", f"choose another {key}")
+        if chosen.annotations.is_crowd.all():
+            problem = f"has no objects, all {len(chosen.annotations):,} annotations are crowd regions (iscrowd)"
+            raise DatasetError(chosen.name, problem, CROWDS_REMEDY, {"crowds": "as_objects"})
     return train, evaluation
 
 

@@ -15,6 +15,7 @@ from modeling_detr.pages import Fact, Page, Section, Table
 
 REPORT_PAGE = "evaluation.html"
 REPORT_FILES = ("evaluation.json", "evaluation.md", REPORT_PAGE)
+NO_OBJECTS = "The images have no object to find (crowd regions do not count), so these metrics have no value."
 _LONGEST_CELL = 100  # characters
 
 
@@ -51,6 +52,12 @@ class EvaluationReport:
                 f"Evaluation of {self.dataset}: no evaluator has a headline metric, so models cannot be compared."
             )
         return ranked[0].headline()[0]
+
+    @property
+    def has_no_objects(self) -> bool:
+        """Whether there was nothing to find, so that no headline metric has a value."""
+        headline = self.headline()
+        return bool(headline) and all(math.isnan(metric.value) for metric in headline)
 
     def headline(self) -> list[Metric]:
         """The headline metrics of every result, such as AP, AP50, mask AP and PQ."""
@@ -99,7 +106,7 @@ class EvaluationReport:
             sections=[*metrics, *sections, *losses],
             highlights=[(_cell(metric.value), metric.name) for metric in self.headline()],
             facts=facts,
-            summary=self.scope(),
+            summary=self.scope() + (f" {NO_OBJECTS}" if self.has_no_objects else ""),
         ).to_html()
 
     def metrics_table(self) -> str:
@@ -128,7 +135,7 @@ class EvaluationReport:
     def summary(self) -> str:
         """Number of images, speed and headline metrics in one line."""
         metrics = ", ".join(f"{metric.name} {_cell(metric.value)}" for metric in self.headline())
-        return self.scope() + (f" {metrics}." if metrics else "")
+        return self.scope() + (f" {metrics}." if metrics else "") + (f" {NO_OBJECTS}" if self.has_no_objects else "")
 
     def scope(self) -> str:
         """Number of images and speed in one sentence."""

@@ -68,6 +68,9 @@ class Recipe:
     box_format: str | None = key(
         None, _READING["box_format"].sentence, choices=_READING["box_format"].choices, resume=Resume.ORDER
     )
+    crowds: str | None = key(
+        None, _READING["crowds"].sentence, choices=_READING["crowds"].choices, resume=Resume.ORDER
+    )
     label_ids: Literal["dense", "raw"] = key(
         "dense",
         "How classes are numbered. 'dense': from 0 without gaps, or as in 'model' if that has all classes of "

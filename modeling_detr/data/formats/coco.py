@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, IMAGES_OPTION, DatasetFormat, WrittenDataset
+from modeling_detr.data.dataset_format import (
+    BOX_FORMAT_OPTION,
+    CROWDS_OPTION,
+    IMAGES_OPTION,
+    DatasetFormat,
+    WrittenDataset,
+)
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
 from modeling_detr.data.formats.coco_files import holds_segments, json_files, mapped, read_files
@@ -167,6 +173,6 @@ FORMAT = DatasetFormat(
     read=_read,
     looked_for="instances_*.json",
     tasks=("detection", "instance"),
-    options=(IMAGES_OPTION, BOX_FORMAT_OPTION),
+    options=(IMAGES_OPTION, BOX_FORMAT_OPTION, CROWDS_OPTION),
     write=_write,
 )

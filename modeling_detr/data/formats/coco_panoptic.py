@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modeling_detr.data.dataset_format import DatasetFormat
+from modeling_detr.data.dataset_format import CROWDS_OPTION, DatasetFormat
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.coco_annotations import Entries
 from modeling_detr.data.formats.coco_files import CocoSplit, holds_segments, json_files, read_files
@@ -201,5 +201,6 @@ FORMAT = DatasetFormat(
     read=_read,
     looked_for="panoptic_*.json",
     tasks=("detection", "instance", "panoptic"),
+    options=(CROWDS_OPTION,),
     defers_to=("coco",),
 )

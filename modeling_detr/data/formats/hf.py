@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations
-from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, IMAGES_OPTION, BoxFormat, DatasetFormat
+from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, CROWDS_OPTION, IMAGES_OPTION, BoxFormat, DatasetFormat
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf_boxes import BoxSample, detect_convention, to_corners
 from modeling_detr.data.formats.hf_columns import SplitColumns, read_columns
@@ -235,9 +235,6 @@ FORMAT = DatasetFormat(
     find=lambda path: bool(find_hf_files(path)),
     read=_read,
     looked_for="*.parquet",
-    options=(
-        IMAGES_OPTION,
-        BOX_FORMAT_OPTION,
-    ),
+    options=(IMAGES_OPTION, BOX_FORMAT_OPTION, CROWDS_OPTION),
     is_name=lambda text, chosen: is_hub_id(text) or (chosen and "/" not in text and not Path(text).exists()),
 )
