@@ -64,10 +64,26 @@ class Browser:
 
     def press(self, key):
         """Presses a key."""
-        codes = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9}
+        codes = {
+            "Enter": 13,
+            "Escape": 27,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "Tab": 9,
+        }
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **text)
+
+    def click(self, element, x, y):
+        """Clicks an element, an expression of JavaScript, at a place in shares of its width and height."""
+        frame = f"(({{ left, top, width, height }}) => [left + {x} * width, top + {y} * height])"
+        self.evaluate(f"{element}.scrollIntoView({{ block: 'center' }})")
+        x, y = self.evaluate(f"{frame}({element}.getBoundingClientRect())")
+        for kind in ("mousePressed", "mouseReleased"):
+            self("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def close(self):
         """Ends the browser."""

@@ -4,12 +4,14 @@
 
 For each detection, the command draws its attention over the image, fused over layers and heads by several methods, and
 measures how faithful each map is: the score while the marked pixels are deleted, or inserted into a blurred image,
-compared with random maps. For each point, it draws where the encoder looks from there. `explanation.json` has all
-scores, and `arrays.npz` all maps, also by layer and head. docs/explain.md has the methods and what they do not prove.
+compared with random maps. For each point, it draws where the encoder looks from there. `explanation.html` shows
+all of it on one page, where any point can be clicked; `explanation.json` has all scores, and `arrays.npz` all maps,
+also by layer and head. docs/explain.md has the methods and what they do not prove.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,23 @@ from modeling_detr.commands.results import RUNS, add_output_dir, link_to, new_re
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import FileContentError
-from modeling_detr.explanation import METHODS, Explanation, Faithfulness, explain, measure_faithfulness
+from modeling_detr.explanation import (
+    METHODS,
+    Explanation,
+    Faithfulness,
+    explain,
+    explanation_page,
+    map_points,
+    measure_faithfulness,
+)
 from modeling_detr.image_processing_detr import to_rgb
 from modeling_detr.output_errors import check_folder
 from modeling_detr.prediction import OBJECT_THRESHOLD
+from modeling_detr.provenance import command_line, provenance
 from modeling_detr.visualization import draw_heat, draw_prediction, tile
 
 
-EXPLANATION, ARRAYS, DETECTIONS = "explanation.json", "arrays.npz", "detections.jpg"
+EXPLANATION, ARRAYS, DETECTIONS, PAGE = "explanation.json", "arrays.npz", "detections.jpg", "explanation.html"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse_arguments(argv)
     output_dir: Path = arguments.output_dir or new_results_folder("explain")
     (path,) = find_images([arguments.image], arguments.output_dir or RUNS).values()
-    check_folder(output_dir, files=[EXPLANATION, ARRAYS, DETECTIONS])
+    check_folder(output_dir, files=[EXPLANATION, ARRAYS, DETECTIONS, PAGE])
     model, processor = load_model(arguments.model)
     model.to(arguments.device)
     names = dict(enumerate(model.config.class_names))
@@ -70,9 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     height, width = explanation.image_size
     content = {"image": str(path), "height": height, "width": width, "detections": entries, "points": points}
     replace_text(output_dir / EXPLANATION, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    every_point = map_points(model, processor, pixels) if model.config.encoder_layers else None
+    command = command_line("detr explain", sys.argv[1:] if argv is None else argv)
+    facts = [("model", arguments.model), ("image", f"{path}, {width}x{height} pixels"), *provenance(command)]
+    page = explanation_page(pixels, explanation, names, faithfulness, every_point, facts)
+    replace_text(output_dir / PAGE, page.to_html())
     _print_summary(entries, arguments.threshold)
-    print(f"{EXPLANATION}, {ARRAYS} and the pictures are in {output_dir}")
-    print(link_to(output_dir))
+    print(f"{PAGE}, {EXPLANATION}, {ARRAYS} and the pictures are in {output_dir}")
+    print(link_to(output_dir / PAGE))
     return 0
 
 

@@ -10,7 +10,7 @@ from torchvision.ops import box_convert
 
 from modeling_detr.errors_detr import did_you_mean
 from modeling_detr.explanation.methods import METHODS
-from modeling_detr.explanation.recording import Recording, record
+from modeling_detr.explanation.recording import Recording, extent_of, record
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, RawImage, to_rgb
 from modeling_detr.prediction import OBJECT_THRESHOLD
 from modeling_detr.segmentation_detr import Detector
@@ -48,6 +48,12 @@ class Explanation:
     image_size: tuple[int, int]
     processed_size: tuple[int, int]
     canvas_size: tuple[int, int]
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """(height, width) of the image in feature cells."""
+        height, width = self.cross_attention.shape[-2:]
+        return extent_of(self.processed_size, self.canvas_size, (height, width))
 
     def on_input(self, maps: Tensor) -> Tensor:
         """Maps (…, h, w) enlarged to the image in the model's input, without padding: (…, *processed_size)."""
@@ -91,23 +97,24 @@ def explain(
         max_detections: Explain those with the highest scores only. None: all.
 
     Raises:
-        ValueError: An unknown method, a point outside the image, or a model in training mode.
+        ValueError: An unknown method, a point outside the image, points of a model without an encoder, or a model in
+            training mode.
     """
     for name in methods:
         if name not in METHODS:
             raise ValueError(f"methods: unknown method '{name}'; {did_you_mean(name, METHODS)}")
+    if points and not model.config.encoder_layers:
+        raise ValueError("points: the model has no encoder layers, expected no points.")
     pixels = to_rgb(image)
     inputs = processor(pixels, device=model.device)
-    mask = inputs.get("pixel_mask")
-    recording = record(model, inputs["pixel_values"], mask, gradients="relevance" in methods)
+    recording = record(model, inputs["pixel_values"], inputs.get("pixel_mask"), gradients="relevance" in methods)
     image_size = pixels.shape[-2], pixels.shape[-1]
-    processed_size = recording.canvas_size if mask is None else _size_in(mask[0])
 
     with torch.no_grad():
         queries, scores, labels = (values[:max_detections] for values in _detections(recording, threshold))
         boxes = box_convert(recording.outputs.pred_boxes[0, queries].double(), "cxcywh", "xyxy")
         height, width = image_size
-        tokens = torch.tensor([_token_at(point, image_size, processed_size, recording) for point in points]).long()
+        tokens = torch.tensor([_token_at(point, image_size, recording) for point in points]).long()
         point_attention = recording.self_attention(tokens.to(queries.device))
         cross_attention = recording.cross_attention(queries)
     maps = {}
@@ -124,7 +131,7 @@ def explain(
         torch.tensor(points, dtype=torch.float32).reshape(-1, 2),
         point_attention.cpu(),
         image_size,
-        processed_size,
+        recording.processed_size,
         recording.canvas_size,
     )
 
@@ -137,23 +144,15 @@ def _detections(recording: Recording, threshold: float) -> tuple[Tensor, Tensor,
     return queries, scores[queries], labels[queries]
 
 
-def _size_in(mask: Tensor) -> tuple[int, int]:
-    """(height, width) of the image in its mask (H, W), 1 = image."""
-    return int(mask[:, 0].sum()), int(mask[0].sum())
-
-
-def _token_at(
-    point: tuple[float, float], image_size: tuple[int, int], processed_size: tuple[int, int], recording: Recording
-) -> int:
+def _token_at(point: tuple[float, float], image_size: tuple[int, int], recording: Recording) -> int:
     """The index of the encoder's token whose cell covers a point of the image."""
     x, y = point
     if not (0 <= x < image_size[1] and 0 <= y < image_size[0]):
         raise ValueError(
             f"points: got ({x:g}, {y:g}), expected a point inside the image of {image_size[1]}x{image_size[0]} pixels."
         )
-    cells = []
-    for at, image, processed, canvas, cell_count in zip(
-        (y, x), image_size, processed_size, recording.canvas_size, recording.grid, strict=True
-    ):
-        cells.append(min(cell_count - 1, int(at / image * processed / canvas * cell_count)))
-    return cells[0] * recording.grid[1] + cells[1]
+    row, column = (
+        min(cells - 1, int(at / image * extent))
+        for at, image, extent, cells in zip((y, x), image_size, recording.extent, recording.grid, strict=True)
+    )
+    return row * recording.grid[1] + column

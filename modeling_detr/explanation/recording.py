@@ -78,6 +78,7 @@ class Recording:
         decoder: The self-attention of each decoder layer.
         cross: The cross-attention of each decoder layer.
         canvas_size: (height, width) of the model's input, with padding.
+        processed_size: (height, width) of the image in it.
     """
 
     outputs: DetrObjectDetectionOutput
@@ -85,12 +86,18 @@ class Recording:
     decoder: list[AttentionRecord] = field(default_factory=list)
     cross: list[AttentionRecord] = field(default_factory=list)
     canvas_size: tuple[int, int] = (0, 0)
+    processed_size: tuple[int, int] = (0, 0)
 
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w), the feature cells that cover the canvas."""
         height, width = self.outputs.feature_mask.shape[1:]
         return height, width
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """(height, width) of the image in feature cells."""
+        return extent_of(self.processed_size, self.canvas_size, self.grid)
 
     def cross_attention(self, queries: Tensor) -> Tensor:
         """Where the queries (N,) look, (N, L, A, h, w): the paper's figure 6 shows the mean of the last layer."""
@@ -99,6 +106,8 @@ class Recording:
 
     def self_attention(self, tokens: Tensor) -> Tensor:
         """Where the encoder's tokens (N,) look, (N, L, A, h, w): the paper's figure 3 shows the last layer."""
+        if not self.encoder:  # as in the paper's table 2
+            return torch.zeros(len(tokens), 0, 0, *self.grid)
         maps = torch.stack([record.rows(tokens) for record in self.encoder])
         return _on_grid(maps, self.grid)
 
@@ -116,6 +125,14 @@ class Recording:
         for record, gradient in zip(records, gradients, strict=True):
             states = torch.zeros_like(record.context) if gradient is None else gradient
             record.context_gradient = _heads(states, len(record.query_heads))
+
+
+def extent_of(
+    processed_size: tuple[int, int], canvas_size: tuple[int, int], grid: tuple[int, int]
+) -> tuple[float, float]:
+    """(height, width) of an image in the cells of a grid that covers a canvas, of which the image has a part."""
+    (height, width), (whole_height, whole_width), (rows, columns) = processed_size, canvas_size, grid
+    return height / whole_height * rows, width / whole_width * columns
 
 
 def _on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -162,7 +179,13 @@ def record(
         outputs, _ = detector.detect(pixel_values, pixel_mask)
     encoder, decoder, cross = ([_record_of(layer, calls[layer]) for layer in kind] for kind in layers)
     height, width = pixel_values.shape[-2:]
-    return Recording(outputs, encoder, decoder, cross, (height, width))
+    processed_size = (height, width) if pixel_mask is None else _size_in(pixel_mask[0])
+    return Recording(outputs, encoder, decoder, cross, (height, width), processed_size)
+
+
+def _size_in(mask: Tensor) -> tuple[int, int]:
+    """(height, width) of the image in its mask (H, W), 1 = image."""
+    return int(mask[:, 0].sum()), int(mask[0].sum())
 
 
 @contextmanager

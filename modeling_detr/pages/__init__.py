@@ -3,18 +3,24 @@
     Page("Check of shapes", [Section("Classes", [Table(("class", "boxes"), [("disc", 12)])])]).to_html()
 
 A page consists of the blocks in `page.py`; `page.html` is the template of all of them, `page.css` the style and
-`page.js` what sorts tables and enlarges pictures. To add a kind of block, add a class and a branch of the template.
+`page.js` what sorts tables and enlarges pictures. `heat.js` shows maps over a picture, `chart.py` draws lines.
+To add a kind of block, add a class and a branch of the template.
 """
 
-from modeling_detr.pages.page import Block, Code, Fact, Figure, Figures, Page, Section, Table, Text
+from modeling_detr.pages.chart import Chart, Line
+from modeling_detr.pages.page import Block, Code, Fact, Figure, Figures, Heat, HeatObject, Page, Section, Table, Text
 
 
 __all__ = [
     "Block",
+    "Chart",
     "Code",
     "Fact",
     "Figure",
     "Figures",
+    "Heat",
+    "HeatObject",
+    "Line",
     "Page",
     "Section",
     "Table",

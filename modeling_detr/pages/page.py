@@ -5,17 +5,21 @@ import hashlib
 import io
 import math
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
+from numpy.typing import NDArray
 from PIL import Image
 
 from modeling_detr.errors_detr import printable
+from modeling_detr.pages.chart import Chart
 
 
 _NUMBER = re.compile(r"-?\d{1,3}(,\d{3})*(\.\d+)?%?|-?\d{1,15}(\.\d+)?%?", re.ASCII)
@@ -124,8 +128,7 @@ class Figure:
             picture = picture.resize(size, Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         picture.save(buffer, "WEBP", quality=72, lossless=lossless)
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        return cls(f"data:image/webp;base64,{data}", caption, *size)
+        return cls(f"data:image/webp;base64,{_base64(buffer.getvalue())}", caption, *size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,58 @@ class Figures:
 
     figures: Sequence[Figure]
     size: Literal["small", "wide", "plot"] = "small"
+
+
+@dataclass(frozen=True, slots=True)
+class HeatObject:
+    """An object of a picture whose maps a reader can choose.
+
+    Attributes:
+        title: Its name.
+        box: xyxy as shares of the picture's width and height.
+        blocks: What is shown while it is chosen.
+    """
+
+    title: str
+    box: tuple[float, float, float, float]
+    blocks: Sequence["Block"] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A picture with maps of objects, or of its points.
+
+    Attributes:
+        figure: The picture.
+        image_size: (height, width) of the image, in whose pixels the page names points.
+        maps: (objects, layers, h, w) uint8. Without `objects`: (h · w, layers, h, w), those of each cell.
+        layers: Names of the maps of an object or a point.
+        extent: (height, width) of the image in cells; the grid may cover more.
+        objects: The objects, the first of which is shown; empty: the reader chooses a point.
+        start_point: The point that is shown first, (y, x) in cells.
+        start_layer: The layer that is shown first.
+    """
+
+    kind: ClassVar[str] = "heat"
+
+    figure: Figure
+    image_size: tuple[int, int]
+    maps: NDArray[np.uint8]
+    layers: Sequence[str]
+    extent: tuple[float, float]
+    objects: Sequence[HeatObject] = ()
+    start_point: tuple[float, float] = (0.0, 0.0)
+    start_layer: int = 0
+
+    @property
+    def data(self) -> Markup:
+        """The maps, compressed, as Base64."""
+        return _base64(zlib.compress(self.maps.tobytes(), 9))
+
+    @property
+    def colours(self) -> Markup:
+        """256 colours, RGB as Base64: those of `visualization.draw_heat`."""
+        return _inferno()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +217,7 @@ class Section:
     note: str = ""
 
 
-Block: TypeAlias = Text | Table | Figures | Section
+Block: TypeAlias = Text | Table | Figures | Chart | Heat | Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +239,19 @@ class Page:
     summary: str = ""
 
     def to_html(self) -> str:
-        """The page as one HTML file. Its policy lets no script but `page.js` run, and nothing load."""
-        style, script = _file("page.css"), _file("page.js")
+        """The page as one HTML file. Its policy lets only the scripts of this package run, and nothing load."""
+        style, scripts = _file("page.css"), [_file("page.js")]
+        if any(_has_heat(section) for section in self.sections):
+            scripts.append(_file("heat.js"))
         policy = (
-            f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-            "base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
+            f"script-src {' '.join(map(_hash, scripts))}; base-uri 'none'; form-action 'none'"
         )
-        return _template().render(page=self, policy=policy, style=Markup(style), script=Markup(script))
+        return _template().render(page=self, policy=policy, style=Markup(style), scripts=list(map(Markup, scripts)))
+
+
+def _has_heat(block: Block) -> bool:
+    return isinstance(block, Heat) or (isinstance(block, Section) and any(map(_has_heat, block.blocks)))
 
 
 @cache
@@ -216,3 +277,15 @@ def _file(name: str) -> str:
 def _hash(text: str) -> str:
     """The source expression of a Content-Security-Policy that allows exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
+@cache
+def _inferno() -> Markup:
+    import matplotlib as mpl
+
+    table = mpl.colormaps["inferno"](np.arange(256))[:, :3]
+    return _base64((255 * table).round().astype(np.uint8).tobytes())
+
+
+def _base64(data: bytes) -> Markup:
+    return Markup(base64.b64encode(data).decode("ascii"))  # letters, digits, +, / and = need no escapes

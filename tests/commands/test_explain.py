@@ -31,7 +31,10 @@ def test_pictures_arrays_and_scores_are_written(inputs, tmp_path, capsys):
     assert (written["width"], written["height"]) == (90, 60)
     assert [point["picture"] for point in written["points"]] == ["point_1.jpg", "point_2.jpg"]
     pictures = [entry["picture"] for entry in (*written["detections"], *written["points"])]
-    assert {path.name for path in out.iterdir()} == {*pictures, "detections.jpg", "arrays.npz", "explanation.json"}
+    assert {path.name for path in out.iterdir()} == {
+        *pictures,
+        *("detections.jpg", "arrays.npz", "explanation.json", "explanation.html"),
+    }
     for name in (*pictures, "detections.jpg"):
         with Image.open(out / name) as picture:
             assert min(picture.size) >= 480
@@ -69,7 +72,11 @@ def test_a_panoptic_model_is_explained_without_curves(tiny_segmenter, inputs, tm
 def test_an_image_without_detections_has_its_scene_only(inputs, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([*inputs, "--output_dir", str(out), "--threshold", "1"]) == 0
-    assert {path.name for path in out.iterdir()} == {"detections.jpg", "arrays.npz", "explanation.json"}
+    files = {"detections.jpg", "arrays.npz", "explanation.json", "explanation.html"}
+    assert {path.name for path in out.iterdir()} == files
+    page = (out / "explanation.html").read_text()
+    assert "No detection has a score" in page
+    assert page.count('class="heat"') == 1  # points can be clicked all the same
     assert capsys.readouterr().out.startswith("0 detections with a score of at least 1\n")
 
 

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, browser
 from PIL import Image
 
-from modeling_detr.pages import Code, Figure, Figures, Page, Section, Table, Text
+from modeling_detr.pages import Code, Figure, Figures, Heat, HeatObject, Page, Section, Table, Text
 
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -15,6 +16,14 @@ ROWS = [("cat 10", 0.5, 2), ("dog", math.nan, 30), ("cat 9", 0.75, 1_000), ("bir
 FIRST_COLUMN = "[...document.querySelectorAll('table.sortable tbody td:first-child')].map((cell) => cell.textContent)"
 ACTIVE = "document.activeElement.getAttribute('aria-label')"
 DIALOG = "document.querySelector('dialog').open"
+CANVAS = "document.querySelectorAll('canvas')[{}]"
+# The mean place of the yellow pixels of a canvas, in tenths of its width and height.
+LIT = """((canvas) => {
+  const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const lit = [...Array(width * height).keys()].filter((pixel) => data[4 * pixel] > 200 && data[4 * pixel + 2] < 190);
+  const mean = (place) => Math.round(10 * lit.reduce((sum, pixel) => sum + place(pixel), 0) / lit.length);
+  return `${mean((pixel) => (pixel % width) / width)} ${mean((pixel) => Math.floor(pixel / width) / height)}`;
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +114,67 @@ def test_no_name_runs_a_script_in_a_browser(chromium, tmp_path):
     chromium.open(file)
     assert chromium.evaluate("document.title") == names[2]
     assert "Content Security Policy" in "".join(chromium.problems)
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """A page with maps of two objects, and of the 2 x 3 cells of a picture: each cell attends to itself in the first
+    layer, to the one opposite in the second."""
+    figure = Figure.of(Image.new("RGB", (300, 200), (60, 60, 60)), "picture")
+    of_cells = np.zeros((6, 2, 2, 3), np.uint8)
+    for cell in range(6):
+        of_cells[cell, 0].flat[cell] = of_cells[cell, 1].flat[5 - cell] = 255
+    objects = [
+        HeatObject("large", (0, 0, 1, 1), [Text("about the large one")]),
+        HeatObject("small <b>", (0.6, 0.5, 1, 1), [Text("about the small one")]),
+    ]
+    boxes = Heat(figure, (400, 600), of_cells[[0, 5]], ["first", "second"], (2.0, 3.0), objects)
+    points = Heat(figure, (400, 600), of_cells, ["first", "second"], (2.0, 3.0), start_point=(0.5, 0.5), start_layer=1)
+    file = tmp_path / "maps.html"
+    file.write_text(Page("Maps", [Section("Boxes", [boxes]), Section("Points", [points])]).to_html(), encoding="utf-8")
+    return file
+
+
+def test_a_click_or_the_arrow_keys_show_the_map_of_a_point(chromium, maps):
+    chromium.open(maps)
+    canvas = CANVAS.format(1)
+    lit = f"{LIT}({canvas})"
+    assert chromium.wait_for("document.querySelectorAll('canvas').length", 2) == 2
+    assert chromium.evaluate(lit) == "9 8"  # the second layer
+    chromium.evaluate("document.querySelectorAll('form')[1].querySelector('.layers input').click()")
+    assert chromium.wait_for(lit, "1 2") == "1 2"
+    chromium.click(canvas, 0.9, 0.9)
+    assert chromium.wait_for(lit, "9 8") == "9 8"
+    status = "document.querySelectorAll('.status')[1].textContent"
+    assert chromium.evaluate(status).startswith("Point 5")
+    chromium.evaluate(f"{canvas}.focus()")
+    chromium.press("ArrowLeft")
+    assert chromium.wait_for(lit, "5 8") == "5 8"
+    chromium.press("ArrowUp")
+    assert chromium.wait_for(lit, "5 2") == "5 2"
+    for _ in range(4):  # no farther than the edge
+        chromium.press("ArrowLeft")
+    left = f"{status}.startsWith('Point 0, ')"
+    assert chromium.wait_for(left, True) is True
+    assert chromium.evaluate(lit) == "1 2"
+    assert chromium.problems == []
+
+
+def test_a_click_or_the_list_shows_the_map_of_an_object(chromium, maps):
+    chromium.open(maps, 390)
+    assert chromium.wait_for("document.querySelectorAll('canvas').length", 2) == 2
+    assert chromium.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+    shown = "[...document.querySelectorAll('.detail:not([hidden])')].map((detail) => detail.textContent).join()"
+    lit = f"{LIT}({CANVAS.format(0)})"
+    assert chromium.evaluate(lit) == "1 2"
+    assert "about the large one" in chromium.evaluate(shown)
+    chromium.click(CANVAS.format(0), 0.8, 0.8)  # in both: the smaller one
+    assert chromium.wait_for(lit, "9 8") == "9 8"
+    assert chromium.evaluate(shown).split() == ["2", "·", "small", "<b>", "about", "the", "small", "one"]
+    assert chromium.evaluate("document.querySelectorAll('[data-box]')[1].checked") is True
+    chromium.evaluate("document.querySelectorAll('[data-box]')[1].focus()")
+    chromium.press("ArrowLeft")  # as in any group of radio buttons
+    assert chromium.wait_for(lit, "1 2") == "1 2"
+    assert "about the large one" in chromium.evaluate(shown)
+    chromium.press("Enter")  # sends no form
+    assert chromium.problems == []

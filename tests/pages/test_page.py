@@ -5,17 +5,30 @@ import hashlib
 import math
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_markup import HARMLESS, HOSTILE
 
-from modeling_detr.pages import Code, Figure, Figures, Page, Section, Table, Text
+from modeling_detr.pages import (
+    Chart,
+    Code,
+    Figure,
+    Figures,
+    Heat,
+    HeatObject,
+    Line,
+    Page,
+    Section,
+    Table,
+    Text,
+)
 
 
 class Reader(HTMLParser):
     """The elements of a page: (tag, attributes, text directly in it)."""
 
-    EMPTY = ("meta", "link", "img")
+    EMPTY = ("meta", "link", "img", "input")
 
     def __init__(self, page):
         super().__init__()
@@ -52,6 +65,15 @@ def page_of(name):
     return Page(name, [Section(name, blocks)], [(name, name)], [(name, name), ("command", Code(name))], name)
 
 
+def heat_of(name):
+    """A page with maps of an object, and a text in every place of it."""
+    chart = Chart(name, name, [Line(name, [0.0, 1.0]), Line("random", [0.5, 0.5], quiet=True)])
+    found = HeatObject(name, (0.0, 0.0, 0.5, 0.5), [chart])
+    maps = np.zeros((1, 2, 3, 4), np.uint8)
+    heat = Heat(Figure.of(PICTURE, name), (40, 60), maps, [name, "other"], (3.0, 4.0), [found])
+    return Page(name, [Section(name, [heat])])
+
+
 @pytest.mark.parametrize("name", [*HARMLESS, *HOSTILE, "\u202egnp.exe", "\udcff.jpg", "</script>", "</title><script>"])
 def test_a_name_is_text_only_in_every_place(name):
     html = page_of(name).to_html()
@@ -65,6 +87,26 @@ def test_a_name_is_text_only_in_every_place(name):
     for tag in ("title", "h1", "h2", "h3", "p", "th", "td", "dt", "dd", "figcaption", "strong", "small"):
         assert shown in page.texts(tag), tag
     assert [attributes["alt"] for attributes, _ in page.all("img")] == [shown]
+
+
+@pytest.mark.parametrize("name", [*HARMLESS, *HOSTILE, "\u202egnp.exe", "</script>", '"><script>'])
+def test_a_name_is_text_only_in_maps_and_charts(name):
+    page, plain = Reader(heat_of(name).to_html()), Reader(heat_of("plain").to_html())
+    assert [tag for tag, *_ in page.elements] == [tag for tag, *_ in plain.elements]
+    shown = name.replace("\n", "\\n").replace("\u202e", "\\u202e")
+    for tag in ("label", "legend", "h3", "text", "li", "strong"):
+        assert any(text.endswith(shown) for text in page.texts(tag)), tag
+    assert len(page.texts("script")) == 2
+    assert len(Reader(page_of(name).to_html()).texts("script")) == 1  # the second is for maps only
+
+
+def test_the_lines_of_a_chart_run_from_left_to_right():
+    page = Reader(heat_of("map").to_html())
+    lines = [attributes for attributes, _ in page.all("polyline")]
+    assert [(line["class"], line["points"]) for line in lines if line.get("data-name")] == [
+        ("line-0", "34.0,158.0 310.0,8.0"),
+        ("quiet", "34.0,83.0 310.0,83.0"),
+    ]
 
 
 def test_a_page_runs_only_its_own_script_and_loads_nothing():
