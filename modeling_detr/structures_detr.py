@@ -46,6 +46,8 @@ class ImageRecord:
         reader: Reads an image that is not a file (an entry of an archive, a row of a table); None: `path` is a file.
         number: Its id in COCO files and predictions if the dataset has no ids of its own that are valid there; None:
             `id`. See `number_images`.
+        ignores_exif: Whether the annotations refer to the image as stored, without its EXIF orientation. False: the
+            size tells; both fit an image that is square or upside down, which is then read upright.
     """
 
     id: int | str
@@ -54,6 +56,7 @@ class ImageRecord:
     width: int
     reader: ImageReader | None = None
     number: int | None = None
+    ignores_exif: bool = False
 
     @property
     def coco_id(self) -> int | str:

@@ -45,6 +45,13 @@ BOX_FORMAT_OPTION = ReadingOption(
     get_args(BoxFormat),
 )
 
+BOXES_OPTION = ReadingOption(
+    "boxes",
+    "image that the boxes were drawn on: upright, as EXIF says, or stored, without its EXIF orientation; by default "
+    "the one with the size in the annotations, unless boxes exceed it",
+    str,
+    ("upright", "stored"),
+)
 CROWDS_OPTION = ReadingOption(
     "crowds",
     "what regions marked as crowds (iscrowd) are: as_objects, ordinary objects; as_crowds, used in evaluation only; "

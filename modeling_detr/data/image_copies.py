@@ -70,7 +70,7 @@ class ImageCopies:
             place = self._place_of(self.home[image])
             source = Path(record.path)
             is_file = record.reader is None and source.is_file()
-            as_is = is_file and header_size(record.path) == (record.height, record.width)
+            as_is = is_file and not record.ignores_exif and header_size(record.path) == (record.height, record.width)
             stem, suffix = (source.stem, source.suffix) if as_is else (source.stem or f"image_{image}", ".png")
             stem = _unique_stem(place, stem, source.parent.name, image, taken)
             self.name.append(f"{stem}{_REJECTED.sub('_', suffix).rstrip(' .')}")

@@ -19,9 +19,9 @@ from modeling_detr.structures_detr import ImageReader, ImageRecord
 def read_image(record: ImageRecord) -> tv_tensors.Image:
     """Read the image of `record`: (3, H, W) uint8 RGB, with the record's height and width.
 
-    The EXIF orientation is applied, unless only the stored image has the record's size: then it was annotated without
-    it. Decoding uses Pillow: torchvision returns the same pixels in four fifths of the time, but its decoders are
-    deprecated.
+    The EXIF orientation is applied, unless `ignores_exif` is set or only the stored image has the record's size: then
+    it was annotated without it. Decoding uses Pillow: torchvision returns the same pixels in four fifths of the time,
+    but its decoders are deprecated.
 
     Args:
         record: The image, a file or what its `reader` returns.
@@ -31,7 +31,7 @@ def read_image(record: ImageRecord) -> tv_tensors.Image:
         DatasetReadError: The image cannot be read or decoded.
         DatasetError: Its size is not the record's.
     """
-    pixels = _decode(record.path, record.reader, oriented=True)
+    pixels = _decode(record.path, record.reader, oriented=not record.ignores_exif)
     if pixels.shape[1:] != (record.height, record.width):
         stored = _decode(record.path, record.reader, oriented=False)
         if stored.shape[1:] != (record.height, record.width):

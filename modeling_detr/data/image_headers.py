@@ -39,16 +39,26 @@ def header_size(path: str, reader: ImageReader | None = None) -> tuple[int, int]
 
 def header_sizes(path: str, reader: ImageReader | None = None) -> tuple[tuple[int, int], tuple[int, int]]:
     """Read height and width after applying the EXIF orientation, and as stored; see `header_size`."""
+    (height, width), orientation = _stored_size(path, reader)
+    return ((width, height) if orientation in (5, 6, 7, 8) else (height, width)), (height, width)
+
+
+def is_turned(path: str, reader: ImageReader | None = None) -> bool:
+    """Whether the EXIF orientation turns or mirrors an image; see `header_size`."""
+    return _stored_size(path, reader)[1] != 1
+
+
+def _stored_size(path: str, reader: ImageReader | None) -> tuple[tuple[int, int], int]:
+    """Read height and width of the stored image, and its EXIF orientation."""
     source = image_source(path, reader)
     if isinstance(source, np.ndarray):
         height, width = source.shape[:2]
-        return (height, width), (height, width)
+        return (height, width), 1
     with opened_image(path, source) as image:
         width, height = image.size
         # Pillow decodes a whole PNG to look for EXIF data after its pixels, which hardly any file has.
         has_exif = image.format in ("JPEG", "MPO", "TIFF", "WEBP") or "exif" in image.info
-        orientation = exif_orientation(image) if has_exif else 1
-    return ((width, height) if orientation in (5, 6, 7, 8) else (height, width)), (height, width)
+        return (height, width), exif_orientation(image) if has_exif else 1
 
 
 @contextmanager

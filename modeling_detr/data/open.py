@@ -46,7 +46,8 @@ def open_dataset(
             images, which may be outside the dataset's folder; other images outside it are an error. `drop_difficult`
             (VOC): leave out objects marked as difficult. `box_format` (hf, COCO): convention of the boxes, one of
             `dataset_format.BoxFormat` (COCO: `xywh` or `xyxy`); detected by default. `crowds` (COCO, hf): `as_objects`
-            makes crowd regions ordinary objects, `as_crowds` accepts a dataset that has nothing else.
+            makes crowd regions ordinary objects, `as_crowds` accepts a dataset that has nothing else. `boxes`:
+            whether they were drawn on the `upright` image or on the one `stored`, without its EXIF orientation.
 
     Returns:
         The index of images and annotations; its `notes` list what was left out or changed.

@@ -68,6 +68,7 @@ class Recipe:
     box_format: str | None = key(
         None, _READING["box_format"].sentence, choices=_READING["box_format"].choices, resume=Resume.ORDER
     )
+    boxes: str | None = key(None, _READING["boxes"].sentence, choices=_READING["boxes"].choices, resume=Resume.ORDER)
     crowds: str | None = key(
         None, _READING["crowds"].sentence, choices=_READING["crowds"].choices, resume=Resume.ORDER
     )

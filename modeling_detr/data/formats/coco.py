@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.dataset_format import (
     BOX_FORMAT_OPTION,
+    BOXES_OPTION,
     CROWDS_OPTION,
     IMAGES_OPTION,
     DatasetFormat,
@@ -66,6 +67,7 @@ def read_coco(
     masks: bool = False,
     images: str | Path | None = None,
     box_format: str | None = None,
+    boxes: str | None = None,
 ) -> DetectionIndex:
     """Read a COCO dataset: each annotation file in a folder as one split, or a single JSON file.
 
@@ -82,6 +84,8 @@ def read_coco(
         images: Folder of the images, inside or outside the dataset's folder; None: the usual places inside.
         box_format: `xywh` as in COCO, or `xyxy` for files with corners; None: `xywh`, but it is an error if the boxes
             look like corners.
+        boxes: `upright` or `stored`: the image that the boxes were drawn on, with or without its EXIF orientation;
+            None: the one with the size in the file, unless boxes exceed it and fit the other.
 
     Raises:
         DatasetNotFoundError: There is no annotation file, or images are missing.
@@ -95,7 +99,14 @@ def read_coco(
         raise DatasetNotFoundError(path, "no COCO annotations", f"expected {_LOOKED_FOR}")
     read_masks = read_segmentations if masks else None
     return read_files(
-        path, files, require_images, findings, read_masks=read_masks, images_folder=images, box_format=box_format
+        path,
+        files,
+        require_images,
+        findings,
+        read_masks=read_masks,
+        images_folder=images,
+        box_format=box_format,
+        drawn_on=boxes,
     )
 
 
@@ -106,8 +117,10 @@ def _read(
     task: Task,
     images: str | Path | None = None,
     box_format: str | None = None,
+    boxes: str | None = None,
 ) -> DetectionIndex:
-    return read_coco(path, findings=findings, masks=task == "instance", images=images, box_format=box_format)
+    masks = task == "instance"
+    return read_coco(path, findings=findings, masks=masks, images=images, box_format=box_format, boxes=boxes)
 
 
 # Writing
@@ -173,6 +186,6 @@ FORMAT = DatasetFormat(
     read=_read,
     looked_for="instances_*.json",
     tasks=("detection", "instance"),
-    options=(IMAGES_OPTION, BOX_FORMAT_OPTION, CROWDS_OPTION),
+    options=(IMAGES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION, CROWDS_OPTION),
     write=_write,
 )

@@ -12,6 +12,7 @@ from modeling_detr.data.annotations import clean_annotations, to_number
 from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats.written_values import to_flag
 from modeling_detr.data.masks import ReadMasks
+from modeling_detr.data.orientation import orient
 from modeling_detr.structures_detr import AnnotationTable, ImageRecord
 
 
@@ -30,8 +31,9 @@ def read_annotations(
     findings: Findings,
     read_masks: MaskReader | None,
     box_format: str | None = None,
-) -> AnnotationTable:
-    """Read the annotations of one file.
+    drawn_on: str | None = None,
+) -> tuple[list[ImageRecord], AnnotationTable]:
+    """Read the annotations of one file; return its images, in the orientation of the boxes, and its objects.
 
     Args:
         file: The file, for messages.
@@ -41,11 +43,14 @@ def read_annotations(
         findings: Reports problems.
         read_masks: Reads the masks, see `coco_files.read_files`; None: masks are not read.
         box_format: See `coco.read_coco`.
+        drawn_on: See `boxes` of `coco.read_coco`.
     """
     entries, image_index = _of_listed_images(file, entries, records, findings)
     entries, image_index = _of_known_categories(file, entries, image_index, label_of, findings)
     boxes, faulty = _read_boxes(file, entries, findings)
     entries, image_index = _without(faulty, entries, image_index)
+    corners = boxes if box_format == "xyxy" else boxes + np.pad(boxes[:, :2], [(0, 0), (2, 0)])
+    records = orient(records, image_index, corners, drawn_on, file, findings)
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
     masks = None
     if read_masks is not None:
@@ -56,7 +61,7 @@ def read_annotations(
     if box_format != "xyxy":
         _check_corners(file, boxes, sizes[image_index], findings, is_error=box_format is None)
         boxes[:, 2:] += boxes[:, :2]  # COCO writes x, y, width, height
-    return clean_annotations(
+    table = clean_annotations(
         image_index=image_index,
         label=np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64),
         boxes_xyxy=boxes,
@@ -67,6 +72,7 @@ def read_annotations(
         findings=findings,
         masks=masks,
     )
+    return records, table
 
 
 def _describer(file: Path, entries: Entries) -> Callable[[int], str]:

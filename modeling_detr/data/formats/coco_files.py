@@ -97,6 +97,7 @@ def read_files(
     read_masks: MaskReader | None = None,
     images_folder: str | Path | None = None,
     box_format: str | None = None,
+    drawn_on: str | None = None,
 ) -> DetectionIndex:
     """Read the annotation files of a dataset, each as one split; see `coco.read_coco`.
 
@@ -110,6 +111,7 @@ def read_files(
             in a message. None: masks are not read.
         images_folder: See `images` of `read_coco`.
         box_format: See `read_coco`.
+        drawn_on: See `boxes` of `read_coco`.
     """
     splits = _name_splits(path, files)
     findings = Findings() if findings is None else findings
@@ -122,7 +124,9 @@ def read_files(
     for split, content in zip(splits, contents, strict=True):
         records = _read_images(split, content["images"], require_images, images_folder, findings)
         objects = objects_of(split, content, findings)
-        table = read_annotations(split.file, objects, records, labels.of_id, findings, read_masks, box_format)
+        records, table = read_annotations(
+            split.file, objects, records, labels.of_id, findings, read_masks, box_format, drawn_on
+        )
         tables.append(replace(table, image_index=table.image_index + len(images)))
         members[split.name] = np.arange(len(images), len(images) + len(records))
         images.extend(records)

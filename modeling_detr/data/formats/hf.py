@@ -21,7 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations
-from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, CROWDS_OPTION, IMAGES_OPTION, BoxFormat, DatasetFormat
+from modeling_detr.data.dataset_format import (
+    BOX_FORMAT_OPTION,
+    BOXES_OPTION,
+    CROWDS_OPTION,
+    IMAGES_OPTION,
+    BoxFormat,
+    DatasetFormat,
+)
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf_boxes import BoxSample, detect_convention, to_corners
 from modeling_detr.data.formats.hf_columns import SplitColumns, read_columns
@@ -29,6 +36,7 @@ from modeling_detr.data.formats.hf_loading import explain_errors, find_hf_files,
 from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import refuse_outside
+from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
 from modeling_detr.structures_detr import (
     AnnotationTable,
@@ -44,6 +52,7 @@ def read_hf_dataset(
     findings: Findings | None = None,
     box_format: str | None = None,
     images: str | Path | None = None,
+    boxes: str | None = None,
 ) -> DetectionIndex:
     """Read a dataset of `datasets`, with all of its splits.
 
@@ -55,6 +64,7 @@ def read_hf_dataset(
         findings: Collects problems; None: the first error is raised.
         box_format: One of `BoxFormat`; None: detected from the names of a box's numbers, or else by the best fit.
         images: A folder outside the dataset's folder with images that the rows refer to by path.
+        boxes: `upright` or `stored`; see `coco.read_coco`. Without columns height and width, None means `upright`.
 
     Raises:
         DatasetReadError: The dataset cannot be loaded, or an image cannot be read.
@@ -85,7 +95,7 @@ def read_hf_dataset(
     tables: list[AnnotationTable] = []
     members: dict[str, NDArray[np.int64]] = {}
     for name, split in splits.items():
-        records, table = _to_index(split, labels[name], convention, findings)
+        records, table = _to_index(split, labels[name], convention, boxes, findings)
         tables.append(replace(table, image_index=table.image_index + len(all_records)))
         members[name] = np.arange(len(all_records), len(all_records) + len(records))
         all_records.extend(records)
@@ -103,8 +113,9 @@ def _read(
     task: Task,  # noqa: ARG001
     box_format: str | None = None,
     images: str | Path | None = None,
+    boxes: str | None = None,
 ) -> DetectionIndex:
-    return read_hf_dataset(path, findings, box_format, images)
+    return read_hf_dataset(path, findings, box_format, images, boxes)
 
 
 def _roots(path: str | Path) -> list[str | Path]:
@@ -119,12 +130,15 @@ def _roots(path: str | Path) -> list[str | Path]:
 
 
 def _to_index(
-    split: "SplitColumns", label: NDArray[np.int64], convention: str, findings: Findings
+    split: "SplitColumns", label: NDArray[np.int64], convention: str, drawn_on: str | None, findings: Findings
 ) -> tuple[list[ImageRecord], AnnotationTable]:
     """Build the images and objects of one split; `label` (A,) is -1 for objects without a class."""
     records, index_of_row = _records(split, findings)
     kept = np.flatnonzero((index_of_row[split.row] >= 0) & (label >= 0))
     image_index = index_of_row[split.row[kept]]
+    sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
+    boxes = to_corners(split.boxes[kept], sizes[image_index], convention)  # if normalised, they fit any size
+    records = orient(records, image_index, boxes, drawn_on, split.where, findings)
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
     table = clean_annotations(
         image_index=image_index,
@@ -235,6 +249,6 @@ FORMAT = DatasetFormat(
     find=lambda path: bool(find_hf_files(path)),
     read=_read,
     looked_for="*.parquet",
-    options=(IMAGES_OPTION, BOX_FORMAT_OPTION, CROWDS_OPTION),
+    options=(IMAGES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION, CROWDS_OPTION),
     is_name=lambda text, chosen: is_hub_id(text) or (chosen and "/" not in text and not Path(text).exists()),
 )

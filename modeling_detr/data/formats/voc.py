@@ -22,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to_number
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, ReadingOption, WrittenDataset
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, ReadingOption, WrittenDataset
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff, without_crowds
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import is_image_name, is_split_name, refuse_outside, walk_folders
+from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import (
     DatasetError,
     DatasetNotFoundError,
@@ -70,6 +71,7 @@ def read_voc(
     findings: Findings | None = None,
     drop_difficult: bool = False,
     images: str | Path | None = None,
+    boxes: str | None = None,
 ) -> DetectionIndex:
     """Read a VOC dataset. Classes are sorted by name over all files; images without an XML file are left out.
 
@@ -78,6 +80,7 @@ def read_voc(
         findings: Collects problems; None: the first error is raised.
         drop_difficult: Leave out objects marked as difficult; by default they are ordinary boxes.
         images: Folder of the images, inside or outside the dataset's folder.
+        boxes: `upright` or `stored`; see `coco.read_coco`.
 
     Raises:
         DatasetNotFoundError: There is no XML file, or an image is missing.
@@ -107,8 +110,10 @@ def read_voc(
             used.append(file)
     _note_difficult(difficult, drop_difficult, findings)
     refuse_outside([*map(str, used), *(record.path for record in records)], [root, images], findings)
+    image_index = np.array(rows.image_index, dtype=np.int64)
+    records = orient(records, image_index, rows.boxes, boxes, root, findings)
     table = clean_annotations(
-        image_index=np.array(rows.image_index, dtype=np.int64),
+        image_index=image_index,
         label=np.array(rows.label, dtype=np.int64),
         boxes_xyxy=rows.boxes,
         image_sizes=np.array([(record.height, record.width) for record in records], dtype=np.int64),
@@ -133,8 +138,9 @@ def _read(
     task: Task,  # noqa: ARG001
     images: str | Path | None = None,
     drop_difficult: bool = False,
+    boxes: str | None = None,
 ) -> DetectionIndex:
-    return read_voc(path, findings, drop_difficult, images)
+    return read_voc(path, findings, drop_difficult, images, boxes)
 
 
 def _note_difficult(difficult: Sequence[str], dropped: bool, findings: Findings) -> None:
@@ -482,6 +488,7 @@ FORMAT = DatasetFormat(
     looked_for="*.xml",
     options=(
         IMAGES_OPTION,
+        BOXES_OPTION,
         ReadingOption("drop_difficult", "leave out objects marked as difficult in Pascal VOC", bool),
     ),
     write=_write,
