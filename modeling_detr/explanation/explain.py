@@ -58,15 +58,11 @@ class Explanation:
     def on_input(self, maps: Tensor) -> Tensor:
         """Maps (…, h, w) enlarged to the image in the model's input, without padding: (…, *processed_size)."""
         height, width = self.processed_size
-        flat = maps.reshape(-1, 1, *maps.shape[-2:]).float()
-        enlarged = F.interpolate(flat, size=self.canvas_size, mode="bilinear")[..., :height, :width]
-        return enlarged.reshape(*maps.shape[:-2], height, width)
+        return _enlarged(maps, self.canvas_size)[..., :height, :width]
 
     def on_image(self, maps: Tensor) -> Tensor:
         """Maps (…, h, w) enlarged to the image, without padding: (…, height, width)."""
-        flat = self.on_input(maps).reshape(-1, 1, *self.processed_size)
-        image = F.interpolate(flat, size=self.image_size, mode="bilinear")
-        return image.reshape(*maps.shape[:-2], *self.image_size)
+        return _enlarged(self.on_input(maps), self.image_size)
 
     def arrays(self) -> dict[str, Tensor]:
         """All tensors by name, for a file; those of `maps` are `map_METHOD`."""
@@ -74,6 +70,14 @@ class Explanation:
         return {name: getattr(self, name) for name in names} | {
             f"map_{name}": map_ for name, map_ in self.maps.items()
         }
+
+
+def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(…, h, w) → (…, *size); there may be none, which `interpolate` refuses."""
+    if not maps.numel():
+        return maps.new_zeros((*maps.shape[:-2], *size))
+    enlarged = F.interpolate(maps.reshape(-1, 1, *maps.shape[-2:]).float(), size=size, mode="bilinear")
+    return enlarged.reshape(*maps.shape[:-2], *size)
 
 
 def explain(

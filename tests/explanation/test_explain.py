@@ -24,6 +24,12 @@ def test_the_detections_are_those_of_predict(tiny_detector):
     assert found.on_image(found.maps["attention"]).shape == (7, 60, 90)
 
 
+def test_without_detections_there_are_no_maps_and_no_error(tiny_detector):
+    found = explain(tiny_detector(), PROCESSOR, IMAGE, threshold=1.0)
+    assert len(found.scores) == 0
+    assert found.on_image(found.maps["attention"]).shape == (0, 60, 90)
+
+
 def test_sdpa_and_eager_give_the_same_maps(tiny_detector):
     results = []
     for implementation in ("sdpa", "eager"):
