@@ -19,6 +19,7 @@ from typing import NamedTuple
 from modeling_detr import __version__
 from modeling_detr.commands.terminal import printable_output
 from modeling_detr.errors_detr import DetrError, PluginError, did_you_mean, printable, python_argument
+from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import fix_of
 
 
@@ -178,7 +179,8 @@ def _exit_code(program: str, run: Callable[[], int | None], format_setting: Call
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
         message = error.to_text(format_setting) if isinstance(error, DetrError) else _message_of(error)
-        print(f"{program}: {printable(_without_worker_traceback(message))}", file=sys.stderr)
+        line = f"{program}: {printable(_without_worker_traceback(message))}"
+        print(fitted(line, indent=2, stream=sys.stderr), file=sys.stderr)
         return 2
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modeling_detr.errors_detr import did_you_mean
+from modeling_detr.line_breaks import fitted
 
 
 # Options of other tools → the option here, or, with a space, what to do instead.
@@ -106,7 +107,7 @@ class CommandParser(argparse.ArgumentParser):
         if message.startswith("the following arguments are required"):
             message = f"{message}; usage: {self._shortest_call()}"
         remedy = "" if message.endswith(("?", ".")) else f"; see '{self.prog} --help'."
-        self.exit(2, f"{self.prog}: error: {message}{remedy}\n")
+        self.exit(2, fitted(f"{self.prog}: error: {message}{remedy}\n", indent=2, stream=sys.stderr))
 
     def _shortest_call(self) -> str:
         """The command with all that it requires and nothing else."""

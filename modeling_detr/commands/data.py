@@ -30,7 +30,6 @@ from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.commands.data_show import add_show
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.results import link_to
-from modeling_detr.commands.terminal import fitted
 from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.check_page import check_page
 from modeling_detr.data.convert import Conversion, convert_dataset
@@ -38,6 +37,7 @@ from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
 from modeling_detr.errors_detr import DatasetError, OutputExistsError, did_you_mean, printable
+from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import check_file, check_folder
 from modeling_detr.provenance import command_line, provenance
 
@@ -169,10 +169,10 @@ def _convert(arguments: argparse.Namespace) -> int:
         remedy = "; ".join(part for part in (error.remedy, hint) if part)
         raise type(error)(error.where, error.problem, remedy) from error
     for note in index.notes:
-        print(f"note      {printable(note)}")
+        print(fitted(f"note      {printable(note)}", indent=10))
     with _terminating():
         written = convert_dataset(index, arguments.target, arguments.to, link=arguments.link)
-    print(_summary(written, arguments.target, arguments.to))
+    print(fitted(_summary(written, arguments.target, arguments.to), indent=4))
     return 0
 
 

@@ -30,6 +30,7 @@ from modeling_detr.data import read_image
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import printable
 from modeling_detr.explanation import Slots, SlotStatistics, collect_slots
+from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import check_folder
 from modeling_detr.pages import Fact, Figure, Figures, Page, Section, Table, Text
 from modeling_detr.prediction import OBJECT_THRESHOLD
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = dict(enumerate(model.config.class_names))
     figure = Figure.of(picture, _caption(len(drawn)), _PAGE_SIDE, lossless=True)
     replace_text(output_dir / PAGE, _page(statistics, names, arguments.threshold, figure, facts, order).to_html())
-    print(_summary(statistics, arguments.threshold))
+    print(fitted(_summary(statistics, arguments.threshold), indent=4))
     print(f"{PICTURE}, {PAGE} and {ARRAYS} are in {output_dir}")
     print(link_to(output_dir / PAGE))
     return 0

@@ -3,9 +3,7 @@
 import io
 import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
@@ -36,29 +34,6 @@ class PrintableStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def fitted(text: str, indent: int = 0) -> str:
-    """Break the lines of a text between words at the width of the terminal.
-
-    Words stay whole, so that paths and options can be copied. If the output is not a terminal, lines stay as they are.
-
-    Args:
-        text: The text.
-        indent: Spaces before the continuation of a line.
-    """
-    if not sys.stdout.isatty():
-        return text
-    width = shutil.get_terminal_size().columns
-    wrapper = textwrap.TextWrapper(
-        width,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        expand_tabs=False,
-        replace_whitespace=False,
-    )
-    return "\n".join("\n".join(wrapper.wrap(line)) if len(line) > width else line for line in text.split("\n"))
 
 
 @contextmanager

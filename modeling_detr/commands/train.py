@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_detr.commands.results import link_to
-from modeling_detr.commands.terminal import fitted
 from modeling_detr.errors_detr import printable
+from modeling_detr.line_breaks import fitted
 from modeling_detr.training.recipe_parsing import parse_recipe
 
 
@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         note = hardly_learned_note(recipe, report, state.step, run.schedule.steps_per_epoch)
         if note is not None:
             print(fitted(note))
-        print(f"model     {model_dir}, the best; to use it: detr predict {shlex.quote(str(recipe.run_dir))} IMAGE")
+        print(
+            fitted(f"model     {model_dir}; use it: detr predict {shlex.quote(str(recipe.run_dir))} IMAGE", indent=10)
+        )
         print(f"pictures  {recipe.run_dir / PREDICTIONS}")
         if any(entry["kind"] == "epoch" for entry in log):
             print(f"curves    {plot_curves({recipe.run_dir.name: log}, recipe.run_dir / 'curves.png')}")

@@ -10,6 +10,7 @@ from modeling_detr.pages import Block, Fact, Page, Section, Table, Text
 
 
 _SHOWN = 500  # findings of one kind
+_SHOWN_AT_ONCE = 5  # more are folded away
 
 
 def check_page(
@@ -28,7 +29,12 @@ def check_page(
     counts = {"images": content["images"], "boxes": content["boxes"], "classes": len(content["classes"])}
     problems = {"errors": content["errors"], "warnings": content["warnings"]}
     kinds = [
-        Section(heading.capitalize(), _findings(findings, format_setting), folded=True, note=f"{len(findings):,}")
+        Section(
+            heading.capitalize(),
+            _findings(findings, format_setting),
+            folded=len(findings) > _SHOWN_AT_ONCE,
+            note=f"{len(findings):,}",
+        )
         for heading, findings in report.by_kind().items()
     ]
     return Page(

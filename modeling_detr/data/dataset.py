@@ -116,7 +116,7 @@ class DetectionDataset(Dataset[DetectionSample]):
                 sample = self._read(key.image_index)
                 break
             except (DatasetReadError, DatasetNotFoundError) as error:
-                unreadable[key.image_index] = str(error)
+                unreadable[key.image_index] = f"{error.where}: {error.problem}"
                 key = key._replace(image_index=(key.image_index + 1) % len(self.index))
                 if not self.replace_unreadable or len(unreadable) == _MAX_UNREADABLE or key.image_index in unreadable:
                     raise

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.metrics import Metric
+from modeling_detr.line_breaks import fitted
 
 
 _BAR = "{desc:<13}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
@@ -65,7 +66,7 @@ class Display:
         cores_are_free: bool = True,
         with_bars: bool = True,
     ) -> None:
-        self._total_steps, self._epochs = total_steps, epochs
+        self._total_steps, self._steps_per_epoch, self._epochs = total_steps, steps_per_epoch, epochs
         self._best = -math.inf if best is None else best
         self._cores_are_free = cores_are_free
         self._started, self._first_step = time.monotonic(), first_step
@@ -85,7 +86,8 @@ class Display:
         epoch_bar, run_bar = self._bars
         description = f"epoch {epoch}/{self._epochs}"
         if epoch_bar.desc != description:  # the first step of this start in the epoch
-            epoch_bar.reset()
+            steps_left = self._total_steps - run_bar.n  # fewer than the epoch has, with max_steps
+            epoch_bar.reset(total=min(self._steps_per_epoch, step_in_epoch - 1 + steps_left))
             epoch_bar.initial = epoch_bar.n = step_in_epoch - 1
             epoch_bar.set_description_str(description, refresh=False)
         epoch_bar.set_postfix_str(", ".join([f"loss {loss:.3f}", *self._pace]), refresh=False)
@@ -115,7 +117,7 @@ class Display:
 
     def message(self, text: str, style: str = "") -> None:
         """Print a line above the bars."""
-        tqdm.write(_styled(printable(text), style), file=sys.stdout)
+        tqdm.write(_styled(fitted(printable(text), indent=2), style), file=sys.stdout)
         sys.stdout.flush()
 
     def close(self) -> None:

@@ -277,7 +277,7 @@ class Trainer:
                 self._reported_unreadable.add(image)
                 without = f"training continues without it ({number} of {len(self.run.train_index)} images)"
                 remedy = f"detr data check {shlex.quote(self.run.recipe.data_source)} --fix OUT copies the rest"
-                self._logger.warning(self.state.epoch, self.state.step, f"{reason.rstrip('.')}: {without}; {remedy}")
+                self._logger.warning(self.state.epoch, self.state.step, f"{reason}; {without}; {remedy}")
 
     def _log_epoch(self, pace: Mapping[str, float], report: EvaluationReport | None) -> None:
         """Log the averages of the epoch, the metrics of its evaluation, and warnings if training is going wrong."""

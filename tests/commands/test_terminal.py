@@ -6,7 +6,7 @@ import sys
 import types
 
 from modeling_detr.commands import COMMANDS, Command, main
-from modeling_detr.commands.terminal import PrintableStream, fitted
+from modeling_detr.commands.terminal import PrintableStream
 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b2J\u202e"
@@ -73,16 +73,3 @@ def test_a_command_runs_without_stdout_and_stderr(tmp_path):
     done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *arguments])
     assert done.returncode == 0
     assert (tmp_path / "out").read_text() == "result"
-
-
-def test_long_lines_break_between_words_in_a_terminal_only(monkeypatch):
-    text = "note      the file a/b-c/with-a-long-name.jpg is left out\nshort"
-    assert fitted(text, indent=10) == text
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "34")
-    assert fitted(text, indent=10).splitlines() == [
-        "note      the file",
-        "          a/b-c/with-a-long-name.jpg",  # whole, though it is longer than the line
-        "          is left out",
-        "short",
-    ]

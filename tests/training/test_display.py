@@ -117,6 +117,15 @@ def test_one_bar_shows_the_epoch_and_one_the_run(capsys, monkeypatch):
     assert re.search(r"run +75%\|.*\| 3/4, 00:\d\d left", shown)
 
 
+def test_the_bar_of_a_last_epoch_that_max_steps_cuts_short_ends_with_the_run(capsys, monkeypatch):
+    use_terminal(monkeypatch)
+    display = make_display(total_steps=25, steps_per_epoch=20, first_step=20)
+    display.advance(2, 1, 1.0)
+    display.message("flush the bars")
+    display.close()
+    assert re.search(r"epoch 2/2 +20%\|.*\| 1/5, ", capsys.readouterr().err)
+
+
 def test_the_bar_of_the_epoch_continues_where_a_resumed_run_does(capsys, monkeypatch):
     use_terminal(monkeypatch)
     display = make_display(total_steps=40, steps_per_epoch=20, first_step=13)

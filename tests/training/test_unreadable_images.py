@@ -42,7 +42,8 @@ def test_training_continues_without_an_image_that_cannot_be_read(tiny_recipe, fo
         trainer.train()
         assert trainer.state.epoch == 2
         (warning,) = [entry["text"] for entry in read_log(run_dir / "log.jsonl") if entry["kind"] == "warning"]
-        assert warning.startswith(f"{image}: ")  # and why
+        assert warning.startswith(f"{image}: the image cannot be decoded (")
+        assert warning.count("--fix") == 1
         assert f"training continues without it (1 of 60 images); detr data check {folder} --fix OUT" in warning
         assert f"warning: {image}: " in capsys.readouterr().out
     assert losses_of(tmp_path / "0") == losses_of(tmp_path / "2")
