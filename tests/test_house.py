@@ -92,7 +92,8 @@ def test_constraints_pin_exact_versions_within_the_ranges_of_the_project():
     pins = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    requirements = [*map(Requirement, [*project["dependencies"], *extras["dev"], *extras["docs"]])]
+    lines = [*project["dependencies"], *extras["dev"], *extras["docs"], *extras["notebooks"]]
+    requirements = [*map(Requirement, lines)]
     assert len({requirement.name for requirement in requirements}) == len(requirements)
     for requirement in requirements:
         (pin,) = pins[canonicalize_name(requirement.name)].specifier

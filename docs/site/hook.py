@@ -9,10 +9,12 @@ import posixpath
 import re
 from pathlib import Path
 
+import nbformat
 import reference_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,9 @@ TOP_PAGES = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXECUTED = ROOT / "build/notebooks"  # from `make notebooks`
+
 # Folders that a page of the site describes
 FOLDERS = {"configs": "commands/train.md#recipes"}
 
@@ -34,6 +39,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         "COMMANDS": [_titled(page) for page in reference_pages.command_pages()],
         "RECIPES": [_titled(page) for page in reference_pages.recipe_pages()],
         "KEYS": [_titled(page) for page in reference_pages.key_pages()],
+        "NOTEBOOKS": [f"notebooks/{path.stem}.md" for path in NOTEBOOKS],
         "API": [*reference_pages.api_navigation()],
     }
     config.nav = _filled(config.nav, made)
@@ -53,6 +59,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[address] = relinked((ROOT / name).read_text(encoding="utf-8"), "")
     for address, text in pages.items():
         files.append(File.generated(config, address, content=text))
+    for path in NOTEBOOKS:
+        for address, content in notebook_page(path).items():
+            files.append(File.generated(config, f"notebooks/{address}", content=content))
     return files
 
 
@@ -62,12 +71,32 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     return relinked(markdown, "docs") if is_written else markdown
 
 
-def relinked(text: str, folder: str) -> str:
+def notebook_page(path: Path) -> dict[str, str | bytes]:
+    """The page of a notebook, its figures, and the notebook itself, by their names.
+
+    Outputs are those of the executed copy, if that has the same cells.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    executed = EXECUTED / path.name
+    if executed.is_file():
+        copy = nbformat.read(executed, as_version=4)
+        if [cell.source for cell in copy.cells] == [cell.source for cell in notebook.cells]:
+            notebook = copy
+    names = {"unique_key": path.stem, "output_files_dir": path.stem}
+    text, resources = MarkdownExporter().from_notebook_node(notebook, names)
+    figures: dict[str, bytes] = resources["outputs"]
+    download = f"[Download this notebook]({path.name}){{ download }}"
+    page = f"{relinked(text, 'notebooks', to_top='../')}\n\n{download}\n"
+    return {f"{path.stem}.md": page, path.name: path.read_bytes(), **figures}
+
+
+def relinked(text: str, folder: str, to_top: str = "") -> str:
     """The text of a page with its links to files of the repository as links of the site.
 
     Args:
         text: The page.
-        folder: Folder of the page in the repository; all these pages are at the top of the site.
+        folder: Folder of the page in the repository.
+        to_top: Path from the page to the top of the site.
     """
 
     def replaced(match: re.Match[str]) -> str:
@@ -76,6 +105,8 @@ def relinked(text: str, folder: str) -> str:
         address = site_address(posixpath.normpath(posixpath.join(folder, file))) if file else ""
         if address is None:
             return words
+        if file:
+            address = to_top + address
         return f"{image}[{words}]({address}{f'#{anchor}' if anchor else ''})"
 
     parts = re.split(r"(```.*?```)", text, flags=re.DOTALL)  # every second one is a block of code
@@ -91,6 +122,8 @@ def site_address(file: str) -> str | None:
         return FOLDERS[file]
     if file.startswith("docs/") and (ROOT / file).is_file():
         return file.removeprefix("docs/")
+    if file.startswith("notebooks/") and (ROOT / file) in NOTEBOOKS:
+        return str(Path(file).with_suffix(".md"))
     if file.startswith("modeling_detr/") and file.endswith(".py"):
         return f"api/{file.removesuffix('.py').replace('/', '.')}.md"
     return None
@@ -105,7 +138,8 @@ def _titled(address: str) -> dict[str, str]:
 def _filled(entries: object, made: dict[str, list[object]]) -> object:
     """The navigation with each placeholder replaced by the pages made from the code."""
     if isinstance(entries, list):
-        return [_filled(entry, made) for entry in entries]
+        filled = [_filled(entry, made) for entry in entries]
+        return [page for entry in filled for page in (entry if isinstance(entry, list) else [entry])]
     if isinstance(entries, dict):
         return {title: _filled(entry, made) for title, entry in entries.items()}
     return made.get(entries, entries) if isinstance(entries, str) else entries
