@@ -14,7 +14,6 @@ repeats the step whose non-finite loss ended a run, in the same or another preci
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         note = hardly_learned_note(recipe, report, state.step, run.schedule.steps_per_epoch)
         if note is not None:
             print(fitted(note))
-        print(
-            fitted(f"model     {model_dir}; use it: detr predict {shlex.quote(str(recipe.run_dir))} IMAGE", indent=10)
-        )
+        print(f"model     {model_dir}, for detr predict, from_pretrained and detr convert")
         print(f"pictures  {recipe.run_dir / PREDICTIONS}")
         if any(entry["kind"] == "epoch" for entry in log):
             print(f"curves    {plot_curves({recipe.run_dir.name: log}, recipe.run_dir / 'curves.png')}")
