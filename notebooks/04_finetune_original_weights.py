@@ -47,7 +47,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import display
 from PIL import Image
 from transformers.utils import logging
 
@@ -145,6 +144,7 @@ print(original.config.num_labels, "classes:", ", ".join(original.config.class_na
 
 # %%
 PHOTO = None  # "photo.jpg"
+picture = None
 
 if PHOTO is not None:
     image = Image.open(PHOTO)
@@ -153,7 +153,8 @@ if PHOTO is not None:
     (found,) = processor.post_process_object_detection(
         outputs, threshold=0.7, target_sizes=[(image.height, image.width)]
     )
-    display(draw_prediction(to_rgb(image), found, original.config.id2label))
+    picture = draw_prediction(to_rgb(image), found, original.config.id2label)
+picture
 
 # %% [markdown]
 # ## 4. 107 classes
