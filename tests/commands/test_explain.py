@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM, browser
 from PIL import Image
 
 from modeling_detr import DetrTorchvisionImageProcessor
@@ -57,6 +58,29 @@ def test_pictures_arrays_and_scores_are_written(inputs, tmp_path, capsys):
         f"relevance  deletion {np.mean([e['areas']['relevance']['deletion'] for e in written['detections']]):.3f}"
         in (printed)
     )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_works_in_a_browser(inputs, tmp_path):
+    out = tmp_path / "out"
+    options = ["--threshold", "0", "--max_detections", "3", "--steps", "2", "--random_maps", "1"]
+    assert main([*inputs, "--output_dir", str(out), *options]) == 0
+    with browser(tmp_path / "profile") as chromium:
+        chromium.open(out / "explanation.html", 390, "dark")
+        assert chromium.wait_for("document.querySelectorAll('canvas').length", 2) == 2
+        assert chromium.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+        picture = "document.querySelectorAll('canvas')[{}].toDataURL()"
+        before = [chromium.evaluate(picture.format(number)) for number in range(2)]
+        chromium.click("document.querySelectorAll('canvas')[1]", 0.99, 0.99)
+        at_the_end = "document.querySelectorAll('.status')[1].textContent.startsWith('Point 8')"  # of 90 pixels
+        assert chromium.wait_for(at_the_end, True) is True
+        chromium.evaluate("document.querySelectorAll('[data-box]')[2].click()")
+        shown = "[...document.querySelectorAll('.detail')].findIndex((detail) => !detail.hidden)"
+        assert chromium.wait_for(shown, 2) == 2
+        assert chromium.evaluate("document.querySelectorAll('.detail:not([hidden]) polyline.chosen').length") == 2
+        after = [chromium.evaluate(picture.format(number)) for number in range(2)]
+        assert all(one != other for one, other in zip(before, after, strict=True))
+        assert chromium.problems == []
 
 
 def test_a_panoptic_model_is_explained_without_curves(tiny_segmenter, inputs, tmp_path):
