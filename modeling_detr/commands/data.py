@@ -172,7 +172,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         print(fitted(f"note      {printable(note)}", indent=10))
     with _terminating():
         written = convert_dataset(index, arguments.target, arguments.to, link=arguments.link)
-    print(fitted(_summary(written, arguments.target, arguments.to), indent=4))
+    print(fitted(_summary(written, arguments.target, arguments.to), indent=10))
     return 0
 
 

@@ -86,6 +86,9 @@ class BatchLoader(DataLoader[Any]):
             self.count_unreadable(batch)
             yield batch
 
+    def check_worker_number_rationality(self) -> None:
+        """Does nothing: PyTorch warns twice of more processes than cores; a run reports when it waits for them."""
+
     def close(self) -> None:
         """End the loader processes; the next iteration starts new ones."""
         iterator, self._iterator, self._watch = self._iterator, None, None

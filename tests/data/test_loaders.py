@@ -266,3 +266,8 @@ def test_too_many_open_files_are_an_error_that_says_what_to_do():
     )
     printed = run_python(script, succeeds=False)
     assert "LoaderError: shapes: too many open files; raise the limit on open files (ulimit -n), or load" in printed
+
+
+@pytest.mark.filterwarnings("error")
+def test_more_processes_than_cores_raise_no_warning_of_pytorch():
+    assert loader_of(num_workers=(os.cpu_count() or 1) + 1).num_workers > 1

@@ -61,6 +61,19 @@ def test_a_page_fits_its_window_in_both_schemes_and_loads_nothing(chromium, page
     assert chromium.problems == []
 
 
+def test_the_table_of_metrics_fits_a_phone_and_the_focus_is_seen(chromium, tmp_path):
+    header = ("metric", "value", "IoU", "objects", "detections")
+    rows = [(f"AP {size}", 0.5, ".50:.95", "area < 32²", 100) for size in ("small", "medium", "large")]
+    file = tmp_path / "page.html"
+    file.write_text(Page("Evaluation", [Section("COCO", [Table(header, rows)])]).to_html(), encoding="utf-8")
+    chromium.open(file, 390, "light")
+    chromium.press("Tab")
+    hidden = "(({ scrollWidth, clientWidth }) => scrollWidth - clientWidth)(document.querySelector('.scroll'))"
+    assert chromium.evaluate(hidden) == 0
+    colour = "getComputedStyle(document.activeElement).outlineColor"
+    assert chromium.wait_for(colour, "rgb(31, 95, 196)") == "rgb(31, 95, 196)"  # not white on white
+
+
 def test_the_heading_of_a_column_sorts_by_it(chromium, page):
     chromium.open(page)
     written, heading = [row[0] for row in ROWS], "document.querySelectorAll('table.sortable th')"
