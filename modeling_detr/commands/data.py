@@ -1,7 +1,6 @@
 """Check, convert or show a dataset before training on it.
 
-    detr data check my_dataset                         counts and problems
-    detr data check my_dataset --html check.html       also as a web page
+    detr data check my_dataset                         counts, problems, a page
     detr data check my_dataset --fix clean             also a copy without them
     detr data convert my_dataset coco_copy --to coco   write another format
     detr data show my_dataset --recipe small_dataset   pictures, also augmented
@@ -27,21 +26,25 @@ from tqdm import tqdm
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.commands import as_option
 from modeling_detr.commands.command_parser import CommandParser
-from modeling_detr.commands.data_show import add_show
+from modeling_detr.commands.data_show import add_show, annotated_images
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
-from modeling_detr.commands.results import link_to
+from modeling_detr.commands.results import RUNS, link_to, new_results_folder
 from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.check_page import check_page
 from modeling_detr.data.convert import Conversion, convert_dataset
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
-from modeling_detr.errors_detr import DatasetError, OutputExistsError, did_you_mean, printable
+from modeling_detr.errors_detr import DatasetError, OutputError, OutputExistsError, did_you_mean, printable
 from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import check_file, check_folder
+from modeling_detr.pages import Figure
 from modeling_detr.provenance import command_line, provenance
 
 
+PAGE = "data_check.html"
+EXAMPLES = 3  # findings of each kind that are printed
+PICTURES = 10  # images on the page
 # Argument of the library → option of this command, for error messages.
 OPTION_NAMES = {"format": "data_format"}
 
@@ -75,8 +78,17 @@ def _add_check(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("path", help="folder or file of the dataset")
     add_dataset_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the report as a web page")
-    parser.add_argument("--all", action="store_true", help="list every finding, not only the first ten of each kind")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help=f"write the web page here (default: {RUNS / 'check' / PAGE}, {RUNS / 'check-2' / PAGE} and so on; with "
+        "--json, none)",
+    )
+    parser.add_argument("--no_html", action="store_true", help="write no web page")
+    parser.add_argument(
+        "--all", action="store_true", help=f"list every finding, not only the first {EXAMPLES} of each kind"
+    )
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a clean copy, in the same format")
     parser.add_argument("--no_images", action="store_true", help="do not decode the images")
     parser.set_defaults(run=_check)
@@ -88,8 +100,7 @@ def _check(arguments: argparse.Namespace) -> int:
         if arguments.no_images:
             raise ValueError("--fix: must know which images can be read; drop --no_images.")
 
-    if arguments.html is not None:
-        check_file(arguments.html)
+    page = _page_file(arguments)
 
     # Read and decode everything.
     with tqdm(desc="check", unit=" images", disable=None, leave=False) as bar:
@@ -105,23 +116,47 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report.as_dict(_as_option), indent=1, ensure_ascii=False))
     else:
-        print(fitted(report.to_text(sys.maxsize if arguments.all else 10, _as_option), indent=4))
+        print(fitted(report.to_text(sys.maxsize if arguments.all else EXAMPLES, _as_option), indent=4))
         kinds = [(finding.severity, finding.kind) for finding in report.findings]
-        if not arguments.all and any(kinds.count(kind) > 10 for kind in set(kinds)):
+        if not arguments.all and any(kinds.count(kind) > EXAMPLES for kind in set(kinds)):
             print("use --all to list every finding")
         if report.errors and arguments.fix is None and len(report.good_images):
             print(f"a copy without the errors: detr data check {shlex.quote(arguments.path)} --fix NEW_FOLDER")
 
     # Write the page.
-    if arguments.html is not None:
+    if page is not None:
         facts = [("data", arguments.path), *provenance(command_line("detr data", arguments.argv))]
-        replace_text(arguments.html, check_page(report, facts, _as_option).to_html())
-        print(link_to(arguments.html), file=sys.stderr if arguments.json else sys.stdout)
+        replace_text(page, check_page(report, facts, _as_option, _pictures(report)).to_html())
+        print(link_to(page), file=sys.stderr if arguments.json else sys.stdout)
 
     # Write a clean copy.
     if arguments.fix is not None:
         print(_fix(report, arguments), file=sys.stderr if arguments.json else sys.stdout)
     return int(report.errors > 0)
+
+
+def _page_file(arguments: argparse.Namespace) -> Path | None:
+    """The file for the web page; None: none is requested, or the default place cannot be written."""
+    if arguments.html is not None:
+        check_file(arguments.html)
+        return Path(arguments.html)
+    if arguments.no_html or arguments.json:
+        return None
+    page = new_results_folder("check") / PAGE
+    try:
+        check_folder(page.parent, files=[PAGE])
+    except OutputError as error:
+        print(f"note      no web page: {printable(str(error))}", file=sys.stderr)
+        return None
+    return page
+
+
+def _pictures(report: CheckReport) -> list[Figure]:
+    """Random usable images with their boxes."""
+    import numpy as np
+
+    order = np.random.default_rng(0).permutation(report.good_images)[:PICTURES]
+    return annotated_images(report.index, sorted(order.tolist()))
 
 
 def _as_option(name: str, value: object) -> str:

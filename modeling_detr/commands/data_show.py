@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ from modeling_detr.errors_detr import DatasetError, RecipeError, RunNotFoundErro
 from modeling_detr.output_errors import check_folder
 from modeling_detr.pages import Code, Fact, Figure, Figures, Page, Section
 from modeling_detr.provenance import command_line, provenance
-from modeling_detr.structures_detr import DetectionSample
+from modeling_detr.structures_detr import DetectionIndex, DetectionSample
 
 
 if TYPE_CHECKING:
@@ -60,6 +61,21 @@ def add_show(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("--shortest_edge", type=int, help="shortest edge of augmented images; not with --recipe")
     parser.add_argument("--seed", type=int, default=0, help="seed for choosing the images (default: %(default)s)")
     parser.set_defaults(run=_show)
+
+
+def annotated_images(index: DetectionIndex, images: Sequence[int]) -> list[Figure]:
+    """Images with their boxes as annotated; those that cannot be read are left out."""
+    from modeling_detr.visualization import draw_prediction
+
+    samples, figures = DetectionDataset(index), []
+    for image in images:
+        try:
+            sample = samples[image]
+        except (OSError, ValueError):
+            continue
+        picture = draw_prediction(sample["image"], _objects(sample), index.id2label, longest_side=_PAGE_SIDE)
+        figures.append(Figure.of(picture, f"{Path(index.images[image].path).name}, {_size_and_boxes(sample)}"))
+    return figures
 
 
 class _Drawing(NamedTuple):
@@ -179,10 +195,13 @@ def _draw(samples: DetectionDataset, image: int, num_draws: int) -> list[_Drawin
             draw_prediction(sample["image"], _objects(sample), samples.index.id2label, longest_side=side)
             for side in (_PAGE_SIDE, _SHEET_SIDE)
         )
-        height, width = sample["image"].shape[-2:]
-        boxes = counted(len(sample["target"]["boxes"]), "box", "boxes")
-        drawn.append(_Drawing(large, small, f"{title}, {width}x{height}, {boxes}"))
+        drawn.append(_Drawing(large, small, f"{title}, {_size_and_boxes(sample)}"))
     return drawn
+
+
+def _size_and_boxes(sample: DetectionSample) -> str:
+    height, width = sample["image"].shape[-2:]
+    return f"{width}x{height}, {counted(len(sample['target']['boxes']), 'box', 'boxes')}"
 
 
 def _objects(sample: DetectionSample) -> dict[str, object]:

@@ -90,7 +90,7 @@ class CheckReport:
             "findings": [finding.as_dict(format_setting) for finding in self.findings],
         }
 
-    def to_text(self, shown: int = 10, format_setting: Callable[[str, object], str] = python_argument) -> str:
+    def to_text(self, shown: int = 3, format_setting: Callable[[str, object], str] = python_argument) -> str:
         """The report as text.
 
         Args:

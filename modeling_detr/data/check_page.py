@@ -6,10 +6,11 @@ from typing import Any
 from modeling_detr.data.check import CheckReport
 from modeling_detr.data.findings import Finding
 from modeling_detr.errors_detr import python_argument
-from modeling_detr.pages import Block, Fact, Page, Section, Table, Text
+from modeling_detr.pages import Block, Fact, Figure, Figures, Page, Section, Table, Text
 
 
 _SHOWN = 500  # findings of one kind
+_PICTURES_NOTE = "Boxes must lie on their objects. More images, also augmented: detr data show"
 _SHOWN_AT_ONCE = 5  # more are folded away
 
 
@@ -17,13 +18,15 @@ def check_page(
     report: CheckReport,
     facts: Sequence[Fact] = (),
     format_setting: Callable[[str, object], str] = python_argument,
+    pictures: Sequence[Figure] = (),
 ) -> Page:
-    """The report as a page: findings by kind, then splits, classes and sizes.
+    """The report as a page: findings by kind, pictures, then splits, classes and sizes.
 
     Args:
         report: The report.
         facts: Further lines for the head of the page.
         format_setting: Formats a setting the way the user can give it.
+        pictures: Some images with their boxes.
     """
     content = report.as_dict()
     counts = {"images": content["images"], "boxes": content["boxes"], "classes": len(content["classes"])}
@@ -39,7 +42,11 @@ def check_page(
     ]
     return Page(
         title=f"Check of {content['name']}",
-        sections=[Section("Findings", kinds or [Text("No problems found.")]), *_contents(content)],
+        sections=[
+            Section("Findings", kinds or [Text("No problems found.")]),
+            *([Section("Images", [Figures(pictures)], note=_PICTURES_NOTE)] if pictures else []),
+            *_contents(content),
+        ],
         highlights=[(f"{count:,}", name) for name, count in {**problems, **counts}.items()],
         facts=[("format", report.format or "unknown"), *facts],
     )

@@ -1,4 +1,4 @@
-"""The page of `detr data check --html`."""
+"""The page of `detr data check`."""
 
 import html
 import json
@@ -42,3 +42,31 @@ def test_many_findings_of_a_kind_are_cut_off(coco_folder):
     assert page.count("a.jpg") == 500
     assert page.count("<details>") == 1
     assert "and 100 more: detr data check --all lists them" in page
+
+
+def test_a_page_with_pictures_is_written_by_default(coco_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_command("data", ["check", str(coco_folder)]) == 0
+    page = tmp_path / "runs/check/data_check.html"
+    assert capsys.readouterr().out.endswith(f"see {page.as_uri()}\n")
+    pictures = page.read_text(encoding="utf-8").count("<img ")
+    assert pictures == len(check_dataset(coco_folder).index)
+    assert run_command("data", ["check", str(coco_folder), "--no_html"]) == 0
+    assert run_command("data", ["check", str(coco_folder), "--json"]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["check"]
+
+
+def test_a_place_that_cannot_be_written_costs_only_the_page(coco_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("in the way")
+    assert run_command("data", ["check", str(coco_folder)]) == 0
+    output, errors = capsys.readouterr()
+    assert "0 errors" in output
+    assert errors.startswith("note      no web page: runs/check")
+
+
+def test_an_image_that_cannot_be_read_is_not_among_the_pictures(coco_folder, tmp_path):
+    (coco_folder / "train/a.jpg").write_bytes(b"no image")
+    file = tmp_path / "check.html"
+    assert run_command("data", ["check", str(coco_folder), "--no_images", "--html", str(file)]) == 0
+    assert file.read_text(encoding="utf-8").count("<img ") == len(check_dataset(coco_folder).index) - 1
