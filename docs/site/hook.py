@@ -1,16 +1,18 @@
-"""The hook of mkdocs (see `mkdocs.yml`): adds the pages made from the code, and turns links between files into links
-between pages.
+"""The hook of mkdocs (see `mkdocs.yml`): adds the pages made from the code and the notebooks, and turns links between
+files into links between pages, and formulas into MathML.
 
 The pages in `docs/` are written to be read on GitHub too, so they link to files outside `docs/`. On the site, a link
 to a module leads to its page of the API, and one to a file that the site does not have becomes plain text.
 """
 
+import html
 import posixpath
 import re
 from pathlib import Path
 
 import nbformat
 import reference_pages
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -71,6 +73,18 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     return relinked(markdown, "docs") if is_written else markdown
 
 
+def on_page_content(content: str, **_: object) -> str:
+    """Turns formulas into MathML, which browsers show without a script."""
+
+    def in_mathml(match: re.Match[str]) -> str:
+        element, latex = match.groups()
+        formula: str = convert(html.unescape(latex), display="block" if element == "div" else "inline")
+        return formula
+
+    formulas = r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
+    return re.sub(formulas, in_mathml, content, flags=re.DOTALL)
+
+
 def notebook_page(path: Path) -> dict[str, str | bytes]:
     """The page of a notebook, its figures, and the notebook itself, by their names.
 
@@ -82,12 +96,16 @@ def notebook_page(path: Path) -> dict[str, str | bytes]:
         copy = nbformat.read(executed, as_version=4)
         if [cell.source for cell in copy.cells] == [cell.source for cell in notebook.cells]:
             notebook = copy
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = relinked(cell.source, "notebooks", to_top="../")
+        elif cell.cell_type == "code":  # stderr has progress bars, and warnings of other libraries
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     names = {"unique_key": path.stem, "output_files_dir": path.stem}
     text, resources = MarkdownExporter().from_notebook_node(notebook, names)
     figures: dict[str, bytes] = resources["outputs"]
     download = f"[Download this notebook]({path.name}){{ download }}"
-    page = f"{relinked(text, 'notebooks', to_top='../')}\n\n{download}\n"
-    return {f"{path.stem}.md": page, path.name: path.read_bytes(), **figures}
+    return {f"{path.stem}.md": f"{text}\n\n{download}\n", path.name: path.read_bytes(), **figures}
 
 
 def relinked(text: str, folder: str, to_top: str = "") -> str:

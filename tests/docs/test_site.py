@@ -45,6 +45,13 @@ def test_the_guides_and_every_page_of_the_repository_are_pages(site):
     assert pages <= {path.stem for path in site.glob("*.html")}
 
 
+def test_every_notebook_is_a_page_with_a_link_to_download_it(site):
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        page = (site / "notebooks" / f"{notebook.stem}.html").read_text(encoding="utf-8")
+        assert f'href="{notebook.name}"' in page or f"href={notebook.name}" in page
+        assert (site / "notebooks" / notebook.name).read_bytes() == notebook.read_bytes()
+
+
 def test_the_api_shows_signatures_shapes_and_sources(site):
     page = (site / "api/modeling_detr.loss_detr.html").read_text(encoding="utf-8")
     assert 'id="modeling_detr.loss_detr.HungarianMatcher"' in page
