@@ -7,7 +7,7 @@ a gigabyte, 100,000 nested lists, ten lines of YAML that expand to gigabytes. Ea
 import json
 import re
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +19,7 @@ from modeling_detr.errors_detr import FileContentError, FileMissingError, FileRe
 
 MAX_JSON_BYTES = 8 << 30  # the annotations of the largest public datasets have a few gigabytes
 MAX_LIST_BYTES = 256 << 20  # a list of files, or a log: a name per line, millions of lines
+MAX_XML_BYTES = 1 << 30  # the annotations of a dataset in one file
 MAX_TEXT_BYTES = 16 << 20  # the annotations of a single image
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_DEPTH = 64
@@ -93,6 +94,23 @@ def read_bytes(path: str | Path, max_bytes: int) -> bytes:
         raise _read_error(path, error) from error
 
 
+def read_ends(path: str | Path, num_bytes: int) -> bytes:
+    """Read at most `num_bytes` bytes at the beginning of a regular file, and as many at its end.
+
+    Raises:
+        FileMissingError: It does not exist.
+        FileReadError: It is not a regular file, or cannot be read.
+    """
+    size = require_file(path)  # 0 for files in /proc, which may never end
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(min(num_bytes, size))
+            file.seek(max(len(head), size - num_bytes))
+            return head + file.read(min(num_bytes, size - len(head)))
+    except OSError as error:
+        raise _read_error(path, error) from error
+
+
 def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES, errors: str = "strict") -> str:
     """Read a text file in UTF-8, with or without a byte order mark; see `read_bytes`.
 
@@ -150,6 +168,34 @@ def read_xml(path: str | Path) -> ElementTree.Element:
         return ElementTree.fromstring(read_bytes(path, MAX_TEXT_BYTES))
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise FileContentError(path, f"not well-formed XML ({error})", "correct or remove it") from error
+
+
+def iterate_xml(path: str | Path) -> Iterator[ElementTree.Element]:
+    """Iterate over the children of the root of an XML file, without keeping those that have been used.
+
+    Raises:
+        FileReadError: The file is too large, is not a regular file, or cannot be read.
+        FileContentError: It is not well-formed.
+    """
+    size = require_file(path)
+    if size > MAX_XML_BYTES:
+        message = f"has {size:,} bytes, more than the limit of {MAX_XML_BYTES:,}"
+        raise FileReadError(path, message, "check that it is the right file, or divide it")
+    if size == 0:  # also of files in /proc, which may never end
+        raise FileContentError(path, "not well-formed XML (an empty file)", "correct or remove it")
+    depth, root = 0, None
+    try:
+        with Path(path).open("rb") as stream:
+            for event, element in ElementTree.iterparse(stream, ("start", "end")):
+                depth += 1 if event == "start" else -1
+                root = element if root is None else root
+                if event == "end" and depth == 1:
+                    yield element
+                    root.clear()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise FileContentError(path, f"not well-formed XML ({error})", "correct or remove it") from error
+    except OSError as error:
+        raise _read_error(path, error) from error
 
 
 # YAML

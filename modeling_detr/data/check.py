@@ -22,6 +22,7 @@ from PIL import Image
 
 from modeling_detr.data.annotations import repeated_boxes
 from modeling_detr.data.findings import Finding, Findings, counted
+from modeling_detr.data.formats import FORMATS
 from modeling_detr.data.image_decoding import read_image
 from modeling_detr.data.image_headers import EXIF_ORIENTATION, UNREADABLE_REMEDY
 from modeling_detr.data.open import open_dataset
@@ -57,12 +58,14 @@ class CheckReport:
         findings: All findings, errors first.
         format: Name of the dataset's format; None if it could not be detected.
         bad_images: Indices of the unusable images.
+        evidence: What the format was recognised by; None if the user has chosen it.
     """
 
     index: DetectionIndex
     findings: tuple[Finding, ...]
     format: str | None
     bad_images: tuple[int, ...]
+    evidence: str | None = None
 
     @property
     def errors(self) -> int:
@@ -80,6 +83,7 @@ class CheckReport:
         return {
             "name": index.name,
             "format": self.format,
+            "evidence": self.evidence,
             **_counts(index, np.arange(len(index))),
             "splits": {name: _counts(index, members) for name, members in index.splits.items()},
             "classes": _classes(index),
@@ -102,6 +106,8 @@ class CheckReport:
             f"{content['name']} ({self.format or 'unknown format'}): {counted(content['images'], 'image')}, "
             f"{counted(content['boxes'], 'box', 'boxes')}, {counted(len(content['classes']), 'class', 'classes')}"
         ]
+        if self.evidence:
+            lines.append(f"  format {self.format}, recognised by {self.evidence}")
         for name, split in content["splits"].items():
             lines.append(
                 f"  split {name}: {counted(split['images'], 'image')} ({split['images_without_boxes']:,} without "
@@ -192,7 +198,8 @@ def check_dataset(
         _check_leaks(index, thumbnails, findings)
     bad = [image for image, record in enumerate(index.images) if record.path in findings.broken_images]
     ordered = sorted(findings.items, key=lambda finding: finding.severity != "error")
-    return CheckReport(index, tuple(ordered), findings.format, tuple(bad))
+    evidence = None if format is not None or findings.format is None else FORMATS[findings.format].evidence
+    return CheckReport(index, tuple(ordered), findings.format, tuple(bad), evidence)
 
 
 # Counts

@@ -48,8 +48,13 @@ def check_page(
             *_contents(content),
         ],
         highlights=[(f"{count:,}", name) for name, count in {**problems, **counts}.items()],
-        facts=[("format", report.format or "unknown"), *facts],
+        facts=[("format", _format(report)), *facts],
     )
+
+
+def _format(report: CheckReport) -> str:
+    name = report.format or "unknown"
+    return f"{name}, recognised by {report.evidence}" if report.evidence else name
 
 
 def _findings(findings: Sequence[Finding], format_setting: Callable[[str, object], str]) -> list[Block]:

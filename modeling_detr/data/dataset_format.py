@@ -88,6 +88,7 @@ class DatasetFormat:
         read: `read(path, findings=…, task=…, **options)`: reads the dataset. `findings` collects or raises problems;
             `task` is one of `tasks`; `options` are the reading options that the user has set.
         looked_for: The file that `find` mainly looks for, for the error about a folder in an unknown format.
+        evidence: What `find` goes by, for `detr data check`: a phrase after "recognised by".
         tasks: The tasks that the format has annotations for.
         options: The reading options of the format.
         write: `write(index, folder, link)`: writes a dataset with its images into an empty folder; with `link`,
@@ -102,6 +103,7 @@ class DatasetFormat:
     find: Callable[[Path], bool]
     read: Callable[..., DetectionIndex]
     looked_for: str
+    evidence: str = ""
     tasks: tuple[Task, ...] = ("detection",)
     options: tuple[ReadingOption, ...] = ()
     write: Callable[[DetectionIndex, Path, bool], WrittenDataset] | None = None

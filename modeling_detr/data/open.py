@@ -28,7 +28,7 @@ def open_dataset(
     task: Task = "detection",
     **options: object,
 ) -> DetectionIndex:
-    """Open a dataset in any format of `FORMATS`: COCO, COCO panoptic, YOLO, Pascal VOC, `datasets`, built-in shapes.
+    """Open a dataset in any format of `FORMATS`: COCO, YOLO, Pascal VOC, `datasets`, exports of annotation tools.
 
     Args:
         path: The dataset's folder; a COCO annotation file (.json); a YOLO description (.yaml); a parquet file; the
@@ -42,10 +42,10 @@ def open_dataset(
         findings: Collects problems and their locations (`detr data check`); None: the first error is raised.
         task: What the dataset is opened for: `detection` (boxes), `instance` (things with their masks) or `panoptic`
             (every pixel belongs to a thing or to stuff).
-        **options: Options of the format; None and False mean "not set". `images` (COCO, YOLO, VOC, hf): a folder of
+        **options: Options of the format; None and False mean "not set". `images` (most formats): a folder of
             images, which may be outside the dataset's folder; other images outside it are an error. `drop_difficult`
             (VOC): leave out objects marked as difficult. `box_format` (hf, COCO): convention of the boxes, one of
-            `dataset_format.BoxFormat` (COCO: `xywh` or `xyxy`); detected by default. `crowds` (COCO, hf): `as_objects`
+            `dataset_format.BoxFormat` (COCO: `xywh` or `xyxy`); detected by default. `crowds`: `as_objects`
             makes crowd regions ordinary objects, `as_crowds` accepts a dataset that has nothing else. `boxes`:
             whether they were drawn on the `upright` image or on the one `stored`, without its EXIF orientation.
 

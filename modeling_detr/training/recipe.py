@@ -69,6 +69,7 @@ class Recipe:
         None, _READING["box_format"].sentence, choices=_READING["box_format"].choices, resume=Resume.ORDER
     )
     boxes: str | None = key(None, _READING["boxes"].sentence, choices=_READING["boxes"].choices, resume=Resume.ORDER)
+    class_attribute: str | None = key(None, _READING["class_attribute"].sentence, resume=Resume.ORDER)
     crowds: str | None = key(
         None, _READING["crowds"].sentence, choices=_READING["crowds"].choices, resume=Resume.ORDER
     )

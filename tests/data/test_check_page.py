@@ -25,7 +25,7 @@ def test_the_page_has_what_the_report_has(coco_folder, tmp_path, capsys):
         assert f"<td>{split}</td>" in page
     for value, name in ((report["errors"], "errors"), (report["images"], "images"), (report["boxes"], "boxes")):
         assert f"<li><strong>{value}</strong> {name}</li>" in page
-    assert "<dt>format</dt><dd>coco</dd>" in page
+    assert "<dt>format</dt><dd>coco, recognised by JSON files with" in page
     assert "<span>check</span>" in page  # of the command
 
 

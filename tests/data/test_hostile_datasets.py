@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from export_samples import SAMPLES
 from mutations import (
     SPECIAL_FILES,
     YAML_TEXTS,
@@ -130,7 +131,7 @@ def understandable(error: DetrError) -> None:
 def mutants(file: Path, rng: random.Random, count: int) -> list[bytes]:
     if file.suffix == ".json":
         return [text.encode() for text in json_trees(json.loads(file.read_text()), rng, count)]
-    if file.suffix in (".xml", ".txt", ".yaml"):
+    if file.suffix in (".xml", ".txt", ".yaml", ".csv"):
         return [text.encode("utf-8", "surrogatepass") for text in token_texts(file.read_text(), rng, count)]
     return list(byte_strings(file.read_bytes(), rng, count))
 
@@ -175,6 +176,19 @@ def test_mutated_datasets_are_read_or_explained(request, folder):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_many_mutated_datasets_are_read_or_explained(request, folder):
     fuzz(request.getfixturevalue(folder), seed=1, count=300 if folder != "hf_folder" else 100)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_mutated_exports_are_read_or_explained(tmp_path, name):
+    SAMPLES[name](tmp_path / "data")
+    fuzz(tmp_path / "data", seed=0, count=15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLES)
+def test_many_mutated_exports_are_read_or_explained(tmp_path, name):
+    SAMPLES[name](tmp_path / "data")
+    fuzz(tmp_path / "data", seed=1, count=200)
 
 
 # Special files

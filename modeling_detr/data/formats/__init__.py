@@ -4,7 +4,22 @@ A plug-in adds its own: `FORMATS["mine"] = DatasetFormat(name="mine", …)`.
 """
 
 from modeling_detr.data.dataset_format import DatasetFormat, ReadingOption
-from modeling_detr.data.formats import coco, coco_panoptic, hf, shapes, voc, yolo
+from modeling_detr.data.formats import (
+    coco,
+    coco_panoptic,
+    cvat,
+    datumaro,
+    hf,
+    kitti,
+    label_studio,
+    labelme,
+    open_images,
+    shapes,
+    supervisely,
+    via,
+    voc,
+    yolo,
+)
 
 
 FORMATS: dict[str, DatasetFormat] = {
@@ -13,6 +28,14 @@ FORMATS: dict[str, DatasetFormat] = {
     "yolo": yolo.FORMAT,
     "voc": voc.FORMAT,
     "hf": hf.FORMAT,
+    "labelme": labelme.FORMAT,
+    "cvat": cvat.FORMAT,
+    "label_studio": label_studio.FORMAT,
+    "kitti": kitti.FORMAT,
+    "via": via.FORMAT,
+    "open_images": open_images.FORMAT,
+    "datumaro": datumaro.FORMAT,
+    "supervisely": supervisely.FORMAT,
     "shapes": shapes.FORMAT,
 }
 

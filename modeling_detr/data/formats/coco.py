@@ -185,6 +185,7 @@ FORMAT = DatasetFormat(
     find=lambda path: bool(find_coco_files(path)),
     read=_read,
     looked_for="instances_*.json",
+    evidence="JSON files with 'images', 'annotations' and 'categories'",
     tasks=("detection", "instance"),
     options=(IMAGES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION, CROWDS_OPTION),
     write=_write,

@@ -200,6 +200,7 @@ FORMAT = DatasetFormat(
     find=lambda path: bool(find_panoptic_files(path)),
     read=_read,
     looked_for="panoptic_*.json",
+    evidence="JSON files with 'segments_info'",
     tasks=("detection", "instance", "panoptic"),
     options=(CROWDS_OPTION,),
     defers_to=("coco",),

@@ -249,6 +249,7 @@ FORMAT = DatasetFormat(
     find=lambda path: bool(find_hf_files(path)),
     read=_read,
     looked_for="*.parquet",
+    evidence="parquet or Arrow files, or the name of a dataset on the Hub",
     options=(IMAGES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION, CROWDS_OPTION),
     is_name=lambda text, chosen: is_hub_id(text) or (chosen and "/" not in text and not Path(text).exists()),
 )

@@ -114,6 +114,7 @@ FORMAT = DatasetFormat(
     find=lambda _: False,
     read=_read,
     looked_for="the name 'shapes'",
+    evidence="the name 'shapes'",
     tasks=("detection", "instance", "panoptic"),
     is_name=lambda text, _: is_shapes(text),
 )

@@ -37,7 +37,7 @@ from modeling_detr.errors_detr import (
     FileContentError,
     FileReadError,
 )
-from modeling_detr.input_files import MAX_LIST_BYTES, is_file, read_text, read_xml
+from modeling_detr.input_files import MAX_LIST_BYTES, read_ends, read_text, read_xml
 from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord, Task
 
 
@@ -166,10 +166,10 @@ def _first(files: Iterable[Path], limit: int = 3) -> list[Path]:
 
 
 def _is_annotation(file: Path) -> bool:
-    if not is_file(file):
+    try:
+        return re.search(rb"<annotation[\s>]", read_ends(file, 4096)) is not None  # not CVAT's <annotations>
+    except FileReadError:
         return False
-    with file.open("rb") as stream:
-        return b"<annotation" in stream.read(4096)
 
 
 def _walk(root: Path) -> _Files:
@@ -486,6 +486,7 @@ FORMAT = DatasetFormat(
     find=is_voc,
     read=_read,
     looked_for="*.xml",
+    evidence=".xml files that begin with <annotation>",
     options=(
         IMAGES_OPTION,
         BOXES_OPTION,

@@ -184,6 +184,7 @@ FORMAT = DatasetFormat(
     find_hints=lambda path: find_yolo_file(path) is not None,
     read=_read,
     looked_for="data.yaml",
+    evidence="a .yaml file with 'names', or a list of classes beside label files",
     options=(IMAGES_OPTION,),
     write=write_yolo,
 )

@@ -1,0 +1,103 @@
+"""KITTI's object format (https://www.cvlibs.net/datasets/kitti/eval_object.php), also as NVIDIA TAO writes it.
+
+    training/label_2/000000.txt  training/image_2/000000.png     KITTI
+    train/labels/a.txt           train/images/a.jpg              others
+    ImageSets/train.txt                                          lists of stems, if there are any
+
+A line has a class and 14 numbers, or 15 with a score: truncated, occluded, alpha, left, top, right, bottom, and seven
+of the object in space. Regions of the class DontCare are left out.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling_detr.data.annotations import to_number
+from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.findings import Findings, counted
+from modeling_detr.data.formats import drawn_shapes
+from modeling_detr.data.formats.tool_exports import ToolExport, files_with_suffix, first_line, sample_files
+from modeling_detr.errors_detr import FileContentError, FileReadError
+from modeling_detr.input_files import MAX_LIST_BYTES, read_text
+from modeling_detr.structures_detr import DetectionIndex, Task
+
+
+_FIELDS = (15, 16)
+
+
+def _is_kitti(path: Path) -> bool:
+    return path.is_dir() and any(_is_object(first_line(file).split()) for file in sample_files(path, ".txt"))
+
+
+def _is_object(fields: Sequence[str]) -> bool:
+    if len(fields) not in _FIELDS or _is_number(fields[0]):
+        return False
+    return all(map(_is_number, fields[1:]))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        to_number(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
+    export = ToolExport(path, findings, task, images, noun="line")
+    texts = files_with_suffix(Path(path), ".txt")
+    lists = [file for file in texts if file.parent.name == "ImageSets"]
+    labels = [file for file in texts if any("label" in part.lower() for part in file.relative_to(path).parts[:-1])]
+    if not labels:  # beside the images
+        labels = [file for file in texts if file not in lists and export.is_there([f"{file.parent.name}/{file.stem}"])]
+    image_of: dict[str, list[int]] = {}
+    for file in labels:
+        try:
+            lines = read_text(file, errors="replace").splitlines()
+        except FileReadError as error:
+            findings.add("unreadable file", error, cause=error)
+            continue
+        folder = re.sub("label", "image", file.parent.name, flags=re.IGNORECASE)
+        image = export.add_image(file, [f"{folder}/{file.stem}", file.stem], folder=file.parent)
+        image_of.setdefault(file.stem, []).append(image)
+        for number, line in enumerate(lines, start=1):
+            _read_line(export, image, file, number, line.split())
+    for file in lists:
+        _read_list(export, file, image_of, findings)
+    return export.index()
+
+
+def _read_line(export: ToolExport, image: int, file: Path, number: int, fields: Sequence[str]) -> None:
+    if not fields:
+        return
+    if not _is_object(fields):
+        message = (
+            f"got {counted(len(fields), 'field')} ('{' '.join(fields)[:80]}'), expected a class and 14 or 15 numbers"
+        )
+        export.findings.error("line", f"{file}, line {number}", message, "correct or remove the line")
+    elif fields[0].lower() == "dontcare":
+        export.leave_out(image, number, "DontCare region", "has no class")
+    else:
+        left, top, right, bottom = map(to_number, fields[4:8])
+        export.add_object(image, fields[0], number, drawn_shapes.DrawnShape("box", (left, top, right, bottom)))
+
+
+def _read_list(export: ToolExport, file: Path, image_of: dict[str, list[int]], findings: Findings) -> None:
+    try:
+        names = read_text(file, MAX_LIST_BYTES).split()
+    except (FileReadError, FileContentError) as error:
+        findings.add("unreadable file", error, cause=error)
+        return
+    members = [image for name in names for image in image_of.get(Path(name).stem, [])]
+    if members:  # others are lists of the images of a challenge, which have no labels
+        export.splits[file.stem] = members
+
+
+FORMAT = DatasetFormat(
+    name="kitti",
+    find=_is_kitti,
+    read=_read,
+    looked_for="label_2/*.txt",
+    evidence=".txt files with lines of a class and 14 or 15 numbers",
+    options=(IMAGES_OPTION,),
+)

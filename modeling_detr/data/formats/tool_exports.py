@@ -1,0 +1,400 @@
+"""Build a dataset from what an annotation tool has exported: images by name, and shapes of many kinds by class name.
+
+A reader adds images and objects in any order, then calls `ToolExport.index`. What all of them have in common is here:
+how images are found, shapes become boxes, classes are numbered and splits are recognised, and what is reported.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeling_detr.data.annotations import AnnotationRows, clean_annotations
+from modeling_detr.data.findings import Findings, counted
+from modeling_detr.data.formats.drawn_shapes import DrawnShape
+from modeling_detr.data.formats.image_search import ImageSearch
+from modeling_detr.data.formats.written_values import to_integer, to_text
+from modeling_detr.data.image_headers import MAX_PIXELS, header_size
+from modeling_detr.data.image_numbers import number_images
+from modeling_detr.data.image_paths import is_split_name, refuse_outside, walk_folders
+from modeling_detr.data.masks import read_segmentations
+from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileReadError
+from modeling_detr.input_files import is_file, read_ends
+from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageReader, ImageRecord, MaskColumn, Task
+
+
+_END_BYTES = 1 << 16
+_SAMPLE = 12  # files that are looked at in each folder level
+
+
+# Evidence
+
+
+def sample_files(path: Path, suffix: str) -> list[Path]:
+    """Some files with this suffix in `path`, at most four folders down; or `path` itself."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == suffix and is_file(path) else []
+    found: list[Path] = []
+    for depth in range(5):
+        files = (file for file in path.glob("/".join(["*"] * depth + [f"*{suffix}"])) if not file.name.startswith("."))
+        found += [file for file, _ in zip(files, range(_SAMPLE), strict=False) if is_file(file)]
+    return found
+
+
+def ends_of(file: Path) -> bytes:
+    """The beginning and the end of a file, enough to recognise it without reading what may be gigabytes."""
+    try:
+        return read_ends(file, _END_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except FileReadError:
+        return b""
+
+
+def first_line(file: Path) -> str:
+    """The first line of a text file that is not empty."""
+    lines = ends_of(file).decode(errors="replace").splitlines()
+    return next((line for line in lines if line.strip()), "")
+
+
+def files_with_suffix(path: Path, suffix: str) -> list[Path]:
+    """All files with this suffix in a folder and the folders in it; or `path` itself."""
+    if path.is_file():
+        return [path]
+    return [
+        Path(folder) / name
+        for folder, names in walk_folders(path)
+        for name in names
+        if name.lower().endswith(suffix) and not name.startswith(".")
+    ]
+
+
+# Reading
+
+
+@dataclass(slots=True)
+class _Image:
+    source: str
+    names: Sequence[str]
+    folder: str
+    size: tuple[object, object] | None
+    split: str | None
+    embedded: ImageReader | None
+    found: list[str] | None = None
+
+
+class ToolExport:
+    """The images and objects of an export, collected by a reader.
+
+    Attributes:
+        root: Folder of the dataset.
+        findings: Collects or raises problems.
+        masks: Whether masks are wanted.
+        splits: Splits that lists of the dataset define, with the indices of their images; empty: see `add_image`.
+    """
+
+    def __init__(
+        self, path: str | Path, findings: Findings, task: Task, images: str | Path | None = None, noun: str = "object"
+    ) -> None:
+        """Begin to read an export.
+
+        Args:
+            path: The dataset's folder, or a file in it.
+            findings: Collects or raises problems.
+            task: What the dataset is opened for.
+            images: A further folder of images.
+            noun: What the number of an object counts, for messages ("line", "shape").
+        """
+        path = Path(path)
+        self.root = path if path.is_dir() else path.parent
+        self.findings = findings
+        self.masks = task == "instance"
+        self._name = path.stem if path.is_file() else path.resolve().name
+        self._folders = [self.root] if images is None else [Path(images), self.root]
+        self._search = ImageSearch(self._folders)
+        self._noun = noun
+        self._images: list[_Image] = []
+        self._rows = AnnotationRows()
+        self._segmentations: list[dict[str, Any]] = []
+        self._crowd: list[bool] = []
+        self._labels: dict[str, int] = {}  # in the order in which they are found
+        self._listed: dict[str, None] = {}
+        self.splits: dict[str, list[int]] = {}
+        self._enclosed: Counter[str] = Counter()
+        self._lost: dict[tuple[str, str], list[str]] = {}
+
+    def list_classes(self, names: Iterable[object]) -> None:
+        """Add classes in the order of the export's own list; others follow, sorted by name."""
+        self._listed.update(dict.fromkeys(filter(None, map(_class_name, names))))
+
+    def add_image(
+        self,
+        source: object,
+        names: Sequence[str],
+        *,
+        folder: Path | None = None,
+        size: tuple[object, object] | None = None,
+        split: str | None = None,
+        embedded: ImageReader | None = None,
+    ) -> int:
+        """Add an image and return its index.
+
+        Args:
+            source: Where it is described, for messages.
+            names: Its names, see `ImageSearch.find`.
+            folder: The folder of its annotations; None: the root.
+            size: Height and width as written; None: read from the file.
+            split: Its split; None: recognised by its folder, or by the folder of its annotations.
+            embedded: Reads it from `source` if there is no such file.
+        """
+        place = str(self.root if folder is None else folder)
+        self._images.append(_Image(str(source), names, os.path.normpath(place), size, split, embedded))
+        return len(self._images) - 1
+
+    @property
+    def has_images(self) -> bool:
+        """Whether an image has been added."""
+        return bool(self._images)
+
+    def is_there(self, names: Sequence[str], split: str | None = None) -> bool:
+        """Whether there is an image with one of these names, for exports of which people download a part."""
+        return bool(self._search.find(names, str(self.root), split))
+
+    def size(self, image: int) -> tuple[int, int] | None:
+        """Height and width of an image, for coordinates relative to it; None if it cannot be found or read."""
+        entry, paths = self._images[image], self._find(image)
+        return self._size(entry, paths[0], None) if len(paths) == 1 else None
+
+    def add_object(
+        self,
+        image: int,
+        name: object,
+        place: int,
+        shape: DrawnShape | Callable[[], DrawnShape | None],
+        is_crowd: bool = False,
+    ) -> None:
+        """Add an object.
+
+        Args:
+            image: Index of its image.
+            name: Its class.
+            place: Its number in the file, for messages.
+            shape: The shape, or a function that reads it and returns None for a shape without an inside; what it
+                raises about the content of a file is reported.
+            is_crowd: Whether it is a crowd region.
+        """
+        where = self._where(image, place)
+        label = _class_name(name)
+        if not label:
+            message = f"got class {str(name)[:80]!r}, expected a name"
+            self.findings.error("unknown class", where, message, "add its class, or remove the object")
+            return
+        if callable(shape):
+            try:
+                drawn = shape()
+            except (LookupError, TypeError, ValueError, OverflowError, AttributeError, OSError) as error:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                message = f"its shape cannot be read ({reason})"
+                self.findings.error("box", f"{where} ({label})", message, "correct it, or remove the object")
+                return
+        else:
+            drawn = shape
+        if drawn is None:
+            self.leave_out(image, place, "point or line", "has no area")
+            return
+        if drawn.kind != "box":
+            self._enclosed[drawn.kind] += 1
+        self._rows.append(image, self._labels.setdefault(label, len(self._labels)), drawn.box, place)
+        self._crowd.append(is_crowd)
+        if self.masks:
+            self._segmentations.append({"segmentation": drawn.segmentation})
+
+    def leave_out(self, image: int, place: int, kind: str, reason: str) -> None:
+        """Note something that is not an object with a box."""
+        self._lost.setdefault((kind, reason), []).append(self._where(image, place))
+
+    def _where(self, image: int, place: int) -> str:
+        return f"{self._images[image].source}, {self._noun} {place}"
+
+    def index(self) -> DetectionIndex:
+        """Find the images, and build the dataset.
+
+        Raises:
+            DatasetNotFoundError: An image is missing.
+            DatasetError: The content of a file is invalid, or an image is ambiguous.
+        """
+        records, kept = self._find_images()
+        new_index = np.full(len(self._images), -1, dtype=np.int64)
+        new_index[kept] = np.arange(len(kept))
+        image_index = new_index[np.array(self._rows.image_index, dtype=np.int64)]
+        rows = np.flatnonzero(image_index >= 0)
+        names = [*self._listed, *sorted(set(self._labels) - set(self._listed))]
+        label_of = {name: label for label, name in enumerate(names)}
+        labels = np.array([label_of[name] for name in self._labels], dtype=np.int64)
+        sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
+        masks, rows = self._read_masks(rows, sizes, image_index)
+        self._note_shapes()
+        table = clean_annotations(
+            image_index=image_index[rows],
+            label=labels[np.array(self._rows.label, dtype=np.int64)[rows]],
+            boxes_xyxy=self._rows.boxes[rows],
+            image_sizes=sizes,
+            is_crowd=np.array(self._crowd, dtype=np.bool_)[rows],
+            describe=lambda row: self._describe(int(rows[row])),
+            findings=self.findings,
+            masks=masks,
+        )
+        splits = self._splits(records, kept)
+        return DetectionIndex(
+            name=self._name,
+            images=number_images(records, ()),
+            categories=tuple(Category(label, name) for label, name in enumerate(names)),
+            annotations=table,
+            splits=splits,
+            notes=tuple(self.findings.notes),
+        )
+
+    def _describe(self, row: int) -> str:
+        return self._where(self._rows.image_index[row], self._rows.place[row])
+
+    def _read_masks(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], image_index: NDArray[np.int64]
+    ) -> tuple[MaskColumn | None, NDArray[np.int64]]:
+        """Read the masks of `rows`, and return the rows that have one."""
+        if not self.masks:
+            return None, rows
+        entries = [self._segmentations[row] for row in rows.tolist()]
+        masks, without = read_segmentations(
+            entries, sizes[image_index[rows]], lambda row: self._describe(int(rows[row])), self.findings
+        )
+        return masks, np.delete(rows, without)
+
+    def _note_shapes(self) -> None:
+        if self._enclosed and not self.masks:
+            kinds = [counted(count, kind, _plural(kind)) for kind, count in sorted(self._enclosed.items())]
+            self.findings.notes.append(f"{' and '.join(kinds)} read as enclosing boxes.")
+        for (kind, reason), places in self._lost.items():
+            are = "is" if len(places) == 1 else "are"
+            self.findings.warn(
+                "not a box",
+                f"{counted(len(places), kind, _plural(kind))} {are} left out ({reason}); the first: {places[0]}.",
+                "it is left out",
+                ((place, f"{kind}: {reason}") for place in places),
+            )
+
+    # Images
+
+    def _find(self, image: int) -> list[str]:
+        entry = self._images[image]
+        if entry.found is None:
+            entry.found = self._search.find(entry.names, entry.folder, entry.split)
+        return entry.found
+
+    def _find_images(self) -> tuple[list[ImageRecord], list[int]]:
+        """Find the images; also return which of those added they are."""
+        found = [self._find(image) for image in range(len(self._images))]
+        missing = [index for index, paths in enumerate(found) if not paths and self._images[index].embedded is None]
+        self._report_missing(missing)
+        records, kept, index_of = [], [], dict[str, int]()
+        for index, (image, paths) in enumerate(zip(self._images, found, strict=True)):
+            if not paths and image.embedded is None:
+                continue
+            if len(paths) > 1:
+                self.findings.error(
+                    "missing image",
+                    image.source,
+                    f"its image '{image.names[0]}' may be {' or '.join(paths[:4])}",
+                    "write more of its path, or remove the other images",
+                )
+                continue
+            path = paths[0] if paths else image.source
+            if path in index_of:
+                message = f"has the same image as {self._images[index_of[path]].source}: {path}"
+                remedy = "remove one of them, or join their objects"
+                self.findings.error("shared image", image.source, message, remedy, image=path)
+                continue
+            index_of[path] = index
+            size = self._size(image, path, None if paths else image.embedded)
+            if size is not None:
+                relative = os.path.relpath(path, self.root)
+                image_id = path if relative.startswith("..") else relative
+                records.append(ImageRecord(image_id, path, *size, None if paths else image.embedded))
+                kept.append(index)
+        refuse_outside([record.path for record in records], self._folders[::-1], self.findings)
+        self._note_unused([path for path in self._search.paths if path not in index_of])
+        return records, kept
+
+    def _report_missing(self, missing: Sequence[int]) -> None:
+        remedy = "put the images into the dataset's folder, name their folder, or remove what names them"
+        searched = " and ".join(map(str, self._folders))
+        for index in missing:
+            image = self._images[index]
+            message = f"its image '{image.names[0]}' is missing, searched {searched} and the folders inside"
+            if not self.findings.collects and len(missing) > 1:
+                message = f"{len(missing):,} of {counted(len(self._images), 'image')} missing; {message}"
+            self.findings.error(
+                "missing image", image.source, message, remedy, {"images": "FOLDER"}, raises=DatasetNotFoundError
+            )
+
+    def _size(self, image: _Image, path: str, reader: ImageReader | None) -> tuple[int, int] | None:
+        try:
+            if image.size is not None:
+                height, width = (to_integer(value, 1, MAX_PIXELS) for value in image.size)
+                return height, width
+        except ValueError:  # missing or nonsense: the file knows
+            pass
+        if path in self.findings.broken_images:
+            return None
+        try:
+            return header_size(path, reader)
+        except (DatasetReadError, DatasetNotFoundError) as error:
+            self.findings.add("unreadable image", error, image=path)
+            return None
+
+    def _note_unused(self, unused: Sequence[str]) -> None:
+        if unused:
+            have = (
+                "image is not in the annotations and is" if len(unused) == 1 else "images are not in the annotations "
+            )
+            have += "" if len(unused) == 1 else "and are"
+            self.findings.warn(
+                "no annotations",
+                f"{len(unused):,} {have} left out; the first: {unused[0]}.",
+                "the image is left out",
+                ((path, "is not in the annotations") for path in unused),
+            )
+
+    def _splits(self, records: Sequence[ImageRecord], kept: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+        if self.splits:
+            new_index = {image: index for index, image in enumerate(kept)}
+            listed = {
+                name: [new_index[image] for image in images if image in new_index]
+                for name, images in self.splits.items()
+            }
+            return {name: np.unique(np.array(indices, dtype=np.int64)) for name, indices in listed.items()}
+        members: dict[str, list[int]] = {}
+        for index, record in enumerate(records):
+            image = self._images[kept[index]]
+            folders = (os.path.relpath(place, self.root) for place in (image.folder, os.path.dirname(record.path)))  # noqa: PTH120
+            named = (part for folder in folders for part in folder.split("/") if is_split_name(part))
+            split = image.split or next(named, None)
+            if split is not None:
+                members.setdefault(split, []).append(index)
+        if not any(map(is_split_name, members)) and len(members) <= 1:  # CVAT and Datumaro name a single one "default"
+            return {UNSPLIT: np.arange(len(records))}
+        return {name: np.array(indices, dtype=np.int64) for name, indices in members.items()}
+
+
+def _class_name(name: object) -> str:
+    try:
+        return " ".join(to_text(name).split())
+    except ValueError:
+        return ""
+
+
+def _plural(kind: str) -> str:
+    irregular = {"box": "boxes", "rotated box": "rotated boxes", "point or line": "points and lines"}
+    return irregular.get(kind, f"{kind}s")
