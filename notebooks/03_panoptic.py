@@ -68,7 +68,7 @@ tile([draw_prediction(image, {}), draw_prediction(image, truth, val.id2label)], 
 
 # %%
 RUN = Path("runs/reduced_03" if REDUCED else "runs/panoptic")
-images, epochs = ("train=64&val=8", "1") if REDUCED else ("train=4000&val=100", "3")
+images, epochs = ("train=64&val=8", "1") if REDUCED else ("train=8000&val=100", "3")
 if not (RUN / "model").is_dir():
     train(["shapes_panoptic", "--data", f"shapes?size=96&{images}", "--epochs", epochs, "--output_dir", str(RUN)])
 
@@ -82,7 +82,9 @@ names = model.config.id2label
 #
 # ```python
 # model, processor = load_model("facebook/detr-resnet-50-panoptic")
-# image = PIL.Image.open("photo.jpg")
+# model.eval()
+# names = model.config.id2label
+# image = torchvision.io.decode_image("photo.jpg", mode="RGB")
 # ```
 #
 # ## Which queries are sure?
@@ -95,7 +97,7 @@ with torch.no_grad():
 
 scores, labels = outputs.logits[0].softmax(-1)[:, :-1].max(-1)  # without "no object", the last class
 threshold = 0.0 if REDUCED else 0.85
-sure = [query for query in scores.argsort(descending=True).tolist() if scores[query] > threshold][:8]
+sure = [query for query in scores.argsort(descending=True).tolist() if scores[query] > threshold][:6]
 for query in sure:
     print(f"query {query:2d}: {names[labels[query].item()]} {scores[query]:.2f}")
 
@@ -108,10 +110,9 @@ for query in sure:
 # %%
 print(tuple(outputs.pred_masks.shape))  # images, queries, height, width
 
-figure, axes = plt.subplots(2, 4, figsize=(11, 5.8))
-for axis in axes.flat:
+figure, axes = plt.subplots(1, len(sure), figsize=(2.4 * len(sure), 2.8), squeeze=False)
+for axis, query in zip(axes.flat, sure, strict=True):
     axis.axis("off")
-for axis, query in zip(axes.flat, sure, strict=False):
     axis.imshow(outputs.pred_masks[0, query].sigmoid(), vmin=0, vmax=1)
     axis.set_title(f"{names[labels[query].item()]} {scores[query]:.2f}")
 
@@ -129,15 +130,15 @@ with torch.no_grad():
     )
 print(tuple(attention.shape))  # images, queries, heads, height, width of the encoder's map
 
-query = next((query for query in sure if val.categories[labels[query].item()].is_thing), sure[0])
+query = next((query for query in sure if labels[query].item() not in model.config.stuff_labels), sure[0])
 heads = attention[0, query]
 large = torch.nn.functional.interpolate(heads[None], size=image.shape[-2:], mode="bilinear")[0]
 shares = [f"head {head}: {share:.0%} of the attention" for head, share in enumerate(heads.sum((1, 2)).tolist())]
 tile([draw_heat(image, heat) for heat in large], columns=4, titles=shares, width=1400)
 
 # %% [markdown]
-# Heads specialise: some mark the segment, some its surroundings, some hardly anything at all. Because the softmax runs over heads and cells together, a head may have a large
-# share or almost none.
+# Each map is drawn relative to its own maximum, so read the titles too: because the softmax runs over heads and cells together, one head can have nearly all of
+# the attention. The map is coarse, one cell for 16 x 16 pixels. That is enough to say *which* star; its points come from the backbone.
 #
 # ## One map
 #
@@ -156,8 +157,8 @@ draw_comparison(image, result, truth, names)
 # `segmentation` holds the number of a segment for each pixel, `segments_info` what each number means. Striped segments are wrong on the left and missed on the right.
 # `detr predict runs/panoptic photo.jpg` writes the same for any image.
 #
-# What the threshold does: with a low one, unsure queries take pixels from sure ones; with a high one, pixels of missed things go to the ground, because somebody
-# must have them.
+# What the threshold does: with a low one, several queries share a thing, and unsure ones take pixels from sure ones; with a high one, things are missing, and
+# the ground may spread over them, because nobody else claims their pixels.
 
 # %%
 levels = [0.3, 0.5, 0.7, 0.85, 0.95, 0.99]
