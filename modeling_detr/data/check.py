@@ -59,6 +59,7 @@ class CheckReport:
         format: Name of the dataset's format; None if it could not be detected.
         bad_images: Indices of the unusable images.
         evidence: What the format was recognised by; None if the user has chosen it.
+        facts: What the reader has decided about the dataset as a whole, such as what the lines of its files are.
     """
 
     index: DetectionIndex
@@ -66,6 +67,7 @@ class CheckReport:
     format: str | None
     bad_images: tuple[int, ...]
     evidence: str | None = None
+    facts: tuple[str, ...] = ()
 
     @property
     def errors(self) -> int:
@@ -84,6 +86,7 @@ class CheckReport:
             "name": index.name,
             "format": self.format,
             "evidence": self.evidence,
+            "facts": list(self.facts),
             **_counts(index, np.arange(len(index))),
             "splits": {name: _counts(index, members) for name, members in index.splits.items()},
             "classes": _classes(index),
@@ -108,6 +111,7 @@ class CheckReport:
         ]
         if self.evidence:
             lines.append(f"  format {self.format}, recognised by {self.evidence}")
+        lines += [f"  {fact}" for fact in self.facts]
         for name, split in content["splits"].items():
             lines.append(
                 f"  split {name}: {counted(split['images'], 'image')} ({split['images_without_boxes']:,} without "
@@ -199,7 +203,7 @@ def check_dataset(
     bad = [image for image, record in enumerate(index.images) if record.path in findings.broken_images]
     ordered = sorted(findings.items, key=lambda finding: finding.severity != "error")
     evidence = None if format is not None or findings.format is None else FORMATS[findings.format].evidence
-    return CheckReport(index, tuple(ordered), findings.format, tuple(bad), evidence)
+    return CheckReport(index, tuple(ordered), findings.format, tuple(bad), evidence, tuple(findings.facts))
 
 
 # Counts

@@ -40,7 +40,8 @@ IMAGES_OPTION = ReadingOption("images", "folder of the images, if it is outside 
 BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywh_normalized", "xyxy_normalized", "cxcywh_normalized"]
 BOX_FORMAT_OPTION = ReadingOption(
     "box_format",
-    "box format of a Hugging Face dataset, detected by default, or of COCO files, xywh or xyxy",
+    "box format of a Hugging Face dataset, detected by default; of COCO files, xywh or xyxy; of YOLO label files, "
+    "cxcywh_normalized by default",
     str,
     get_args(BoxFormat),
 )

@@ -63,6 +63,7 @@ class Findings:
         notes: One sentence for each kind of warning, for `DetectionIndex.notes`.
         broken_images: Paths of the unusable images.
         format: Name of the dataset's format, once it is known.
+        facts: What else the reader has decided about the dataset as a whole, for the head of `detr data check`.
     """
 
     def __init__(self, collects: bool = False) -> None:
@@ -71,6 +72,7 @@ class Findings:
         self.notes: list[str] = []
         self.broken_images: set[str] = set()
         self.format: str | None = None
+        self.facts: list[str] = []
 
     def error(
         self,

@@ -75,8 +75,8 @@ def opened_image(path: str, source: str | BinaryIO, kind: str = "image") -> Iter
         DatasetReadError: It cannot be read or decoded, is not an image, or is implausibly large.
     """
     try:
-        if isinstance(source, str):
-            require_file(source)
+        if isinstance(source, str) and require_file(source) == 0:  # as files of the kernel, which may block
+            raise UnidentifiedImageError
         with warnings.catch_warnings():
             ignore_opening_warnings()
             opened = Image.open(source)

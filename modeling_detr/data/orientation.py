@@ -65,15 +65,17 @@ def orient(
         findings: Gets a warning for each image whose size is that of the stored image although EXIF turns it.
     """
     records = list(records)
+    usable = [image for image, record in enumerate(records) if record.path not in findings.broken_images]
     if boxes == "stored":
-        for image in range(len(records)):
+        for image in usable:
             stored = _stored_size(records[image])
             if stored is not None:
                 records[image] = replace(records[image], height=stored[0], width=stored[1], ignores_exif=True)
         return records
-    if boxes is None and not _turned(records, _examined(records, image_index, boxes_xyxy, findings)):
-        return records
-    turned = _turned(records, range(len(records)))
+    examined = usable if boxes else _examined(records, usable, image_index, boxes_xyxy, findings)
+    turned = _turned(records, examined)
+    if turned and len(examined) < len(usable):
+        turned = _turned(records, usable)
     if not turned:
         return records
     evidence = _evidence(records, turned, image_index, boxes_xyxy)
@@ -113,17 +115,18 @@ def _warn(
 
 def _examined(
     records: Sequence[ImageRecord],
+    usable: Sequence[int],
     image_index: NDArray[np.int64],
     boxes_xyxy: NDArray[np.float64],
     findings: Findings,
-) -> list[int]:
-    """Choose images to look at: first those with boxes past their edge, then evenly from all."""
+) -> Sequence[int]:
+    """Choose images to look at from the usable ones: those with boxes past their edge, and others evenly."""
     limit = _MAX_CHECKED if findings.collects else _MAX_EXAMINED
-    if len(records) <= limit:
-        return list(range(len(records)))
+    if len(usable) <= limit:
+        return usable
     past = np.unique(image_index[~_fit(boxes_xyxy, _sizes(records)[image_index])])[:limit]
-    spread = np.linspace(0, len(records) - 1, limit).astype(np.int64)
-    examined: list[int] = np.unique(np.concatenate([past, spread])).tolist()
+    spread = np.array(usable)[np.linspace(0, len(usable) - 1, limit).astype(np.int64)]
+    examined: list[int] = np.intersect1d(np.concatenate([past, spread]), usable).tolist()
     return examined
 
 

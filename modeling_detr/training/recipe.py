@@ -68,6 +68,7 @@ class Recipe:
     box_format: str | None = key(
         None, _READING["box_format"].sentence, choices=_READING["box_format"].choices, resume=Resume.ORDER
     )
+    lines: str | None = key(None, _READING["lines"].sentence, choices=_READING["lines"].choices, resume=Resume.ORDER)
     boxes: str | None = key(None, _READING["boxes"].sentence, choices=_READING["boxes"].choices, resume=Resume.ORDER)
     class_attribute: str | None = key(None, _READING["class_attribute"].sentence, resume=Resume.ORDER)
     crowds: str | None = key(

@@ -77,7 +77,7 @@ def detect_convention(path: str | Path, sample: BoxSample, named: str | None, fi
     if named is not None:
         return named + suffix
     limits = np.ones_like(sample.limits) if normalized else sample.limits
-    fits = [_Fit(name, _misfits(sample.boxes, limits, sample.areas, name)) for name in ("xywh", "xyxy", "cxcywh")]
+    fits = [_Fit(name, misfits(sample.boxes, limits, sample.areas, name)) for name in ("xywh", "xyxy", "cxcywh")]
     fits.sort(key=lambda fit: fit.misfits)  # stable: ties go to the first, COCO's
     best, *others = fits
     alike = [fit.convention for fit in others if fit.misfits == best.misfits]
@@ -128,7 +128,7 @@ def _are_normalized(boxes: NDArray[np.float64]) -> bool:
     return not bool((boxes == np.floor(boxes)).all())
 
 
-def _misfits(boxes: NDArray[np.float64], limits: NDArray[np.float64], areas: NDArray[np.float64], kind: str) -> int:
+def misfits(boxes: NDArray[np.float64], limits: NDArray[np.float64], areas: NDArray[np.float64], kind: str) -> int:
     """Count the boxes that would have no area, extend past the edge, or be smaller than their area in the table.
 
     That area may be the box's or the mask's.

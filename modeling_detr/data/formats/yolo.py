@@ -5,9 +5,10 @@
     train/images/a.jpg      train/labels/a.txt
     train/a.jpg             train/a.txt           labels beside the images
 
-Without a YAML file, the class names may be in classes.txt, obj.names or _darknet.labels. A line with more numbers is a
-polygon, which is replaced by its bounding box. Images without a label file are backgrounds; a note reports them if
-other images in their folder have one. Label files without an image are reported too. Writes the first layout.
+Without a YAML file, the class names may be in classes.txt, obj.names or _darknet.labels. Lines with more numbers are
+boxes with a confidence, a track id or keypoints, or polygons, which become their enclosing boxes: `yolo_lines`. Images
+without a label file are backgrounds; a note reports them if other images in their folder have one. Label files without
+an image are reported too. Writes the first layout.
 """
 
 import os
@@ -18,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, BOXES_OPTION, IMAGES_OPTION, DatasetFormat
 from modeling_detr.data.findings import Findings
+from modeling_detr.data.formats.hf_boxes import to_corners
 from modeling_detr.data.formats.yolo_description import (
     NAME_FILES,
     Description,
@@ -27,11 +29,13 @@ from modeling_detr.data.formats.yolo_description import (
     find_yaml,
     find_yolo_file,
 )
-from modeling_detr.data.formats.yolo_labels import find_label_files, read_labels, relative_path
+from modeling_detr.data.formats.yolo_labels import find_label_files, read_labels, relative_path, report_line
+from modeling_detr.data.formats.yolo_lines import LINES_OPTION, Lines, check_convention, report_reading
 from modeling_detr.data.formats.yolo_writing import write_yolo
-from modeling_detr.data.image_headers import header_size
+from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import MAX_PARTS, FolderListings, is_image_name, refuse_outside, walk_folders
+from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileContentError, FileReadError
 from modeling_detr.input_files import MAX_LIST_BYTES, is_file, read_text
 from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord, Task
@@ -40,13 +44,23 @@ from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord,
 _LOOKED_FOR = f"a .yaml file with 'names', or one of {', '.join(NAME_FILES)}"
 
 
-def read_yolo(path: str | Path, findings: Findings | None = None, images: str | Path | None = None) -> DetectionIndex:
+def read_yolo(
+    path: str | Path,
+    findings: Findings | None = None,
+    images: str | Path | None = None,
+    lines: str | None = None,
+    box_format: str | None = None,
+    boxes: str | None = None,
+) -> DetectionIndex:
     """Read a YOLO dataset. Sizes in pixels come from the headers of the images, after their EXIF orientation.
 
     Args:
         path: The dataset's folder, or its YAML file.
         findings: Collects problems; None: the first error is raised.
         images: A folder outside the dataset's folder that may contain images and labels.
+        lines: What lines of more than five numbers are, `boxes` or `polygons`; None: detected, see `yolo_lines`.
+        box_format: One of `BoxFormat`; None: `cxcywh_normalized`, but it is an error if the boxes look otherwise.
+        boxes: `stored`: they are relative to the image without its EXIF orientation; None: to the upright one.
 
     Raises:
         DatasetNotFoundError: There is no description, no folder of a split, or no label file at all.
@@ -66,15 +80,17 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
     categories = tuple(Category(class_id, description.names[class_id]) for class_id in sorted(description.names))
     label_of = {category.id: label for label, category in enumerate(categories)}
     records: list[ImageRecord] = []
-    rows, readable = AnnotationRows(), np.zeros(len(image_paths), np.bool_)
+    rows, long_lines, readable = AnnotationRows(), Lines(), np.zeros(len(image_paths), np.bool_)
+    kind, _, is_relative = (box_format or "cxcywh_normalized").partition("_")
     for index, (image, label_file) in enumerate(zip(image_paths, label_files, strict=True)):
         try:
-            height, width = header_size(image)
+            height, width = header_sizes(image)[boxes == "stored"]
         except (DatasetReadError, DatasetNotFoundError) as error:
             findings.add("unreadable image", error, image=image)
             continue
         if label_file is not None:
-            read_labels(label_file, len(records), label_of, description, rows, findings)
+            scale = (1.0, 1.0) if is_relative else (float(width), float(height))
+            read_labels(label_file, len(records), scale, label_of, description, rows, long_lines, findings)
         records.append(ImageRecord(relative_path(image, description.root), image, height, width))
         readable[index] = True
     if not readable.all():
@@ -84,16 +100,32 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
 
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
     image_index = np.array(rows.image_index, dtype=np.int64)
+
+    def describe_row(row: int) -> str:
+        return f"{label_files[rows.image_index[row]]}, line {rows.place[row]}"
+
+    written = rows.boxes
+    if box_format is None:
+        written, kind = check_convention(description.source, written, sizes[image_index], kind, findings)
+    corners = to_corners(written, np.ones((len(written), 2), np.int64), kind)
+    reading = long_lines.decide(corners, description.has_keypoints, lines)
+    report_reading(description.source, reading, findings)
+    invalid = long_lines.enclose(corners, reading)
+    for row, count in invalid.items():
+        report_line(describe_row(row), count, findings)
+    kept = np.delete(np.arange(len(corners)), [*invalid])
     with np.errstate(over="ignore"):  # infinite numbers are reported with the boxes
-        boxes_xyxy = rows.boxes * sizes[image_index][:, [1, 0, 1, 0]]
+        boxes_xyxy = corners[kept] * sizes[image_index[kept]][:, [1, 0, 1, 0]]
     table = clean_annotations(
-        image_index=image_index,
-        label=np.array(rows.label, dtype=np.int64),
+        image_index=image_index[kept],
+        label=np.array(rows.label, dtype=np.int64)[kept],
         boxes_xyxy=boxes_xyxy,
         image_sizes=sizes,
-        describe=lambda row: f"{label_files[rows.image_index[row]]}, line {rows.place[row]}",
+        describe=lambda row: describe_row(int(kept[row])),
         findings=findings,
     )
+    if boxes == "stored":
+        records = orient(records, image_index[:0], boxes_xyxy[:0], boxes, description.source, findings)
     return DetectionIndex(
         name=description.root.resolve().name,
         images=number_images(records, splits.values()),
@@ -104,8 +136,17 @@ def read_yolo(path: str | Path, findings: Findings | None = None, images: str | 
     )
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:  # noqa: ARG001
-    return read_yolo(path, findings, images)
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Task,  # noqa: ARG001
+    images: str | Path | None = None,
+    lines: str | None = None,
+    box_format: str | None = None,
+    boxes: str | None = None,
+) -> DetectionIndex:
+    return read_yolo(path, findings, images, lines, box_format, boxes)
 
 
 # Images
@@ -185,6 +226,6 @@ FORMAT = DatasetFormat(
     read=_read,
     looked_for="data.yaml",
     evidence="a .yaml file with 'names', or a list of classes beside label files",
-    options=(IMAGES_OPTION,),
+    options=(IMAGES_OPTION, LINES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION),
     write=write_yolo,
 )

@@ -10,6 +10,7 @@ import numpy as np
 from modeling_detr.data.annotations import AnnotationRows, to_number
 from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats.yolo_description import NAME_FILES, Description
+from modeling_detr.data.formats.yolo_lines import Lines
 from modeling_detr.data.image_paths import FolderListings, is_split_name
 from modeling_detr.errors_detr import DatasetNotFoundError, FileReadError
 from modeling_detr.input_files import read_text
@@ -156,9 +157,11 @@ def _label_folders(folder: Path, root: Path) -> list[str]:
 def read_labels(
     file: str,
     image_index: int,
+    scale: tuple[float, float],
     label_of: Mapping[int, int],
     description: Description,
     rows: AnnotationRows,
+    lines: Lines,
     findings: Findings,
 ) -> None:
     """Append the objects of a label file to `rows`.
@@ -166,17 +169,20 @@ def read_labels(
     Args:
         file: The label file.
         image_index: Index of its image.
+        scale: What x and y are divided by to make them relative to the image.
         label_of: Class id in the file → label.
         description: Description of the dataset.
-        rows: Gets the objects; their boxes are corners relative to the image.
+        rows: Gets the objects, with the first four numbers after the class as their box.
+        lines: Gets the lines with more numbers.
         findings: Reports invalid lines.
     """
     try:
-        lines = read_text(file, errors="replace").splitlines()
+        text = read_text(file, errors="replace")
     except FileReadError as error:
         findings.add("unreadable file", error, cause=error)
         return
-    for number, line in enumerate(lines, start=1):
+    width, height = scale
+    for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split(maxsplit=_MAX_NUMBERS)
         if not fields:
             continue
@@ -195,27 +201,24 @@ def read_labels(
                 "correct the label, or add the class to that file",
             )
             continue
-        box = _box(numbers[1:], description)
-        if box is None:
-            findings.error(
-                "line",
-                f"{file}, line {number}",
-                f"got {counted(len(numbers), 'number')}, expected 5 (class, centre x, centre y, width, height), or a "
-                f"class and the coordinates x y of at least three polygon points",
-                "correct or remove the line",
-            )
+        if len(numbers) < 5:
+            report_line(f"{file}, line {number}", len(numbers), findings)
             continue
+        if len(numbers) > 5:
+            lines.append(len(rows.place), numbers[1:], width, height)
+        box = numbers[1] / width, numbers[2] / height, numbers[3] / width, numbers[4] / height
         rows.append(image_index, label_of[class_id], box, number)
 
 
-def _box(numbers: Sequence[float], description: Description) -> tuple[float, float, float, float] | None:
-    """Return the corners of a box or polygon, relative to the image; None if there are too few or too many numbers."""
-    if len(numbers) == 4 or (description.has_keypoints and len(numbers) > 4):
-        x, y, width, height = numbers[:4]
-        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    if len(numbers) >= 6 and len(numbers) % 2 == 0:
-        return min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
-    return None
+def report_line(where: str, count: int, findings: Findings) -> None:
+    """Report a line that is neither a box nor a polygon, with the number of its numbers if that is too small."""
+    findings.error(
+        "line",
+        where,
+        f"got {counted(count, 'number')}, expected 5 (class, centre x, centre y, width, height), or a class and the "
+        f"coordinates x y of at least three polygon points",
+        "correct or remove the line",
+    )
 
 
 def relative_path(path: str, root: Path) -> str:

@@ -108,7 +108,7 @@ def test_sizes_respect_the_exif_orientation(yolo_folder):
         ("0.5 0.5 0.5 0.1 0.1", r"line 2: got class id 0.5"),
         ("cat 0.5 0.5 0.1 0.1", r"line 2: got 'cat 0.5 0.5 0.1 0.1', expected numbers"),
         ("0 0.5 0.5 0.1", r"line 2: got 4 numbers, expected 5"),
-        ("0 0.5 0.5 0.1 0.1 0.9", r"line 2: got 6 numbers, expected 5"),
+        ("0 0.1 0.1 0.5 0.5 0.9 0.9 -0.3", r"line 2: got 8 numbers, expected 5"),
     ],
 )
 def test_errors_in_a_line_are_named(yolo_folder, line, message):
