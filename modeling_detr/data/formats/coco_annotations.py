@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations, to_number
 from modeling_detr.data.findings import Findings, counted, first_items
-from modeling_detr.data.formats.written_values import to_flag
+from modeling_detr.data.formats.written_values import meaning_of_id, to_flag
 from modeling_detr.data.masks import ReadMasks
 from modeling_detr.data.orientation import orient
 from modeling_detr.structures_detr import AnnotationTable, ImageRecord
@@ -46,16 +46,17 @@ def read_annotations(
         drawn_on: See `boxes` of `coco.read_coco`.
     """
     entries, image_index = _of_listed_images(file, entries, records, findings)
-    entries, image_index = _of_known_categories(file, entries, image_index, label_of, findings)
+    label, unknown = _labels(file, entries, label_of, findings)
+    entries, image_index, label = _without(unknown, entries, image_index, label)
     boxes, faulty = _read_boxes(file, entries, findings)
-    entries, image_index = _without(faulty, entries, image_index)
+    entries, image_index, label = _without(faulty, entries, image_index, label)
     corners = boxes if box_format == "xyxy" else boxes + np.pad(boxes[:, :2], [(0, 0), (2, 0)])
     records = orient(records, image_index, corners, drawn_on, file, findings)
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
     masks = None
     if read_masks is not None:
         masks, maskless = read_masks(entries, sizes[image_index], _describer(file, entries), findings)
-        entries, image_index = _without(maskless, entries, image_index)
+        entries, image_index, label = _without(maskless, entries, image_index, label)
         boxes = np.delete(boxes, maskless, axis=0)
     _check_normalized(file, boxes, sizes[image_index], findings)
     if box_format != "xyxy":
@@ -63,7 +64,7 @@ def read_annotations(
         boxes[:, 2:] += boxes[:, :2]  # COCO writes x, y, width, height
     table = clean_annotations(
         image_index=image_index,
-        label=np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64),
+        label=label,
         boxes_xyxy=boxes,
         area=_read_areas(file, entries, findings),
         is_crowd=np.array([to_flag(entry.get("iscrowd")) for entry in entries], dtype=np.bool_),
@@ -93,7 +94,7 @@ def _of_listed_images(
 ) -> tuple[Entries, NDArray[np.int64]]:
     """Select the entries whose image is in the file; also return the index of each one's image."""
     index_of: dict[Any, int] = {record.id: index for index, record in enumerate(records)}
-    indices = _indices([entry.get("image_id") for entry in entries], index_of)
+    indices = _indices(file, "image_id", entries, index_of, findings)
     image_index = np.array(indices, dtype=np.int64)
     unlisted = np.flatnonzero(image_index < 0)
     if not len(unlisted):
@@ -112,11 +113,11 @@ def _of_listed_images(
     return entries, image_index[image_index >= 0]
 
 
-def _of_known_categories(
-    file: Path, entries: Entries, image_index: NDArray[np.int64], label_of: Mapping[Any, int], findings: Findings
-) -> tuple[Entries, NDArray[np.int64]]:
-    """Select the entries whose category is in the dataset; also return the index of each one's image."""
-    indices = _indices([entry.get("category_id") for entry in entries], label_of)
+def _labels(
+    file: Path, entries: Entries, label_of: Mapping[Any, int], findings: Findings
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Return the label of each entry, and the rows whose category is not in the dataset."""
+    indices = _indices(file, "category_id", entries, label_of, findings)
     unknown = [row for row, index in enumerate(indices) if index < 0]
     describe = _describer(file, entries)
     for row in unknown:
@@ -130,24 +131,44 @@ def _of_known_categories(
             f"{first_items(label_of)}",
             "add the category to the file's 'categories', or correct the annotation",
         )
-    return _without(unknown, entries, image_index)
+    return np.array(indices, dtype=np.int64), unknown
 
 
-def _indices(ids: Sequence[Any], index_of: Mapping[Any, int]) -> list[int]:
-    """Look up ids, which may have any type; -1 for unknown ones."""
+def _indices(file: Path, key: str, entries: Entries, index_of: Mapping[Any, int], findings: Findings) -> list[int]:
+    """Look up ids, which may have any type; -1 for unknown ones.
+
+    An id written as text in one list and as a number in the other is found if it means only one.
+    """
+    ids = [entry.get(key) for entry in entries]
     try:
-        return [index_of.get(value, -1) for value in ids]
+        indices = [index_of.get(value, -1) for value in ids]
     except TypeError:  # a list or an object instead of an id
-        return [index_of.get(value, -1) if isinstance(value, Hashable) else -1 for value in ids]
+        indices = [index_of.get(value, -1) if isinstance(value, Hashable) else -1 for value in ids]
+    unknown = [row for row, index in enumerate(indices) if index < 0]
+    if not unknown:
+        return indices
+    meanings: dict[object, set[int]] = {}
+    for written, index in index_of.items():
+        meanings.setdefault(meaning_of_id(written), set()).add(index)
+    matched = []
+    for row in unknown:
+        candidates = meanings.get(meaning_of_id(ids[row]), set())
+        if len(candidates) == 1:
+            (indices[row],) = candidates
+            matched.append(row)
+    if matched:
+        message = f"{counted(len(matched), key, f'{key}s')} written as text for a number, or the reverse"
+        note = f"{file}: {message}; matched by value; the first: {ids[matched[0]]!r}."
+        findings.warn("type of ids", note, "matched by value", [(file, message)])
+    return indices
 
 
-def _without(
-    rows: Sequence[int], entries: Entries, image_index: NDArray[np.int64]
-) -> tuple[Entries, NDArray[np.int64]]:
+def _without(rows: Sequence[int], entries: Entries, *columns: NDArray[np.int64]) -> tuple[Any, ...]:
     if not rows:
-        return entries, image_index
+        return entries, *columns
     dropped = set(rows)
-    return [entry for row, entry in enumerate(entries) if row not in dropped], np.delete(image_index, rows)
+    kept = [entry for row, entry in enumerate(entries) if row not in dropped]
+    return kept, *(np.delete(column, rows) for column in columns)
 
 
 # Boxes and areas

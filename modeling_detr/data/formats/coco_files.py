@@ -326,6 +326,8 @@ def _with_ids_and_names(split: CocoSplit, entries: Entries, findings: Findings) 
         return entries
     kept = []
     for index, entry in enumerate(entries):
+        if isinstance(entry.get("id"), float) and is_integer(entry["id"]):
+            entry = {**entry, "id": int(entry["id"])}  # 3.0
         for key, expected in (("id", "an integer or text"), ("file_name", "text")):
             value = entry.get(key)
             if isinstance(value, bool) or not isinstance(value, int | str):

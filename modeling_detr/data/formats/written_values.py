@@ -1,6 +1,10 @@
 """Convert values of JSON and YAML files, which may have any type and size."""
 
+import re
+
+
 INT64 = 2**63
+_DECIMAL = re.compile(r"\s*[-+]?[0-9]{1,15}\.0*\s*")
 
 
 def to_integer(value: object, least: int = -INT64, most: int = INT64 - 1) -> int:
@@ -28,6 +32,19 @@ def is_integer(value: object) -> bool:
     except ValueError:
         return False
     return True
+
+
+def meaning_of_id(value: object) -> object:
+    """The integer that an id means, whether it is written as 3, 3.0, "3" or "3.0"; other text as it is; else None."""
+    if isinstance(value, str):
+        try:
+            value = float(value) if _DECIMAL.fullmatch(value) else int(value)
+        except ValueError:
+            return value
+    try:
+        return to_integer(value)
+    except ValueError:
+        return None
 
 
 def to_flag(value: object) -> bool:
