@@ -69,8 +69,8 @@ REDUCED = "NOTEBOOKS_REDUCED" in os.environ  # set by our tests, which have less
 RUN = Path("runs/reduced_06" if REDUCED else "runs/demo")
 LESS = ["--data", "shapes?train=64&val=16", "--epochs", "1"] if REDUCED else []
 if not (RUN / "model").is_dir():
-    # the same as `detr train shapes --output_dir runs/demo`; about five minutes on two CPU cores
-    train(["shapes", "--output_dir", str(RUN), *LESS])
+    # the same as `detr train shapes --output_dir runs/demo --resume auto`; about five minutes on two CPU cores
+    train(["shapes", "--output_dir", str(RUN), "--resume", "auto", *LESS])
 
 model, processor = load_model(RUN)
 model.eval()
