@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -42,8 +42,15 @@ def _looks_like_cvat(text: bytes) -> bool:
     )
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
-    export = ToolExport(path, findings, task, images)
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Task,
+    images: str | Path | None = None,
+    boxes: str | None = None,
+) -> DetectionIndex:
+    export = ToolExport(path, findings, task, images, boxes)
     folders = [export.root, *([Path(images)] if images else [])]
     for file in files_with_suffix(Path(path), ".xml"):
         try:
@@ -185,5 +192,5 @@ FORMAT = DatasetFormat(
     looked_for="annotations.xml",
     evidence=".xml files that begin with <annotations> and have <image> or <track>",
     tasks=("detection", "instance"),
-    options=(IMAGES_OPTION,),
+    options=(IMAGES_OPTION, BOXES_OPTION),
 )

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modeling_detr.data.dataset_format import CROWDS_OPTION, IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, CROWDS_OPTION, IMAGES_OPTION, DatasetFormat
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -32,8 +32,15 @@ def _looks_like_datumaro(text: bytes) -> bool:
     return b'"dm_format_version"' in text or re.search(rb'"categories"\s*:\s*\{\s*"label"\s*:\s*\{', text) is not None
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
-    export = ToolExport(path, findings, task, images, noun="annotation")
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Task,
+    images: str | Path | None = None,
+    boxes: str | None = None,
+) -> DetectionIndex:
+    export = ToolExport(path, findings, task, images, boxes, noun="annotation")
     for file in files_with_suffix(Path(path), ".json"):
         if not _looks_like_datumaro(ends_of(file)):
             continue
@@ -147,5 +154,5 @@ FORMAT = DatasetFormat(
     looked_for="*.json with 'items'",
     evidence=".json files with 'dm_format_version', or with 'categories' of labels and 'items'",
     tasks=("detection", "instance"),
-    options=(IMAGES_OPTION, CROWDS_OPTION),
+    options=(IMAGES_OPTION, BOXES_OPTION, CROWDS_OPTION),
 )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_detr.data.annotations import to_number
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.tool_exports import ToolExport, files_with_suffix, first_line, sample_files
@@ -43,8 +43,15 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
-    export = ToolExport(path, findings, task, images, noun="line")
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Task,
+    images: str | Path | None = None,
+    boxes: str | None = None,
+) -> DetectionIndex:
+    export = ToolExport(path, findings, task, images, boxes, noun="line")
     texts = files_with_suffix(Path(path), ".txt")
     lists = [file for file in texts if file.parent.name == "ImageSets"]
     labels = [file for file in texts if any("label" in part.lower() for part in file.relative_to(path).parts[:-1])]
@@ -99,5 +106,5 @@ FORMAT = DatasetFormat(
     read=_read,
     looked_for="label_2/*.txt",
     evidence=".txt files with lines of a class and 14 or 15 numbers",
-    options=(IMAGES_OPTION,),
+    options=(IMAGES_OPTION, BOXES_OPTION),
 )

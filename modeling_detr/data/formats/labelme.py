@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -44,8 +44,15 @@ def _looks_like_labelme(text: bytes) -> bool:
     )
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
-    export = ToolExport(path, findings, task, images, noun="shape")
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Task,
+    images: str | Path | None = None,
+    boxes: str | None = None,
+) -> DetectionIndex:
+    export = ToolExport(path, findings, task, images, boxes, noun="shape")
     others: list[Path] = []
     for file in files_with_suffix(Path(path), ".json"):
         try:
@@ -127,5 +134,5 @@ FORMAT = DatasetFormat(
     looked_for="*.json with 'shapes'",
     evidence=".json files with 'shapes' and 'imagePath' or 'imageData'",
     tasks=("detection", "instance"),
-    options=(IMAGES_OPTION,),
+    options=(IMAGES_OPTION, BOXES_OPTION),
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -42,8 +42,15 @@ def _looks_like_supervisely(file: Path) -> bool:
     )
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
-    export = ToolExport(path, findings, task, images)
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Task,
+    images: str | Path | None = None,
+    boxes: str | None = None,
+) -> DetectionIndex:
+    export = ToolExport(path, findings, task, images, boxes)
     for file in files_with_suffix(Path(path), ".json"):
         if file.name != "meta.json" and not _looks_like_supervisely(file):
             continue
@@ -113,5 +120,5 @@ FORMAT = DatasetFormat(
     looked_for="ann/*.json",
     evidence="folders ann/ with .json files that have 'size' and 'objects'",
     tasks=("detection", "instance"),
-    options=(IMAGES_OPTION,),
+    options=(IMAGES_OPTION, BOXES_OPTION),
 )

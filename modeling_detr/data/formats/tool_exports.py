@@ -23,6 +23,7 @@ from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import is_split_name, refuse_outside, walk_folders
 from modeling_detr.data.masks import read_segmentations
+from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileReadError
 from modeling_detr.input_files import is_file, read_ends
 from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageReader, ImageRecord, MaskColumn, Task
@@ -97,7 +98,13 @@ class ToolExport:
     """
 
     def __init__(
-        self, path: str | Path, findings: Findings, task: Task, images: str | Path | None = None, noun: str = "object"
+        self,
+        path: str | Path,
+        findings: Findings,
+        task: Task,
+        images: str | Path | None = None,
+        boxes: str | None = None,
+        noun: str = "object",
     ) -> None:
         """Begin to read an export.
 
@@ -106,6 +113,7 @@ class ToolExport:
             findings: Collects or raises problems.
             task: What the dataset is opened for.
             images: A further folder of images.
+            boxes: `upright` or `stored`, the image that the boxes were drawn on; see `orientation.orient`.
             noun: What the number of an object counts, for messages ("line", "shape").
         """
         path = Path(path)
@@ -115,6 +123,7 @@ class ToolExport:
         self._name = path.stem if path.is_file() else path.resolve().name
         self._folders = [self.root] if images is None else [Path(images), self.root]
         self._search = ImageSearch(self._folders)
+        self._boxes = boxes
         self._noun = noun
         self._images: list[_Image] = []
         self._rows = AnnotationRows()
@@ -231,6 +240,7 @@ class ToolExport:
         new_index[kept] = np.arange(len(kept))
         image_index = new_index[np.array(self._rows.image_index, dtype=np.int64)]
         rows = np.flatnonzero(image_index >= 0)
+        records = orient(records, image_index[rows], self._rows.boxes[rows], self._boxes, self.root, self.findings)
         names = [*self._listed, *sorted(set(self._labels) - set(self._listed))]
         label_of = {name: label for label, name in enumerate(names)}
         labels = np.array([label_of[name] for name in self._labels], dtype=np.int64)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, ReadingOption
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, ReadingOption
 from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -66,9 +66,10 @@ def _read(
     findings: Findings,
     task: Task,
     images: str | Path | None = None,
+    boxes: str | None = None,
     class_attribute: str | None = None,
 ) -> DetectionIndex:
-    export = ToolExport(path, findings, task, images, noun="region")
+    export = ToolExport(path, findings, task, images, boxes, noun="region")
     annotated: list[_Annotated] = []
     for suffix, looks_right, read in ((".json", _looks_like_json, _read_json), (".csv", _looks_like_csv, _read_csv)):
         files = [file for file in files_with_suffix(Path(path), suffix) if looks_right(ends_of(file))]
@@ -249,6 +250,7 @@ FORMAT = DatasetFormat(
     tasks=("detection", "instance"),
     options=(
         IMAGES_OPTION,
+        BOXES_OPTION,
         ReadingOption("class_attribute", "attribute of the regions of VIA that is their class", str),
     ),
 )

@@ -233,6 +233,20 @@ def test_cvat_subsets_are_splits(tmp_path):
     check_colours(index)
 
 
+def test_sizes_of_the_stored_image_beside_boxes_of_the_upright_one_are_reported(tmp_path):
+    pixels = np.full((90, 120, 3), 128, np.uint8)  # upright, it has 120 x 90 (height x width)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    low = '<box label="cat" xtl="1" ytl="100" xbr="5" ybr="119"/>'  # outside the stored image
+    image = f'<image id="0" name="a.png" width="120" height="90">{low}</image>'
+    write(tmp_path / "annotations.xml", f"<annotations><meta/>{image}</annotations>")
+    index = open_dataset(tmp_path)
+    assert boxes(index) == [[1, 100, 5, 119]]
+    assert (index.images[0].height, index.images[0].width) == (120, 90)
+    assert any("size of the stored image" in note for note in index.notes)
+
+
 # Label Studio
 
 
