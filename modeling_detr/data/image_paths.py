@@ -121,17 +121,21 @@ class FolderListings:
         return f"{place}/{alike}" if alike else None
 
 
-def walk_folders(root: str | Path) -> Iterator[tuple[str, list[str]]]:
+def walk_folders(root: str | Path, max_depth: int | None = None) -> Iterator[tuple[str, list[str]]]:
     """Walk through a folder and the folders in it, in order of their names, without hidden ones.
 
     Links are followed, but each folder is visited once, so that links to a parent do not multiply.
 
+    Args:
+        root: The folder.
+        max_depth: Number of folders to go down; None: all.
+
     Yields:
         Each folder with the sorted names of its files.
     """
-    waiting, visited = [str(root)], set[tuple[int, int]]()
+    waiting, visited = [(str(root), 0)], set[tuple[int, int]]()
     while waiting:
-        folder = waiting.pop()
+        folder, depth = waiting.pop()
         try:
             status = Path(folder).stat()
             with os.scandir(folder) as entries:
@@ -143,8 +147,9 @@ def walk_folders(root: str | Path) -> Iterator[tuple[str, list[str]]]:
         visited.add((status.st_dev, status.st_ino))
         names = sorted(is_inner)
         yield folder, [name for name in names if not is_inner[name]]
-        inner = [name for name in names if is_inner[name] and not name.startswith(".")]
-        waiting += [f"{folder.rstrip('/')}/{name}" for name in reversed(inner)]
+        if max_depth is None or depth < max_depth:
+            inner = [name for name in names if is_inner[name] and not name.startswith(".")]
+            waiting += [(f"{folder.rstrip('/')}/{name}", depth + 1) for name in reversed(inner)]
 
 
 def folders_in(parent: Path) -> list[Path]:

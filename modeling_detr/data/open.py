@@ -10,6 +10,7 @@ from modeling_detr.data.crowds import settle_crowds
 from modeling_detr.data.dataset_format import CROWDS_OPTION, DatasetFormat
 from modeling_detr.data.findings import Findings, first_items
 from modeling_detr.data.formats import FORMATS, reading_options
+from modeling_detr.data.formats.tool_exports import samples
 from modeling_detr.data.image_paths import folders_in
 from modeling_detr.data.labels import MAX_CLASSES, only_things
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, DetrError, did_you_mean
@@ -125,6 +126,7 @@ def _choose_format(
 
 def _detect_format(path: Path, task: Task) -> tuple[DatasetFormat, Path]:
     """Detect the format of the dataset at `path`, or in the only folder inside it."""
+    samples.cache_clear()
     place: Path | None = path
     while place is not None:
         fitting = [entry for entry in FORMATS.values() if entry.find(place)]

@@ -4,6 +4,7 @@ A reader adds images and objects in any order, then calls `ToolExport.index`. Wh
 how images are found, shapes become boxes, classes are numbered and splits are recognised, and what is reported.
 """
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +31,10 @@ from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, Ima
 
 
 _END_BYTES = 1 << 16
-_SAMPLE = 12  # files that are looked at in each folder level
+_SAMPLE = 12  # files that are looked at in each folder
+_MAX_SAMPLES = 200  # in all folders
+_MAX_DEPTH = 4  # folders down
+_ANNOTATION_SUFFIXES = frozenset([".json", ".xml", ".txt", ".csv"])
 
 
 # Evidence
@@ -40,10 +44,26 @@ def sample_files(path: Path, suffix: str) -> list[Path]:
     """Some files with this suffix in `path`, at most four folders down; or `path` itself."""
     if path.is_file():
         return [path] if path.suffix.lower() == suffix and is_file(path) else []
-    found: list[Path] = []
-    for depth in range(5):
-        files = (file for file in path.glob("/".join(["*"] * depth + [f"*{suffix}"])) if not file.name.startswith("."))
-        found += [file for file, _ in zip(files, range(_SAMPLE), strict=False) if is_file(file)]
+    return list(samples(path).get(suffix, ()))
+
+
+@functools.lru_cache(maxsize=8)
+def samples(path: Path) -> dict[str, list[Path]]:
+    """Some annotation files in a folder, at most four folders down, by suffix.
+
+    All formats look at the same ones, and listing a hundred thousand images takes long enough to do it once.
+    `open_dataset` clears the cache when it starts.
+    """
+    found: dict[str, list[Path]] = {}
+    for folder, names in walk_folders(path, max_depth=_MAX_DEPTH):
+        counts: Counter[str] = Counter()
+        for name in names:
+            suffix = name[name.rfind(".") :].lower()
+            if suffix in _ANNOTATION_SUFFIXES and not name.startswith(".") and counts[suffix] < _SAMPLE:
+                file = Path(folder) / name
+                if len(found.setdefault(suffix, [])) < _MAX_SAMPLES and is_file(file):
+                    found[suffix].append(file)
+                    counts[suffix] += 1
     return found
 
 
