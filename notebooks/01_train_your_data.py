@@ -56,7 +56,8 @@ REDUCED = "NOTEBOOKS_REDUCED" in os.environ  # set by our tests, which have less
 # ## A dataset in a folder
 #
 # We write one in YOLO's layout, as a labelling tool would export it. COCO, Pascal VOC and `datasets` work as well, and are recognised by themselves
-# ([formats](../docs/data.md)). For your own data, set `DATA = Path("my_dataset")` and skip the next two cells.
+# ([formats](../docs/data.md)). For your own data, set `DATA = Path("my_dataset")` and leave out the
+# lines that write, break and repair it.
 
 # %%
 DATA = Path("runs/my_dataset")

@@ -17,6 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def notebook_page(path: Path) -> dict[str, str | bytes]:
         elif cell.cell_type == "code":  # stderr has progress bars, and warnings of other libraries
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     names = {"unique_key": path.stem, "output_files_dir": path.stem}
-    text, resources = MarkdownExporter().from_notebook_node(notebook, names)
+    text, resources = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor]).from_notebook_node(notebook, names)
     figures: dict[str, bytes] = resources["outputs"]
     download = f"[Download this notebook]({path.name}){{ download }}"
     return {f"{path.stem}.md": f"{text}\n\n{download}\n", path.name: path.read_bytes(), **figures}
