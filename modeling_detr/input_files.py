@@ -4,6 +4,8 @@ A dataset from the web may contain anything: a named pipe in place of a file, wh
 a gigabyte, 100,000 nested lists, ten lines of YAML that expand to gigabytes. Each is an error that names the file.
 """
 
+import codecs
+import contextlib
 import json
 import re
 import stat
@@ -24,6 +26,18 @@ MAX_TEXT_BYTES = 16 << 20  # the annotations of a single image
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_DEPTH = 64
 MAX_YAML_VALUES = 50_000  # after aliases are expanded
+
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_XML_ENCODING = re.compile(rb"\s*(?:\xef\xbb\xbf)?<\?xml[^>]{0,100}?encoding\s*=\s*[\"']([\w.-]{1,40})[\"']", re.ASCII)
+# As declared → the codec of Python that has all of its characters; the parser knows single bytes and UTF only.
+_XML_ENCODINGS = {
+    **dict.fromkeys(("gbk", "gb2312", "gb18030", "cp936", "x_gbk", "euc_cn"), "gb18030"),
+    **dict.fromkeys(("big5", "big_5", "cp950", "big5_hkscs"), "big5hkscs"),
+    **dict.fromkeys(("shift_jis", "sjis", "x_sjis", "cp932", "ms932", "windows_31j", "shift_jisx0213"), "cp932"),
+    **dict.fromkeys(("euc_jp", "eucjp", "x_euc_jp"), "euc_jp"),
+    **dict.fromkeys(("iso_2022_jp",), "iso2022_jp"),
+    **dict.fromkeys(("euc_kr", "ks_c_5601_1987", "cp949", "uhc", "windows_949"), "cp949"),
+}
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -112,7 +126,7 @@ def read_ends(path: str | Path, num_bytes: int) -> bytes:
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES, errors: str = "strict") -> str:
-    """Read a text file in UTF-8, with or without a byte order mark; see `read_bytes`.
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark, as Windows tools write it; see `read_bytes`.
 
     Args:
         path: The file.
@@ -123,7 +137,8 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES, errors: str = "
         FileContentError: It is not UTF-8.
     """
     try:
-        return read_bytes(path, max_bytes).decode("utf-8-sig", errors)
+        content = read_bytes(path, max_bytes)
+        return content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise FileContentError(path, f"not a text file in UTF-8 ({error})", "save it as UTF-8") from error
 
@@ -164,10 +179,30 @@ def read_xml(path: str | Path) -> ElementTree.Element:
     Raises:
         FileContentError: It is not well-formed.
     """
+    content = read_bytes(path, MAX_TEXT_BYTES)
     try:
-        return ElementTree.fromstring(read_bytes(path, MAX_TEXT_BYTES))
+        return ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        decoded = _decoded_xml(content)
+        try:
+            if decoded is not None:
+                return ElementTree.fromstring(decoded)
+        except (ElementTree.ParseError, ValueError):
+            pass  # the first error says what is wrong
         raise FileContentError(path, f"not well-formed XML ({error})", "correct or remove it") from error
+
+
+def _decoded_xml(content: bytes) -> str | None:
+    """Decode XML in an encoding that the parser does not know, or that is UTF-8 but declared as UTF-16."""
+    declared = _XML_ENCODING.match(content)
+    if declared is None:
+        return None
+    name = declared[1].decode("ascii").lower().replace("-", "_")
+    for encoding in (_XML_ENCODINGS.get(name, ""), "utf-8-sig" if name.startswith("utf") else ""):
+        if encoding:
+            with contextlib.suppress(UnicodeDecodeError):
+                return content.decode(encoding)
+    return None
 
 
 def iterate_xml(path: str | Path) -> Iterator[ElementTree.Element]:

@@ -25,6 +25,7 @@ from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to
 from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, ReadingOption, WrittenDataset
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff, without_crowds
+from modeling_detr.data.formats.voc_lists import names_of, read_list, split_of_class_list
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_numbers import number_images
@@ -37,7 +38,7 @@ from modeling_detr.errors_detr import (
     FileContentError,
     FileReadError,
 )
-from modeling_detr.input_files import MAX_LIST_BYTES, read_ends, read_text, read_xml
+from modeling_detr.input_files import read_ends, read_xml
 from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord, Task
 
 
@@ -167,7 +168,9 @@ def _first(files: Iterable[Path], limit: int = 3) -> list[Path]:
 
 def _is_annotation(file: Path) -> bool:
     try:
-        return re.search(rb"<annotation[\s>]", read_ends(file, 4096)) is not None  # not CVAT's <annotations>
+        return (
+            re.search(rb"<annotation[\s>]", read_ends(file, 4096).replace(b"\0", b"")) is not None
+        )  # not CVAT's <annotations>
     except FileReadError:
         return False
 
@@ -378,17 +381,20 @@ def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Find
         findings: Reports names in a list that have no XML file.
     """
     members: dict[str, set[int]] = {}
+    by_class: dict[str, set[int]] = {}  # splits that only the lists of classes name, as VoTT writes them
     for folder in files.image_sets:
         base = folder.parent if folder.name == "ImageSets" else folder.parent.parent
-        index_of = {file.stem: index for index, file in enumerate(used) if file.is_relative_to(base)}
-        if findings.collects:  # unused files have already been reported
-            index_of = {file.stem: -1 for file in files.xml if file.is_relative_to(base)} | index_of
+        known = dict.fromkeys(files.xml, -1) if findings.collects else {}  # unused files have been reported
+        known |= {file: index for index, file in enumerate(used)}
+        index_of = names_of(base, {file: index for file, index in known.items() if file.is_relative_to(base)})
         for list_file in sorted(folder.glob("*.txt")):
             if not refuse_outside([str(list_file)], [root], findings):
                 continue  # a link to a file elsewhere, which is not opened
-            indices = _read_list(list_file, index_of, findings)
-            if indices is not None:
-                members.setdefault(list_file.stem, set()).update(indices)
+            images = read_list(list_file, index_of, findings)
+            name = split_of_class_list(list_file.stem) if images is not None and images.of_class else list_file.stem
+            if images is not None and name is not None:
+                (by_class if images.of_class else members).setdefault(name, set()).update(images.indices)
+    members = members or by_class
     if not members:
         for index, file in enumerate(used):
             for part in file.relative_to(root).parts[:-1]:
@@ -400,38 +406,6 @@ def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Find
     if not members:
         members[UNSPLIT] = set(range(len(used)))
     return {name: np.array(sorted(indices), dtype=np.int64) for name, indices in members.items()}
-
-
-def _read_list(file: Path, index_of: Mapping[str, int], findings: Findings) -> list[int] | None:
-    """Read the image indices of a list in ImageSets; None for the list of a single class (`name 1`, `name -1`)."""
-    indices = []
-    try:
-        lines = read_text(file, MAX_LIST_BYTES, "surrogateescape").split("\n")  # as in the names of files
-    except (FileReadError, FileContentError) as error:
-        findings.add("unreadable file", error, cause=error)
-        return None
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
-        if not name:
-            continue
-        if line in index_of:  # with spaces at its ends
-            name = line
-        if name not in index_of:
-            stem, _, mark = name.rpartition(" ")
-            if mark in ("-1", "0", "1") and stem.strip() in index_of:
-                return None
-            name = Path(name).stem if is_image_name(name) else name
-        if name not in index_of:
-            findings.error(
-                "missing file",
-                f"{file}, line {number}",
-                f"names '{name}', but there is no annotation file {name}.xml",
-                "add it, or remove the line",
-                raises=DatasetNotFoundError,
-            )
-            continue
-        indices.append(index_of[name])
-    return [index for index in indices if index >= 0]
 
 
 # Writing
