@@ -66,6 +66,19 @@ class CocoMasks:
         polygons = [polygon.tolist() for polygon in self._polygons_of(row)]
         return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
 
+    def boxes(self) -> NDArray[np.float64]:
+        """The boxes (A, 4) that enclose the masks, as x, y, width, height."""
+        from pycocotools import mask as coco_mask
+
+        boxes = np.zeros((len(self.spans), 4))
+        for row in range(len(boxes)):
+            if self.is_rle[row]:
+                boxes[row] = coco_mask.toBbox(self._run_lengths(row))
+            else:
+                points = np.concatenate([*self._polygons_of(row)]).reshape(-1, 2)
+                boxes[row] = *points.min(0), *(points.max(0) - points.min(0))
+        return boxes
+
     def _polygons_of(self, row: int) -> Iterator[NDArray[np.float64]]:
         start, stop = self.spans[row].tolist()
         while start < stop:
@@ -180,6 +193,27 @@ def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], 
         "the annotation is left out",
         ((describe(row), "no segmentation") for row in absent),
     )
+
+
+def boxes_of_segmentations(
+    entries: Sequence[Mapping[str, Any]],
+    sizes: NDArray[np.int64],
+    describe: Callable[[int], str],
+    findings: Findings,
+) -> NDArray[np.float64]:
+    """Return the boxes (A, 4) around segmentations, as x, y, width, height; NaN where there is no valid one.
+
+    See `read_segmentations`.
+    """
+    boxes = np.full((len(entries), 4), np.nan)
+    given = [row for row, entry in enumerate(entries) if entry.get("segmentation")]
+    if given:
+        members = [entries[row] for row in given]
+        column, absent = read_segmentations(members, sizes[given], lambda row: describe(given[row]), findings)
+        (source,) = column.sources
+        if isinstance(source, CocoMasks):
+            boxes[np.delete(given, absent)] = source.boxes()[column.row]
+    return boxes
 
 
 # Panoptic segments

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from modeling_detr.data.annotations import clean_annotations, to_number
 from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats.written_values import meaning_of_id, to_flag
-from modeling_detr.data.masks import ReadMasks
+from modeling_detr.data.masks import ReadMasks, boxes_of_segmentations
 from modeling_detr.data.orientation import orient
 from modeling_detr.structures_detr import AnnotationTable, ImageRecord
 
@@ -50,6 +50,9 @@ def read_annotations(
     entries, image_index, label = _without(unknown, entries, image_index, label)
     boxes, faulty = _read_boxes(file, entries, findings)
     entries, image_index, label = _without(faulty, entries, image_index, label)
+    boxless = [row for row, entry in enumerate(entries) if not entry.get("bbox")]
+    if boxless:
+        boxes[boxless] = _boxes_of_masks(file, entries, boxless, image_index, records, box_format, findings)
     corners = boxes if box_format == "xyxy" else boxes + np.pad(boxes[:, :2], [(0, 0), (2, 0)])
     records = orient(records, image_index, corners, drawn_on, file, findings)
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
@@ -195,6 +198,29 @@ def _read_boxes(file: Path, entries: Entries, findings: Findings) -> tuple[NDArr
             findings.error("box", describe(row), message, "correct it, or remove the annotation")
             faulty.append(row)
     return np.delete(boxes, faulty, axis=0), faulty
+
+
+def _boxes_of_masks(
+    file: Path,
+    entries: Entries,
+    rows: Sequence[int],
+    image_index: NDArray[np.int64],
+    records: Sequence[ImageRecord],
+    box_format: str | None,
+    findings: Findings,
+) -> NDArray[np.float64]:
+    """Return boxes (n, 4) around the masks of rows without a box, as the file writes boxes; NaN without a mask."""
+    members = [entries[row] for row in rows]
+    sizes = np.array([(records[image].height, records[image].width) for image in image_index[list(rows)].tolist()])
+    boxes = boxes_of_segmentations(members, sizes.reshape(-1, 2), _describer(file, members), findings)
+    count = int(np.isfinite(boxes[:, 0]).sum())
+    if count:
+        message = f"{counted(count, 'annotation')} without 'bbox'"
+        note = f"{file}: {message}; the boxes are those around the masks."
+        findings.warn("no box", note, "the box around the mask is used", [(file, message)])
+    if box_format == "xyxy":
+        boxes[:, 2:] += boxes[:, :2]
+    return boxes
 
 
 def _four_numbers(box: object) -> tuple[float, float, float, float]:

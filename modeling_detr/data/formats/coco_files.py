@@ -187,10 +187,20 @@ def _parse(file: Path, polygons: bool) -> Any:
     text = read_bytes(file, MAX_JSON_BYTES)
     if not polygons:
         try:
-            return parse_json(file, _without_polygons(text))
+            content = parse_json(file, _without_polygons(text))
+            if not _needs_polygons(content):
+                return content
         except FileContentError:
             pass  # parse the unmodified text, for the right position in the error
     return parse_json(file, text)
+
+
+def _needs_polygons(content: Any) -> bool:
+    """Whether objects have no box, so that their segmentations are needed."""
+    objects = content.get("annotations") if isinstance(content, dict) else None
+    return isinstance(objects, list) and any(
+        isinstance(entry, dict) and "segmentation" in entry and not entry.get("bbox") for entry in objects
+    )
 
 
 def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, list[dict[str, Any]]]:
