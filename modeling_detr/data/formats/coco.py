@@ -182,7 +182,8 @@ def _write_split(
 
 FORMAT = DatasetFormat(
     name="coco",
-    find=lambda path: bool(find_coco_files(path)),
+    find=lambda path: bool(find_coco_files(path)) and (path.is_dir() or _looks_like_coco(path)),
+    find_hints=lambda path: bool(find_coco_files(path)),  # a JSON file of no other format, for its error
     read=_read,
     looked_for="instances_*.json",
     evidence="JSON files with 'images', 'annotations' and 'categories'",

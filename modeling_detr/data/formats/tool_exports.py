@@ -137,7 +137,7 @@ class ToolExport:
             noun: What the number of an object counts, for messages ("line", "shape").
         """
         path = Path(path)
-        self.root = path if path.is_dir() else path.parent
+        self.root = path if path.is_dir() else _folder_of_dataset(path)
         self.findings = findings
         self.masks = task == "instance"
         self._name = path.stem if path.is_file() else path.resolve().name
@@ -416,6 +416,11 @@ class ToolExport:
         if not any(map(is_split_name, members)) and len(members) <= 1:  # CVAT and Datumaro name a single one "default"
             return {UNSPLIT: np.arange(len(records))}
         return {name: np.array(indices, dtype=np.int64) for name, indices in members.items()}
+
+
+def _folder_of_dataset(file: Path) -> Path:
+    """The folder of a dataset of which the user has given one file."""
+    return file.parent.parent if file.parent.name.lower() in ("annotations", "labels", "json") else file.parent
 
 
 def _class_name(name: object) -> str:

@@ -55,6 +55,14 @@ def test_each_is_converted_to_coco(sample, tmp_path):
     check_colours(open_dataset(tmp_path / "coco"))
 
 
+@pytest.mark.parametrize("name", ["cvat", "label_studio", "via", "via csv", "via 3", "open_images", "datumaro"])
+def test_the_path_of_the_file_is_enough(tmp_path, name):
+    SAMPLES[name](tmp_path)
+    files = [*tmp_path.glob("*.*"), *tmp_path.glob("annotations/*")]
+    (file,) = [path for path in files if path.suffix in (".json", ".xml", ".csv") and "class-" not in path.name]
+    check_colours(open_dataset(file))
+
+
 def test_json_files_of_an_unknown_kind_are_an_error(tmp_path):
     write(tmp_path / "a.json", {"objects": [{"box": [1, 2, 3, 4]}], "file": "a.png"})
     paint(tmp_path / "a.png", (20, 20), [])
