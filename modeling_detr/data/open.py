@@ -147,7 +147,7 @@ def _detect_format(path: Path, task: Task) -> tuple[DatasetFormat, Path]:
         place = _only_folder(place)
     if not path.is_dir():
         require_file(path)
-        remedy = "expected a dataset's folder, an annotation file (.json, .xml, .csv), a YOLO description (.yaml) or a parquet file"
+        remedy = "expected a dataset's folder, or a .json, .xml, .csv, .yaml or .parquet file"
         raise DatasetError(path, "not a dataset file", remedy)
     entries = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
     if not entries:

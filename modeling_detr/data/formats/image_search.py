@@ -33,9 +33,9 @@ class ImageSearch:
         """Find an image by its names, in order; returns several paths if they are equally good, and none if none is.
 
         A path relative to `folder`, or to `images` in it or beside it, comes first. Otherwise the path that shares
-        most of its last parts with the name is the best, then the one with exactly this file name, then the one
-        nearest to `folder`, then the one in a folder named `hint`. Case, the form of accents and percent-encoding do
-        not matter where nothing matches exactly.
+        most of its last parts with the name is the best, then the one with exactly this file name, then the one in a
+        folder most like `folder`, then the one in a folder named `hint`. Case, the form of accents and
+        percent-encoding do not matter where nothing matches exactly.
 
         Args:
             names: Names as written, with folders; one without an image suffix is the stem of the image.
@@ -66,7 +66,8 @@ class ImageSearch:
         return (
             _common_end(folded[:-1], parts[:-1]),
             path.endswith(f"/{written.rpartition('/')[2]}"),
-            _common_end(path.split("/")[-2::-1], folder.split("/")[::-1]),
+            _common_end(path.split("/")[-2::-1], folder.split("/")[::-1])
+            + _common_end(path.split("/")[:-1], folder.split("/")),  # labels/train, images/train
             hint is not None and hint.lower() in folded,
         )
 

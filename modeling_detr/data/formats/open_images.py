@@ -54,9 +54,9 @@ def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Pat
             path, f"no image is there, the first is '{first}'", "put the images into the folder"
         )
     if absent:
-        note = (
-            f"{counted(absent.total(), 'box', 'boxes')} of {counted(len(absent), 'image')} that are not there left out"
-        )
+        are = "is" if len(absent) == 1 else "are"
+        note = f"{counted(absent.total(), 'box', 'boxes')} left out, because "
+        note += f"{counted(len(absent), 'image')} {are} not there"
         findings.notes.append(f"{note}; the first: {next(iter(absent))}.")
     unnamed = sorted(used - set(names))
     if unnamed:

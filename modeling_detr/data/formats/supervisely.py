@@ -92,12 +92,12 @@ def _read_shape(entry: Mapping[str, Any], size: tuple[Any, Any], with_holes: boo
         return _read_bitmap(entry["bitmap"], size)
     points = entry["points"]
     exterior = points["exterior"] if isinstance(points, dict) else points  # a list in cuboids
-    if kind == "polygon":
+    if kind == "polygon" and len(exterior) > 2:  # two points are a rectangle of an old project
         shape = drawn_shapes.polygon(exterior)
         holes = points.get("interior") if isinstance(points, dict) else None
         return drawn_shapes.without_holes(shape, holes, size) if holes and with_holes else shape
     outline = drawn_shapes.polygon(exterior)
-    return DrawnShape("box" if kind == "rectangle" else str(kind), outline.box)
+    return DrawnShape("box" if kind in ("rectangle", "polygon") else str(kind), outline.box)
 
 
 def _read_bitmap(bitmap: Mapping[str, Any], size: tuple[Any, Any]) -> DrawnShape:

@@ -157,6 +157,16 @@ def test_labelme_paths_of_other_machines(tmp_path, written):
     check_colours(open_dataset(tmp_path / "data"), 2)
 
 
+def test_labelme_labels_in_folders_like_those_of_the_images(tmp_path):
+    for split, box in {"train": (1, 2, 30, 20), "val": (5, 6, 9, 30)}.items():
+        paint(tmp_path / f"images/{split}/a.png", (60, 80), [("cat", box)])
+        shape = {"label": "cat", "points": [box[:2], box[2:]], "shape_type": "rectangle"}
+        write(tmp_path / f"labels/{split}/a.json", {"shapes": [shape], "imagePath": "a.png", "imageData": None})
+    index = open_dataset(tmp_path)
+    check_colours(index, 2)
+    assert {name: len(members) for name, members in index.splits.items()} == {"train": 1, "val": 1}
+
+
 def test_labelme_images_inside_the_json(tmp_path):
     labelme(tmp_path)
     for file in tmp_path.rglob("*.json"):
@@ -440,7 +450,7 @@ def test_open_images_groups_are_crowds(tmp_path):
     index = open_dataset(tmp_path)
     assert index.annotations.is_crowd.tolist() == [False, False, True]
     assert index.splits.keys() == {"train"}
-    assert any("1 box of 1 image" in note for note in index.notes)
+    assert any("1 box left out, because 1 image is not there" in note for note in index.notes)
 
 
 def test_datumaro_groups_are_one_object(tmp_path):
