@@ -3,6 +3,8 @@
     objects: {bbox: [[…]], category: […], area?: […], iscrowd?: […]}    the usual column, also as a list of structs
     bbox: [[…]], category: […]                                          or top-level columns
 
+The columns may also be in metadata.jsonl or metadata.parquet beside image files (the builder `imagefolder`).
+
 The boxes of a row may also be one flat list, with four numbers per object.
 
 Images stay where they are: as bytes in the rows of memory-mapped files (`arrow_rows`), or as files that the rows refer
@@ -249,7 +251,7 @@ FORMAT = DatasetFormat(
     find=lambda path: bool(find_hf_files(path)),
     read=_read,
     looked_for="*.parquet",
-    evidence="parquet or Arrow files, or the name of a dataset on the Hub",
+    evidence="parquet or Arrow files, images with metadata.jsonl, or the name of a dataset on the Hub",
     options=(IMAGES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION, CROWDS_OPTION),
     is_name=lambda text, chosen: is_hub_id(text) or (chosen and "/" not in text and not Path(text).exists()),
 )

@@ -9,13 +9,13 @@ from typing import Any
 
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_paths import is_split_name, refuse_outside
-from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, DetrError
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, DetrError, FileReadError
 from modeling_detr.hub_connection import offline_if_unreachable
-from modeling_detr.input_files import MAX_TEXT_BYTES, read_json, require_file
+from modeling_detr.input_files import MAX_TEXT_BYTES, read_ends, read_json, require_file
 from modeling_detr.structures_detr import UNSPLIT
 
 
-LOOKED_FOR = "a folder written by save_to_disk, .parquet files, or a Hub id (owner/name)"
+LOOKED_FOR = "a folder written by save_to_disk, .parquet files, images with metadata.jsonl, or a Hub id (owner/name)"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WHOLE = "whole"  # split of files without a split in their path; `datasets` reserves 'all'
 
@@ -30,7 +30,22 @@ def find_hf_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
     saved = [path / "dataset_dict.json", path / "state.json"]
-    return [file for file in saved if file.is_file()] or _parquet_files(path)
+    return [file for file in saved if file.is_file()] or _metadata_files(path) or _parquet_files(path)
+
+
+def _metadata_files(path: Path) -> list[Path]:
+    """Find the files that name images and their boxes, for the builder `imagefolder`; others are called so too."""
+    patterns = [f"{folder}metadata.{suffix}" for folder in ("", "*/", "*/*/") for suffix in ("jsonl", "parquet")]
+    files = sorted({file for pattern in patterns for file in path.glob(pattern)})
+    return [file for file in files if _names_boxes(file)]
+
+
+def _names_boxes(file: Path) -> bool:
+    try:
+        text = read_ends(file, 8192)
+    except FileReadError:
+        return False
+    return b"file_name" in text and any(word in text for word in (b"objects", b"bbox", b"boxes"))
 
 
 def _parquet_files(path: Path) -> list[Path]:
@@ -70,10 +85,19 @@ def load_splits(path: str | Path) -> dict[str, Any]:
             _check_saved(place)
             loaded = datasets.load_from_disk(str(place), keep_in_memory=False)
         else:
-            loaded = _from_parquet(datasets, place)
+            metadata = _metadata_files(place) if place.is_dir() else []
+            loaded = _from_imagefolder(datasets, place, metadata) if metadata else _from_parquet(datasets, place)
     if isinstance(loaded, datasets.DatasetDict):
         return {UNSPLIT if name == _WHOLE else name: rows for name, rows in loaded.items()}
     return {UNSPLIT: loaded}
+
+
+def _from_imagefolder(datasets: Any, place: Path, metadata: list[Path]) -> Any:
+    refuse_outside(map(str, metadata), [place], Findings())
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(place.resolve()), keep_in_memory=False)
+    if [*loaded] == ["train"] and place in (file.parent for file in metadata):
+        return loaded["train"]  # the name that `datasets` gives images without a split
+    return loaded
 
 
 def _from_parquet(datasets: Any, place: Path) -> Any:
