@@ -60,6 +60,7 @@ class CheckReport:
         bad_images: Indices of the unusable images.
         evidence: What the format was recognised by; None if the user has chosen it.
         facts: What the reader has decided about the dataset as a whole, such as what the lines of its files are.
+        names: How the names of files were resolved; see `Findings.names`.
     """
 
     index: DetectionIndex
@@ -68,6 +69,7 @@ class CheckReport:
     bad_images: tuple[int, ...]
     evidence: str | None = None
     facts: tuple[str, ...] = ()
+    names: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def errors(self) -> int:
@@ -92,6 +94,7 @@ class CheckReport:
             "classes": _classes(index),
             "box_sizes": _quantiles(_box_sides(index.annotations)),
             "objects_an_image": _quantiles(_objects(index).astype(np.float64)),
+            "names": {noun: dict(counts) for noun, counts in self.names.items()},
             "errors": self.errors,
             "warnings": len(self.findings) - self.errors,
             "findings": [finding.as_dict(format_setting) for finding in self.findings],
@@ -131,9 +134,22 @@ class CheckReport:
                 least, low, median, high, most = (f"{value:.3g}" for value in content[key].values())
                 ranges = f"80% from {low} to {high}{unit}, all from {least} to {most}{unit}"
                 lines.append(f"  {title}: median {median}{unit}, {ranges}")
+        lines += [f"  names of {noun}s: {text}" for noun, text in self.resolution().items()]
         lines += self._finding_lines(shown, format_setting)
         lines.append(f"{counted(self.errors, 'error')}, {counted(len(self.findings) - self.errors, 'warning')}")
         return "\n".join(map(printable, lines))
+
+    def resolution(self) -> dict[str, str]:
+        """How the names of each kind of file were resolved, in words."""
+        return {
+            noun: ", ".join(
+                f"{count:,} {kind if kind == 'as written' else f'although they differ in {kind}'}"
+                for kind, count in counts.items()
+                if count
+            )
+            for noun, counts in self.names.items()
+            if sum(counts.values())
+        }
 
     def by_kind(self) -> dict[str, list[Finding]]:
         """The findings by heading, such as `error: invalid box`."""
@@ -203,7 +219,9 @@ def check_dataset(
     bad = [image for image, record in enumerate(index.images) if record.path in findings.broken_images]
     ordered = sorted(findings.items, key=lambda finding: finding.severity != "error")
     evidence = None if format is not None or findings.format is None else FORMATS[findings.format].evidence
-    return CheckReport(index, tuple(ordered), findings.format, tuple(bad), evidence, tuple(findings.facts))
+    return CheckReport(
+        index, tuple(ordered), findings.format, tuple(bad), evidence, tuple(findings.facts), findings.names
+    )
 
 
 # Counts

@@ -48,7 +48,11 @@ def check_page(
             *_contents(content),
         ],
         highlights=[(f"{count:,}", name) for name, count in {**problems, **counts}.items()],
-        facts=[("format", _format(report)), *facts],
+        facts=[
+            ("format", _format(report)),
+            *((f"names of {noun}s", text) for noun, text in report.resolution().items()),
+            *facts,
+        ],
     )
 
 

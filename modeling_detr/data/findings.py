@@ -6,6 +6,7 @@ and the reader skips the faulty entry.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -64,6 +65,7 @@ class Findings:
         broken_images: Paths of the unusable images.
         format: Name of the dataset's format, once it is known.
         facts: What else the reader has decided about the dataset as a whole, for the head of `detr data check`.
+        names: What files are ("image") → how many were found as written, and how many by a name that differs, and how.
     """
 
     def __init__(self, collects: bool = False) -> None:
@@ -73,6 +75,7 @@ class Findings:
         self.broken_images: set[str] = set()
         self.format: str | None = None
         self.facts: list[str] = []
+        self.names: dict[str, Counter[str]] = {}
 
     def error(
         self,
@@ -137,7 +140,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def first_items(items: Collection[object], limit: int = 20) -> str:
-    """Join at most `limit` items with commas, followed by the number of further ones."""
+def first_items(items: Collection[object], limit: int = 20, separator: str = ", ") -> str:
+    """Join at most `limit` items, with commas by default, followed by the number of further ones."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(str(item) for item in itertools.islice(items, limit)) + more
+    return separator.join(str(item) for item in itertools.islice(items, limit)) + more

@@ -13,6 +13,7 @@ from modeling_detr.data.formats import FORMATS, reading_options
 from modeling_detr.data.formats.tool_exports import samples
 from modeling_detr.data.image_paths import folders_in
 from modeling_detr.data.labels import MAX_CLASSES, only_things
+from modeling_detr.data.splits import choose_split
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, DetrError, did_you_mean
 from modeling_detr.input_files import require_file
 from modeling_detr.structures_detr import DetectionIndex, Task
@@ -80,7 +81,7 @@ def open_dataset(
         raise DatasetError(place, f"{len(index.categories):,} classes, more than the limit of {MAX_CLASSES:,}")
     if task == "instance" and not all(category.is_thing for category in index.categories):
         index = only_things(index)
-    return index if split is None else index.split(split)
+    return index if split is None else choose_split(index, split)
 
 
 def _read(

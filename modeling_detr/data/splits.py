@@ -20,6 +20,7 @@ _ROLE_NAMES: dict[Role, tuple[str, ...]] = {
     "eval": ("val", "valid", "validation", "dev", "eval", "test"),
 }
 ALL = "all"  # in place of a split
+_MAX_NOTES = 5  # repeated in an error
 _HELD_OUT = 0.1  # the share that error messages suggest
 
 
@@ -45,13 +46,13 @@ def training_splits(
     if eval_fraction > 0:
         train, evaluation = hold_out_of_split(index, train_split, eval_fraction, seed)
     else:
-        train = index.split(train_split or find_split(index, "train"))
-        evaluation = index.split(eval_split or find_split(index, "eval"))
+        train = choose_split(index, train_split or find_split(index, "train"))
+        evaluation = choose_split(index, eval_split or find_split(index, "eval"))
     for chosen, key in ((train, "train_split"), (evaluation, "eval_split")):
         if len(chosen) == 0:
-            raise DatasetError(chosen.name, "has no images", f"choose another {key}")
+            raise DatasetError(chosen.name, f"has no images{_reasons(index)}", f"choose another {key}")
         if len(chosen.annotations) == 0:
-            raise DatasetError(chosen.name, "has no annotated objects", f"choose another {key}")
+            raise DatasetError(chosen.name, f"has no annotated objects{_reasons(index)}", f"choose another {key}")
         if chosen.annotations.is_crowd.all():
             problem = f"has no objects, all {len(chosen.annotations):,} annotations are crowd regions (iscrowd)"
             raise DatasetError(chosen.name, problem, CROWDS_REMEDY, {"crowds": "as_objects"})
@@ -80,10 +81,32 @@ def evaluation_images(
     elif (split is None and not index.has_splits) or (split == ALL and ALL not in index.splits):
         chosen = index
     else:
-        chosen = index.split(split or find_split(index, "eval"))
+        chosen = choose_split(index, split or find_split(index, "eval"))
     if len(chosen) == 0:
-        raise DatasetError(chosen.name, "has no images", "choose another split")
+        raise DatasetError(chosen.name, f"has no images{_reasons(index)}", "choose another split")
     return chosen
+
+
+def choose_split(index: DetectionIndex, names: str) -> DetectionIndex:
+    """Return the images of a split, or of several joined by `+`.
+
+    Raises:
+        DatasetError: A split does not exist.
+    """
+    missing = [name for name in names.split("+") if name not in index.splits]
+    if missing:
+        existing = ", ".join(sorted(index.splits)) or "none"
+        problem = f"has no split '{missing[0]}'; its splits are: {existing}{_reasons(index)}"
+        raise DatasetError(index.name, problem, "choose one of them")
+    return index.split(names)
+
+
+def _reasons(index: DetectionIndex) -> str:
+    """What the reader left out, which may be the reason why something is not there."""
+    if not index.notes:
+        return ""
+    more = f" (and {len(index.notes) - _MAX_NOTES} more)" if len(index.notes) > _MAX_NOTES else ""
+    return f". Notes of the reader: {' '.join(index.notes[:_MAX_NOTES])[:-1]}{more}"
 
 
 def find_split(index: DetectionIndex, role: Role) -> str:
@@ -104,12 +127,15 @@ def find_split(index: DetectionIndex, role: Role) -> str:
             raise DatasetError(index.name, problem, "choose one", {key: matching[0]})
     if not index.has_splits:
         raise DatasetError(
-            index.name, "has no splits", "hold out some images for evaluation", {"eval_fraction": _HELD_OUT}
+            index.name,
+            f"has no splits{_reasons(index)}",
+            "hold out some images for evaluation",
+            {"eval_fraction": _HELD_OUT},
         )
     splits, usual = sorted(index.splits), ", ".join(_ROLE_NAMES[role])
     choices = [split for split in splits if role == "train" or not has_role(split, "train")]
     problem = f"has no split with a usual name for {'training' if role == 'train' else 'evaluation'} ({usual})"
-    problem += f"; its splits are: {', '.join(splits)}"
+    problem += f"; its splits are: {', '.join(splits)}{_reasons(index)}"
     if role == "train":
         raise DatasetError(index.name, problem, "choose one", {key: choices[0]})
     if not choices:
@@ -146,7 +172,7 @@ def hold_out_of_split(
         DatasetError: The split does not exist.
     """
     if split is not None or index.has_splits:
-        index = index.split(split or find_split(index, "train"))
+        index = choose_split(index, split or find_split(index, "train"))
     return hold_out(index, fraction, seed)
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from modeling_detr import DetrTorchvisionImageProcessor
 from modeling_detr.commands import run_command
 from modeling_detr.data import open_dataset
-from modeling_detr.data.image_paths import locate_images
+from modeling_detr.data.file_search import FileSearch
+from modeling_detr.data.findings import Findings
 from modeling_detr.training.metric_logger import read_log
 
 
@@ -194,7 +195,8 @@ def test_a_file_called_dash(model, tmp_path, monkeypatch):
 )
 def test_an_image_is_found_although_its_name_is_encoded_otherwise(tmp_path, on_disk, in_annotations):
     write(tmp_path / os.fsdecode(on_disk), "")
-    assert locate_images([in_annotations], [tmp_path]) == [str(tmp_path / os.fsdecode(on_disk))]
+    search = FileSearch([tmp_path], Findings())
+    assert search.find(in_annotations, [str(tmp_path)]).path == str(tmp_path / os.fsdecode(on_disk))
 
 
 @pytest.mark.parametrize("command", ["train", "convert"])

@@ -4,6 +4,7 @@ A million annotations load in seconds, because everything is built as columns an
 """
 
 import gc
+import itertools
 import mmap
 import re
 from collections import Counter
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.findings import Findings, counted
+from modeling_detr.data.file_search import FileSearch
+from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats.coco_annotations import Entries, MaskReader, read_annotations
 from modeling_detr.data.formats.coco_categories import drop_placeholder_categories
+from modeling_detr.data.formats.shared_images import merge_shared_images
 from modeling_detr.data.formats.written_values import is_integer, to_integer, to_text
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
-from modeling_detr.data.image_paths import folders_in, is_split_name, locate_images, refuse_outside
+from modeling_detr.data.image_paths import is_split_name, refuse_outside
 from modeling_detr.data.labels import MAX_CLASSES
 from modeling_detr.errors_detr import (
     DatasetError,
@@ -121,8 +124,16 @@ def read_files(
     images: list[ImageRecord] = []
     tables: list[AnnotationTable] = []
     members: dict[str, NDArray[np.int64]] = {}
-    for split, content in zip(splits, contents, strict=True):
-        records = _read_images(split, content["images"], require_images, images_folder, findings)
+    located = [
+        _locate(split, content["images"], require_images, images_folder, findings)
+        for split, content in zip(splits, contents, strict=True)
+    ]
+    any_found = any(path is not None for images_of_split in located for _, path in images_of_split)
+    for split, content, entries in zip(splits, contents, located, strict=True):
+        if require_images and any_found and entries and all(path is None for _, path in entries):
+            _warn_of_absent_split(split, entries, images_folder, findings)
+            continue
+        records = _read_images(split, entries, require_images, images_folder, findings)
         objects = objects_of(split, content, findings)
         records, table = read_annotations(
             split.file, objects, records, labels.of_id, findings, read_masks, box_format, drawn_on
@@ -134,7 +145,11 @@ def read_files(
         labels.categories, labels.supercategories, AnnotationTable.concatenate(tables), findings
     )
     name = path.stem if path.is_file() else path.resolve().name
-    return DetectionIndex(name, tuple(images), categories, annotations, members, tuple(findings.notes))
+    index = DetectionIndex(name, tuple(images), categories, annotations, members)
+    if require_images:
+        files_of = {split.name: split.file for split in splits}
+        index = merge_shared_images(index, files_of, findings)
+    return replace(index, notes=tuple(findings.notes))
 
 
 # Files and splits
@@ -290,18 +305,64 @@ def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any
 # Images
 
 
+def _locate(
+    split: CocoSplit, entries: Entries, require_images: bool, images: str | Path | None, findings: Findings
+) -> list[tuple[Mapping[str, Any], str | None]]:
+    """Return the valid entries of a split's images, each with its path; None where the image is missing."""
+    entries = _with_unique_ids(split, _with_ids_and_names(split, entries, findings), findings)
+    search = FileSearch([images, split.root], findings, split=split.name)
+    places = _usual_folders(split, images)
+    located: list[tuple[Mapping[str, Any], str | None]] = []
+    for entry in entries:
+        name = str(entry["file_name"])
+        match = search.find(name, places)
+        if len(match.paths) > 1 and require_images:
+            search.report_ambiguous(match, f"{split.file}, image {entry['id']!r}", name)
+            located.append((entry, name))  # unusable, but its objects are read
+        else:
+            located.append((entry, match.path))
+    search.tell("image", split.file)
+    paths = [path for _, path in located if path is not None and path not in findings.broken_images]
+    refuse_outside(paths, [split.root, images], findings)
+    return located
+
+
+def _usual_folders(split: CocoSplit, images: str | Path | None) -> list[str]:
+    root, folder = split.root, split.file.parent
+    usual = [] if images is None else [Path(images), Path(images) / split.name]
+    usual += [root / split.name, root / "images" / split.name, folder, folder / "images", root / "images", root]
+    return [str(place) for place in dict.fromkeys(usual) if place.is_dir()]
+
+
+def _warn_of_absent_split(
+    split: CocoSplit,
+    entries: Sequence[tuple[Mapping[str, Any], str | None]],
+    images: str | Path | None,
+    findings: Findings,
+) -> None:
+    searched = first_items(_usual_folders(split, images), 8)
+    message = f"none of its {counted(len(entries), 'image')} is there, the first is '{entries[0][0]['file_name']}'"
+    findings.warn(
+        "split not there",
+        f"{split.file}: {message}; searched {searched}. The dataset is read without the split '{split.name}'.",
+        f"the dataset is read without the split '{split.name}'; if you need it, put its images into {searched}",
+        [(split.file, message)],
+    )
+
+
 def _read_images(
     split: CocoSplit,
-    entries: Entries,
+    located: Sequence[tuple[Mapping[str, Any], str | None]],
     require_images: bool,
     images: str | Path | None,
     findings: Findings,
 ) -> list[ImageRecord]:
-    entries = _with_unique_ids(split, _with_ids_and_names(split, entries, findings), findings)
-    names = [str(entry["file_name"]) for entry in entries]
-    paths = _locate(split, names, require_images, images, findings)
+    missing = [str(entry["file_name"]) for entry, path in located if path is None]
+    if missing and require_images:
+        _report_missing(split, missing, len(located), images, findings)
     records, unsized = [], []
-    for entry, path in zip(entries, paths, strict=True):
+    for entry, found in located:
+        path = str(entry["file_name"]) if found is None else found
         height, width = entry.get("height"), entry.get("width")
         if not height or not width:
             size = _size_in_file(split, entry, path, findings)
@@ -382,27 +443,19 @@ def _with_unique_ids(split: CocoSplit, entries: Entries, findings: Findings) -> 
     return [entry for entry in entries if first_of[entry["id"]] is entry]
 
 
-def _locate(
-    split: CocoSplit, names: Sequence[str], require_images: bool, images: str | Path | None, findings: Findings
-) -> list[str]:
-    root, folder = split.root, split.file.parent
-    usual = [] if images is None else [Path(images), Path(images) / split.name]
-    usual += [root / split.name, root / "images" / split.name, folder, folder / "images", root / "images", root]
-    folders = [
-        place for place in dict.fromkeys([*usual, *folders_in(root), *folders_in(root / "images")]) if place.is_dir()
-    ]
-    paths = locate_images(names, folders)
-    refuse_outside([path for path in paths if path is not None], [root, images], findings)
-    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
-    if missing and require_images:
-        places = ", ".join(str(place) for place in folders[:8])
-        remedy = f"put missing images into {root / split.name} or {root / 'images'}, or remove their entries"
-        if findings.collects:
-            for name in missing:
-                message = f"the image '{name}' is missing, searched {places}"
-                findings.error("missing image", split.file, message, remedy, image=name)
-        else:
-            count = f"{len(missing):,} of {counted(len(names), 'image')}"
-            message = f"{count} missing, the first is '{missing[0]}', searched {places}"
-            findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)
-    return [path if path is not None else name for path, name in zip(paths, names, strict=True)]
+def _report_missing(
+    split: CocoSplit, missing: Sequence[str], total: int, images: str | Path | None, findings: Findings
+) -> None:
+    root, folders = split.root, _usual_folders(split, images)
+    search = FileSearch([images, root], findings)
+    similar = [search.describe_similar(name) for name in missing[:3]]  # each takes a comparison with many names
+    places = f"searched {', '.join(folders[:8])} and the folders in {root}"
+    remedy = f"put missing images into {root / split.name} or {root / 'images'}, or remove their entries"
+    if findings.collects:
+        for name, hint in itertools.zip_longest(missing, similar, fillvalue=""):
+            message = f"the image '{name}' is missing{hint}, {places}"
+            findings.error("missing image", split.file, message, remedy, image=name)
+    else:
+        count = f"{len(missing):,} of {counted(total, 'image')}"
+        message = f"{count} missing, the first is '{missing[0]}'{similar[0]}, {places}"
+        findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)

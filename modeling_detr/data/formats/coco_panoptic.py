@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_detr.data.dataset_format import CROWDS_OPTION, DatasetFormat
+from modeling_detr.data.file_search import FileSearch
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.coco_annotations import Entries
 from modeling_detr.data.formats.coco_files import CocoSplit, holds_segments, json_files, read_files
-from modeling_detr.data.image_paths import locate_images, refuse_outside
+from modeling_detr.data.image_paths import refuse_outside
 from modeling_detr.data.masks import PanopticMasks, ReadMasks, read_segment_ids
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError
 from modeling_detr.input_files import read_json
@@ -110,7 +111,7 @@ def read_panoptic_predictions(path: str | Path, index: DetectionIndex) -> Iterat
 def _segments(split: CocoSplit, content: Mapping[str, Any], findings: Findings) -> Entries:
     """Return one entry for each segment, with the path of its PNG file."""
     segments: list[dict[str, Any]] = []
-    names, paths = _locate_pngs(split, content)
+    names, paths = _locate_pngs(split, content, findings)
     refuse_outside([png for png in paths if png is not None], [split.root], findings)
     for entry, name, png in zip(content["annotations"], names, paths, strict=True):
         if png is None:
@@ -147,7 +148,9 @@ def _lacks_box(info: Mapping[str, Any]) -> bool:
     return not box or (isinstance(box, list) and 0 in box[2:])
 
 
-def _locate_pngs(split: CocoSplit, content: Mapping[str, Any]) -> tuple[list[str], list[str | None]]:
+def _locate_pngs(
+    split: CocoSplit, content: Mapping[str, Any], findings: Findings
+) -> tuple[list[str], list[str | None]]:
     """Find the name of each annotation's PNG file and its path, None where the file is missing."""
     image_names = {
         image["id"]: str(image.get("file_name")) for image in content["images"] if type(image.get("id")) in (int, str)
@@ -162,8 +165,17 @@ def _locate_pngs(split: CocoSplit, content: Mapping[str, Any]) -> tuple[list[str
     folder = split.file.parent
     beside = [child for parent in (folder, split.root) for child in sorted(parent.iterdir()) if child.is_dir()]
     usual = split.file.with_suffix("")
-    places = [usual, usual / usual.name, folder, split.root, *beside]
-    return names, locate_images(names, [place for place in dict.fromkeys(places) if place.is_dir()])
+    places = dict.fromkeys([usual, usual / usual.name, folder, split.root, *beside])
+    search = FileSearch([split.root], findings, split=split.name)
+    folders, paths = [str(place) for place in places if place.is_dir()], []
+    for name, entry in zip(names, content["annotations"], strict=True):
+        match = search.find(name, folders)
+        if len(match.paths) > 1:
+            where = f"{split.file}, annotation of image {entry.get('image_id')!r}"
+            search.report_ambiguous(match, where, name)
+        paths.append(match.path)
+    search.tell("panoptic PNG file", split.file)
+    return names, paths
 
 
 def _measured(segments: list[dict[str, Any]], png: str) -> list[dict[str, Any]]:

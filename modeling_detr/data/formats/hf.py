@@ -14,7 +14,7 @@ to. The convention of the boxes is set by the user or detected (`hf_boxes`); a n
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -31,6 +31,7 @@ from modeling_detr.data.dataset_format import (
     BoxFormat,
     DatasetFormat,
 )
+from modeling_detr.data.file_search import FileSearch
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf_boxes import BoxSample, detect_convention, to_corners
 from modeling_detr.data.formats.hf_columns import SplitColumns, read_columns
@@ -77,6 +78,7 @@ def read_hf_dataset(
     findings = Findings() if findings is None else findings
     with explain_errors(path):
         splits = {name: read_columns(f"{path}[{name}]", rows) for name, rows in load_splits(path).items()}
+    splits = {name: _with_located_files(split, name, _roots(path), images, findings) for name, split in splits.items()}
     files = [
         file
         for split in splits.values()
@@ -129,6 +131,25 @@ def _roots(path: str | Path) -> list[str | Path]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return [str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE]
+
+
+def _with_located_files(
+    split: SplitColumns, name: str, roots: Sequence[str | Path], images: str | Path | None, findings: Findings
+) -> SplitColumns:
+    """Find the images that rows name by a path, which may be that of another machine."""
+    if all(split.readers):
+        return split
+    folders = [str(folder) for folder in (images, *roots) if folder is not None]
+    search = FileSearch(folders, findings, split=name)
+    paths = list(split.paths)
+    for row, (path, reader) in enumerate(zip(split.paths, split.readers, strict=True)):
+        if reader is None and path:
+            match = search.find(path, folders)
+            if len(match.paths) > 1:
+                search.report_ambiguous(match, f"{split.where}, row {row}", path)
+            paths[row] = match.path or path
+    search.tell("image", split.where)
+    return replace(split, paths=paths)
 
 
 def _to_index(

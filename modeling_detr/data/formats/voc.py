@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to_number
 from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, ReadingOption, WrittenDataset
-from modeling_detr.data.findings import Findings, counted
+from modeling_detr.data.file_names import stem
+from modeling_detr.data.file_search import FileSearch, Match
+from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff, without_crowds
 from modeling_detr.data.formats.voc_lists import names_of, read_list, split_of_class_list
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
@@ -43,6 +45,7 @@ from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, Ima
 
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_ANNOTATION_FOLDERS = ("annotations", "annotation", "xml", "xmls", "labels")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
 _NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 _LOOKED_FOR = ".xml files that begin with <annotation>"
@@ -50,14 +53,10 @@ _LOOKED_FOR = ".xml files that begin with <annotation>"
 
 @dataclass
 class _Files:
-    """The files of a dataset. Images are keyed by folder and stem, and by stem alone.
-
-    Several images may share a stem (a.jpg beside a.png), so each key has a list.
-    """
+    """The files of a dataset."""
 
     xml: list[Path] = field(default_factory=list)
-    images: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    by_stem: dict[str, list[str]] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
     image_sets: list[Path] = field(default_factory=list)
 
 
@@ -90,10 +89,6 @@ def read_voc(
     root = Path(path)
     files = _walk(root)
     findings = Findings() if findings is None else findings
-    if images is not None:
-        elsewhere = _walk(Path(images))
-        files.images = {**files.images, **elsewhere.images}
-        files.by_stem = {**files.by_stem, **elsewhere.by_stem}
     trees = _parse_all(files.xml, findings)
     if not trees:
         raise DatasetNotFoundError(root, "no Pascal VOC annotations", f"expected {_LOOKED_FOR}")
@@ -103,13 +98,16 @@ def read_voc(
     records: list[ImageRecord] = []
     used: list[Path] = []  # the XML file of each record
     rows, difficult = AnnotationRows(), list[str]()
+    search = FileSearch([root, images], findings, by_stem=True)
     for file, tree in trees:
-        record = _read_record(root, file, tree, files, findings)
+        record = _read_record(root, file, tree, search, findings)
         if record is not None:
             difficult += _read_objects(file, tree, len(records), label_of, drop_difficult, rows, findings)
             records.append(record)
             used.append(file)
+    search.tell("image", root)
     _note_difficult(difficult, drop_difficult, findings)
+    _refuse_shared_images(used, records, findings)
     refuse_outside([*map(str, used), *(record.path for record in records)], [root, images], findings)
     image_index = np.array(rows.image_index, dtype=np.int64)
     records = orient(records, image_index, rows.boxes, boxes, root, findings)
@@ -185,12 +183,10 @@ def _walk(root: Path) -> _Files:
                 files.image_sets.append(main if main.is_dir() else Path(folder))
             continue
         for name in names:
-            stem, _, suffix = name.rpartition(".")
-            if suffix.lower() == "xml" and not name.startswith("."):
+            if name.lower().endswith(".xml") and not name.startswith("."):
                 files.xml.append(Path(folder) / name)
             elif is_image_name(name):
-                files.images.setdefault((folder, stem), []).append(f"{folder}/{name}")
-                files.by_stem.setdefault(stem, []).append(f"{folder}/{name}")
+                files.images.append(f"{folder}/{name}")
     return files
 
 
@@ -216,42 +212,41 @@ def _parse_all(files: Sequence[Path], findings: Findings) -> list[tuple[Path, El
     return trees
 
 
-def _find_image(root: Path, file: Path, tree: ElementTree.Element, files: _Files, findings: Findings) -> str | None:
-    written = Path((tree.findtext("filename") or "").strip().replace("\\", "/"))
+def _find_image(
+    root: Path, file: Path, tree: ElementTree.Element, search: FileSearch, findings: Findings
+) -> str | None:
+    """Find the image with the stem of the XML file, or else of <filename>; what is written decides between several."""
+    written, folder, path = (_written(tree, key) for key in ("filename", "folder", "path"))
     folders = [str(file.parent), *_image_folders(root, file.parent)]
-    for stem in dict.fromkeys([file.stem, written.stem]):
-        for folder in folders:
-            if (folder, stem) in files.images:
-                return _choose(file, written.name, files.images[folder, stem], findings)
-        if stem in files.by_stem:
-            return _choose(file, written.name, files.by_stem[stem], findings)
-    stems = " and ".join(dict.fromkeys([f"'{file.stem}'", f"'{written.stem}'"]))
-    findings.error(
-        "missing image",
-        file,
-        f"its image is missing, searched {stems} with any image suffix in {', '.join(folders)}",
-        "put the image into one of these folders, or remove the XML file",
-        raises=DatasetNotFoundError,
-    )
-    return None
+    inner = "/".join(part for part in file.parent.relative_to(root).parts if part.lower() not in _ANNOTATION_FOLDERS)
+    names = list(dict.fromkeys([file.stem, *([stem(written)] if written else [])]))
+    matches = (search.find_in(folders, name) for name in names)
+    ends = (search.find_by_end(f"{inner}/{name}") for name in names)
+    match = next((match for match in (*matches, *ends) if match.paths), Match())
+    for hint in (path, f"{folder}/{written}", f"{file.stem}.{written.rpartition('.')[2]}") if written else ():
+        match = match.narrowed(hint)
+    if len(match.paths) > 1:
+        findings.error(
+            "ambiguous name",
+            file,
+            f"its image may be {first_items(match.paths, 3, ' or ')}, and <filename> is '{written}'",
+            "write the full file name into <filename>, or remove the other images",
+        )
+    elif match.path is None:
+        stems = " and ".join(f"'{name}'" for name in names)
+        searched = f"searched {stems} with any image suffix in {', '.join(folders)}, and in all of {root}"
+        findings.error(
+            "missing image",
+            file,
+            f"its image is missing, {searched}{search.describe_similar(file.stem)}",
+            "put the image into one of these folders, or remove the XML file",
+            raises=DatasetNotFoundError,
+        )
+    return search.count(names[0], match).path
 
 
-def _choose(file: Path, written: str, images: Sequence[str], findings: Findings) -> str | None:
-    """Choose the image that <filename> in the XML file names, of several with the same stem."""
-    if len(images) == 1:
-        return images[0]
-    ending = Path(written).suffix.lower()
-    named = [image for image in images if Path(image).name == written]
-    named = named or [image for image in images if Path(image).suffix.lower() == ending]
-    if len(named) == 1:
-        return named[0]
-    findings.error(
-        "missing image",
-        file,
-        f"its image may be {' or '.join(images)}, and <filename> is '{written}'",
-        "write the full file name into <filename>, or remove the other images",
-    )
-    return None
+def _written(tree: ElementTree.Element, key: str) -> str:
+    return (tree.findtext(key) or "").strip().replace("\\", "/")
 
 
 def _image_folders(root: Path, folder: Path) -> list[str]:
@@ -259,16 +254,27 @@ def _image_folders(root: Path, folder: Path) -> list[str]:
     parts = folder.relative_to(root).parts
     folders = []
     for depth in reversed(range(len(parts))):
-        if parts[depth].lower() in ("annotations", "annotation", "xml", "xmls", "labels"):
+        if parts[depth].lower() in _ANNOTATION_FOLDERS:
             for name in _IMAGE_FOLDERS:
                 folders.append(str(root.joinpath(*parts[:depth], name, *parts[depth + 1 :])))
             folders.append(str(root.joinpath(*parts[:depth], *parts[depth + 1 :])))
     return folders
 
 
+def _refuse_shared_images(used: Sequence[Path], records: Sequence[ImageRecord], findings: Findings) -> None:
+    """Report images that several XML files have: the picture of one of them is probably another."""
+    file_of: dict[str, Path] = {}
+    for file, record in zip(used, records, strict=True):
+        other = file_of.setdefault(record.path, file)
+        if other != file:
+            message = f"its image, {record.path}, is also that of {other}"
+            remedy = "remove one of the two, or give its image another name"
+            findings.error("one file for several images", file, message, remedy, image=record.path)
+
+
 def _note_unused_images(files: _Files, records: Sequence[ImageRecord], findings: Findings) -> None:
     used = {record.path for record in records}
-    unused = [path for paths in files.images.values() for path in paths if path not in used]
+    unused = [path for path in files.images if path not in used]
     if unused:
         have = "image has no XML file and is" if len(unused) == 1 else "images have no XML file and are"
         findings.warn(
@@ -288,9 +294,9 @@ def _class_names(tree: ElementTree.Element) -> list[str]:
 
 
 def _read_record(
-    root: Path, file: Path, tree: ElementTree.Element, files: _Files, findings: Findings
+    root: Path, file: Path, tree: ElementTree.Element, search: FileSearch, findings: Findings
 ) -> ImageRecord | None:
-    path = _find_image(root, file, tree, files, findings)
+    path = _find_image(root, file, tree, search, findings)
     if path is None:
         return None
     size = []

@@ -12,7 +12,6 @@ an image are reported too. Writes the first layout.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations
 from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, BOXES_OPTION, IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.file_search import FileSearch, FolderListings
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf_boxes import to_corners
 from modeling_detr.data.formats.yolo_description import (
@@ -34,10 +34,10 @@ from modeling_detr.data.formats.yolo_lines import LINES_OPTION, Lines, check_con
 from modeling_detr.data.formats.yolo_writing import write_yolo
 from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_numbers import number_images
-from modeling_detr.data.image_paths import MAX_PARTS, FolderListings, is_image_name, refuse_outside, walk_folders
+from modeling_detr.data.image_paths import is_image_name, refuse_outside, walk_folders
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileContentError, FileReadError
-from modeling_detr.input_files import MAX_LIST_BYTES, is_file, read_text
+from modeling_detr.input_files import MAX_LIST_BYTES, read_text
 from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord, Task
 
 
@@ -161,7 +161,7 @@ def _list_images(
         members = []
         for place in places:
             is_list = place.is_file()
-            paths = _from_list(place, description.root, findings) if is_list else _from_folder(place, listings)
+            paths = _from_list(place, description, listings, findings) if is_list else _from_folder(place, listings)
             if not paths:
                 message = f"split '{split}' has no images in {place}"
                 findings.warn(
@@ -183,40 +183,40 @@ def _from_folder(folder: Path, listings: FolderListings) -> list[str]:
     return [path for place, _ in walk_folders(os.path.normpath(folder)) for path in listings.images(place)]
 
 
-def _from_list(file: Path, root: Path, findings: Findings) -> list[str]:
+def _from_list(file: Path, description: Description, listings: FolderListings, findings: Findings) -> list[str]:
+    """Find the images that a list names, relative to the list or to the dataset."""
     paths: list[str] = []
     try:
-        lines = read_text(file, MAX_LIST_BYTES, "surrogateescape").split("\n")  # as in the names of files
+        lines = (
+            read_text(file, MAX_LIST_BYTES, "surrogateescape").replace("\r", "\n").split("\n")
+        )  # as in the names of files
     except (FileReadError, FileContentError) as error:
         findings.add("unreadable file", error, cause=error)
         return paths
+    root, places = description.root, [str(file.parent), str(description.root)]
+    search = FileSearch([root, description.images], findings, listings)
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if not name:
             continue
-        spellings = dict.fromkeys([line.rstrip("\r"), name, name.replace("\\", "/")])
-        candidates = (place for spelling in spellings for place in _places(spelling, file, root))
-        path = next((candidate for candidate in candidates if is_file(candidate)), None)
-        if path is None or not is_image_name(path.name):
-            problem = f"which is not in {root}" if path is None else "which is not an image"
+        matches = (search.find(spelling, places) for spelling in dict.fromkeys([line, name]))
+        match = next((match for match in matches if match.paths), None)
+        where = f"{file}, line {number}"
+        if match is None or not is_image_name(match.paths[0].rpartition("/")[2]):
+            problem = "which is not an image" if match else f"which is not in {root}{search.describe_similar(name)}"
             findings.error(
                 "missing image",
-                f"{file}, line {number}",
+                where,
                 f"names '{name}', {problem}",
                 "correct the path or remove the line",
                 raises=DatasetNotFoundError,
             )
-            continue
-        paths.append(os.path.normpath(path))
+        elif match.path is None:
+            search.report_ambiguous(match, where, name)
+        else:
+            paths.append(match.path)
+    search.tell("image", file)
     return paths
-
-
-def _places(name: str, file: Path, root: Path) -> Iterator[Path]:
-    """Where the image that a list names may be: a path of another machine is also looked for by its last parts."""
-    yield from [Path(name)] if Path(name).is_absolute() else [file.parent / name, root / name]
-    parts = [part for part in Path(name).parts if part not in ("/", ".", "..")][-MAX_PARTS:]
-    for start in range(len(parts)):
-        yield from (folder.joinpath(*parts[start:]) for folder in (root, file.parent))
 
 
 FORMAT = DatasetFormat(

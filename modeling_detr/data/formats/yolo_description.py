@@ -1,14 +1,15 @@
 """The description of a YOLO dataset: its data.yaml, or its list of class names."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modeling_detr.data.file_search import MAX_PARTS, FolderListings
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats.written_values import to_integer, to_text
-from modeling_detr.data.image_paths import MAX_PARTS, is_split_name, refuse_outside
+from modeling_detr.data.image_paths import is_split_name, refuse_outside
 from modeling_detr.data.labels import MAX_CLASSES
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, FileContentError
 from modeling_detr.input_files import is_file, is_folder, read_text, read_yaml
@@ -31,6 +32,7 @@ class Description:
         names: Class id in the label files → name.
         splits: Split → its folders or image lists.
         has_keypoints: Whether label lines continue with keypoints after the box.
+        images: The folder that the user allows; see `yolo.read_yolo`.
     """
 
     source: Path
@@ -39,6 +41,7 @@ class Description:
     names: dict[int, str]
     splits: dict[str, list[Path]]
     has_keypoints: bool = False
+    images: str | Path | None = None
 
 
 def find_yolo_file(path: Path) -> Path | None:
@@ -87,24 +90,49 @@ def describe(file: Path, path: Path, images: str | Path | None, findings: Findin
         lines = read_text(file).splitlines()
         names = {class_id: line.strip() for class_id, line in enumerate(lines) if line.strip()}
         _check_count(file, len(names))
-        return Description(file, path, path, names, _splits_by_folder(path))
+        return Description(file, path, path, names, _splits_by_folder(path), images=images)
 
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise DatasetError(file, f"got a {type(content).__name__}, expected a mapping with 'names' and 'train'")
     root = _root(file, content.get("path"), images, findings)
-    splits = {}
+    splits = _named_splits(file, content, root, images, findings) or _splits_by_folder(root)
+    names = _names(file, content, findings)
+    return Description(file, file.parent, root, names, splits, "kpt_shape" in content, images)
+
+
+def _named_splits(
+    file: Path, content: Mapping[str, Any], root: Path, images: str | Path | None, findings: Findings
+) -> dict[str, list[Path]]:
+    """Locate the splits that the YAML file names; those that are not in the dataset are left out, unless all are."""
+    splits: dict[str, list[Path]] = {}
+    absent: list[tuple[str, str]] = []
     for key in SPLIT_KEYS:
         values = content.get(key)
-        if values:
-            places = [
-                _split_place(file, key, value, root, images, findings)
-                for value in (values if isinstance(values, list) else [values])
-            ]
-            splits[key] = [place for place in places if place is not None]
-    if not splits:
-        splits = _splits_by_folder(root)
-    return Description(file, file.parent, root, _names(file, content, findings), splits, "kpt_shape" in content)
+        for value in (values if isinstance(values, list) else [values]) if values else []:
+            if not isinstance(value, str):
+                message = f"{key} is {value!r}, expected the path of a folder of images or of a list of them"
+                findings.error("missing file", file, message, f"correct '{key}'")
+                continue
+            place = _split_place(value, root)
+            if place is None:
+                absent.append((key, value))
+            elif _is_within(place, root) or refuse_outside(
+                [str(place) if is_file(place) else f"{place}/"], [file.parent, images], findings
+            ):
+                splits.setdefault(key, []).append(place)
+    messages = [f"{key} is '{value}', but {root.resolve()} has no such folder or list" for key, value in absent]
+    if absent and not splits:
+        remedy = f"set 'path' to the dataset's folder, and '{absent[0][0]}' to a folder of images or a list of them"
+        findings.error("missing file", file, messages[0], remedy, raises=DatasetNotFoundError)
+    elif absent:
+        findings.warn(
+            "split not there",
+            f"{file}: {'; '.join(messages)}. The dataset is read without it.",
+            "the dataset is read without it",
+            [(file, message) for message in messages],
+        )
+    return splits
 
 
 def _names(file: Path, content: Mapping[str, Any], findings: Findings) -> dict[int, str]:
@@ -152,36 +180,37 @@ def _root(file: Path, path: Any, images: str | Path | None, findings: Findings) 
     return file.parent
 
 
-def _split_place(
-    file: Path, key: str, value: object, root: Path, images: str | Path | None, findings: Findings
-) -> Path | None:
+def _split_place(value: str, root: Path) -> Path | None:
     """Locate a split of the YAML file: as written if that is in the root, else its last parts in the root, else as
     written."""
-    if not isinstance(value, str):
-        message = f"{key} is {value!r}, expected the path of a folder of images or of a list of them"
-        findings.error("missing file", file, message, f"correct '{key}'")
-        return None
     written = Path(value.replace("\\", "/"))
     straight = root / written
     exists = is_file(straight) or is_folder(straight)
-    if exists and straight.resolve().is_relative_to(root.resolve()):
+    if exists and _is_within(straight, root):
         return straight
     parts = [part for part in written.parts if part not in ("..", ".", written.anchor)]
+    listings = FolderListings()
     for start in range(max(0, len(parts) - MAX_PARTS), len(parts)):
-        candidate = root.joinpath(*parts[start:])
-        if is_file(candidate) or is_folder(candidate):
-            return candidate
-    if exists:  # outside: a list is not opened and a folder, which may be the whole disk, not searched
-        written_path = str(straight) if is_file(straight) else f"{straight}/"
-        return straight if refuse_outside([written_path], [file.parent, images], findings) else None
-    findings.error(
-        "missing file",
-        file,
-        f"{key} is '{value}', but {root.resolve()} has no such folder or list",
-        f"set 'path' to the dataset's folder, and '{key}' to a folder of images or a list of them",
-        raises=DatasetNotFoundError,
-    )
-    return None
+        if any(map(is_split_name, parts[:start])) and not any(map(is_split_name, parts[start:])):
+            break  # `images` alone is not `valid/images`
+        candidate = _follow(str(root), parts[start:], listings)
+        if candidate is not None and (is_file(candidate) or is_folder(candidate)):
+            return Path(candidate)
+    return straight if exists else None  # outside: a list is not opened and a folder not searched unless allowed
+
+
+def _follow(folder: str, parts: Sequence[str], listings: FolderListings) -> str | None:
+    """Find a path below a folder, whose parts may be spelled in another way."""
+    place: str | None = folder
+    for part in parts:
+        place = listings.find(place, part).path if place is not None else None
+    return place
+
+
+def _is_within(place: Path, root: Path) -> bool:
+    """Whether a place is in the dataset, which folders that are links belong to."""
+    is_plain = ".." not in place.parts and place.is_relative_to(root) and not (place.is_symlink() and is_file(place))
+    return is_plain or place.resolve().is_relative_to(root.resolve())
 
 
 def _splits_by_folder(root: Path) -> dict[str, list[Path]]:

@@ -58,6 +58,9 @@ def test_an_image_is_found_by_the_name_of_its_xml_then_by_its_filename_tag(voc_f
     assert Path(open_dataset(voc_folder).images[0].path).name == "a.jpg"
     shutil.move(voc_folder / "Annotations" / "a.xml", voc_folder / "Annotations" / "x.xml")
     shutil.rmtree(voc_folder / "ImageSets")
+    with pytest.raises(ValueError, match=r"x.xml: its image, .*c.jpg, is also that of .*c.xml; remove one"):
+        open_dataset(voc_folder)
+    (voc_folder / "Annotations" / "c.xml").unlink()
     assert Path(open_dataset(voc_folder).images[-1].path).name == "c.jpg"
 
 

@@ -1,0 +1,128 @@
+"""Compare the names of files: which are equal but for case, accents or percent-encoding, and what differs."""
+
+import difflib
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+from urllib.parse import unquote
+
+from modeling_detr.data.image_paths import is_image_name
+
+
+_OLD_ENCODINGS = ("cp437", "latin-1")  # of ZIP files from Windows and of old Unix systems
+_MAX_CHANGES = 3  # that are listed between two names
+_ALIKE = 0.6  # ratio of difflib from which two names are compared character by character
+_Entry = TypeVar("_Entry")
+
+
+def stem(name: str) -> str:
+    """A file name without its suffix."""
+    return name.rpartition(".")[0] or name
+
+
+def folded(name: str) -> str:
+    """A form of a name that does not depend on case, Unicode normal form and percent-encoding."""
+    return name.lower() if name.isascii() and "%" not in name else composed(decoded(name)).lower()
+
+
+def decoded(name: str) -> str:
+    """A name without percent-encoding: `a%20b.png` is `a b.png`."""
+    return unquote(name, errors="surrogateescape") if "%" in name else name
+
+
+def composed(name: str) -> str:
+    """A name with its accents composed; macOS and some archives store them apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+_FOLDINGS: tuple[Callable[[str], str], ...] = (
+    lambda name: name,
+    str.lower,
+    composed,
+    lambda name: composed(name).lower(),
+    decoded,
+    lambda name: composed(decoded(name)),
+)
+
+
+def distance(one: str, other: str) -> int:
+    """How much two names differ: 0 if they are equal, more if only case, accents, … are ignored."""
+    distances = (number for number, folding in enumerate(_FOLDINGS) if folding(one) == folding(other))
+    return next(distances, len(_FOLDINGS))
+
+
+def nearest(entries: Sequence[_Entry], distance_to: Callable[[_Entry], int]) -> tuple[list[_Entry], int]:
+    """Return the entries with the smallest distance, and that distance."""
+    distances = [distance_to(entry) for entry in entries]
+    least = min(distances)
+    return [entry for entry, value in zip(entries, distances, strict=True) if value == least], least
+
+
+def by_folded_name(names: Iterable[str], by_stem: bool = False) -> dict[str, list[str]]:
+    """Group names that `folded` makes equal; with `by_stem` only those of images, without their suffixes."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if by_stem and not is_image_name(name):
+            continue
+        key = stem(name) if by_stem else name
+        for reading in (key,) if key.isascii() else _readings(key):
+            groups.setdefault(folded(reading), []).append(name)
+    return groups
+
+
+def _readings(name: str) -> Iterator[str]:
+    """A name on disk; if it is not UTF-8, also as text in the encodings of old archives."""
+    if not _is_text(name):
+        for encoding in _OLD_ENCODINGS:
+            yield os.fsencode(name).decode(encoding)
+    yield name
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def describe_difference(name: str, path: str) -> str:
+    """Say what differs between a name as written, which may contain folders, and the path of a file.
+
+    Only as many of the last parts of `path` as `name` has are compared; a suffix only if both have one.
+    """
+    written = name.split("/") if path.endswith(name) else name.replace("\\", "/").split("/")
+    written = [part for part in written if part not in ("", ".")]
+    parts = path.split("/")[-len(written) :]
+    one, other = written[-1], parts[-1]
+    kinds: list[str] = []
+    if folded(one) != folded(other) and folded(one) in (folded(stem(other)), *map(folded, _readings(stem(other)))):
+        other = stem(other)  # `name` has no suffix
+    if folded(one) == folded(other) or not _is_text(other):
+        kinds += _spelling_differences(one, other)
+    elif folded(stem(one)) == folded(stem(other)):
+        kinds += ["extension", *_spelling_differences(stem(one), stem(other))]
+    else:
+        kinds.append(_changes(stem(one), stem(other)))
+    folders, others = "/".join(written[:-1]), "/".join(parts[:-1])
+    kinds += _spelling_differences(folders, others) if folded(folders) == folded(others) else ["folder"]
+    return " and ".join(dict.fromkeys(kinds)) or ("separators" if "\\" in name else "folder")
+
+
+def _spelling_differences(one: str, other: str) -> Iterator[str]:
+    if not (_is_text(one) and _is_text(other)):
+        yield "encoding"
+        return
+    if (decoded(one) == decoded(other)) != (one == other) or (decoded(one), decoded(other)) != (one, other):
+        yield "percent signs"
+    one, other = decoded(one), decoded(other)
+    if one.lower() != other.lower():
+        yield "accents"
+    if composed(one) != composed(other):
+        yield "case"
+
+
+def _changes(one: str, other: str) -> str:
+    """List the characters that differ, if there are few."""
+    matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
+    changes = [(one[a:b], other[c:d]) for kind, a, b, c, d in matcher.get_opcodes() if kind != "equal"]
+    if len(changes) > _MAX_CHANGES or matcher.ratio() < _ALIKE:
+        return "the whole name"
+    return ", ".join(f"'{old}' instead of '{new}'" for old, new in changes)
