@@ -92,7 +92,7 @@ def _objects(annotations: Sequence[Any]) -> list[tuple[int, list[Mapping[str, An
             groups.setdefault(key, []).append((number, entry))
     objects = []
     for members in groups.values():
-        with_area = [(number, entry) for number, entry in members if entry.get("type") in _SHAPES]
+        with_area = [(number, entry) for number, entry in members if str(entry.get("type")) in _SHAPES]
         boxes = [entry for _, entry in members if entry.get("type") == "bbox"]
         if len(boxes) > 1 or not with_area:
             objects += [(number, [entry]) for number, entry in members]
