@@ -12,6 +12,7 @@ an image are reported too. Writes the first layout.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from modeling_detr.data.image_paths import is_image_name, refuse_outside, walk_f
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileContentError, FileReadError
 from modeling_detr.input_files import MAX_LIST_BYTES, read_text
-from modeling_detr.structures_detr import Category, DetectionIndex, ImageRecord, Task
+from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord, Task
 
 
 _LOOKED_FOR = f"a .yaml file with 'names', or one of {', '.join(NAME_FILES)}"
@@ -81,7 +82,7 @@ def read_yolo(
     label_of = {category.id: label for label, category in enumerate(categories)}
     records: list[ImageRecord] = []
     rows, long_lines, readable = AnnotationRows(), Lines(), np.zeros(len(image_paths), np.bool_)
-    kind, _, is_relative = (box_format or "cxcywh_normalized").partition("_")
+    is_relative = box_format is None or box_format.endswith("_normalized")
     for index, (image, label_file) in enumerate(zip(image_paths, label_files, strict=True)):
         try:
             height, width = header_sizes(image)[boxes == "stored"]
@@ -98,34 +99,9 @@ def read_yolo(
         new_index = np.cumsum(readable) - 1
         splits = {name: new_index[members[readable[members]]] for name, members in splits.items()}
 
-    sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
-    image_index = np.array(rows.image_index, dtype=np.int64)
-
-    def describe_row(row: int) -> str:
-        return f"{label_files[rows.image_index[row]]}, line {rows.place[row]}"
-
-    written = rows.boxes
-    if box_format is None:
-        written, kind = check_convention(description.source, written, sizes[image_index], kind, findings)
-    corners = to_corners(written, np.ones((len(written), 2), np.int64), kind)
-    reading = long_lines.decide(corners, description.has_keypoints, lines)
-    report_reading(description.source, reading, findings)
-    invalid = long_lines.enclose(corners, reading)
-    for row, count in invalid.items():
-        report_line(describe_row(row), count, findings)
-    kept = np.delete(np.arange(len(corners)), [*invalid])
-    with np.errstate(over="ignore"):  # infinite numbers are reported with the boxes
-        boxes_xyxy = corners[kept] * sizes[image_index[kept]][:, [1, 0, 1, 0]]
-    table = clean_annotations(
-        image_index=image_index[kept],
-        label=np.array(rows.label, dtype=np.int64)[kept],
-        boxes_xyxy=boxes_xyxy,
-        image_sizes=sizes,
-        describe=lambda row: describe_row(int(kept[row])),
-        findings=findings,
-    )
+    table = _to_table(description, rows, long_lines, lines, box_format, records, label_files, findings)
     if boxes == "stored":
-        records = orient(records, image_index[:0], boxes_xyxy[:0], boxes, description.source, findings)
+        records = orient(records, table.image_index, table.boxes_xyxy, boxes, description.source, findings)
     return DetectionIndex(
         name=description.root.resolve().name,
         images=number_images(records, splits.values()),
@@ -147,6 +123,45 @@ def _read(
     boxes: str | None = None,
 ) -> DetectionIndex:
     return read_yolo(path, findings, images, lines, box_format, boxes)
+
+
+def _to_table(
+    description: Description,
+    rows: AnnotationRows,
+    long_lines: Lines,
+    lines: str | None,
+    box_format: str | None,
+    records: Sequence[ImageRecord],
+    label_files: Sequence[str | None],
+    findings: Findings,
+) -> AnnotationTable:
+    """Decide what all lines are, and build the objects from them; `label_files` has the file of each record."""
+    sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
+    image_index = np.array(rows.image_index, dtype=np.int64)
+
+    def describe_row(row: int) -> str:
+        return f"{label_files[rows.image_index[row]]}, line {rows.place[row]}"
+
+    written, kind = rows.boxes, (box_format or "cxcywh").partition("_")[0]
+    if box_format is None:
+        written, kind = check_convention(description.source, written, sizes[image_index], kind, findings)
+    corners = to_corners(written, np.ones((len(written), 2), np.int64), kind)
+    reading = long_lines.decide(corners, description.has_keypoints, lines)
+    report_reading(description.source, reading, findings)
+    invalid = long_lines.enclose(corners, reading)
+    for row, count in invalid.items():
+        report_line(describe_row(row), count, findings)
+    kept = np.delete(np.arange(len(corners)), [*invalid])
+    with np.errstate(over="ignore"):  # infinite numbers are reported with the boxes
+        boxes_xyxy = corners[kept] * sizes[image_index[kept]][:, [1, 0, 1, 0]]
+    return clean_annotations(
+        image_index=image_index[kept],
+        label=np.array(rows.label, dtype=np.int64)[kept],
+        boxes_xyxy=boxes_xyxy,
+        image_sizes=sizes,
+        describe=lambda row: describe_row(int(kept[row])),
+        findings=findings,
+    )
 
 
 # Images
