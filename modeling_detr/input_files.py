@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import stat
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -239,8 +239,9 @@ def iterate_xml(path: str | Path) -> Iterator[ElementTree.Element]:
 class _Loader(yaml.SafeLoader):
     """Safe YAML within limits, with unique keys and the numbers and booleans of YAML 1.2."""
 
-    def __init__(self, stream: str) -> None:
+    def __init__(self, stream: str, text_keys: Collection[str] = ()) -> None:
         super().__init__(stream)
+        self._text_keys = text_keys
         self._values = 0
         self._sizes: dict[int, int] = {}  # of composed nodes, by identity
 
@@ -262,6 +263,17 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, message, node.start_mark)
         self._sizes[id(node)] = size
         return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the document; the values below `text_keys` are text, whatever they look like."""
+        document = super().get_single_node()
+        for key, value in document.value if isinstance(document, yaml.MappingNode) else []:
+            if isinstance(key, yaml.ScalarNode) and key.value in self._text_keys and value.id != "scalar":
+                entries = value.value if isinstance(value, yaml.SequenceNode) else [entry for _, entry in value.value]
+                for entry in entries:
+                    if isinstance(entry, yaml.ScalarNode) and entry.value:
+                        entry.tag = "tag:yaml.org,2002:str"
+        return document
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
         """Scan a bracket or brace; PyYAML looks ahead, so deep nesting would take seconds before it is composed."""
@@ -299,12 +311,12 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-def read_yaml(path: str | Path) -> Any:
+def read_yaml(path: str | Path, text_keys: Collection[str] = ()) -> Any:
     """Read a YAML file; see `read_text` and `parse_yaml`."""
-    return parse_yaml(path, read_text(path, MAX_YAML_BYTES))
+    return parse_yaml(path, read_text(path, MAX_YAML_BYTES), text_keys)
 
 
-def parse_yaml(where: str | Path, text: str) -> Any:
+def parse_yaml(where: str | Path, text: str, text_keys: Collection[str] = ()) -> Any:
     """Parse YAML: plain values, lists and mappings with unique keys.
 
     `no`, `on` and `1:30` are text and `1e-4` is a number, as in YAML 1.2.
@@ -312,13 +324,14 @@ def parse_yaml(where: str | Path, text: str) -> Any:
     Args:
         where: The file, for messages.
         text: Its text.
+        text_keys: Keys of the document whose lists and mappings contain only text, whatever it looks like.
 
     Raises:
         FileContentError: It is not valid YAML, is nested too deeply, or expands to too many values; the message names
             the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _Loader(text, text_keys).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark is not None else where

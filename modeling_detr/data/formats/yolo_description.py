@@ -92,7 +92,7 @@ def describe(file: Path, path: Path, images: str | Path | None, findings: Findin
         _check_count(file, len(names))
         return Description(file, path, path, names, _splits_by_folder(path), images=images)
 
-    content = read_yaml(file)
+    content = read_yaml(file, text_keys=["names"])
     if not isinstance(content, dict):
         raise DatasetError(file, f"got a {type(content).__name__}, expected a mapping with 'names' and 'train'")
     root = _root(file, content.get("path"), images, findings)

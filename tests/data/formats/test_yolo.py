@@ -102,6 +102,16 @@ def test_sizes_respect_the_exif_orientation(yolo_folder):
 
 
 @pytest.mark.parametrize(
+    "written", ["names: [yes, NO, 1e3, 010, 2024-01-01, 12:30, ~, .5]", "names: {0: yes, 1: NO, 2: 1e3, 3: 010}"]
+)
+def test_class_names_are_text_whatever_they_look_like(yolo_folder, written):
+    (yolo_folder / "data.yaml").write_text(f"train: images/train\nval: images/val\n{written}\n")
+    names = [category.name for category in open_dataset(yolo_folder).categories]
+    assert names == ["yes", "NO", "1e3", "010", "2024-01-01", "12:30", "~", ".5"][: len(names)]
+    assert len(names) >= 4
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("7 0.5 0.5 0.1 0.1", r"a.txt, line 2: got class id 7, expected one of those in .*data.yaml: 0, 1"),
