@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modeling_detr.atomic_output import make_folder
-from modeling_detr.conversion.state_dicts import find_weights
+from modeling_detr.conversion.state_dicts import NotRead, find_weights
 from modeling_detr.errors_detr import ModelDownloadError, ModelError, ModelNotFoundError
 
 
@@ -40,16 +40,6 @@ RELEASED = {
 }
 RELEASES_URL = "https://dl.fbaipublicfiles.com/detr"
 _SECONDS_TO_CONNECT = 10
-
-
-class _Ignored:
-    """Takes the place of an object that is not needed, such as a NumPy scalar, without its content."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
 
 
 class _AsDict:
@@ -72,8 +62,9 @@ _IGNORED = (
         "pathlib._local.PureWindowsPath",
         "pathlib._local.WindowsPath",
     ),
-    *(f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool", "set")),
-    *("datetime.datetime", "datetime.timedelta", "typing.Any"),
+    *(f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool", "set", "frozenset", "complex")),
+    *(f"datetime.{kind}" for kind in ("datetime", "date", "time", "timedelta", "timezone")),
+    "typing.Any",
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
     *("omegaconf.base.Metadata", "omegaconf.base.ContainerMetadata"),
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean")),
@@ -90,9 +81,15 @@ _ALLOWED: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
     argparse.Namespace,  # the original's options
     pathlib.PosixPath,
     pathlib.PurePosixPath,
-    *((_Ignored, name) for name in _IGNORED),
+    *((NotRead, name) for name in _IGNORED),
     *((_AsDict, name) for name in _DICTS),
 ]
+# How the names of what an allowed object calls begin, in every pickle protocol
+_HARMLESS = (
+    *("torch.", "collections.", "argparse.Namespace", "pathlib.", "copy_reg.", "copyreg.", "__builtin__.object"),
+    *("builtins.object", *_IGNORED, *_DICTS),
+)
+_PICKLES_OF_OLD_FORMAT = 4  # a magic number, a version, the byte order, and the content
 # What `torch.load` raises for a truncated file or one that is not a checkpoint
 _LOADING_ERRORS = (
     RuntimeError,
@@ -213,13 +210,20 @@ def read_checkpoint(path: Path, averaged: bool = False) -> Checkpoint:
     _refuse_other_files(path)
     content = _read_safetensors(path) if _is_safetensors(path) else _read_pytorch(path)
     found = find_weights(path, content, averaged)
+    for name, tensor in found.weights.items():
+        if tensor.is_meta:
+            raise ModelError(path, f"'{name}' is on the meta device, so the file does not have its values")
     return Checkpoint(path, found.weights, _options(content), _sha256(path), found.notes)
 
 
 def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
-        beginning = file.read(10)
-    return path.suffix == ".safetensors" or (beginning[8:] == b'{"' and beginning[:8].endswith(b"\0\0"))
+        return path.suffix == ".safetensors" or _has_safetensors_header(file.read(10))
+
+
+def _has_safetensors_header(beginning: bytes) -> bool:
+    """Whether a file begins with the length of a header in JSON, which may look like text, and with the header."""
+    return beginning[8:10] == b'{"' and beginning[:8].endswith(b"\0\0")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -232,11 +236,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pytorch(path: Path) -> object:
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip and _is_compressed(path):
+        raise ModelError(
+            path, "a compressed zip file, which torch.save does not write", "pack it without compression (zip -0)"
+        )
     try:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about formats that are rejected below
             # PyTorch's old file format, which the releases use, cannot be memory-mapped
-            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
             return content
     except pickle.UnpicklingError as error:
         raise _refusal(path, str(error)) from error
@@ -247,6 +256,15 @@ def _read_pytorch(path: Path) -> object:
             raise _not_a_checkpoint(path) from error
         reason = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
         raise ModelError(path, f"incomplete checkpoint ({reason})", "download or copy the file again") from error
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a zip file has compressed parts. `torch.save` writes none, and they may unpack to terabytes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):  # PyTorch says why it cannot read the file
+        return False
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -265,6 +283,8 @@ def _refuse_other_files(path: Path) -> None:
     }
     if not beginning:
         raise ModelError(path, "empty file", "download it again")
+    if _has_safetensors_header(beginning):
+        return
     for first, (kind, remedy) in kinds.items():
         if start.startswith(first):
             raise ModelError(path, kind, remedy)
@@ -273,7 +293,15 @@ def _refuse_other_files(path: Path) -> None:
 def _refusal(path: Path, reason: str) -> ModelError:
     """The error for a file that PyTorch's safe loader rejected, given the loader's reason."""
     blocked = re.search(r"(?:GLOBAL|unrecognized function|unsupported class|Unsupported class)\s+(\S+)", reason)
-    name = blocked[1] if blocked else _first_foreign_call(path) if "Unsupported operand" in reason else None
+    called = _called_names(path) if blocked is None and "Unsupported operand" in reason else []
+    name = blocked[1] if blocked else next((name for name in called if not name.startswith(_HARMLESS)), None)
+    if name is None and any(name.startswith("torch.") for name in called):
+        return ModelError(
+            path,
+            "saved with a pickle protocol that can only be read by running code (nothing was run)",
+            "load it with the code that wrote it and save it with the default protocol: "
+            "torch.save({'model': checkpoint['model']}, …)",
+        )
     if name is None:
         return _not_a_checkpoint(path)
     return ModelError(
@@ -296,11 +324,12 @@ def _not_a_checkpoint(path: Path) -> ModelError:
     )
 
 
-def _first_foreign_call(path: Path) -> str | None:
-    """The name of the first function outside PyTorch that a pickle would call, or None.
+def _called_names(path: Path) -> list[str]:
+    """The names of the functions and classes that a pickle would call.
 
     For pickle protocols that PyTorch's safe loader does not support. The pickle is disassembled, not loaded.
     """
+    names: list[str] = []
     with contextlib.ExitStack() as stack:
         stream: IO[bytes] = stack.enter_context(path.open("rb"))
         if zipfile.is_zipfile(path):
@@ -310,14 +339,13 @@ def _first_foreign_call(path: Path) -> str | None:
             )
         texts: list[str] = []
         with contextlib.suppress(ValueError):  # raised at a truncated end, or if it is not a pickle
-            for operation, argument, _ in pickletools.genops(stream):
-                if operation.name in ("GLOBAL", "STACK_GLOBAL"):
-                    name = ".".join(texts[-2:]) if argument is None else str(argument).replace(" ", ".")
-                    if not name.startswith(("torch.", "collections.OrderedDict", "argparse.Namespace")):
-                        return name
-                elif isinstance(argument, str):
-                    texts.append(argument)
-    return None
+            for _ in range(_PICKLES_OF_OLD_FORMAT):
+                for operation, argument, _ in pickletools.genops(stream):
+                    if operation.name in ("GLOBAL", "STACK_GLOBAL"):
+                        names.append(".".join(texts[-2:]) if argument is None else str(argument).replace(" ", "."))
+                    elif isinstance(argument, str):
+                        texts.append(argument)
+    return names
 
 
 def _options(content: object) -> dict[str, object]:
@@ -326,7 +354,7 @@ def _options(content: object) -> dict[str, object]:
         return {}
     saved = content.get("args", content.get("hyper_parameters"))
     options = vars(saved) if isinstance(saved, argparse.Namespace) else saved if isinstance(saved, Mapping) else {}
-    return {str(name): value for name, value in options.items() if not isinstance(value, _Ignored)}
+    return {name: value for name, value in options.items() if isinstance(name, str) and not isinstance(value, NotRead)}
 
 
 def _sha256(path: Path) -> str:

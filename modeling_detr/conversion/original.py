@@ -79,7 +79,11 @@ def convert_original(
         }
         architecture = read_architecture(checkpoint, {"dilation": dilation, **heads})
         num_labels, created = _num_labels(checkpoint.path, architecture, num_labels, names)
-        config = DetrConfig(**architecture.config, **_label_keys(num_labels, names, architecture.has_masks))
+        label_keys = _label_keys(num_labels, names, architecture.has_masks)
+        try:
+            config = DetrConfig(**architecture.config, **label_keys)
+        except ValueError as error:
+            raise ModelError(checkpoint.path, f"its architecture is not that of a DETR: {error}") from error
         model_class = DetrForSegmentation if architecture.has_masks else DetrForObjectDetection
         with torch.device("meta"):
             model = model_class(config)
@@ -204,7 +208,7 @@ def _summary(config: DetrConfig) -> str:
 
 
 def _model_card(checkpoint: Checkpoint, model_class: str, notes: Sequence[str]) -> str:
-    lines = "\n".join(f"- {sentence}" for sentence in notes)
+    lines = "\n".join(f"- {markdown_text(sentence)}" for sentence in notes)
     return (
         "---\nlibrary_name: transformers\ntags: [object-detection, detr]\n---\n\n"
         f"# {markdown_text(checkpoint.path.stem)}\n\n"

@@ -131,6 +131,8 @@ def read_architecture(
     config.update({key: value for key, value in (overrides or {}).items() if value is not None})
     assumed = _add_dilation(config, checkpoint) + _add_attention_heads(config, checkpoint)
     num_labels = weights.matrix_shape("class_embed.weight")[0] - 1 if weights.has("class_embed.") else None
+    if num_labels is not None and num_labels < 1:
+        raise ModelError(checkpoint.path, "'class_embed.weight' has one row, for no object, and none for a class")
     return Architecture(config, num_labels, weights.has_masks, assumed)
 
 
@@ -214,9 +216,12 @@ def check_parameters(checkpoint: Checkpoint, model: nn.Module, without_head: boo
                 path,
                 f"'{name}' has shape {tuple(tensor.shape)}, which does not match the other weights (expected {shape})",
             )
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        # floats of 8 bits are saved with scales, which this model does not have
+        if not tensor.is_floating_point() or tensor.itemsize < 2 or tensor.layout != torch.strided:
             raise ModelError(
-                path, f"'{name}' is {tensor.dtype} in {tensor.layout}, expected a dense floating-point tensor"
+                path,
+                f"'{name}' is {tensor.dtype} in {tensor.layout}, expected a dense floating-point tensor of at least "
+                "16 bits",
             )
 
 

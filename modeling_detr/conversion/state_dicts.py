@@ -24,7 +24,18 @@ _WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_chec
 _AVERAGED = re.compile(r"(?<![a-z])(?:ema|swa|averaged?|teacher)(?![a-z])", re.IGNORECASE)
 # Parameters that are used only in training: of the loss, and of the pretraining of UP-DETR and DETReg
 _TRAINING_ONLY = ("criterion.", "patch2query.", "feature_align.", "feature_embed.", "object_embed.")
+_OPTIMIZER = "optim"  # how the keys of its state begin, which may have averages under the names of the parameters
 _MASK_PARTS = ("bbox_attention.", "mask_head.")  # in a panoptic model, beside the detector in `detr.`
+
+
+class NotRead:
+    """Takes the place of an object that is not needed, such as a NumPy scalar, without its content."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 @dataclass
@@ -82,16 +93,23 @@ def find_weights(path: Path, content: object, averaged: bool = False) -> FoundWe
     return FoundWeights(_with_original_names(path, chosen.weights), _notes(chosen, fitting[1:], means))
 
 
-def _state_dicts(content: object, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The dicts with tensors in `content`, each with the keys that lead to it; `model` first, as in the original."""
-    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
+def _state_dicts(
+    content: object, key: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The dicts with tensors in `content`, each with the keys that lead to it; `model` first, as in the original.
+
+    A dict that is there several times, even in itself, is yielded once; the state of an optimizer is left out.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(content, Mapping) or depth > _MAX_DEPTH or id(content) in seen:
         return
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    seen.add(id(content))
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if tensors:
         yield key, tensors
     for inner in sorted(content, key=lambda inner: inner != "model"):
-        if isinstance(content[inner], Mapping):
-            yield from _state_dicts(content[inner], f"{key}.{inner}".lstrip("."), depth + 1)
+        if isinstance(content[inner], Mapping) and not _text(inner).startswith(_OPTIMIZER):
+            yield from _state_dicts(content[inner], f"{key}.{_text(inner)}".lstrip("."), depth + 1, seen)
 
 
 def _detrs(path: Path, key: str, tensors: Mapping[str, Tensor]) -> Iterator[_Candidate]:
@@ -155,15 +173,26 @@ def _notes(chosen: _Candidate, not_chosen: Sequence[_Candidate], means: Sequence
 
 def _nothing_found(path: Path, content: object) -> ModelError:
     if not isinstance(content, Mapping) or not content:
-        return ModelError(path, f"contains a {type(content).__name__}, expected a state dict, or a dict with 'model'")
+        return ModelError(path, f"its content is {_kind(content)}, expected a state dict, or a dict with 'model'")
     dicts = list(_state_dicts(content))
     if not dicts:
         first = next(iter(content))
         return ModelError(
             path,
-            f"not a state dict: '{first}' is of type {type(content[first]).__name__}, expected a tensor; its keys are "
-            f"{', '.join(map(str, list(content)[:8]))}",
+            f"not a state dict: '{_text(first)}' is {_kind(content[first])}, expected a tensor; its keys are "
+            f"{', '.join(map(_text, list(content)[:8]))}",
         )
     names = max((list(tensors) for _, tensors in dicts), key=len)
     shown = ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return ModelError(path, f"not an original DETR checkpoint: no '{_QUERIES[0]}'; its parameters are {shown}")
+
+
+def _text(key: object) -> str:
+    """A key of a dict as text; not that of a tuple, which may be nested too deeply to be printed."""
+    return str(key) if isinstance(key, str | int) else f"({type(key).__name__})"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, NotRead):
+        return "an object of NumPy or another library, which is not read"
+    return f"of type {type(value).__name__}"

@@ -8,9 +8,11 @@ import http.server
 import os
 import pathlib
 import pickle
+import struct
 import sys
 import threading
 import types
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -69,6 +71,42 @@ def test_code_is_refused_in_every_pickle_protocol(tmp_path, protocol):
     assert not witness.exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [0, 1, 4, 5])
+def test_a_harmless_file_in_another_pickle_protocol_is_not_called_dangerous(tmp_path, protocol, zipped):
+    content = {"model": {"weight": torch.zeros(2)}, "args": argparse.Namespace(lr=1.0), "best": np.float32(0.4)}
+    path = tmp_path / "mine.pth"
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"mine\.pth: saved with a pickle protocol .* save it with the default"):
+        read_checkpoint(path)
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):
+    """Mapped into memory, its compressed bytes would be taken for weights."""
+    path, packed = tmp_path / "weights.pth", tmp_path / "packed.pth"
+    torch.save({"model": {"weight": torch.zeros(1000)}}, path)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in archive.namelist():
+            target.writestr(name, archive.read(name))
+    with pytest.raises(ValueError, match=r"packed\.pth: a compressed zip file"):
+        read_checkpoint(packed)
+
+
+def test_weights_that_are_numpy_arrays_are_an_error_that_says_so(tmp_path):
+    torch.save({"query_embed.weight": np.zeros((2, 1))}, tmp_path / "arrays.pth")
+    with pytest.raises(ValueError, match=r"'query_embed\.weight' is an object of NumPy or another library"):
+        read_checkpoint(tmp_path / "arrays.pth")
+
+
+@pytest.mark.parametrize("length", [ord("<"), ord("{"), ord(" ") + 256 * ord("<")])
+def test_the_length_of_a_safetensors_header_is_not_taken_for_text(tmp_path, length):
+    header = b'{"q":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'.ljust(length)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + header + b"\0" * 8)
+    with pytest.raises(ValueError, match="its parameters are 'q'"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_a_safetensors_file_is_read_whatever_its_name(tmp_path, name):
     save_file({"query_embed.weight": torch.ones(2, 1)}, tmp_path / name)
@@ -97,7 +135,8 @@ def test_what_training_scripts_save_beside_the_weights_is_left_out_without_being
         "stats": np.zeros(12),
         "epoch": np.int64(3),
         "by_class": defaultdict(list, {"a": [1]}),
-        "when": datetime.datetime(2026, 1, 1),
+        "when": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+        "kinds": [frozenset([1]), datetime.date(2026, 1, 1)],
     }
     path = tmp_path / "checkpoint.pth"
     torch.save(content, path)
@@ -161,7 +200,7 @@ def test_a_checkpoint_without_weights_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"'epoch' is of type int, expected a tensor; its keys are epoch, loss"):
         read_checkpoint(path)
     torch.save([torch.zeros(1)], path)
-    with pytest.raises(ValueError, match="contains a list, expected a state dict"):
+    with pytest.raises(ValueError, match="its content is of type list, expected a state dict"):
         read_checkpoint(path)
 
 

@@ -243,6 +243,16 @@ def test_class_names_come_from_a_list_or_from_coco(tmp_path):
             lambda w: w.update({"input_proj.bias": w["input_proj.bias"].long()}),
             r"'input_proj.bias' is torch.int64 in torch.strided, expected a dense floating-point tensor",
         ),
+        (
+            lambda w: w.update({"input_proj.bias": w["input_proj.bias"].to(torch.float8_e4m3fn)}),
+            "'input_proj.bias' is torch.float8_e4m3fn in torch.strided, .* of at least 16 bits",
+        ),
+        (
+            lambda w: w.update({"input_proj.bias": w["input_proj.bias"].to("meta")}),
+            "'input_proj.bias' is on the meta device",
+        ),
+        (lambda w: w.update({"query_embed.weight": w["query_embed.weight"][:0]}), "num_queries: got 0"),
+        (lambda w: w.update({"class_embed.weight": w["class_embed.weight"][:1]}), "has one row, for no object"),
         (lambda w: w.pop("class_embed.weight"), "no 'class_embed.weight'"),
         (lambda w: w.pop("class_embed.bias"), "missing parameters: 'class_embed.bias'"),
         (lambda w: w.pop("query_embed.weight"), "not an original DETR checkpoint: no 'query_embed.weight'"),

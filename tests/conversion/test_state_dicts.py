@@ -37,6 +37,9 @@ def prefixed(prefix, weights=PLAIN):
         (prefixed("module.model._orig_mod."), ["read the parameters whose names begin with 'model.'"]),
         (prefixed("detr."), ["read the parameters whose names begin with 'detr.'"]),
         ({"ema": {"module": PLAIN}}, ["read the weights in 'ema.module'"]),
+        ({"net": PLAIN, "state_dict": PLAIN}, ["read the weights in 'net'"]),
+        ({"model": PLAIN, "optimizer": {"exp_avg": AVERAGED, "exp_avg_sq": AVERAGED}}, []),
+        (PLAIN | {"epoch": 3, ("a", 1): torch.zeros(1), "_extra_state": None}, []),
         (
             PLAIN | {"criterion.empty_weight": torch.ones(4), "patch2query.bias": torch.zeros(1)},
             ["left out 'criterion.empty_weight' and 1 more, which DETR does not have"],
@@ -105,19 +108,35 @@ def test_the_names_that_transformers_has_in_memory_are_understood(part):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"best": PLAIN, "last": PLAIN}, r"contains several models: 'best' and 'last'"),
+        ({"best": PLAIN, "last": AVERAGED}, r"contains several models: 'best' and 'last'"),
         (prefixed("module.") | PLAIN, "names differ only in those of wrapper modules"),
         (
             {"state_dict": nn.Linear(2, 2).state_dict()},
             r"no 'query_embed.weight'; its parameters are 'weight', 'bias'",
         ),
-        ([1], "contains a list"),
+        ([1], "its content is of type list"),
         ({"a": {"b": {"c": {"d": {"e": PLAIN}}}}}, "'a' is of type dict"),
     ],
 )
 def test_other_content_is_an_error_that_says_what_is_there(content, message):
     with pytest.raises(ValueError, match=message):
         find_weights(FILE, content)
+
+
+def test_dicts_that_contain_themselves_are_searched_once():
+    content = {"model": PLAIN}
+    content |= {f"key_{number}": content for number in range(1000)}
+    assert find_weights(FILE, content).notes == []
+    with pytest.raises(ValueError, match="'key_0' is of type dict"):
+        find_weights(FILE, (content.pop("model"), content)[1])
+
+
+def test_keys_that_cannot_be_printed_do_not_hide_the_error():
+    key = ()
+    for _ in range(1500):
+        key = (key,)
+    with pytest.raises(ValueError, match=r"'\(tuple\)' is of type NoneType"):
+        find_weights(FILE, {key: None})
 
 
 def test_averaged_weights_that_are_not_there_are_an_error():
