@@ -125,6 +125,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
     # Write the page.
     if page is not None:
+        if arguments.html is None:  # another process may have written this page in the meantime
+            page = new_results_folder("check") / PAGE
         facts = [("data", arguments.path), *provenance(command_line("detr data", arguments.argv))]
         replace_text(page, check_page(report, facts, _as_option, _pictures(report)).to_html())
         print(link_to(page), file=sys.stderr if arguments.json else sys.stdout)

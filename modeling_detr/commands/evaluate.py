@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     saving = [evaluator for evaluator in evaluators if isinstance(evaluator, SavesPredictions)]
     for evaluator in saving:
         evaluator.start_saving(output_dir)
-    report = evaluate(model.to(accelerator.device), loader, processor, index, accelerator, evaluators, progress=True)
+    report = evaluate(
+        model.float().to(accelerator.device), loader, processor, index, accelerator, evaluators, progress=True
+    )
 
     # Print and write the report and the predictions.
     if accelerator.is_main_process:

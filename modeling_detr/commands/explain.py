@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from modeling_detr.atomic_output import replace_text, synced_file
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
@@ -36,8 +37,10 @@ from modeling_detr.explanation import (
     explanation_page,
     map_points,
     measure_faithfulness,
+    num_runs,
 )
 from modeling_detr.image_processing_detr import to_rgb
+from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import check_folder
 from modeling_detr.prediction import OBJECT_THRESHOLD
 from modeling_detr.provenance import command_line, provenance
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (path,) = find_images([arguments.image], arguments.output_dir or RUNS).values()
     check_folder(output_dir, files=[EXPLANATION, ARRAYS, DETECTIONS, PAGE])
     model, processor = load_model(arguments.model)
-    model.to(arguments.device)
+    model.to(arguments.device, torch.float32)  # some are saved with 16 bits
     names = dict(enumerate(model.config.class_names))
     pixels = _read(path)
 
@@ -69,10 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     faithfulness = None
     if arguments.steps:
-        faithfulness = measure_faithfulness(
-            model, processor, pixels, explanation, arguments.steps, arguments.random_maps, arguments.seed
-        )
+        runs = num_runs(explanation, arguments.steps, arguments.random_maps)
+        with tqdm(total=runs, desc="curves", unit=" runs", leave=False, disable=None) as bar:
+            faithfulness = measure_faithfulness(
+                model,
+                processor,
+                pixels,
+                explanation,
+                arguments.steps,
+                arguments.random_maps,
+                arguments.seed,
+                bar.update,
+            )
     entries = _detections(explanation, faithfulness, names)
+    # chosen again, because another process may have written to it in the meantime
+    output_dir = arguments.output_dir or new_results_folder("explain")
     _draw(pixels, explanation, entries, names, output_dir)
     points = [
         {"x": x, "y": y, "picture": f"point_{number}.jpg"} for number, (x, y) in enumerate(arguments.points, start=1)
@@ -87,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = explanation_page(pixels, explanation, names, faithfulness, every_point, facts)
     replace_text(output_dir / PAGE, page.to_html())
     _print_summary(entries, arguments.threshold)
-    print(f"{PAGE}, {EXPLANATION}, {ARRAYS} and the pictures are in {output_dir}")
+    print(fitted(f"{PAGE}, {EXPLANATION}, {ARRAYS} and the pictures are in {output_dir}"))
     print(link_to(output_dir / PAGE))
     return 0
 
@@ -239,4 +253,5 @@ def _print_summary(entries: Sequence[Mapping[str, Any]], threshold: float) -> No
         deletion, insertion = (
             np.mean([entry["areas"][name][kind] for entry in entries]) for kind in ("deletion", "insertion")
         )
-        print(f"  {name:<10} deletion {deletion:.3f} (lower is better), insertion {insertion:.3f} (higher is better)")
+        areas = f"deletion {deletion:.3f} (lower is better), insertion {insertion:.3f} (higher is better)"
+        print(fitted(f"  {name:<10} {areas}", indent=13))

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = find_images(arguments.inputs, arguments.output_dir or RUNS)
     check_folder(output_dir, files=[PREDICTIONS, *images], folders=[SEGMENTS])
     model, processor = load_model(arguments.model)
-    model.to(arguments.device)
+    model.to(arguments.device, torch.float32)  # some are saved with 16 bits
     names = dict(enumerate(model.config.class_names))
     is_panoptic = task_of(model) == "panoptic"
     threshold: float = arguments.threshold
@@ -179,7 +179,7 @@ def check_device(name: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"--device: unknown device '{name}'; use cpu or cuda.") from error
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).tolist()  # which "meta" cannot do either
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise ValueError(f"--device: cannot use '{name}' ({reason}); try cpu.") from error

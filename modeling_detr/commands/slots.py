@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = open_images(arguments, "detection", choice)
     chosen = _spread_out(index, arguments.max_images)
     model, processor = load_model(arguments.model)
-    model.to(arguments.device)
+    model.to(arguments.device, torch.float32)  # some are saved with 16 bits
     print(f"{printable(index.name)}: {len(chosen)} of {counted(len(index), 'image')}")
 
     # One image at a time: padding to a batch would change the predictions.
@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     titles = [f"slot {slot}: {counted(int(statistics.num_detections[slot]), 'object')}" for slot in drawn]
     picture = draw_slots(slots.boxes, drawn, titles)
 
+    # chosen again, because another process may have written to it in the meantime
+    output_dir = arguments.output_dir or new_results_folder("slots")
     with synced_file(output_dir / PICTURE) as place:
         picture.save(place)
     with synced_file(output_dir / ARRAYS) as place, place.open("wb") as opened:

@@ -10,7 +10,7 @@ and `page.py` shows everything on a web page. `slots.py` collects what each quer
 """
 
 from modeling_detr.explanation.explain import Explanation, explain
-from modeling_detr.explanation.faithfulness import Curves, Faithfulness, measure_faithfulness
+from modeling_detr.explanation.faithfulness import Curves, Faithfulness, measure_faithfulness, num_runs
 from modeling_detr.explanation.methods import METHODS
 from modeling_detr.explanation.page import explanation_page
 from modeling_detr.explanation.points import PointMaps, map_points
@@ -32,5 +32,6 @@ __all__ = [
     "explanation_page",
     "map_points",
     "measure_faithfulness",
+    "num_runs",
     "record",
 ]

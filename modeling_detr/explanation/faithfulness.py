@@ -102,6 +102,7 @@ def measure_faithfulness(
     steps: int = 16,
     num_random: int = 4,
     seed: int = 0,
+    progress: Callable[[int], object] | None = None,
 ) -> Faithfulness:
     """Measures deletion and insertion curves of all maps of an explanation, and of random maps.
 
@@ -118,6 +119,7 @@ def measure_faithfulness(
         steps: K.
         num_random: R.
         seed: Seed of the random maps, whose cells are independent and uniform.
+        progress: Called with 1 after each run of the model, of which there are `num_runs`.
     """
     inputs = processor(to_rgb(image), device=model.device)
     height, width = explanation.processed_size
@@ -125,7 +127,10 @@ def measure_faithfulness(
     def score(pixels: Tensor) -> Tensor:
         canvas = torch.zeros_like(inputs["pixel_values"])
         canvas[..., :height, :width] = pixels
-        return _detection_scores(model, canvas, inputs.get("pixel_mask"), explanation)
+        scores = _detection_scores(model, canvas, inputs.get("pixel_mask"), explanation)
+        if progress is not None:
+            progress(1)
+        return scores
 
     reader = CurveReader(score, inputs["pixel_values"][..., :height, :width], steps)
     methods = {}
@@ -137,6 +142,12 @@ def measure_faithfulness(
     noise = [explanation.on_input(torch.rand(grid, generator=generator)) for _ in range(num_random)]
     random = _stacked([reader.read(map_) for map_ in noise], (0, len(explanation.scores), steps + 1))
     return Faithfulness(methods, random)
+
+
+def num_runs(explanation: Explanation, steps: int, num_random: int) -> int:
+    """How often `measure_faithfulness` runs the model."""
+    num_maps = num_random + sum(map(len, explanation.maps.values()))
+    return 3 + 2 * (steps - 1) * num_maps
 
 
 def _stacked(curves: Sequence[Curves], shape_of_none: tuple[int, ...]) -> Curves:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from modeling_detr import DetrTorchvisionImageProcessor
 from modeling_detr.commands import run_command
 from modeling_detr.commands.explain import main
+from modeling_detr.explanation import explain
 
 
 PROCESSOR = DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
@@ -138,3 +140,28 @@ def test_without_output_dir_the_results_are_in_runs(inputs, tmp_path, monkeypatc
         assert main([*inputs, "--threshold", "1"]) == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["explain", "explain-2"]
     assert torch.is_grad_enabled()
+
+
+def test_a_model_in_half_precision_is_explained(inputs, tiny_detector, tmp_path):
+    tiny_detector(num_labels=2, id2label={0: "disc", 1: "star"}).half().save_pretrained(tmp_path / "model")
+    options = ["--threshold", "0", "--max_detections", "1", "--steps", "2", "--random_maps", "1"]
+    assert main([*inputs, "--output_dir", str(tmp_path / "out"), *options]) == 0
+
+
+def test_a_device_without_values_is_refused(inputs):
+    with pytest.raises(ValueError, match="--device: cannot use 'meta'"):
+        main([*inputs[:2], "--device", "meta"])
+
+
+def test_two_explanations_at_once_have_a_folder_each(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--threshold", "0", "--max_detections", "1", "--steps", "0"]
+
+    def explain_while_another_starts(*arguments, **keywords):
+        monkeypatch.setattr("modeling_detr.commands.explain.explain", explain)
+        assert main([*inputs, *options]) == 0
+        return explain(*arguments, **keywords)
+
+    monkeypatch.setattr("modeling_detr.commands.explain.explain", explain_while_another_starts)
+    assert main([*inputs, *options]) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["explain", "explain-2"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from modeling_detr import DetrTorchvisionImageProcessor
-from modeling_detr.explanation import explain, measure_faithfulness
+from modeling_detr.explanation import explain, measure_faithfulness, num_runs
 from modeling_detr.explanation.faithfulness import CurveReader
 
 
@@ -55,7 +55,9 @@ def test_curves_start_and_end_at_the_score_of_the_whole_image(tiny_detector, pad
     processor = PROCESSOR if pad is None else DetrTorchvisionImageProcessor(**PROCESSOR.to_dict() | {"pad_size": pad})
     model = tiny_detector()
     explanation = explain(model, processor, IMAGE, threshold=0.0, methods=["attention", "rollout"])
-    found = measure_faithfulness(model, processor, IMAGE, explanation, steps=2, num_random=3)
+    runs: list[int] = []
+    found = measure_faithfulness(model, processor, IMAGE, explanation, steps=2, num_random=3, progress=runs.append)
+    assert sum(runs) == num_runs(explanation, steps=2, num_random=3)
     assert {name: curves.deletion.shape for name, curves in found.methods.items()} == {
         "attention": (7, 3),
         "rollout": (7, 3),
