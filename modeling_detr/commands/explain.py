@@ -253,5 +253,5 @@ def _print_summary(entries: Sequence[Mapping[str, Any]], threshold: float) -> No
         deletion, insertion = (
             np.mean([entry["areas"][name][kind] for entry in entries]) for kind in ("deletion", "insertion")
         )
-        areas = f"deletion {deletion:.3f} (lower is better), insertion {insertion:.3f} (higher is better)"
+        areas = f"deletion {deletion:.3f} (less is better), insertion {insertion:.3f} (more is better)"
         print(fitted(f"  {name:<10} {areas}", indent=13))
