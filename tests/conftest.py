@@ -1,17 +1,18 @@
-"""What several test files share: DETRs small enough for a test."""
+"""What several test files share: DETRs small enough for a test, and an end of child processes."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 
 
-torch.set_num_threads(
-    1
-)  # as many tests run at a time as there are cores; threads that share a core slow each other down
+# As many tests run at a time as there are cores; threads that share a core slow each other down
+torch.set_num_threads(1)
 
 TINY = {
     "backbone": "resnet10t",
@@ -60,3 +61,18 @@ def tiny_segmenter() -> Callable[..., DetrForSegmentation]:
         return model
 
     return make
+
+
+@pytest.fixture
+def no_child_processes():
+    """End the child processes of earlier tests, such as loaders that wait for garbage collection."""
+    gc.collect()
+    _kill_children()
+    yield
+    _kill_children()
+
+
+def _kill_children() -> None:
+    for process in psutil.Process().children():
+        process.kill()
+        process.wait()

@@ -24,12 +24,7 @@ from modeling_detr.errors_detr import LoaderError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def no_processes_of_other_tests():
-    yield
-    for process in psutil.Process().children():
-        process.kill()
-        process.wait()
+pytestmark = pytest.mark.usefixtures("no_child_processes")
 
 
 def loader_of(num_workers: int = 2, transform=None, minutes: float = 5.0, size: int = 64) -> BatchLoader:

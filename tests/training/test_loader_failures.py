@@ -14,12 +14,7 @@ from modeling_detr.training import trainer as trainer_module
 from modeling_detr.training.trainer import Trainer
 
 
-@pytest.fixture(autouse=True)
-def no_processes_of_other_tests():
-    yield
-    for process in psutil.Process().children():
-        process.kill()
-        process.wait()
+pytestmark = pytest.mark.usefixtures("no_child_processes")
 
 
 def signal_loaders_after(step: int, number: signal.Signals, monkeypatch) -> None:

@@ -408,6 +408,7 @@ def test_processes_that_see_different_checkpoints_stop_before_the_first_step(tin
         Trainer.from_recipe(tiny_recipe(resume="auto"))
 
 
+@pytest.mark.usefixtures("no_child_processes")
 def test_a_finished_run_has_no_loader_processes_and_can_be_evaluated_again(tiny_recipe):
     trainer = Trainer.from_recipe(tiny_recipe(num_workers=2, epochs=1))
     report = trainer.train()
