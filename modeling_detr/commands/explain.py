@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from modeling_detr.atomic_output import replace_text, synced_file
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
-from modeling_detr.commands.predict import check_device, find_images
+from modeling_detr.commands.device import add_device, check_device
+from modeling_detr.commands.predict import find_images
 from modeling_detr.commands.results import RUNS, add_output_dir, link_to, new_results_folder
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
@@ -133,11 +134,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--random_maps", type=int, default=4, help="maps to compare with (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random maps (default: %(default)s)")
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="device to run the model on (default: cuda if PyTorch finds a GPU, else cpu)",
-    )
+    add_device(parser)
     return parser
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from modeling_detr.atomic_output import output_stem, replace_text, synced_file
 from modeling_detr.commands.command_parser import CommandParser
+from modeling_detr.commands.device import add_device, check_device
 from modeling_detr.commands.results import RUNS, add_output_dir, link_to, new_results_folder
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
@@ -113,11 +114,7 @@ def build_parser() -> CommandParser:
         type=float,
         help=f"lowest score to keep (default: {OBJECT_THRESHOLD}, for panoptic segments {SEGMENT_THRESHOLD})",
     )
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="device to run the model on (default: cuda if PyTorch finds a GPU, else cpu)",
-    )
+    add_device(parser)
     return parser
 
 
@@ -166,23 +163,6 @@ def _save_segments(panoptic: PanopticResult, names: Mapping[int, str], output_di
     with synced_file(output_dir / file) as place:
         Image.fromarray(segment_colours(ids)).save(place)
     return {"segmentation": file.as_posix(), "segments": segments}
-
-
-def check_device(name: str) -> None:
-    """Checks that a device can be used.
-
-    Raises:
-        ValueError: The device does not exist or cannot be used.
-    """
-    try:
-        torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: unknown device '{name}'; use cpu or cuda.") from error
-    try:
-        torch.zeros(1, device=name).tolist()  # which "meta" cannot do either
-    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ValueError(f"--device: cannot use '{name}' ({reason}); try cpu.") from error
 
 
 def find_images(inputs: Iterable[Path], ignored: Path) -> dict[str, Path]:

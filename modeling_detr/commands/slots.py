@@ -22,7 +22,7 @@ from tqdm import tqdm
 from modeling_detr.atomic_output import replace_text, synced_file
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options
-from modeling_detr.commands.predict import check_device
+from modeling_detr.commands.device import add_device, check_device
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
 from modeling_detr.commands.trained_on import CHOICE_OPTION_NAMES, add_choice_options, choose_images, open_images
 from modeling_detr.conversion.sources import load_model
@@ -100,11 +100,7 @@ def build_parser() -> CommandParser:
         "--threshold", type=float, default=OBJECT_THRESHOLD, help="lowest score of an object (default: %(default)s)"
     )
     add_output_dir(parser, "slots", "the picture, the page and the arrays")
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="device to run the model on (default: cuda if PyTorch finds a GPU, else cpu)",
-    )
+    add_device(parser)
     return parser
 
 

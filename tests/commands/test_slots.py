@@ -45,7 +45,7 @@ def test_picture_page_and_arrays_are_written(inputs, tmp_path, capsys):
         (["--threshold", "2"], "--threshold: got 2, expected a score from 0 to 1."),
         (["--num_slots", "0"], "--num_slots: got 0, expected at least 1."),
         (["--max_images", "0"], "--max_images: got 0, expected at least 1."),
-        (["--split", "vall"], "has no split 'vall'; its splits are: train, val."),
+        (["--split", "vall"], "has no split 'vall'; its splits are: train, val; choose one of them."),
     ],
 )
 def test_a_wrong_option_is_explained(inputs, tmp_path, capsys, options, message):
