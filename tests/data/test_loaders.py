@@ -85,6 +85,14 @@ def test_a_loader_that_is_no_longer_used_ends_its_processes_without_the_garbage_
         gc.enable()
 
 
+def test_a_loader_that_has_been_waited_for_is_released_too():
+    loader = loader_of(1, SlowTransform(1.5))  # longer than a tick of the clock that watches it
+    next(iter(loader))
+    del loader
+    gc.collect()
+    assert not psutil.Process().children()
+
+
 def test_a_closed_loader_has_no_processes_and_can_be_used_again():
     loader = loader_of()
     before = [batch["pixel_values"].clone() for batch in loader]
