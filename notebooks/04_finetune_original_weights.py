@@ -101,8 +101,8 @@ if not IS_RELEASED:
 print(checkpoint_file)
 
 # %% [markdown]
-# A `.pth` file is a pickle, which can run any code when it is loaded. `read_checkpoint` loads tensors and numbers only, and refuses a file with anything else in
-# it. The names are the original's.
+# A `.pth` file is a pickle, which can run any code when it is loaded. `read_checkpoint` runs none: it loads the weights, leaves out a few harmless kinds of objects
+# that training scripts save beside them, and refuses a file with anything else. The names are the original's.
 
 # %%
 checkpoint = read_checkpoint(Path(checkpoint_file))
@@ -131,7 +131,7 @@ sorted(path.name for path in START.iterdir())
 # ## 3. The same numbers
 #
 # Converting renames parameters and splits the query, key and value projections, which the original stores in one matrix. Nothing is computed, so the class head
-# must be equal bit for bit; the package's tests compare the outputs of all seven released models with the original's.
+# must be equal bit for bit; the package's tests compare outputs with those of the original for five models.
 
 # %%
 original = DetrForObjectDetection.from_pretrained(START).eval()
@@ -327,7 +327,7 @@ print(mine.config.id2label)
 # mine_processor.push_to_hub("your-name/detr-mine")
 # ```
 #
-# During training, `--push_to_hub your-name/detr-mine` uploads the best model after each evaluation that improves it.
+# During training, `--push_to_hub your-name/detr-mine` uploads the best model at the end of the run.
 #
 # And for those who work with the original: a file that it loads with a strict `load_state_dict`. On the command line, `detr convert runs/mine mine.pth --to original`.
 
