@@ -7,6 +7,7 @@ from typing import NamedTuple
 from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.commands.dataset_options import dataset_options
 from modeling_detr.data import open_dataset
+from modeling_detr.data.formats import reading_options
 from modeling_detr.data.splits import DEFAULT_SEED, evaluation_images
 from modeling_detr.errors_detr import RecipeError
 from modeling_detr.model_folder_detr import EXPORTED_MODEL
@@ -46,12 +47,21 @@ def add_choice_options(parser: CommandParser) -> None:
 
 
 def choose_images(arguments: argparse.Namespace) -> Choice:
-    """The images that the options choose, or those that the run of the model evaluated on."""
+    """The images that the options choose, or those that the run of the model evaluated on.
+
+    If the dataset is the run's, reading options that are not set become the run's, so that boxes mean the same.
+    """
+    chosen = Choice(arguments.split, arguments.eval_fraction, arguments.seed, "")
+    recipe = _recipe_on(arguments.model, arguments.dataset)
+    if recipe is None:
+        return chosen
     if arguments.split is None and arguments.eval_fraction == 0:
-        evaluated = images_evaluated_in_training(arguments.model, arguments.dataset)
-        if evaluated is not None:
-            return evaluated
-    return Choice(arguments.split, arguments.eval_fraction, arguments.seed, "")
+        chosen = images_evaluated_in_training(arguments.model, arguments.dataset) or chosen
+    of_run = {name: getattr(recipe, name, None) for name in ("data_format", *reading_options())}
+    taken = {name: value for name, value in of_run.items() if value and not getattr(arguments, name)}
+    vars(arguments).update(taken)
+    read = f"read as in training: {', '.join(f'{name} {value}' for name, value in taken.items())}" if taken else ""
+    return chosen._replace(reason="; ".join(filter(None, [chosen.reason, read])))
 
 
 def open_images(arguments: argparse.Namespace, task: Task, choice: Choice) -> DetectionIndex:
@@ -76,14 +86,8 @@ def images_evaluated_in_training(model: str, dataset: str) -> Choice | None:
         model: What the user passed: the folder of a run or its exported model is recognised.
         dataset: What the user passed; it must be the run's.
     """
-    folder = run_folder_of(model)
-    if folder is None:
-        return None
-    try:
-        recipe = Recipe(**read_recipe_file(folder / RECIPE))
-    except (RecipeError, OSError):  # not a run, or one of another version
-        return None
-    if recipe.data is None or not _is_same(recipe.data, dataset):
+    recipe, folder = _recipe_on(model, dataset), run_folder_of(model)
+    if recipe is None or folder is None:
         return None
     if recipe.eval_fraction > 0:
         reason = f"held out by {folder / RECIPE} (eval_fraction {recipe.eval_fraction:g}); all images: --split all"
@@ -91,6 +95,18 @@ def images_evaluated_in_training(model: str, dataset: str) -> Choice | None:
     if recipe.eval_split is not None:
         return Choice(recipe.eval_split, 0.0, recipe.seed, f"the eval_split of {folder / RECIPE}")
     return None
+
+
+def _recipe_on(model: str, dataset: str) -> Recipe | None:
+    """The recipe of the run that a model belongs to, if it trained on this dataset."""
+    folder = run_folder_of(model)
+    if folder is None:
+        return None
+    try:
+        recipe = Recipe(**read_recipe_file(folder / RECIPE))
+    except (RecipeError, OSError):  # not a run, or one of another version
+        return None
+    return recipe if recipe.data is not None and _is_same(recipe.data, dataset) else None
 
 
 def run_folder_of(model: str) -> Path | None:
