@@ -19,6 +19,12 @@ def is_split_name(name: str) -> bool:
     return _SPLIT_NAME.fullmatch(name) is not None
 
 
+def split_in_name(stem: str) -> str | None:
+    """The word of a file's stem that is the name of a split, as in `train-annotations-bbox` or `via_val`."""
+    words = (stem, *re.split(r"[-_.\s]+", stem))
+    return next((word for word in words if is_split_name(word)), None)
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file name has an image suffix, in any case; hidden files do not count."""
     stem, _, suffix = name.rpartition(".")

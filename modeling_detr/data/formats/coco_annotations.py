@@ -50,9 +50,10 @@ def read_annotations(
     entries, image_index, label = _without(unknown, entries, image_index, label)
     boxes, faulty = _read_boxes(file, entries, findings)
     entries, image_index, label = _without(faulty, entries, image_index, label)
-    boxless = [row for row, entry in enumerate(entries) if not entry.get("bbox")]
+    boxless = [row for row, entry in enumerate(entries) if lacks_box(entry)]
     if boxless:
-        boxes[boxless] = _boxes_of_masks(file, entries, boxless, image_index, records, box_format, findings)
+        around = _boxes_of_masks(file, entries, boxless, image_index, records, box_format, findings)
+        boxes[boxless] = np.where(np.isnan(around), boxes[boxless], around)
     corners = boxes if box_format == "xyxy" else boxes + np.pad(boxes[:, :2], [(0, 0), (2, 0)])
     records = orient(records, image_index, corners, drawn_on, file, findings)
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
@@ -175,6 +176,12 @@ def _without(rows: Sequence[int], entries: Entries, *columns: NDArray[np.int64])
 
 
 # Boxes and areas
+
+
+def lacks_box(entry: Mapping[str, Any]) -> bool:
+    """Whether an annotation has no box of its own, an empty one, or one of zeros, as tools write for masks."""
+    box = entry.get("bbox")
+    return not box or (isinstance(box, list) and not any(box))
 
 
 def _read_boxes(file: Path, entries: Entries, findings: Findings) -> tuple[NDArray[np.float64], list[int]]:

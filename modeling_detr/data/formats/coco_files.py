@@ -19,22 +19,20 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.file_search import FileSearch
 from modeling_detr.data.findings import Findings, counted, first_items
-from modeling_detr.data.formats.coco_annotations import Entries, MaskReader, read_annotations
-from modeling_detr.data.formats.coco_categories import drop_placeholder_categories
+from modeling_detr.data.formats.coco_annotations import Entries, MaskReader, lacks_box, read_annotations
+from modeling_detr.data.formats.coco_categories import drop_placeholder_categories, merge_categories
 from modeling_detr.data.formats.shared_images import merge_shared_images
-from modeling_detr.data.formats.written_values import is_integer, to_integer, to_text
+from modeling_detr.data.formats.written_values import is_integer, to_integer
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_paths import is_split_name, refuse_outside
-from modeling_detr.data.labels import MAX_CLASSES
 from modeling_detr.errors_detr import (
-    DatasetError,
     DatasetNotFoundError,
     DatasetReadError,
     FileContentError,
     FileReadError,
 )
 from modeling_detr.input_files import MAX_JSON_BYTES, is_file, parse_json, read_bytes
-from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord
+from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, DetectionIndex, ImageRecord
 
 
 _NOT_A_SPLIT = {
@@ -119,7 +117,9 @@ def read_files(
     splits = _name_splits(path, files)
     findings = Findings() if findings is None else findings
     contents = [_load(split, findings, polygons=read_masks is not None) for split in splits]
-    labels = _merge_categories([split.file for split in splits], contents, findings)
+    labels = merge_categories(
+        [(split.file, content["categories"]) for split, content in zip(splits, contents, strict=True)], findings
+    )
 
     images: list[ImageRecord] = []
     tables: list[AnnotationTable] = []
@@ -129,14 +129,14 @@ def read_files(
         for split, content in zip(splits, contents, strict=True)
     ]
     any_found = any(path is not None for images_of_split in located for _, path in images_of_split)
-    for split, content, entries in zip(splits, contents, located, strict=True):
+    for split, content, entries, label_of in zip(splits, contents, located, labels.of_id, strict=True):
         if require_images and any_found and entries and all(path is None for _, path in entries):
             _warn_of_absent_split(split, entries, images_folder, findings)
             continue
         records = _read_images(split, entries, require_images, images_folder, findings)
         objects = objects_of(split, content, findings)
         records, table = read_annotations(
-            split.file, objects, records, labels.of_id, findings, read_masks, box_format, drawn_on
+            split.file, objects, records, label_of, findings, read_masks, box_format, drawn_on
         )
         tables.append(replace(table, image_index=table.image_index + len(images)))
         members[split.name] = np.arange(len(images), len(images) + len(records))
@@ -214,7 +214,7 @@ def _needs_polygons(content: Any) -> bool:
     """Whether objects have no box, so that their segmentations are needed."""
     objects = content.get("annotations") if isinstance(content, dict) else None
     return isinstance(objects, list) and any(
-        isinstance(entry, dict) and "segmentation" in entry and not entry.get("bbox") for entry in objects
+        isinstance(entry, dict) and "segmentation" in entry and lacks_box(entry) for entry in objects
     )
 
 
@@ -251,55 +251,6 @@ def _load(split: CocoSplit, findings: Findings, polygons: bool) -> dict[str, lis
             findings.error("unreadable file", file, message, f"add the list '{key}'")
             content[key] = []
     return content
-
-
-# Categories
-
-
-@dataclass(frozen=True)
-class _Labels:
-    categories: tuple[Category, ...]
-    of_id: Mapping[Any, int]  # category id as written in the file → dense label
-    supercategories: tuple[str | None, ...]  # of each category
-
-
-def _merge_categories(files: Sequence[Path], contents: Sequence[Mapping[str, Any]], findings: Findings) -> _Labels:
-    names: dict[int, tuple[str, Path]] = {}
-    is_thing: dict[int, bool] = {}
-    id_of_written: dict[Any, int] = {}
-    supercategories: dict[int, str | None] = {}
-    for file, content in zip(files, contents, strict=True):
-        count = len(content["categories"])
-        if count > MAX_CLASSES:
-            raise DatasetError(file, f"{count:,} categories, more than the limit of {MAX_CLASSES:,}")
-        for entry in content["categories"]:
-            written, written_name = entry.get("id"), entry.get("name")
-            try:
-                category_id = to_integer(written)
-                name = str(category_id) if written_name is None else to_text(written_name)
-            except ValueError as error:
-                part, got = ("name", written_name) if is_integer(written) else ("id", written)
-                message = f"got {part} {got!r}, expected {error}"
-                findings.error("category", f"{file}, category {entry}", message, f"correct its {part}")
-                continue
-            earlier, earlier_file = names.setdefault(category_id, (name, file))
-            if earlier != name:
-                findings.error(
-                    "category",
-                    f"{file}, category {category_id}",
-                    f"is named '{name}', but '{earlier}' in {earlier_file}",
-                    "use the same name in all files, or another id",
-                )
-            is_thing[category_id] = bool(entry.get("isthing", True))
-            id_of_written[written] = category_id
-            supercategory = entry.get("supercategory")
-            supercategories[category_id] = supercategory if isinstance(supercategory, str) else None
-    categories = tuple(
-        Category(category_id, names[category_id][0], is_thing[category_id]) for category_id in sorted(names)
-    )
-    label = {category.id: index for index, category in enumerate(categories)}
-    of_id = {**label, **{written: label[category_id] for written, category_id in id_of_written.items()}}
-    return _Labels(categories, of_id, tuple(supercategories[category.id] for category in categories))
 
 
 # Images

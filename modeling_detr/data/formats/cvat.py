@@ -8,7 +8,7 @@ A frame without visible objects is an image without objects.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -29,6 +29,7 @@ from modeling_detr.structures_detr import DetectionIndex, Task
 
 _IGNORED = ("tag", "attribute")
 _WITHOUT_AREA = ("points", "polyline", "skeleton")
+_OUTLINES = ("polygon", "mask", "ellipse")
 
 
 def _is_cvat(path: Path) -> bool:
@@ -84,21 +85,37 @@ def _read_image(export: ToolExport, file: Path, element: Element) -> None:
     image = export.add_image(
         f"{file}, image {element.get('id', '?')} ({name})",
         [f"{subset}/{name}", name] if subset else [name],
-        folder=file.parent,
+        file=file,
         size=size,
         split=subset or None,
     )
+    parts: dict[object, tuple[int, list[Element]]] = {}  # of each object: outlines of one label and group are one
     for number, shape in enumerate(element, start=1):
-        _add(export, image, shape.get("label"), number, shape, size)
+        group = shape.get("group_id") or "0"
+        is_part = shape.tag in _OUTLINES and group != "0"
+        parts.setdefault((shape.get("label"), group) if is_part else number, (number, []))[1].append(shape)
+    for number, shapes in parts.values():
+        _add(export, image, shapes[0].get("label"), number, shapes, size)
 
 
 def _add(
-    export: ToolExport, image: int, label: str | None, number: int, shape: Element, size: tuple[str | None, str | None]
+    export: ToolExport,
+    image: int,
+    label: str | None,
+    number: int,
+    shapes: Sequence[Element],
+    size: tuple[str | None, str | None],
 ) -> None:
-    if shape.tag == "tag":
+    tag = shapes[0].tag
+    if tag == "tag":
         export.leave_out(image, number, "tag of a whole image", "is not an object")
-    elif shape.tag not in _IGNORED:
-        export.add_object(image, label, number, partial(_read_shape, shape.tag, shape.attrib, size))
+    elif tag not in _IGNORED:
+        export.add_object(image, label, number, partial(_read_object, shapes, size))
+
+
+def _read_object(shapes: Sequence[Element], size: tuple[str | None, str | None]) -> DrawnShape | None:
+    drawn = [_read_shape(shape.tag, shape.attrib, size) for shape in shapes]
+    return drawn_shapes.join([shape for shape in drawn if shape is not None]) if len(drawn) > 1 else drawn[0]
 
 
 def _read_shape(tag: str, written: Mapping[str, str], size: tuple[str | None, str | None]) -> DrawnShape | None:
@@ -182,7 +199,7 @@ def _read_track(
                 raises=DatasetNotFoundError,
             )
             continue
-        _add(export, image, track.get("label"), number, shape, size)
+        _add(export, image, track.get("label"), number, [shape], size)
 
 
 FORMAT = DatasetFormat(

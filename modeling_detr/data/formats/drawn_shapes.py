@@ -117,10 +117,21 @@ def join(shapes: Sequence[DrawnShape]) -> DrawnShape:
     """Several shapes that are parts of one object, or describe all of it; boxes add nothing to its inside."""
     boxes = np.array([shape.box for shape in shapes])
     insides = [shape.segmentation for shape in shapes if shape.segmentation is not None]
-    outlines = [polygon for inside in insides if not isinstance(inside, Mapping) for polygon in inside]
-    whole = insides[0] if len(insides) == 1 else outlines
+    whole = insides[0] if len(insides) == 1 else _union(insides)
     kind = "group" if len(insides) > 1 or not insides else next(shape.kind for shape in shapes if shape.kind != "box")
     return DrawnShape(kind, (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()), whole or None)
+
+
+def _union(insides: Sequence[Sequence[Sequence[float]] | Mapping[str, Any]]) -> Any:
+    """All polygons, or one mask if there is a mask among them."""
+    sizes = [inside["size"] for inside in insides if isinstance(inside, Mapping)]
+    if not sizes:
+        return [polygon for inside in insides for polygon in inside]
+    height, width = sizes[0]
+    whole = np.zeros((height, width), np.bool_)
+    for inside in insides:
+        whole |= decode_coco_mask(inside, height, width).astype(np.bool_)
+    return mask(whole, 0, 0, (height, width)).segmentation
 
 
 def _number(value: object) -> float:

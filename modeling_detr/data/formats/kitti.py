@@ -5,7 +5,7 @@
     ImageSets/train.txt                                          lists of stems, if there are any
 
 A line has a class and 14 numbers, or 15 with a score: truncated, occluded, alpha, left, top, right, bottom, and seven
-of the object in space. Regions of the class DontCare are left out.
+of the object in space. The name of a class may have several words. Regions of the class DontCare are left out.
 """
 
 import re
@@ -22,17 +22,19 @@ from modeling_detr.input_files import MAX_LIST_BYTES, read_text
 from modeling_detr.structures_detr import DetectionIndex, Task
 
 
-_FIELDS = (15, 16)
+_NUMBERS = (14, 15)
 
 
 def _is_kitti(path: Path) -> bool:
-    return path.is_dir() and any(_is_object(first_line(file).split()) for file in sample_files(path, ".txt"))
+    return path.is_dir() and any(_split_line(first_line(file).split()) for file in sample_files(path, ".txt"))
 
 
-def _is_object(fields: Sequence[str]) -> bool:
-    if len(fields) not in _FIELDS or _is_number(fields[0]):
-        return False
-    return all(map(_is_number, fields[1:]))
+def _split_line(fields: Sequence[str]) -> tuple[str, list[float]] | None:
+    """Return the class and the numbers of a line; None if it has no class, or another number of numbers."""
+    words = max((index + 1 for index, field in enumerate(fields) if not _is_number(field)), default=0)
+    if not words or len(fields) - words not in _NUMBERS:
+        return None
+    return " ".join(fields[:words]), [*map(to_number, fields[words:])]
 
 
 def _is_number(text: str) -> bool:
@@ -77,16 +79,17 @@ def _read(
 def _read_line(export: ToolExport, image: int, file: Path, number: int, fields: Sequence[str]) -> None:
     if not fields:
         return
-    if not _is_object(fields):
+    line = _split_line(fields)
+    if line is None:
         message = (
             f"got {counted(len(fields), 'field')} ('{' '.join(fields)[:80]}'), expected a class and 14 or 15 numbers"
         )
         export.findings.error("line", f"{file}, line {number}", message, "correct or remove the line")
-    elif fields[0].lower() == "dontcare":
+    elif line[0].lower() == "dontcare":
         export.leave_out(image, number, "DontCare region", "has no class")
     else:
-        left, top, right, bottom = map(to_number, fields[4:8])
-        export.add_object(image, fields[0], number, drawn_shapes.DrawnShape("box", (left, top, right, bottom)))
+        left, top, right, bottom = line[1][3:7]
+        export.add_object(image, line[0], number, drawn_shapes.DrawnShape("box", (left, top, right, bottom)))
 
 
 def _read_list(export: ToolExport, file: Path, image_of: dict[str, list[int]], findings: Findings) -> None:

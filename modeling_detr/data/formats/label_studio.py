@@ -98,7 +98,7 @@ def _read_task(
         return
     if len(finished) > 1:
         several.append(where)
-    image = export.add_image(where, _names(name, task.get("file_upload")), folder=file.parent)
+    image = export.add_image(where, _names(name, task.get("file_upload")), file=file)
     size = export.size(image)
     if size is None:
         return  # missing, which is reported with the others

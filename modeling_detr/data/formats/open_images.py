@@ -19,7 +19,7 @@ from modeling_detr.data.dataset_format import CROWDS_OPTION, IMAGES_OPTION, Data
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.tool_exports import ToolExport, files_with_suffix, first_line, sample_files
-from modeling_detr.data.image_paths import is_split_name
+from modeling_detr.data.image_paths import is_split_name, split_in_name
 from modeling_detr.errors_detr import DatasetNotFoundError, FileContentError, FileReadError
 from modeling_detr.input_files import require_file
 from modeling_detr.structures_detr import DetectionIndex, Task
@@ -126,8 +126,8 @@ def _box(sides: Sequence[str], size: tuple[int, int]) -> DrawnShape:
 
 
 def _split_of(file: Path, root: Path) -> str | None:
-    words = [*re.split(r"[-_.]", file.stem), *reversed(file.relative_to(root).parts[:-1])]
-    return next((word for word in words if is_split_name(word)), None)
+    folders = reversed(file.relative_to(root).parts[:-1])
+    return split_in_name(file.stem) or next(filter(is_split_name, folders), None)
 
 
 FORMAT = DatasetFormat(

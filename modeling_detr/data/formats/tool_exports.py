@@ -22,7 +22,7 @@ from modeling_detr.data.formats.image_search import ImageSearch
 from modeling_detr.data.formats.written_values import to_integer, to_text
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_numbers import number_images
-from modeling_detr.data.image_paths import is_split_name, refuse_outside, walk_folders
+from modeling_detr.data.image_paths import is_split_name, refuse_outside, split_in_name, walk_folders
 from modeling_detr.data.masks import read_segmentations
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileReadError
@@ -101,6 +101,7 @@ class _Image:
     source: str
     names: Sequence[str]
     folder: str
+    file: Path | None
     size: tuple[object, object] | None
     split: str | None
     embedded: ImageReader | None
@@ -165,6 +166,7 @@ class ToolExport:
         names: Sequence[str],
         *,
         folder: Path | None = None,
+        file: Path | None = None,
         size: tuple[object, object] | None = None,
         split: str | None = None,
         embedded: ImageReader | None = None,
@@ -174,13 +176,15 @@ class ToolExport:
         Args:
             source: Where it is described, for messages.
             names: Its names, see `ImageSearch.find`.
-            folder: The folder of its annotations; None: the root.
+            folder: The folder of its annotations; None: that of `file`, or the root.
+            file: The file that annotates it and others.
             size: Height and width as written; None: read from the file.
-            split: Its split; None: recognised by its folder, or by the folder of its annotations.
+            split: Its split; None: recognised by its folder, by the folder of its annotations, or else by the name of
+                `file`, if several of them are named like splits.
             embedded: Reads it from `source` if there is no such file.
         """
-        place = str(self.root if folder is None else folder)
-        self._images.append(_Image(str(source), names, os.path.normpath(place), size, split, embedded))
+        place = folder or (self.root if file is None else file.parent)
+        self._images.append(_Image(str(source), names, os.path.normpath(place), file, size, split, embedded))
         return len(self._images) - 1
 
     @property
@@ -406,11 +410,14 @@ class ToolExport:
             }
             return {name: np.unique(np.array(indices, dtype=np.int64)) for name, indices in listed.items()}
         members: dict[str, list[int]] = {}
+        split_of_file = {image.file: split_in_name(image.file.stem) for image in self._images if image.file}
+        if len(set(filter(None, split_of_file.values()))) < 2:  # a single test.json is not a split
+            split_of_file.clear()
         for index, record in enumerate(records):
             image = self._images[kept[index]]
             folders = (os.path.relpath(place, self.root) for place in (image.folder, os.path.dirname(record.path)))  # noqa: PTH120
             named = (part for folder in folders for part in folder.split("/") if is_split_name(part))
-            split = image.split or next(named, None)
+            split = image.split or next(named, None) or (split_of_file.get(image.file) if image.file else None)
             if split is not None:
                 members.setdefault(split, []).append(index)
         if not any(map(is_split_name, members)) and len(members) <= 1:  # CVAT and Datumaro name a single one "default"

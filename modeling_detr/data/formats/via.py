@@ -89,7 +89,7 @@ def _read(
                 findings.error("unreadable file", file, message, "export it again")
     key = _class_attribute(export, annotated, class_attribute)
     for entry in annotated:
-        image = export.add_image(f"{entry.file}, {entry.name}", [entry.name], folder=entry.file.parent)
+        image = export.add_image(f"{entry.file}, {entry.name}", [entry.name], file=entry.file)
         for number, region in enumerate(entry.regions, start=1):
             name = "object" if key is None else _value(region.attributes, key)
             export.add_object(image, name, number, partial(_read_shape, region.shape))

@@ -186,7 +186,8 @@ def _polygons(lines: NDArray[np.void], with_boxes: bool) -> Reading:
         return Reading("polygons", f"{text} + track id", takes_odd=True)
     if len(odd) == len(lines) and _are_unit(odd):
         return Reading("polygons", f"{text} + confidence", takes_odd=True)
-    if len(even) and _are_whole(even) and even.max() > 1:
+    confidence = lines["before_last"][lines["count"] % 2 == 0]
+    if len(even) and _are_whole(even) and even.max() > 1 and _are_unit(confidence):
         return Reading("polygons", f"{text} + confidence + track id", trailing=2)
     return Reading("polygons", text)
 

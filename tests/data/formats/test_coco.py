@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from modeling_detr.data import open_dataset, read_coco
+from modeling_detr.data.check import check_dataset
 
 
 def _change(file: Path, change: Callable[[dict], object]) -> None:
@@ -182,6 +183,24 @@ def test_errors_are_named(coco_folder, train_file, change, message):
     _change(train_file, change)
     with pytest.raises(ValueError, match=message):
         open_dataset(coco_folder)
+
+
+def test_classes_that_each_file_numbers_in_its_own_way_are_matched_by_name(coco_folder, train_file):
+    def renumber(content):
+        for entry in [*content["categories"], *content["annotations"]]:
+            key = "category_id" if "category_id" in entry else "id"
+            entry[key] = {1: 2, 2: 1}[entry[key]]
+
+    expected = open_dataset(coco_folder)
+    _change(train_file, renumber)
+    report = check_dataset(coco_folder, images=False)
+    table, names = report.index.annotations, [category.name for category in report.index.categories]
+    assert sorted(names) == sorted(category.name for category in expected.categories)
+    assert [names[label] for label in table.label] == [
+        expected.id2label[label] for label in expected.annotations.label
+    ]
+    assert not report.errors
+    assert "classes are matched by name" in report.to_text()
 
 
 def test_missing_images_are_named_with_the_folders_searched(coco_folder, train_file):

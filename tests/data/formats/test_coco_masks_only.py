@@ -23,7 +23,7 @@ def _rle(box: list[float], size: list[int]) -> object:
 
 
 @pytest.mark.parametrize("segment", [_polygon, _rle])
-@pytest.mark.parametrize("absent", ["missing", None, []])
+@pytest.mark.parametrize("absent", ["missing", None, [], [0, 0, 0, 0]])
 @pytest.mark.parametrize("task", ["detection", "instance"])
 def test_the_box_around_the_mask_is_used(coco_folder, segment, absent, task):
     expected = open_dataset(coco_folder).annotations.boxes_xyxy

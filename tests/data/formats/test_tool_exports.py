@@ -94,6 +94,22 @@ def as_png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.parametrize("name", ["cvat", "label_studio", "via"])
+def test_files_named_like_splits_are_splits(tmp_path, name):
+    SAMPLES[name](tmp_path / "train")
+    (file,) = (path for path in (tmp_path / "train").rglob("*") if path.suffix in (".json", ".xml"))
+    (tmp_path / "train").rename(tmp_path / "a")
+    (tmp_path / "a" / file.name).rename(tmp_path / "a" / f"train{file.suffix}")
+    SAMPLES[name](tmp_path / "b")
+    (tmp_path / "b" / file.name).rename(tmp_path / "b" / f"my_val{file.suffix}")
+    index = open_dataset(tmp_path)
+    assert {split: members.tolist() for split, members in index.splits.items()} == {
+        "train": [0, 1, 2],
+        "val": [3, 4, 5],
+    }
+    assert list(open_dataset(tmp_path / "b").splits) == ["all"]
+
+
 # LabelMe
 
 
@@ -213,6 +229,26 @@ def test_cvat_shapes_of_all_kinds(tmp_path):
     masks = open_dataset(tmp_path, task="instance")
     assert masks.read_masks(0).sum((1, 2))[2] == 2
     assert len(masks.annotations) == 3
+
+
+@pytest.mark.parametrize("tag", ["polygon", "mask"])
+def test_cvat_outlines_of_one_label_and_group_are_one_object(tmp_path, tag):
+    paint(tmp_path / "a.png", (60, 80), [])
+    shape = {
+        "polygon": lambda x, y: f'points="{x},{y};{x + 5},{y};{x + 5},{y + 4};{x},{y + 4}"',
+        "mask": lambda x, y: f'rle="0, 20" left="{x}" top="{y}" width="5" height="4"',
+    }[tag]
+    shapes = [
+        f'<{tag} label="cat" {shape(5, 6)} group_id="1"/>',
+        f'<{tag} label="cat" {shape(30, 20)} group_id="1"/>',
+        f'<{tag} label="dog" {shape(50, 20)} group_id="1"/>',
+        f'<{tag} label="cat" {shape(60, 50)} group_id="0"/>',
+        '<box label="cat" xtl="1" ytl="2" xbr="3" ybr="4" group_id="1"/>',
+    ]
+    image = f'<image id="0" name="a.png" width="80" height="60">{"".join(shapes)}</image>'
+    write(tmp_path / "annotations.xml", f"<annotations><meta/>{image}</annotations>")
+    assert boxes(open_dataset(tmp_path)) == [[5, 6, 35, 24], [50, 20, 55, 24], [60, 50, 65, 54], [1, 2, 3, 4]]
+    assert open_dataset(tmp_path, task="instance").read_masks(0).sum((1, 2)).tolist() == [40, 20, 20]
 
 
 def test_cvat_videos_are_read_by_frame_without_what_is_outside(tmp_path):
@@ -431,6 +467,15 @@ def test_via_asks_which_attribute_is_the_class(tmp_path):
 
 
 # KITTI, Open Images, Datumaro, Supervisely
+
+
+def test_kitti_classes_may_have_several_words(tmp_path):
+    paint(tmp_path / "image_2/0.png", (60, 80), [])
+    numbers = "0.00 0 0.00 10 20 40 50 1 1 1 0 0 0 0"
+    write(tmp_path / "label_2/0.txt", f"traffic light {numbers}\nred  car {numbers} 0.93\nCar {numbers}\n")
+    index = open_dataset(tmp_path)
+    assert [category.name for category in index.categories] == ["Car", "red car", "traffic light"]
+    assert boxes(index) == [[10, 20, 40, 50]] * 3
 
 
 def test_kitti_lists_are_splits(tmp_path):

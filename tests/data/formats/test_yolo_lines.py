@@ -74,6 +74,13 @@ def test_polygons_become_their_enclosing_boxes(tmp_path, extra, text):
     assert report.facts == (f"lines: {text}",)
 
 
+def test_polygons_in_pixels_have_no_track_id_at_their_end(tmp_path):
+    shape = [20, 10, 60, 20, 40, 60, 30, 50]
+    index = open_dataset(_dataset(tmp_path, [_line(tuple(shape))]), box_format="cxcywh")
+    assert index.annotations.boxes_xyxy.round(3).tolist() == [[20, 10, 60, 60]]
+    assert not any("track id" in note for note in index.notes)
+
+
 @pytest.mark.parametrize(
     ("more", "doubt"), [((0.1, 0.1, 0.9, 0.9), "keypoints, or polygons"), ((-0.7,), "an angle, a confidence")]
 )
