@@ -27,6 +27,7 @@ from modeling_detr.data.file_names import stem
 from modeling_detr.data.file_search import FileSearch, Match
 from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff, without_crowds
+from modeling_detr.data.formats.voc_boxes import note_other_shapes, read_box
 from modeling_detr.data.formats.voc_lists import names_of, read_list, split_of_class_list
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
@@ -44,7 +45,6 @@ from modeling_detr.input_files import read_ends, read_xml
 from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord, Task
 
 
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _ANNOTATION_FOLDERS = ("annotations", "annotation", "xml", "xmls", "labels")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
 _NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -97,16 +97,18 @@ def read_voc(
     label_of = {name: label for label, name in enumerate(names)}
     records: list[ImageRecord] = []
     used: list[Path] = []  # the XML file of each record
-    rows, difficult = AnnotationRows(), list[str]()
+    rows, difficult, sizeless = AnnotationRows(), list[str](), list[Path]()
     search = FileSearch([root, images], findings, by_stem=True)
     for file, tree in trees:
-        record = _read_record(root, file, tree, search, findings)
+        record = _read_record(root, file, tree, search, sizeless, findings)
         if record is not None:
             difficult += _read_objects(file, tree, len(records), label_of, drop_difficult, rows, findings)
             records.append(record)
             used.append(file)
     search.tell("image", root)
+    _note_sizeless(sizeless, findings)
     _note_difficult(difficult, drop_difficult, findings)
+    note_other_shapes((element for _, tree in trees for element in _objects(tree)), findings)
     _refuse_shared_images(used, records, findings)
     refuse_outside([*map(str, used), *(record.path for record in records)], [root, images], findings)
     image_index = np.array(rows.image_index, dtype=np.int64)
@@ -261,6 +263,13 @@ def _image_folders(root: Path, folder: Path) -> list[str]:
     return folders
 
 
+def _note_sizeless(files: Sequence[Path], findings: Findings) -> None:
+    if files:
+        note = f"{counted(len(files), 'XML file')} without the size of the image; the first: {files[0]}."
+        each = ((file, "no image size") for file in files)
+        findings.warn("image size", note, "it is read from the image file", each)
+
+
 def _refuse_shared_images(used: Sequence[Path], records: Sequence[ImageRecord], findings: Findings) -> None:
     """Report images that several XML files have: the picture of one of them is probably another."""
     file_of: dict[str, Path] = {}
@@ -289,19 +298,24 @@ def _note_unused_images(files: _Files, records: Sequence[ImageRecord], findings:
 # Content
 
 
+def _objects(tree: ElementTree.Element) -> list[ElementTree.Element]:
+    """The objects of a file, without those that LabelMe has marked as deleted."""
+    return [element for element in tree.iterfind("object") if (element.findtext("deleted") or "").strip() != "1"]
+
+
 def _class_names(tree: ElementTree.Element) -> list[str]:
-    return [name for element in tree.iterfind("object") if (name := (element.findtext("name") or "").strip())]
+    return [name for element in _objects(tree) if (name := (element.findtext("name") or "").strip())]
 
 
 def _read_record(
-    root: Path, file: Path, tree: ElementTree.Element, search: FileSearch, findings: Findings
+    root: Path, file: Path, tree: ElementTree.Element, search: FileSearch, sizeless: list[Path], findings: Findings
 ) -> ImageRecord | None:
     path = _find_image(root, file, tree, search, findings)
     if path is None:
         return None
     size = []
-    for key in ("height", "width"):
-        text = (tree.findtext(f"size/{key}") or "0").strip()
+    for key, of_labelme in (("height", "nrows"), ("width", "ncols")):
+        text = (tree.findtext(f"size/{key}") or tree.findtext(f"imagesize/{of_labelme}") or "0").strip()
         try:
             number = to_number(text)
             if not -MAX_PIXELS < number < MAX_PIXELS:
@@ -312,9 +326,7 @@ def _read_record(
             findings.error("image size", file, message, "correct or remove it")
             size.append(0)
     if min(size) <= 0:
-        message = "no image size"
-        note = f"{file}: {message}; read from {path} instead."
-        findings.warn("image size", note, "it is read from the image file", [(file, message)])
+        sizeless.append(file)
         try:
             size = list(header_size(path))
         except (DatasetReadError, DatasetNotFoundError) as error:
@@ -336,7 +348,7 @@ def _read_objects(
 ) -> list[str]:
     """Append the objects of one file to `rows`; return the locations of those marked as difficult."""
     difficult = []
-    for number, element in enumerate(tree.iterfind("object"), start=1):
+    for number, element in enumerate(_objects(tree), start=1):
         if (element.findtext("difficult") or "").strip() == "1":
             difficult.append(f"{file}, object {number}")
             if drop_difficult:
@@ -357,21 +369,16 @@ def _read_object(
         findings.error("unknown class", where, "no <name>", "add the name of its class, or remove the object")
         return None
     where = f"{where} ({name})"
-    box = element.find("bndbox")
+    try:
+        box = read_box(element)
+    except ValueError as error:
+        findings.error("box", where, str(error), "correct it, or remove the object")
+        return None
     if box is None:
         message = "no <bndbox>, expected one with <xmin>, <ymin>, <xmax>, <ymax>"
         findings.error("box", where, message, "add it, or remove the object")
         return None
-    corners = []
-    for key in _CORNERS:
-        text = (box.findtext(key) or "").strip()
-        try:
-            corners.append(to_number(text))
-        except ValueError:
-            message = f"{key} is '{text}', expected a number of pixels, such as 12 or 12.5"
-            findings.error("box", where, message, "correct it, or remove the object")
-            return None
-    return name, (corners[0], corners[1], corners[2], corners[3])
+    return name, box
 
 
 # Splits

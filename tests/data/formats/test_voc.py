@@ -1,6 +1,7 @@
 """Pascal VOC: coordinates as written, layouts, lists of images, and errors."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,29 @@ def test_xml_beside_images_without_splits_is_read(voc_folder):
     assert {name: len(members) for name, members in open_dataset(voc_folder).splits.items()} == {"all": 4}
 
 
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        ("<polygon><pt><x>10</x><y>20</y></pt><pt><x>40.5</x><y>9</y></pt><pt><x>5</x><y>50</y></pt></polygon>", None),
+        ("<polygon><x1>10</x1><y1>20</y1><x2>40.5</x2><y2>9</y2><x3>5</x3><y3>50</y3></polygon>", None),
+        ("<robndbox><cx>30</cx><cy>25</cy><w>20</w><h>6</h><angle>1.5707963</angle></robndbox>", [27, 15, 33, 35]),
+    ],
+)
+def test_objects_with_another_shape_are_read_as_enclosing_boxes(voc_folder, shape, box):
+    file = voc_folder / "Annotations" / "a.xml"
+    file.write_text(re.sub("<bndbox>.*?</bndbox>", shape, file.read_text(), count=1, flags=re.DOTALL))
+    index = open_dataset(voc_folder)
+    assert index.annotations.boxes_xyxy[0].round(3).tolist() == (box or [5, 9, 40.5, 50])
+    assert any("read as enclosing boxes" in note for note in index.notes)
+
+
+def test_objects_that_labelme_has_marked_as_deleted_are_left_out(voc_folder, edit):
+    edit(voc_folder / "Annotations" / "a.xml", "<name>cat</name>", "<name>gone</name><deleted>1</deleted>")
+    index = open_dataset(voc_folder)
+    assert len(index.annotations) == 3
+    assert "gone" not in index.id2label.values()
+
+
 def test_parts_of_an_object_are_not_objects(voc_folder, edit):
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
     edit(voc_folder / "Annotations" / "a.xml", "<name>cat</name>", f"<name>cat</name>{part}")
@@ -68,7 +92,7 @@ def test_a_missing_size_is_read_from_the_image_and_reported(voc_folder, edit):
     edit(voc_folder / "Annotations" / "a.xml", "<width>80</width>", "<width>0</width>")
     index = open_dataset(voc_folder)
     assert (index.images[0].height, index.images[0].width) == (60, 80)
-    assert [note for note in index.notes if "a.xml: no image size" in note]
+    assert [note for note in index.notes if "1 XML file without the size of the image; the first: " in note]
 
 
 def test_images_without_xml_and_unrelated_xml_are_dropped_and_reported(voc_folder):
