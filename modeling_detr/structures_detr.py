@@ -95,7 +95,7 @@ class MaskColumn:
 
     Attributes:
         sources: The sources of the masks.
-        source: (A,) int64, index in `sources`.
+        source: (A,) int64, index in `sources`; -1: the row has no mask, which is read as an empty one.
         row: (A,) int64, row in that source.
     """
 
@@ -108,6 +108,17 @@ class MaskColumn:
         """All `count` rows of one source."""
         return cls((source,), np.zeros(count, np.int64), np.arange(count))
 
+    @property
+    def is_present(self) -> NDArray[np.bool_]:
+        """Whether each row (A,) has a mask."""
+        return self.source >= 0
+
+    def spread(self, rows: NDArray[np.int64], count: int) -> "MaskColumn":
+        """A column of `count` rows, of which `rows` (A,) are those of this column and the others have no mask."""
+        source, row = np.full(count, -1, np.int64), np.zeros(count, np.int64)
+        source[rows], row[rows] = self.source, self.row
+        return MaskColumn(self.sources, source, row)
+
     def __len__(self) -> int:
         return len(self.row)
 
@@ -119,7 +130,10 @@ class MaskColumn:
     def concatenate(cls, columns: Sequence["MaskColumn"]) -> "MaskColumn":
         """Joins columns in their order."""
         starts = np.cumsum([0, *(len(column.sources) for column in columns)])
-        shifted = [column.source + start for column, start in zip(columns, starts[:-1], strict=True)]
+        shifted = [
+            np.where(column.is_present, column.source + start, -1)
+            for column, start in zip(columns, starts[:-1], strict=True)
+        ]
         return cls(
             sources=tuple(source for column in columns for source in column.sources),
             source=np.concatenate([np.zeros(0, np.int64), *shifted]),
@@ -134,7 +148,7 @@ class MaskColumn:
             ValueError: A mask has another size.
         """
         masks = np.zeros((len(self), height, width), np.bool_)
-        for source_index in np.unique(self.source).tolist():
+        for source_index in np.unique(self.source[self.is_present]).tolist():
             of_source = np.flatnonzero(self.source == source_index)
             # in parts, so that thousands of masks do not take twice their memory
             for rows in np.split(of_source, range(_MASKS_PER_READ, len(of_source), _MASKS_PER_READ)):
@@ -159,6 +173,8 @@ class AnnotationTable:
         area: (A,) float64, the area in square pixels that the dataset gives, or else the box's.
         is_crowd: (A,) bool; crowd regions are used in evaluation, never in training.
         masks: The mask of each row, read on demand; None if the dataset has none or the task needs none.
+        attributes: What else the dataset says about objects: `difficult`, `truncated` and `occluded` (1 or 0), and
+            `score`. Name → (A,) float64, NaN where it does not say. Neither training nor evaluation uses them.
     """
 
     image_index: NDArray[np.int64]
@@ -167,6 +183,7 @@ class AnnotationTable:
     area: NDArray[np.float64]
     is_crowd: NDArray[np.bool_]
     masks: MaskColumn | None = None
+    attributes: Mapping[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -180,12 +197,14 @@ class AnnotationTable:
             area=self.area[rows],
             is_crowd=self.is_crowd[rows],
             masks=None if self.masks is None else self.masks[rows],
+            attributes={name: values[rows] for name, values in self.attributes.items()},
         )
 
     @classmethod
     def concatenate(cls, tables: Sequence["AnnotationTable"]) -> "AnnotationTable":
         """Joins tables in their order; no tables give an empty table. Masks are kept if all tables have them."""
         masks = [table.masks for table in tables if table.masks is not None]
+        names = dict.fromkeys(name for table in tables for name in table.attributes)
         return cls(
             image_index=np.concatenate([np.zeros(0, np.int64), *(table.image_index for table in tables)]),
             label=np.concatenate([np.zeros(0, np.int64), *(table.label for table in tables)]),
@@ -193,6 +212,10 @@ class AnnotationTable:
             area=np.concatenate([np.zeros(0), *(table.area for table in tables)]),
             is_crowd=np.concatenate([np.zeros(0, np.bool_), *(table.is_crowd for table in tables)]),
             masks=MaskColumn.concatenate(masks) if masks and len(masks) == len(tables) else None,
+            attributes={
+                name: np.concatenate([table.attributes.get(name, np.full(len(table), np.nan)) for table in tables])
+                for name in names
+            },
         )
 
 

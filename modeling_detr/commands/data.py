@@ -31,6 +31,7 @@ from modeling_detr.commands.dataset_options import add_dataset_options, dataset_
 from modeling_detr.commands.results import RUNS, link_to, new_results_folder
 from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.check_page import check_page
+from modeling_detr.data.contents import CONTENTS
 from modeling_detr.data.convert import Conversion, convert_dataset
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
@@ -44,6 +45,7 @@ from modeling_detr.provenance import command_line, provenance
 
 PAGE = "data_check.html"
 EXAMPLES = 3  # findings of each kind that are printed
+_NOT_COUNTED = ("areas", "image_ids")  # in what was converted: hardly anyone misses them
 PICTURES = 10  # images on the page
 # Argument of the library → option of this command, for error messages.
 OPTION_NAMES = {"format": "data_format"}
@@ -191,6 +193,14 @@ def _add_convert(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("target", type=Path, help="the new folder, which must not exist")
     parser.add_argument("--to", required=True, choices=writable_formats(), help="the format to write")
     add_dataset_options(parser)
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        choices=[*CONTENTS],
+        metavar="CONTENT",
+        help=f"what not to write although the format can hold it: {', '.join(CONTENTS)}",
+    )
     parser.add_argument("--link", action="store_true", help="make hard links to the images instead of copies")
     parser.set_defaults(run=_convert)
 
@@ -198,7 +208,9 @@ def _add_convert(commands: "argparse._SubParsersAction[CommandParser]") -> None:
 def _convert(arguments: argparse.Namespace) -> int:
     _check_target(arguments.target)
     try:
-        index = open_dataset(arguments.source, format=arguments.data_format, **dataset_options(arguments))
+        index = open_dataset(
+            arguments.source, format=arguments.data_format, task="conversion", **dataset_options(arguments)
+        )
     except DatasetError as error:
         if error.settings:  # it is about an option, not about the dataset
             raise
@@ -208,7 +220,9 @@ def _convert(arguments: argparse.Namespace) -> int:
     for note in index.notes:
         print(fitted(f"note      {printable(note)}", indent=10))
     with _terminating():
-        written = convert_dataset(index, arguments.target, arguments.to, link=arguments.link)
+        written = convert_dataset(
+            index, arguments.target, arguments.to, link=arguments.link, without=arguments.without
+        )
     print(fitted(_summary(written, arguments.target, arguments.to), indent=10))
     return 0
 
@@ -220,10 +234,15 @@ def _check_target(target: Path) -> None:
 
 
 def _summary(written: Conversion, target: Path, to: str) -> str:
+    also = [counted(count, *CONTENTS[name]) for name, count in written.contents.items() if name not in _NOT_COUNTED]
+    what = ", ".join([counted(written.images, "image"), counted(written.boxes, "box", "boxes"), *also])
+    masks, overlap = "", written.smallest_overlap
+    if overlap is not None:
+        masks = ", masks are the same" if overlap == 1 else f", masks overlap with an IoU of at least {overlap:.3f}"
     lines = [
         *(f"note      {note}" for note in written.notes),
-        f"{target} ({to}): {counted(written.images, 'image')}, {counted(written.boxes, 'box', 'boxes')}; "
-        f"when read back, boxes differ by at most {written.largest_difference:.2g} pixels.",
+        f"{target} ({to}): {what}; when read back, boxes differ by at most {written.largest_difference:.2g} pixels"
+        f"{masks}.",
     ]
     return "\n".join(map(printable, lines))
 

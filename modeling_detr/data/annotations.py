@@ -3,8 +3,9 @@
 A annotations · N images. Boxes are corners in pixels (xyxy); sizes are `(height, width)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from modeling_detr.data.findings import Findings, counted
 from modeling_detr.structures_detr import AnnotationTable, MaskColumn
 
 
+_NONE: Mapping[str, Any] = {}
 EDGE_TOLERANCE = 0.01  # pixels; boxes written with a few decimals may end slightly beyond the edge
 
 
@@ -25,19 +27,29 @@ class AnnotationRows:
         label: Dense label of each row.
         box: Four numbers for each row.
         place: Line or object number of each row in its file, for messages.
+        attributes: Attributes of each row as written, see `formats.object_attributes`.
     """
 
     image_index: list[int] = field(default_factory=list)
     label: list[int] = field(default_factory=list)
     box: list[tuple[float, float, float, float]] = field(default_factory=list)
     place: list[int] = field(default_factory=list)
+    attributes: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def append(self, image_index: int, label: int, box: tuple[float, float, float, float], place: int) -> None:
+    def append(
+        self,
+        image_index: int,
+        label: int,
+        box: tuple[float, float, float, float],
+        place: int,
+        attributes: Mapping[str, Any] = _NONE,
+    ) -> None:
         """Add one object."""
         self.image_index.append(image_index)
         self.label.append(label)
         self.box.append(box)
         self.place.append(place)
+        self.attributes.append(attributes)
 
     @property
     def boxes(self) -> NDArray[np.float64]:
@@ -111,6 +123,7 @@ def clean_annotations(
     area: NDArray[np.float64] | None = None,
     is_crowd: NDArray[np.bool_] | None = None,
     masks: MaskColumn | None = None,
+    attributes: Mapping[str, NDArray[np.float64]] = _NONE,
 ) -> AnnotationTable:
     """Build an `AnnotationTable`, and report what was left out or changed.
 
@@ -124,6 +137,7 @@ def clean_annotations(
         area: (A,) areas as written, NaN where missing; None: the areas of the boxes.
         is_crowd: (A,) True for crowd regions; None: there are none.
         masks: (A,) masks of the rows; None: there are none.
+        attributes: Name → (A,) values, see `AnnotationTable`.
 
     Returns:
         The table, sorted by image; the rows of an image keep their order.
@@ -145,7 +159,7 @@ def clean_annotations(
     )
     area = _complete_areas(area, boxes, keep, report)
 
-    table = AnnotationTable(image_index, label, boxes, area, is_crowd, masks).take(keep)
+    table = AnnotationTable(image_index, label, boxes, area, is_crowd, masks, attributes).take(keep)
     if (np.diff(table.image_index) < 0).any():
         table = table.take(np.argsort(table.image_index, kind="stable"))
     return table

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modeling_detr.data.annotations import repeated_boxes
+from modeling_detr.data.contents import CONTENTS, FLAGS, SCORE, count_contents
 from modeling_detr.data.findings import Finding, Findings, counted
 from modeling_detr.data.formats import FORMATS
 from modeling_detr.data.image_decoding import read_image
@@ -93,6 +94,7 @@ class CheckReport:
             "splits": {name: _counts(index, members) for name, members in index.splits.items()},
             "classes": _classes(index),
             "box_sizes": _quantiles(_box_sides(index.annotations)),
+            "attributes": {name: n for name, n in count_contents(index).items() if name in (*FLAGS, SCORE)},
             "objects_an_image": _quantiles(_objects(index).astype(np.float64)),
             "names": {noun: dict(counts) for noun, counts in self.names.items()},
             "errors": self.errors,
@@ -126,6 +128,9 @@ class CheckReport:
                 f"  class {entry['id']} {entry['name']}: {counted(entry['boxes'], 'box', 'boxes')} "
                 f"({entry['share']:.1%}) in {counted(entry['images'], 'image')}"
             )
+        if content["attributes"]:
+            read = ", ".join(counted(count, *CONTENTS[name]) for name, count in content["attributes"].items())
+            lines.append(f"  {read}, which only conversions use")
         for title, key, unit in (
             ("box size (square root of the area)", "box_sizes", " px"),
             ("objects per image", "objects_an_image", ""),

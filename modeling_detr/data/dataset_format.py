@@ -5,12 +5,17 @@ plug-ins may add their own. A format whose images are not files (entries of an a
 `ImageRecord.reader` for each of them, and gets their size from `image_headers.header_size(path, reader)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from modeling_detr.structures_detr import DetectionIndex, Task
+
+
+Purpose = (
+    Task | Literal["conversion"]
+)  # what a dataset is read for; conversion: boxes, and masks where objects have them
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,17 @@ class WrittenDataset:
 
     Attributes:
         index: The dataset as written, without what the format cannot represent.
+        files: The path of each image in the folder; None where it is not part of the dataset when that is read back.
         notes: What was left out or changed, one sentence each.
         keeps_splits: Whether the splits are the same when read back, so that they can be compared one by one.
-        readable: The part of `index` that is read back; None: all of it.
+        exact_masks: Whether masks are the same when read back, to the pixel.
     """
 
     index: DetectionIndex
+    files: Sequence[str | None]
     notes: list[str]
     keeps_splits: bool = True
-    readable: DetectionIndex | None = None
+    exact_masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,17 @@ class DatasetFormat:
         name: Value of `format` in `open_dataset`, and key in `FORMATS`.
         find: `find(path)`: whether `path`, a folder or a file, is a dataset in this format.
         read: `read(path, findings=…, task=…, **options)`: reads the dataset. `findings` collects or raises problems;
-            `task` is one of `tasks`; `options` are the reading options that the user has set.
+            `task` is one of `tasks`, or `conversion` if `instance` is one of them; `options` are the reading options
+            that the user has set.
         looked_for: The file that `find` mainly looks for, for the error about a folder in an unknown format.
         evidence: What `find` goes by, for `detr data check`: a phrase after "recognised by".
         tasks: The tasks that the format has annotations for.
         options: The reading options of the format.
         write: `write(index, folder, link)`: writes a dataset with its images into an empty folder; with `link`,
             images become hard links where possible. None: the format is read-only.
+        carries: What `write` writes besides images, boxes and classes, of `contents.CONTENTS`; `index` has nothing
+            else.
+        holds: What an annotation of the format holds, for notes on what is not written.
         find_hints: Like `find`, for weaker evidence; only used if `find` fails for every format.
         is_name: `is_name(text, chosen)`: whether `text` names such a dataset without being a path; `chosen` is True if
             the user has chosen this format.
@@ -108,6 +119,8 @@ class DatasetFormat:
     tasks: tuple[Task, ...] = ("detection",)
     options: tuple[ReadingOption, ...] = ()
     write: Callable[[DetectionIndex, Path, bool], WrittenDataset] | None = None
+    carries: frozenset[str] = frozenset()
+    holds: str = "a class and a box"
     find_hints: Callable[[Path], bool] = lambda _: False
     is_name: Callable[[str, bool], bool] = lambda _text, _chosen: False
     defers_to: tuple[str, ...] = ()

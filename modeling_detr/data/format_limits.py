@@ -1,9 +1,6 @@
 """Notes on what a written format cannot represent."""
 
-from dataclasses import replace
-
 import numpy as np
-from numpy.typing import NDArray
 
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import DatasetError
@@ -26,22 +23,3 @@ def warn_of_stuff(index: DetectionIndex) -> list[str]:
         return []
     names = ", ".join(index.categories[label].name for label in sorted(stuff))
     return [f"{counted(boxes, 'box', 'boxes')} of stuff ({names}) written as things."]
-
-
-def without_crowds(index: DetectionIndex, to: str) -> tuple[DetectionIndex, list[str]]:
-    """Drop crowd regions, for formats of plain boxes; also return notes on what else they cannot represent."""
-    table, notes = index.annotations, []
-    crowds = int(table.is_crowd.sum())
-    if crowds:
-        notes.append(f"{to} has no crowd regions: {crowds} left out, because they would be trained on as objects.")
-        table = table.take(~table.is_crowd)
-    box_area: NDArray[np.float64] = (table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]).prod(-1)
-    others = int((np.abs(table.area - box_area) > np.maximum(1e-3 * box_area, 1e-3)).sum())
-    if others:
-        differ = "area that differs from its box's is" if others == 1 else "areas that differ from their box's are"
-        notes.append(f"{to} has no areas: {others} {differ} lost.")
-    if any(isinstance(image.id, int) for image in index.images):
-        notes.append(f"{to} has no image ids: file names are used instead.")
-    if table.masks is not None:
-        notes.append("masks are not written.")
-    return replace(index, annotations=table), notes

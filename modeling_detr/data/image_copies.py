@@ -59,6 +59,11 @@ class ImageCopies:
             self.splits[UNLISTED] = unlisted
         self.notes = self._copy_all(index, link)
 
+    @property
+    def files(self) -> list[str]:
+        """The path of each image in the converted dataset, relative to its folder."""
+        return [str(Path(self._place_of(home), name)) for home, name in zip(self.home, self.name, strict=True)]
+
     def path(self, image: int) -> Path:
         """The path of an image in the converted dataset."""
         return self._folder / self._place_of(self.home[image]) / self.name[image]

@@ -18,11 +18,14 @@ from modeling_detr.coco_masks_detr import (
     invalid_run_lengths,
     outline_length,
 )
-from modeling_detr.data.findings import Findings
+from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.image_headers import opened_image
 from modeling_detr.structures_detr import MaskColumn
 
 
+_PIXELS_IN_MEMORY = 1 << 26
+
+Segmentation = list[list[float]] | dict[str, Any]  # COCO's polygons x, y, x, y, …, or compressed RLE
 ReadMasks = tuple[MaskColumn, list[int]]  # masks of the rows that have one, and the rows without one
 
 
@@ -65,6 +68,13 @@ class CocoMasks:
             return {"size": [height, width], "counts": self.runs[start:stop]}
         polygons = [polygon.tolist() for polygon in self._polygons_of(row)]
         return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+
+    def segmentation(self, row: int) -> "Segmentation":
+        """The mask of a row as COCO writes it."""
+        if self.is_rle[row]:
+            runs = self._run_lengths(row)
+            return {"size": runs["size"], "counts": runs["counts"].decode("ascii")}
+        return [polygon.tolist() for polygon in self._polygons_of(row)]
 
     def boxes(self) -> NDArray[np.float64]:
         """The boxes (A, 4) that enclose the masks, as x, y, width, height."""
@@ -110,6 +120,7 @@ def read_segmentations(
     sizes: NDArray[np.int64],
     describe: Callable[[int], str],
     findings: Findings,
+    optional: bool = False,
 ) -> ReadMasks:
     """Read the masks of COCO annotations from their `segmentation`: polygons, compressed or plain RLE.
 
@@ -118,10 +129,12 @@ def read_segmentations(
         sizes: (A, 2) height and width of each one's image.
         describe: Names a row in a message.
         findings: Reports rows without a mask.
+        optional: Keep rows without a mask: the column then has all rows.
 
     Returns:
-        The masks, and the rows without one.
+        The masks, and the rows without one that are not in the column.
     """
+    unreadable: list[tuple[str, str]] = []
     runs, polygons = bytearray(), array("d")
     spans, is_rle, absent = [], [], []
     for row, entry in enumerate(entries):
@@ -141,7 +154,7 @@ def read_segmentations(
                         polygons.extend(polygon[: len(polygon) // 2 * 2])
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             del runs[start[0] :], polygons[start[1] :]
-            _report_unreadable(describe(row), str(error), findings)
+            unreadable.append((describe(row), str(error)))
         stop = len(runs), len(polygons)
         if stop == start:
             absent.append(row)
@@ -158,22 +171,44 @@ def read_segmentations(
     )
     unsafe = source.unsafe_rows()
     for row, problem in unsafe.items():
-        _report_unreadable(describe(int(present[row])), problem, findings)
+        unreadable.append((describe(int(present[row])), problem))
+    _report_unreadable(unreadable, findings, is_error=not optional)
+    kept = np.delete(np.arange(len(present)), [*unsafe])
+    column = MaskColumn.of(source, len(present))[kept]
+    if optional:
+        return column.spread(present[kept], len(entries)), []
     absent = sorted([*absent, *present[[*unsafe]].tolist()])
-    _report_absent(absent, len(entries), describe, findings)
-    return MaskColumn.of(source, len(present))[np.delete(np.arange(len(present)), [*unsafe])], absent
+    report_absent(absent, len(entries), describe, findings)
+    return column, absent
 
 
-def _report_unreadable(where: str, problem: str, findings: Findings) -> None:
-    message = (
-        f"unreadable segmentation ({problem}), expected polygons [[x, y, x, y, …], …] or run-length encoding "
-        f"{{size: [height, width], counts: …}}"
-    )
-    findings.error("segmentation", where, message, "correct it, or remove the annotation")
+def polygon_masks(numbers: NDArray[np.float64], spans: NDArray[np.int64], sizes: NDArray[np.int64]) -> MaskColumn:
+    """Masks from polygons in one array; those that cannot be drawn are left out as rows without a mask.
+
+    Args:
+        numbers: Of each polygon the number of its coordinates, followed by x, y, x, y, … in pixels.
+        spans: (A, 2) where each begins and ends in `numbers`.
+        sizes: (A, 2) height and width of each one's image.
+    """
+    source = CocoMasks(sizes, np.zeros(len(spans), np.bool_), spans, b"", numbers)
+    is_drawn = spans[:, 1] - spans[:, 0] >= 7  # three points and their number
+    is_drawn[[*source.unsafe_rows()]] = False
+    return MaskColumn((source,), np.where(is_drawn, 0, -1), np.arange(len(spans)))
 
 
-def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], str], findings: Findings) -> None:
-    """Report the annotations without a segmentation, out of `count` in the file."""
+def _report_unreadable(unreadable: Sequence[tuple[str, str]], findings: Findings, *, is_error: bool) -> None:
+    expected = "expected polygons [[x, y, x, y, …], …] or run-length encoding {size: [height, width], counts: …}"
+    messages = [(where, f"unreadable segmentation ({problem}), {expected}") for where, problem in unreadable]
+    if is_error:
+        for where, message in messages:
+            findings.error("segmentation", where, message, "correct it, or remove the annotation")
+    elif messages:
+        note = f"{counted(len(messages), 'mask')} left out, but not the box; the first: {': '.join(messages[0])}."
+        findings.warn("segmentation", note, "the mask is left out", messages)
+
+
+def report_absent(absent: Sequence[int], count: int, describe: Callable[[int], str], findings: Findings) -> None:
+    """Report the annotations without a segmentation, out of `count` in the dataset, which are left out."""
     if not absent:
         return
     first = describe(absent[0])
@@ -181,7 +216,7 @@ def _report_absent(absent: Sequence[int], count: int, describe: Callable[[int], 
         findings.error(
             "segmentation",
             first,
-            "no segmentation, like all annotations in this file",
+            "no segmentation, like all other annotations",
             "add segmentations, or train on boxes only",
             {"task": "detection"},
         )
@@ -214,6 +249,41 @@ def boxes_of_segmentations(
         if isinstance(source, CocoMasks):
             boxes[np.delete(given, absent)] = source.boxes()[column.row]
     return boxes
+
+
+def segmentations(masks: MaskColumn, height: int, width: int) -> "list[Segmentation | None]":
+    """The masks of one image as COCO writes them: as they are if they come from such a file, others as RLE.
+
+    None where there is no mask, or an empty one.
+
+    Raises:
+        OSError: A file with masks cannot be read.
+        ValueError: A mask does not have this size.
+    """
+    from pycocotools import mask as coco_mask
+
+    written: list[Segmentation | None] = [None] * len(masks)
+    pixels = []  # rows whose pixels must be read
+    for place, (source, row) in enumerate(zip(masks.source.tolist(), masks.row.tolist(), strict=True)):
+        origin = masks.sources[source] if source >= 0 else None
+        if isinstance(origin, CocoMasks):
+            written[place] = origin.segmentation(row)
+        elif origin is not None:
+            pixels.append(place)
+    for place, inside in zip(
+        pixels, read_one_by_one(masks[np.array(pixels, dtype=np.int64)], height, width), strict=True
+    ):
+        if inside.any():
+            runs = coco_mask.encode(np.asfortranarray(inside.view(np.uint8)))
+            written[place] = {"size": [height, width], "counts": runs["counts"].decode("ascii")}
+    return written
+
+
+def read_one_by_one(masks: MaskColumn, height: int, width: int) -> Iterator[NDArray[np.bool_]]:
+    """Yield the masks (height, width) bool of one image, few of which are in memory at a time."""
+    count = max(1, _PIXELS_IN_MEMORY // (height * width))
+    for start in range(0, len(masks), count):
+        yield from masks[start : start + count].read(height, width)
 
 
 # Panoptic segments

@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 
 from modeling_detr.data.crowds import settle_crowds
-from modeling_detr.data.dataset_format import CROWDS_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import CROWDS_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings, first_items
 from modeling_detr.data.formats import FORMATS, reading_options
 from modeling_detr.data.formats.tool_exports import samples
@@ -27,7 +27,7 @@ def open_dataset(
     split: str | None = None,
     format: str | None = None,  # noqa: A002 (the word that users know)
     findings: Findings | None = None,
-    task: Task = "detection",
+    task: Purpose = "detection",
     **options: object,
 ) -> DetectionIndex:
     """Open a dataset in any format of `FORMATS`: COCO, YOLO, Pascal VOC, `datasets`, exports of annotation tools.
@@ -43,7 +43,8 @@ def open_dataset(
             panoptic files, all other tasks the instances.
         findings: Collects problems and their locations (`detr data check`); None: the first error is raised.
         task: What the dataset is opened for: `detection` (boxes), `instance` (things with their masks) or `panoptic`
-            (every pixel belongs to a thing or to stuff).
+            (every pixel belongs to a thing or to stuff). `conversion` keeps all that can be written in another format:
+            boxes, and the masks of objects that have one.
         **options: Options of the format; None and False mean "not set". `images` (most formats): a folder of
             images, which may be outside the dataset's folder; other images outside it are an error. `drop_difficult`
             (VOC): leave out objects marked as difficult. `box_format` (hf, COCO): convention of the boxes, one of
@@ -60,12 +61,14 @@ def open_dataset(
             has unexpected content.
         TypeError: No format has this option.
     """
-    if task not in get_args(Task):
+    if task not in (*get_args(Task), "conversion"):
         raise DatasetError("task", f"got '{task}'", did_you_mean(task, get_args(Task)))
     given = {name: value for name, value in options.items() if value is not None and value is not False}
-    chosen, place = _choose_format(path, format, task)
+    chosen, place = _choose_format(path, format, "detection" if task == "conversion" else task)
     _check_options(chosen, place, given)
-    if task not in chosen.tasks:
+    if task == "conversion":
+        task = "conversion" if "instance" in chosen.tasks else "detection"
+    elif task not in chosen.tasks:
         able = [name for name, entry in FORMATS.items() if task in entry.tasks]
         raise DatasetError(
             place,
@@ -85,7 +88,7 @@ def open_dataset(
 
 
 def _read(
-    chosen: DatasetFormat, place: str | Path, findings: Findings, task: Task, given: Mapping[str, object]
+    chosen: DatasetFormat, place: str | Path, findings: Findings, task: Purpose, given: Mapping[str, object]
 ) -> DetectionIndex:
     """Read a dataset; whatever a reader raises becomes an error that names it."""
     try:

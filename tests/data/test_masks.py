@@ -125,7 +125,7 @@ def test_an_rle_with_a_wrong_size_is_an_error_that_names_the_annotation(tmp_path
 
 
 def test_a_file_without_any_segmentation_has_no_masks(tmp_path):
-    with pytest.raises(ValueError, match="no segmentation, like all annotations in this file"):
+    with pytest.raises(ValueError, match="no segmentation, like all other annotations"):
         read_coco(instances(tmp_path, [None, None]), masks=True)
 
 
@@ -217,9 +217,9 @@ def test_instances_of_a_panoptic_dataset_are_its_thing_classes(tmp_path):
     assert [category.name for category in shapes.categories] == ["circle", "square", "triangle", "star"]
 
 
-def test_a_format_without_masks_is_refused_for_a_task_that_needs_them(yolo_folder, coco_folder):
-    with pytest.raises(ValueError, match="format 'yolo' has no masks, which task 'instance' needs"):
-        open_dataset(yolo_folder, task="instance")
+def test_a_format_without_masks_is_refused_for_a_task_that_needs_them(voc_folder, coco_folder):
+    with pytest.raises(ValueError, match="format 'voc' has no masks, which task 'instance' needs"):
+        open_dataset(voc_folder, task="instance")
     with pytest.raises(ValueError, match="'coco' has no panoptic segments, which task 'panoptic' needs"):
         open_dataset(coco_folder, task="panoptic")
 

@@ -9,18 +9,21 @@ Writes the first layout, with the images in SPLIT/.
 """
 
 import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Literal, TextIO
 
-import numpy as np
-from numpy.typing import NDArray
-
+from modeling_detr.data.contents import CONTENTS, SCORE
 from modeling_detr.data.dataset_format import (
     BOX_FORMAT_OPTION,
     BOXES_OPTION,
     CROWDS_OPTION,
     IMAGES_OPTION,
     DatasetFormat,
+    Purpose,
     WrittenDataset,
 )
 from modeling_detr.data.findings import Findings
@@ -28,9 +31,9 @@ from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
 from modeling_detr.data.formats.coco_files import holds_segments, json_files, mapped, read_files
 from modeling_detr.data.image_copies import ImageCopies
 from modeling_detr.data.image_numbers import have_coco_ids, number_images
-from modeling_detr.data.masks import read_segmentations
+from modeling_detr.data.masks import read_segmentations, segmentations
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex
 
 
 _ROBOFLOW_NAME = "_annotations.coco.json"
@@ -64,7 +67,7 @@ def read_coco(
     path: str | Path,
     require_images: bool = True,
     findings: Findings | None = None,
-    masks: bool = False,
+    masks: bool | Literal["optional"] = False,
     images: str | Path | None = None,
     box_format: str | None = None,
     boxes: str | None = None,
@@ -80,7 +83,7 @@ def read_coco(
         path: The dataset's folder, or one annotation file.
         require_images: False: images may be missing; `ImageRecord.path` is then the file name as written.
         findings: Collects problems; None: the first error is raised.
-        masks: Keep the segmentations (polygons or RLE); annotations without one are left out.
+        masks: Keep the segmentations (polygons or RLE); annotations without one are left out, unless it is "optional".
         images: Folder of the images, inside or outside the dataset's folder; None: the usual places inside.
         box_format: `xywh` as in COCO, or `xyxy` for files with corners; None: `xywh`, but it is an error if the boxes
             look like corners.
@@ -97,7 +100,7 @@ def read_coco(
     files = find_coco_files(path)
     if not files:
         raise DatasetNotFoundError(path, "no COCO annotations", f"expected {_LOOKED_FOR}")
-    read_masks = read_segmentations if masks else None
+    read_masks = partial(read_segmentations, optional=masks == "optional") if masks else None
     return read_files(
         path,
         files,
@@ -114,12 +117,12 @@ def _read(
     path: str | Path,
     *,
     findings: Findings,
-    task: Task,
+    task: Purpose,
     images: str | Path | None = None,
     box_format: str | None = None,
     boxes: str | None = None,
 ) -> DetectionIndex:
-    masks = task == "instance"
+    masks: bool | Literal["optional"] = "optional" if task == "conversion" else task == "instance"
     return read_coco(path, findings=findings, masks=masks, images=images, box_format=box_format, boxes=boxes)
 
 
@@ -135,49 +138,57 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
         images = number_images(images, (), always=True)
     if any(image.number is not None for image in images):
         notes.append("coco needs integer image ids that are unique within a split: images are numbered from 1.")
-    if index.annotations.masks is not None:
-        notes.append("masks are not written.")
     categories = [{"id": category.id, "name": category.name} for category in index.categories]
     (folder / "annotations").mkdir(exist_ok=True)
+    numbered = replace(index, images=images)
     for split, members in copies.splits.items():
-        content = {**_write_split(replace(index, images=images), split, members, copies), "categories": categories}
-        text = json.dumps(content, ensure_ascii=False)
-        (folder / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
-    return WrittenDataset(index, notes + copies.notes)
+        with (folder / "annotations" / f"instances_{split}.json").open("w", encoding="utf-8") as file:
+            file.write('{"images": [')
+            _write_entries(file, (_image_entry(numbered, split, image, copies) for image in members.tolist()))
+            file.write('],\n"annotations": [')
+            _write_entries(file, (entry for image in members.tolist() for entry in _annotations(numbered, image)))
+            file.write('],\n"categories": ' + json.dumps(categories, ensure_ascii=False) + "}\n")
+    return WrittenDataset(index, copies.files, notes + copies.notes, exact_masks=True)
 
 
-def _write_split(
-    index: DetectionIndex, split: str, members: NDArray[np.int64], copies: ImageCopies
-) -> dict[str, list[dict[str, object]]]:
-    """Build the lists 'images' and 'annotations' for the file of one split."""
-    table = index.annotations
-    sides = table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]
-    images: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
-    for image in members.tolist():
-        record = index.images[image]
-        home, name = copies.home[image], copies.name[image]
-        images.append(
-            {
-                "id": record.coco_id,
-                "file_name": name if home == split else f"{home}/{name}",
-                "height": record.height,
-                "width": record.width,
-            }
-        )
-        rows = index.annotation_rows(image)
-        for row in range(rows.start, rows.stop):
-            annotations.append(
-                {
-                    "id": row + 1,
-                    "image_id": record.coco_id,
-                    "category_id": index.categories[int(table.label[row])].id,
-                    "bbox": [*table.boxes_xyxy[row, :2].tolist(), *sides[row].tolist()],
-                    "area": float(table.area[row]),
-                    "iscrowd": int(table.is_crowd[row]),
-                }
-            )
-    return {"images": images, "annotations": annotations}
+def _write_entries(file: TextIO, entries: Iterable[Mapping[str, object]]) -> None:
+    """Write the objects of a list one by one: all together take several times the memory of the dataset."""
+    for number, entry in enumerate(entries):
+        file.write((",\n" if number else "\n") + json.dumps(entry, ensure_ascii=False))
+
+
+def _image_entry(index: DetectionIndex, split: str, image: int, copies: ImageCopies) -> dict[str, object]:
+    record, home, name = index.images[image], copies.home[image], copies.name[image]
+    return {
+        "id": record.coco_id,
+        "file_name": name if home == split else f"{home}/{name}",
+        "height": record.height,
+        "width": record.width,
+    }
+
+
+def _annotations(index: DetectionIndex, image: int) -> Iterator[dict[str, object]]:
+    table, rows, record = index.annotations, index.annotation_rows(image), index.images[image]
+    masks = None if table.masks is None else segmentations(table.masks[rows], record.height, record.width)
+    corners = table.boxes_xyxy[rows].tolist()
+    for place, (row, (x0, y0, x1, y1)) in enumerate(zip(range(rows.start, rows.stop), corners, strict=True)):
+        entry: dict[str, object] = {
+            "id": row + 1,
+            "image_id": record.coco_id,
+            "category_id": index.categories[int(table.label[row])].id,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": float(table.area[row]),
+            "iscrowd": int(table.is_crowd[row]),
+        }
+        if masks is not None and masks[place] is not None:
+            entry["segmentation"] = masks[place]
+        for name, values in table.attributes.items():
+            value = float(values[row])
+            if not math.isnan(value):
+                entry[name] = value if name == SCORE else int(value)
+        if entry.get("difficult"):
+            entry["ignore"] = 1  # what MMDetection writes, and leaves out of training
+        yield entry
 
 
 FORMAT = DatasetFormat(
@@ -190,4 +201,5 @@ FORMAT = DatasetFormat(
     tasks=("detection", "instance"),
     options=(IMAGES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION, CROWDS_OPTION),
     write=_write,
+    carries=frozenset(CONTENTS),
 )

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations, to_number
 from modeling_detr.data.findings import Findings, counted, first_items
+from modeling_detr.data.formats.object_attributes import ATTRIBUTES, attribute_columns, named_attributes
 from modeling_detr.data.formats.written_values import meaning_of_id, to_flag
 from modeling_detr.data.masks import ReadMasks, boxes_of_segmentations
 from modeling_detr.data.orientation import orient
 from modeling_detr.structures_detr import AnnotationTable, ImageRecord
 
 
+_WITH_ATTRIBUTES = frozenset([*ATTRIBUTES, "attributes", "ignore"])
 _NORMALIZED_LIMIT = 1.5  # boxes relative to the image end at 1, or slightly past it
 _CORNERS_SHARE = 0.9  # of the boxes must fit into their images as corners to be taken for corners
 
@@ -76,6 +78,7 @@ def read_annotations(
         describe=_describer(file, entries),
         findings=findings,
         masks=masks,
+        attributes=_read_attributes(entries),
     )
     return records, table
 
@@ -257,6 +260,16 @@ def _read_areas(file: Path, entries: Entries, findings: Findings) -> NDArray[np.
             message = f"got area {area!r}, expected a number of square pixels"
             findings.error("area", describe(row), message, "correct or remove it")
     return areas
+
+
+def _read_attributes(entries: Entries) -> dict[str, NDArray[np.float64]]:
+    """Read attributes, which CVAT and Datumaro write in a mapping of their own, and others beside the box.
+
+    An object to `ignore` is a difficult one, as MMDetection writes those of Pascal VOC.
+    """
+    if not _WITH_ATTRIBUTES.isdisjoint(chain.from_iterable(entries)):
+        return attribute_columns([named_attributes(entry, entry.get("attributes")) for entry in entries])
+    return {}
 
 
 def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings) -> None:

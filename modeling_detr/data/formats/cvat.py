@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -24,7 +24,7 @@ from modeling_detr.data.image_headers import MAX_PIXELS
 from modeling_detr.data.image_paths import is_image_name, walk_folders
 from modeling_detr.errors_detr import DatasetNotFoundError, FileContentError, FileReadError
 from modeling_detr.input_files import iterate_xml
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex
 
 
 _IGNORED = ("tag", "attribute")
@@ -47,7 +47,7 @@ def _read(
     path: str | Path,
     *,
     findings: Findings,
-    task: Task,
+    task: Purpose,
     images: str | Path | None = None,
     boxes: str | None = None,
 ) -> DetectionIndex:
@@ -110,7 +110,9 @@ def _add(
     if tag == "tag":
         export.leave_out(image, number, "tag of a whole image", "is not an object")
     elif tag not in _IGNORED:
-        export.add_object(image, label, number, partial(_read_object, shapes, size))
+        attributes = {entry.get("name", ""): (entry.text or "").strip() for entry in shapes[0].iterfind("attribute")}
+        attributes["occluded"] = shapes[0].get("occluded", "")
+        export.add_object(image, label, number, partial(_read_object, shapes, size), attributes=attributes)
 
 
 def _read_object(shapes: Sequence[Element], size: tuple[str | None, str | None]) -> DrawnShape | None:

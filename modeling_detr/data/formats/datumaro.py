@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modeling_detr.data.dataset_format import BOXES_OPTION, CROWDS_OPTION, IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, CROWDS_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -19,7 +19,10 @@ from modeling_detr.data.formats.tool_exports import ToolExport, ends_of, files_w
 from modeling_detr.data.formats.written_values import to_flag
 from modeling_detr.errors_detr import FileContentError, FileReadError
 from modeling_detr.input_files import MAX_JSON_BYTES, read_json
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex
+
+
+_NOT_ATTRIBUTES = ("is_crowd", "rotation", "id", "track_id", "keyframe", "outside")  # read as such, or bookkeeping
 
 
 def _is_datumaro(path: Path) -> bool:
@@ -36,7 +39,7 @@ def _read(
     path: str | Path,
     *,
     findings: Findings,
-    task: Task,
+    task: Purpose,
     images: str | Path | None = None,
     boxes: str | None = None,
 ) -> DetectionIndex:
@@ -110,8 +113,10 @@ def _add(
         return
     label_id, attributes = first.get("label_id"), first.get("attributes")
     name = labels[label_id] if isinstance(label_id, int) and 0 <= label_id < len(labels) else None
-    is_crowd = isinstance(attributes, dict) and to_flag(attributes.get("is_crowd"))
-    export.add_object(image, name, number, partial(_read_shapes, members), is_crowd)
+    attributes = attributes if isinstance(attributes, dict) else {}
+    is_crowd = to_flag(attributes.get("is_crowd"))
+    others = {key: value for key, value in attributes.items() if key not in _NOT_ATTRIBUTES}
+    export.add_object(image, name, number, partial(_read_shapes, members), is_crowd, others)
 
 
 def _read_shapes(members: Sequence[Mapping[str, Any]]) -> DrawnShape | None:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_detr.data.annotations import to_number
-from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.tool_exports import ToolExport, files_with_suffix, first_line, sample_files
 from modeling_detr.errors_detr import FileContentError, FileReadError
 from modeling_detr.input_files import MAX_LIST_BYTES, read_text
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex
 
 
 _NUMBERS = (14, 15)
@@ -49,7 +49,7 @@ def _read(
     path: str | Path,
     *,
     findings: Findings,
-    task: Task,
+    task: Purpose,
     images: str | Path | None = None,
     boxes: str | None = None,
 ) -> DetectionIndex:
@@ -89,7 +89,21 @@ def _read_line(export: ToolExport, image: int, file: Path, number: int, fields: 
         export.leave_out(image, number, "DontCare region", "has no class")
     else:
         left, top, right, bottom = line[1][3:7]
-        export.add_object(image, line[0], number, drawn_shapes.DrawnShape("box", (left, top, right, bottom)))
+        shape = drawn_shapes.DrawnShape("box", (left, top, right, bottom))
+        export.add_object(image, line[0], number, shape, attributes=_attributes(line[1]))
+
+
+def _attributes(numbers: Sequence[float]) -> dict[str, float]:
+    """The marks of a line: what share is truncated, how much is occluded (1 or 2; 3: unknown), and the score."""
+    truncated, occluded = numbers[:2]
+    attributes: dict[str, float] = {}
+    if truncated >= 0:  # otherwise unknown
+        attributes["truncated"] = float(truncated > 0)
+    if 0 <= occluded < 3:
+        attributes["occluded"] = float(occluded > 0)
+    if len(numbers) == max(_NUMBERS):
+        attributes["score"] = numbers[-1]
+    return attributes
 
 
 def _read_list(export: ToolExport, file: Path, image_of: dict[str, list[int]], findings: Findings) -> None:

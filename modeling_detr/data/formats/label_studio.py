@@ -16,21 +16,23 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
+from modeling_detr.data.formats.object_attributes import attribute_name
 from modeling_detr.data.formats.tool_exports import ToolExport, ends_of, files_with_suffix, sample_files
 from modeling_detr.data.image_headers import MAX_PIXELS
 from modeling_detr.data.image_paths import is_image_name
 from modeling_detr.errors_detr import FileContentError, FileReadError
 from modeling_detr.input_files import MAX_JSON_BYTES, read_json
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex
 
 
 _LABELS = re.compile(rb'"(rectangle|polygon|ellipse|brush|keypoint)labels"')
 _IMAGE_KEYS = ("image", "img", "photo", "picture", "url", "ocr")
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
+_CONTROLS = ("choices", "text", "number", "rating", "taxonomy", "datetime")  # of a region, besides its labels
 _MAX_BRUSH_BYTES = 1 << 20
 
 
@@ -43,7 +45,7 @@ def _looks_like_label_studio(text: bytes) -> bool:
     return text[:1] in (b"[", b"{") and b'"categories"' not in text and (has_tasks or _LABELS.search(text) is not None)
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
+def _read(path: str | Path, *, findings: Findings, task: Purpose, images: str | Path | None = None) -> DetectionIndex:
     export = ToolExport(path, findings, task, images, noun="region")
     skipped: list[str] = []
     several: list[str] = []
@@ -106,7 +108,7 @@ def _read_task(
         label = labels[0] if labels else None
         if len(labels) > 1:
             export.leave_out(image, region, "further label of a region", f"'{label}' is used")
-        export.add_object(image, label, region, partial(_read_shape, value, size))
+        export.add_object(image, label, region, partial(_read_shape, value, size), attributes=_attributes(value))
 
 
 def _data_of(task: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -165,6 +167,15 @@ def _regions(results: Sequence[Any]) -> Iterator[tuple[list[str], Mapping[str, A
     for labels, geometry in regions.values():
         if {"x", "points", "rle", "vertices", "sequence"} & set(geometry):  # not a choice or text about the image
             yield labels, geometry
+
+
+def _attributes(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What a region says besides its class: choices, such as `occluded`, and other controls."""
+    choices = value.get("choices")
+    marks = [choice for choice in choices if isinstance(choice, str)] if isinstance(choices, list) else []
+    known = {choice: True for choice in marks if attribute_name(choice)}
+    others = {key: value[key] for key in _CONTROLS if value.get(key)}
+    return known | ({key: entry for key, entry in others.items() if key != "choices"} if known else others)
 
 
 # Shapes

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -26,7 +26,7 @@ from modeling_detr.data.formats.tool_exports import ToolExport, ends_of, files_w
 from modeling_detr.data.image_headers import opened_image
 from modeling_detr.errors_detr import DatasetReadError, FileContentError, FileReadError
 from modeling_detr.input_files import MAX_LIST_BYTES, read_json
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex
 
 
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
@@ -48,7 +48,7 @@ def _read(
     path: str | Path,
     *,
     findings: Findings,
-    task: Task,
+    task: Purpose,
     images: str | Path | None = None,
     boxes: str | None = None,
 ) -> DetectionIndex:
@@ -92,7 +92,16 @@ def _add(export: ToolExport, file: Path, content: Mapping[str, Any]) -> None:
         with_area = [(number, shape) for number, shape in members if shape.get("shape_type") not in _WITHOUT_AREA]
         number, first = (with_area or members)[0]
         shapes = [shape for _, shape in with_area]
-        export.add_object(image, first.get("label"), number, partial(_read_group, shapes, size))
+        attributes = _attributes(first)
+        export.add_object(image, first.get("label"), number, partial(_read_group, shapes, size), attributes=attributes)
+
+
+def _attributes(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """What a shape says besides its class: flags of LabelMe, and what AnyLabeling adds."""
+    attributes = {key: shape[key] for key in ("difficult", "score", "description") if shape.get(key) is not None}
+    for written in (shape.get("flags"), shape.get("attributes")):
+        attributes |= written if isinstance(written, dict) else {}
+    return attributes
 
 
 def _read_group(shapes: Sequence[Mapping[str, Any]], size: tuple[Any, Any]) -> DrawnShape | None:

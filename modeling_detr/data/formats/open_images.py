@@ -15,17 +15,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from modeling_detr.data.dataset_format import CROWDS_OPTION, IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import CROWDS_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.tool_exports import ToolExport, files_with_suffix, first_line, sample_files
 from modeling_detr.data.image_paths import is_split_name, split_in_name
 from modeling_detr.errors_detr import DatasetNotFoundError, FileContentError, FileReadError
 from modeling_detr.input_files import require_file
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex
 
 
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
+_MARKS = ("IsOccluded", "IsTruncated", "IsDepiction", "IsInside")
+_UNKNOWN = "-1"
 _COLUMNS = ("ImageID", "LabelName", *_SIDES)
 
 
@@ -37,7 +39,7 @@ def _has_boxes(file: Path) -> bool:
     return set(_COLUMNS) <= {name.strip() for name in first_line(file).split(",")}
 
 
-def _read(path: str | Path, *, findings: Findings, task: Task, images: str | Path | None = None) -> DetectionIndex:
+def _read(path: str | Path, *, findings: Findings, task: Purpose, images: str | Path | None = None) -> DetectionIndex:
     export = ToolExport(path, findings, task, images, noun="line")
     files = files_with_suffix(Path(path) if Path(path).is_dir() else Path(path).parent, ".csv")
     names: dict[str, str] = {}
@@ -90,8 +92,9 @@ def _read_boxes(
     _, header = next(rows, (0, []))
     place = {name.strip(): index for index, name in enumerate(header)}
     columns, group = [place[name] for name in _COLUMNS if name in place], place.get("IsGroupOf")
+    marked = {name: place[name] for name in _MARKS if name in place}
     for number, row in rows if len(columns) == len(_COLUMNS) else ():
-        if len(row) <= max(columns):
+        if len(row) <= max(*columns, *marked.values(), group or 0):
             if row:
                 message = f"got {counted(len(row), 'column')}, expected {len(header)}"
                 findings.error("line", f"{file}, line {number}", message, "correct or remove the line")
@@ -105,7 +108,9 @@ def _read_boxes(
         elif entry[1] is not None:
             used.add(label)
             is_group = group is not None and row[group].strip() == "1"
-            export.add_object(entry[0], names.get(label, label), number, partial(_box, sides, entry[1]), is_group)
+            marks = {name: row[column] for name, column in marked.items() if row[column].strip() != _UNKNOWN}
+            name = names.get(label, label)
+            export.add_object(entry[0], name, number, partial(_box, sides, entry[1]), is_group, marks)
     return used
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.findings import Findings
+from modeling_detr.data.masks import CocoMasks, segmentations
 from modeling_detr.structures_detr import DetectionIndex
 
 
@@ -58,12 +59,19 @@ def _contradict(index: DetectionIndex, split_of: Mapping[int, str], one: int, ot
 
 
 def _are_identical(index: DetectionIndex, one: int, other: int) -> bool:
-    if index.annotations.masks is not None:  # decoding them would take too long
+    table, masks = index.annotations, index.annotations.masks
+    rows, others = index.annotation_rows(one), index.annotation_rows(other)
+    columns = (table.label, table.boxes_xyxy, table.is_crowd, *table.attributes.values())
+    if index.images[one] != index.images[other] or not all(
+        np.array_equal(column[rows], column[others], equal_nan=column.dtype.kind == "f") for column in columns
+    ):
         return False
-    return index.images[one] == index.images[other] and all(
-        np.array_equal(column[index.annotation_rows(one)], column[index.annotation_rows(other)])
-        for column in (index.annotations.label, index.annotations.boxes_xyxy, index.annotations.is_crowd)
-    )
+    if masks is None:
+        return True
+    if not all(isinstance(source, CocoMasks) for source in masks.sources):  # decoding them would take too long
+        return False
+    size = index.images[one].height, index.images[one].width
+    return segmentations(masks[rows], *size) == segmentations(masks[others], *size)
 
 
 def _report(

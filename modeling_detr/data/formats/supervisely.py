@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -22,7 +22,7 @@ from modeling_detr.data.image_headers import opened_image
 from modeling_detr.data.image_paths import is_image_name
 from modeling_detr.errors_detr import FileContentError, FileReadError
 from modeling_detr.input_files import MAX_LIST_BYTES, read_json
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex
 
 
 _MAX_PNG_BYTES = 64 << 20  # of a bitmap, decompressed
@@ -46,7 +46,7 @@ def _read(
     path: str | Path,
     *,
     findings: Findings,
-    task: Task,
+    task: Purpose,
     images: str | Path | None = None,
     boxes: str | None = None,
 ) -> DetectionIndex:
@@ -78,10 +78,21 @@ def _add(export: ToolExport, file: Path, content: Mapping[str, Any]) -> None:
     for number, entry in enumerate(content["objects"], start=1):
         if isinstance(entry, dict):
             title = entry.get("classTitle")
-            export.add_object(image, title, number, partial(_read_shape, entry, size or (0, 0), export.masks))
+            shape = partial(_read_shape, entry, size or (0, 0), export.masks)
+            export.add_object(image, title, number, shape, attributes=_attributes(entry))
         else:
             message = f"got {str(entry)[:80]}, expected an object"
             export.findings.error("box", f"{file}, object {number}", message, "correct or remove it")
+
+
+def _attributes(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The tags of an object, some of which have a value, and its description."""
+    tags = entry.get("tags")
+    attributes: dict[str, Any] = {"description": entry.get("description")}
+    for tag in tags if isinstance(tags, list) else ():
+        if isinstance(tag, dict) and isinstance(tag.get("name"), str):
+            attributes[tag["name"]] = True if tag.get("value") is None else tag["value"]
+    return attributes
 
 
 def _read_shape(entry: Mapping[str, Any], size: tuple[Any, Any], with_holes: bool) -> DrawnShape | None:

@@ -7,7 +7,7 @@ how images are found, shapes become boxes, classes are numbered and splits are r
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations
-from modeling_detr.data.findings import Findings, counted
+from modeling_detr.data.dataset_format import Purpose
+from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.image_search import ImageSearch
+from modeling_detr.data.formats.object_attributes import attribute_columns, named_attributes, unused_attributes
 from modeling_detr.data.formats.written_values import to_integer, to_text
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_numbers import number_images
@@ -27,9 +29,10 @@ from modeling_detr.data.masks import read_segmentations
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileReadError
 from modeling_detr.input_files import is_file, read_ends
-from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageReader, ImageRecord, MaskColumn, Task
+from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageReader, ImageRecord, MaskColumn
 
 
+_NONE: Mapping[str, object] = {}
 _END_BYTES = 1 << 16
 _SAMPLE = 12  # files that are looked at in each folder
 _MAX_SAMPLES = 200  # in all folders
@@ -122,7 +125,7 @@ class ToolExport:
         self,
         path: str | Path,
         findings: Findings,
-        task: Task,
+        task: Purpose,
         images: str | Path | None = None,
         boxes: str | None = None,
         noun: str = "object",
@@ -140,7 +143,8 @@ class ToolExport:
         path = Path(path)
         self.root = path if path.is_dir() else _folder_of_dataset(path)
         self.findings = findings
-        self.masks = task == "instance"
+        self.masks = task in ("instance", "conversion")
+        self._masks_are_optional = task == "conversion"
         self._name = path.stem if path.is_file() else path.resolve().name
         self._folders = [self.root] if images is None else [Path(images), self.root]
         self._search = ImageSearch(self._folders)
@@ -154,6 +158,7 @@ class ToolExport:
         self._listed: dict[str, None] = {}
         self.splits: dict[str, list[int]] = {}
         self._enclosed: Counter[str] = Counter()
+        self._unused: Counter[str] = Counter()  # attributes → objects that have them
         self._lost: dict[tuple[str, str], list[str]] = {}
 
     def list_classes(self, names: Iterable[object]) -> None:
@@ -208,6 +213,7 @@ class ToolExport:
         place: int,
         shape: DrawnShape | Callable[[], DrawnShape | None],
         is_crowd: bool = False,
+        attributes: Mapping[str, object] = _NONE,
     ) -> None:
         """Add an object.
 
@@ -218,6 +224,7 @@ class ToolExport:
             shape: The shape, or a function that reads it and returns None for a shape without an inside; what it
                 raises about the content of a file is reported.
             is_crowd: Whether it is a crowd region.
+            attributes: What else is said about it, by the names that the export has for it.
         """
         where = self._where(image, place)
         label = _class_name(name)
@@ -238,9 +245,12 @@ class ToolExport:
         if drawn is None:
             self.leave_out(image, place, "point or line", "has no area")
             return
-        if drawn.kind != "box":
+        is_enclosed = drawn.segmentation is None if self._masks_are_optional else not self.masks
+        if drawn.kind != "box" and is_enclosed:
             self._enclosed[drawn.kind] += 1
-        self._rows.append(image, self._labels.setdefault(label, len(self._labels)), drawn.box, place)
+        self._unused.update(unused_attributes(attributes))
+        row_label = self._labels.setdefault(label, len(self._labels))
+        self._rows.append(image, row_label, drawn.box, place, named_attributes(attributes) if attributes else _NONE)
         self._crowd.append(is_crowd)
         if self.masks:
             self._segmentations.append({"segmentation": drawn.segmentation})
@@ -280,6 +290,7 @@ class ToolExport:
             describe=lambda row: self._describe(int(rows[row])),
             findings=self.findings,
             masks=masks,
+            attributes=attribute_columns([self._rows.attributes[row] for row in rows.tolist()]),
         )
         splits = self._splits(records, kept)
         return DetectionIndex(
@@ -302,14 +313,23 @@ class ToolExport:
             return None, rows
         entries = [self._segmentations[row] for row in rows.tolist()]
         masks, without = read_segmentations(
-            entries, sizes[image_index[rows]], lambda row: self._describe(int(rows[row])), self.findings
+            entries,
+            sizes[image_index[rows]],
+            lambda row: self._describe(int(rows[row])),
+            self.findings,
+            self._masks_are_optional,
         )
         return masks, np.delete(rows, without)
 
     def _note_shapes(self) -> None:
-        if self._enclosed and not self.masks:
+        if self._enclosed:
             kinds = [counted(count, kind, _plural(kind)) for kind, count in sorted(self._enclosed.items())]
             self.findings.notes.append(f"{' and '.join(kinds)} read as enclosing boxes.")
+        if self._unused:
+            names = [f"{name} ({count:,})" for name, count in self._unused.most_common()]
+            fact = f"attributes of objects that are not used: {first_items(names)}"
+            self.findings.facts.append(fact)
+            self.findings.notes.append(f"{fact[0].upper()}{fact[1:]}.")
         for (kind, reason), places in self._lost.items():
             are = "is" if len(places) == 1 else "are"
             self.findings.warn(

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, ReadingOption
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, Purpose, ReadingOption
 from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.tool_exports import ToolExport, ends_of, files_with_suffix, sample_files
 from modeling_detr.errors_detr import DatasetError, FileContentError, FileReadError
 from modeling_detr.input_files import MAX_JSON_BYTES, MAX_LIST_BYTES, read_json, read_text
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex
 
 
 _USUAL = ("label", "class", "classname", "category", "name", "type", "object", "objectname", "species")
@@ -64,7 +64,7 @@ def _read(
     path: str | Path,
     *,
     findings: Findings,
-    task: Task,
+    task: Purpose,
     images: str | Path | None = None,
     boxes: str | None = None,
     class_attribute: str | None = None,
@@ -92,7 +92,9 @@ def _read(
         image = export.add_image(f"{entry.file}, {entry.name}", [entry.name], file=entry.file)
         for number, region in enumerate(entry.regions, start=1):
             name = "object" if key is None else _value(region.attributes, key)
-            export.add_object(image, name, number, partial(_read_shape, region.shape))
+            written = region.attributes if isinstance(region.attributes, dict) else {}
+            others = {name: _value(written, name) for name in written if name != key}
+            export.add_object(image, name, number, partial(_read_shape, region.shape), attributes=others)
     return export.index()
 
 
@@ -123,8 +125,7 @@ def _class_attribute(export: ToolExport, annotated: Sequence[_Annotated], chosen
             {"class_attribute": used.most_common(1)[0][0]},
         )
     if len(used) > 1:
-        others = first_items([key for key in used if key != likely[0]])
-        export.findings.notes.append(f"The attribute '{likely[0]}' is the class; {others} are not used.")
+        export.findings.notes.append(f"Of {first_items(used)}, the attribute '{likely[0]}' is the class.")
     return likely[0]
 
 

@@ -11,6 +11,7 @@ official layout.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations, to_number
+from modeling_detr.data.contents import FLAGS
 from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, ReadingOption, WrittenDataset
 from modeling_detr.data.file_names import stem
 from modeling_detr.data.file_search import FileSearch, Match
 from modeling_detr.data.findings import Findings, counted, first_items
-from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff, without_crowds
+from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
+from modeling_detr.data.formats.object_attributes import attribute_columns
 from modeling_detr.data.formats.voc_boxes import note_other_shapes, read_box
 from modeling_detr.data.formats.voc_lists import names_of, read_list, split_of_class_list
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
@@ -120,6 +123,7 @@ def read_voc(
         image_sizes=np.array([(record.height, record.width) for record in records], dtype=np.int64),
         describe=lambda row: f"{used[rows.image_index[row]]}, object {rows.place[row]}",
         findings=findings,
+        attributes=attribute_columns(rows.attributes),
     )
     _note_unused_images(files, records, findings)
     return DetectionIndex(
@@ -356,8 +360,13 @@ def _read_objects(
         named_box = _read_object(file, number, element, findings)
         if named_box is not None:
             name, box = named_box
-            rows.append(image_index, label_of[name], box, number)
+            rows.append(image_index, label_of[name], box, number, _read_flags(element))
     return difficult
+
+
+def _read_flags(element: ElementTree.Element) -> dict[str, str]:
+    flags = {name: (element.findtext(name) or "").strip() for name in FLAGS}
+    return {name: text for name, text in flags.items() if text}
 
 
 def _read_object(
@@ -433,8 +442,6 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
         problem = f"class '{unwritable[0]}' has control characters, which the XML of voc cannot contain"
         raise DatasetError(index.name, problem, "rename the class")
     notes = warn_of_stuff(index)
-    index, lost = without_crowds(index, "voc")
-    notes += lost
     used = {int(label) for label in np.unique(index.annotations.label)}
     unused = [category.name for label, category in enumerate(index.categories) if label not in used]
     if unused:
@@ -450,16 +457,24 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
         if split != UNLISTED:
             lines = [f"{Path(copies.name[image]).stem}\n" for image in members.tolist()]
             (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
-    return WrittenDataset(index, notes + copies.notes)
+    return WrittenDataset(index, copies.files, notes + copies.notes)
 
 
 def _to_xml(index: DetectionIndex, image: int, name: str) -> str:
     record, rows, table = index.images[image], index.annotation_rows(image), index.annotations
+    flags = {name: table.attributes[name][rows] for name in FLAGS if name in table.attributes}
+    flags["difficult"] = np.nan_to_num(flags.get("difficult", np.zeros(len(table.label[rows]))))  # expected by readers
     objects = "".join(
-        f"  <object>\n    <name>{escape(index.categories[label].name)}</name>\n    <difficult>0</difficult>\n"
-        f"    <bndbox><xmin>{x0:.10g}</xmin><ymin>{y0:.10g}</ymin><xmax>{x1:.10g}</xmax><ymax>{y1:.10g}</ymax>"
+        f"  <object>\n    <name>{escape(index.categories[label].name)}</name>\n"
+        + "".join(f"    <{name}>{value:.0f}</{name}>\n" for name, value in values.items() if not math.isnan(value))
+        + f"    <bndbox><xmin>{x0:.10g}</xmin><ymin>{y0:.10g}</ymin><xmax>{x1:.10g}</xmax><ymax>{y1:.10g}</ymax>"
         f"</bndbox>\n  </object>\n"
-        for label, (x0, y0, x1, y1) in zip(table.label[rows].tolist(), table.boxes_xyxy[rows].tolist(), strict=True)
+        for label, (x0, y0, x1, y1), values in zip(
+            table.label[rows].tolist(),
+            table.boxes_xyxy[rows].tolist(),
+            [dict(zip(flags, values, strict=True)) for values in zip(*flags.values(), strict=True)],
+            strict=True,
+        )
     )
     return (
         f"<annotation>\n  <folder>JPEGImages</folder>\n  <filename>{escape(name)}</filename>\n"
@@ -480,4 +495,6 @@ FORMAT = DatasetFormat(
         ReadingOption("drop_difficult", "leave out objects marked as difficult in Pascal VOC", bool),
     ),
     write=_write,
+    carries=frozenset(FLAGS),
+    holds="a class, a box and the marks difficult, truncated and occluded",
 )

@@ -14,12 +14,14 @@ an image are reported too. Writes the first layout.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations
-from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, BOXES_OPTION, IMAGES_OPTION, DatasetFormat
+from modeling_detr.data.contents import SCORE
+from modeling_detr.data.dataset_format import BOX_FORMAT_OPTION, BOXES_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.file_search import FileSearch, FolderListings
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf_boxes import to_corners
@@ -31,15 +33,16 @@ from modeling_detr.data.formats.yolo_description import (
     find_yolo_file,
 )
 from modeling_detr.data.formats.yolo_labels import find_label_files, read_labels, relative_path, report_line
-from modeling_detr.data.formats.yolo_lines import LINES_OPTION, Lines, check_convention, report_reading
-from modeling_detr.data.formats.yolo_writing import write_yolo
+from modeling_detr.data.formats.yolo_lines import LINES_OPTION, POLYGONS, Lines, check_convention, report_reading
+from modeling_detr.data.formats.yolo_writing import CARRIES, HOLDS, write_yolo
 from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import is_image_name, refuse_outside, walk_folders
+from modeling_detr.data.masks import report_absent
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileContentError, FileReadError
 from modeling_detr.input_files import MAX_LIST_BYTES, read_text
-from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord, Task
+from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord
 
 
 _LOOKED_FOR = f"a .yaml file with 'names', or one of {', '.join(NAME_FILES)}"
@@ -52,6 +55,7 @@ def read_yolo(
     lines: str | None = None,
     box_format: str | None = None,
     boxes: str | None = None,
+    masks: bool | Literal["optional"] = False,
 ) -> DetectionIndex:
     """Read a YOLO dataset. Sizes in pixels come from the headers of the images, after their EXIF orientation.
 
@@ -62,6 +66,7 @@ def read_yolo(
         lines: What lines of more than five numbers are, `boxes` or `polygons`; None: detected, see `yolo_lines`.
         box_format: One of `BoxFormat`; None: `cxcywh_normalized`, but it is an error if the boxes look otherwise.
         boxes: `stored`: they are relative to the image without its EXIF orientation; None: to the upright one.
+        masks: Keep polygons; objects without one are left out, unless it is "optional".
 
     Raises:
         DatasetNotFoundError: There is no description, no folder of a split, or no label file at all.
@@ -81,8 +86,7 @@ def read_yolo(
     categories = tuple(Category(class_id, description.names[class_id]) for class_id in sorted(description.names))
     label_of = {category.id: label for label, category in enumerate(categories)}
     records: list[ImageRecord] = []
-    rows, long_lines, readable = AnnotationRows(), Lines(), np.zeros(len(image_paths), np.bool_)
-    is_relative = box_format is None or box_format.endswith("_normalized")
+    rows, long_lines, readable = AnnotationRows(), Lines(outlines=bool(masks)), np.zeros(len(image_paths), np.bool_)
     for index, (image, label_file) in enumerate(zip(image_paths, label_files, strict=True)):
         try:
             height, width = header_sizes(image)[boxes == "stored"]
@@ -90,7 +94,7 @@ def read_yolo(
             findings.add("unreadable image", error, image=image)
             continue
         if label_file is not None:
-            scale = (1.0, 1.0) if is_relative else (float(width), float(height))
+            scale = (1.0, 1.0) if _is_relative(box_format) else (float(width), float(height))
             read_labels(label_file, len(records), scale, label_of, description, rows, long_lines, findings)
         records.append(ImageRecord(relative_path(image, description.root), image, height, width))
         readable[index] = True
@@ -99,7 +103,8 @@ def read_yolo(
         new_index = np.cumsum(readable) - 1
         splits = {name: new_index[members[readable[members]]] for name, members in splits.items()}
 
-    table = _to_table(description, rows, long_lines, lines, box_format, records, label_files, findings)
+    lines = POLYGONS if description.has_polygons and lines is None else lines
+    table = _to_table(description, rows, long_lines, lines, box_format, records, label_files, findings, masks)
     if boxes == "stored":
         records = orient(records, table.image_index, table.boxes_xyxy, boxes, description.source, findings)
     return DetectionIndex(
@@ -116,13 +121,18 @@ def _read(
     path: str | Path,
     *,
     findings: Findings,
-    task: Task,  # noqa: ARG001
+    task: Purpose,
     images: str | Path | None = None,
     lines: str | None = None,
     box_format: str | None = None,
     boxes: str | None = None,
 ) -> DetectionIndex:
-    return read_yolo(path, findings, images, lines, box_format, boxes)
+    masks: bool | Literal["optional"] = "optional" if task == "conversion" else task == "instance"
+    return read_yolo(path, findings, images, lines, box_format, boxes, masks)
+
+
+def _is_relative(box_format: str | None) -> bool:
+    return box_format is None or box_format.endswith("_normalized")
 
 
 def _to_table(
@@ -134,6 +144,7 @@ def _to_table(
     records: Sequence[ImageRecord],
     label_files: Sequence[str | None],
     findings: Findings,
+    masks: bool | Literal["optional"],
 ) -> AnnotationTable:
     """Decide what all lines are, and build the objects from them; `label_files` has the file of each record."""
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
@@ -147,11 +158,15 @@ def _to_table(
         written, kind = check_convention(description.source, written, sizes[image_index], kind, findings)
     corners = to_corners(written, np.ones((len(written), 2), np.int64), kind)
     reading = long_lines.decide(corners, description.has_keypoints, lines)
-    report_reading(description.source, reading, findings)
+    report_reading(description.source, reading, findings, with_masks=bool(masks))
     invalid = long_lines.enclose(corners, reading)
     for row, count in invalid.items():
         report_line(describe_row(row), count, findings)
-    kept = np.delete(np.arange(len(corners)), [*invalid])
+    column = long_lines.masks(sizes[image_index], _is_relative(box_format), reading) if masks else None
+    maskless = [] if column is None or masks == "optional" else np.flatnonzero(~column.is_present).tolist()
+    report_absent(maskless, len(corners), describe_row, findings)
+    kept = np.delete(np.arange(len(corners)), [*invalid, *maskless])
+    scores = long_lines.scores(len(corners), reading)
     with np.errstate(over="ignore"):  # infinite numbers are reported with the boxes
         boxes_xyxy = corners[kept] * sizes[image_index[kept]][:, [1, 0, 1, 0]]
     return clean_annotations(
@@ -161,6 +176,8 @@ def _to_table(
         image_sizes=sizes,
         describe=lambda row: describe_row(int(kept[row])),
         findings=findings,
+        masks=None if column is None else column[kept],
+        attributes={} if scores is None else {SCORE: scores[kept]},
     )
 
 
@@ -242,5 +259,8 @@ FORMAT = DatasetFormat(
     looked_for="data.yaml",
     evidence="a .yaml file with 'names', or a list of classes beside label files",
     options=(IMAGES_OPTION, LINES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION),
+    tasks=("detection", "instance"),
     write=write_yolo,
+    carries=CARRIES,
+    holds=HOLDS,
 )

@@ -17,7 +17,17 @@ from modeling_detr.structures_detr import UNSPLIT
 
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
-OTHER_KEYS = ("path", "names", "nc", "download", "kpt_shape", "flip_idx", "channels")  # of data.yaml, not splits
+OTHER_KEYS = (
+    "path",
+    "names",
+    "nc",
+    "download",
+    "kpt_shape",
+    "flip_idx",
+    "channels",
+    "task",
+)  # of data.yaml, not splits
+POLYGON_TASK = "segment"  # value of the key 'task', in Ultralytics' word, if label lines are polygons
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "classes.names")
 
 
@@ -32,6 +42,7 @@ class Description:
         names: Class id in the label files → name.
         splits: Split → its folders or image lists.
         has_keypoints: Whether label lines continue with keypoints after the box.
+        has_polygons: Whether label lines are polygons.
         images: The folder that the user allows; see `yolo.read_yolo`.
     """
 
@@ -41,6 +52,7 @@ class Description:
     names: dict[int, str]
     splits: dict[str, list[Path]]
     has_keypoints: bool = False
+    has_polygons: bool = False
     images: str | Path | None = None
 
 
@@ -98,7 +110,8 @@ def describe(file: Path, path: Path, images: str | Path | None, findings: Findin
     root = _root(file, content.get("path"), images, findings)
     splits = _named_splits(file, content, root, images, findings) or _splits_by_folder(root)
     names = _names(file, content, findings)
-    return Description(file, file.parent, root, names, splits, "kpt_shape" in content, images)
+    has_polygons = content.get("task") == POLYGON_TASK
+    return Description(file, file.parent, root, names, splits, "kpt_shape" in content, has_polygons, images)
 
 
 def _named_splits(

@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 from modeling_detr.data.dataset_format import ReadingOption
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf_boxes import misfits
+from modeling_detr.data.masks import polygon_masks
+from modeling_detr.structures_detr import MaskColumn
 
 
+POLYGONS = "polygons"
 LINES_OPTION = ReadingOption(
     "lines",
     "what YOLO's label lines of more than five numbers are: boxes, followed by numbers that are not used, or "
     "polygons, which become their enclosing boxes; detected by default",
     str,
-    ("boxes", "polygons"),
+    ("boxes", POLYGONS),
 )
 
 _SLACK = 0.02  # of the image, past its edge, or of a box, past its side
@@ -59,6 +62,7 @@ class Reading:
         trailing: Numbers at the end of a polygon of an even number of numbers that are not points, 0 or 2.
         takes_odd: Whether a polygon of an odd number of numbers has one at its end that is not a coordinate.
         doubt: What the lines may be instead; None: they are certain.
+        score: Which of their last two numbers is a confidence; None: neither.
     """
 
     shape: Literal["boxes", "polygons"]
@@ -66,13 +70,19 @@ class Reading:
     trailing: int = 0
     takes_odd: bool = False
     doubt: str | None = None
+    score: Literal["last", "before_last"] | None = None
 
 
 class Lines:
-    """The lines of more than five numbers: a few numbers of each, however many points it has."""
+    """The lines of more than five numbers: a few numbers of each, however many points it has.
 
-    def __init__(self) -> None:
+    Args:
+        outlines: Whether to keep all points, for masks.
+    """
+
+    def __init__(self, outlines: bool = False) -> None:
         self._numbers = array("d")
+        self._outlines = array("d") if outlines else None  # of each line, the number of its numbers, and they
 
     def append(self, row: int, written: Sequence[float], width: float, height: float) -> None:
         """Add a line.
@@ -84,6 +94,9 @@ class Lines:
             height: What y is divided by.
         """
         count = len(written)
+        if self._outlines is not None:
+            self._outlines.append(count)
+            self._outlines.extend(written)
         xs, ys = [x / width for x in written[: count // 2 * 2 : 2]], [y / height for y in written[1::2]]
         outer = min(xs), min(ys), max(xs), max(ys)
         inner = min(xs[:-1]), min(ys[:-1]), max(xs[:-1]), max(ys[:-1])
@@ -142,6 +155,41 @@ class Lines:
         counts = lines["count"].astype(int) + 1  # with the class
         return dict(zip(rows[invalid].tolist(), counts[invalid].tolist(), strict=True))
 
+    def scores(self, count: int, reading: Reading) -> NDArray[np.float64] | None:
+        """The confidence of each of `count` lines, NaN where it has none; None: no line has one."""
+        lines = self._table()
+        if reading.score is None:
+            return None
+        scores = np.full(count, np.nan)
+        has_both = lines["count"] == 6 if reading.shape == "boxes" else lines["count"] % 2 == 0
+        before = has_both & (reading.score == "before_last")
+        scores[lines["row"].astype(int)] = np.where(before, lines["before_last"], lines["last"])
+        return scores
+
+    def masks(self, sizes: NDArray[np.int64], is_relative: bool, reading: Reading) -> MaskColumn:
+        """The masks of all lines, of which only polygons have one.
+
+        Args:
+            sizes: (A, 2) height and width of each line's image.
+            is_relative: Whether points are relative to the image.
+            reading: What the lines are.
+        """
+        lines = self._table()
+        if reading.shape == "boxes" or not len(lines) or self._outlines is None:
+            return MaskColumn((), np.full(len(sizes), -1, np.int64), np.zeros(len(sizes), np.int64))
+        numbers = np.array(self._outlines)
+        counts, rows = lines["count"].astype(np.int64), lines["row"].astype(np.int64)
+        starts = np.cumsum(counts + 1) - counts - 1
+        points = counts - np.where(counts % 2 == 1, 1, reading.trailing)
+        numbers[starts] = points
+        if is_relative:
+            place = np.arange(len(numbers)) - np.repeat(starts, counts + 1)
+            height, width = np.repeat(sizes[rows], counts + 1, axis=0).T
+            numbers *= np.where(place == 0, 1, np.where(place % 2 == 1, width, height))
+        return polygon_masks(numbers, np.stack([starts, starts + 1 + points], axis=-1), sizes[rows]).spread(
+            rows, len(sizes)
+        )
+
     def _table(self) -> NDArray[np.void]:
         return np.frombuffer(self._numbers, dtype=_LONG) if self._numbers else np.zeros(0, _LONG)
 
@@ -156,11 +204,11 @@ def _boxes_with_numbers(lines: NDArray[np.void], inside: NDArray[np.bool_]) -> R
             return None
         if ids.max() <= 1 and not inside.all():
             return None  # triangles that end at the edge
-        return Reading("boxes", "boxes + confidence + track id")
+        return Reading("boxes", "boxes + confidence + track id", score="before_last")
+    if _are_unit(confidence):
+        return Reading("boxes", "boxes + confidence", score="last")
     if _are_whole(confidence):
         return Reading("boxes", "boxes + track id")
-    if _are_unit(confidence):
-        return Reading("boxes", "boxes + confidence")
     return Reading("boxes", "boxes + a number", doubt="boxes with an angle, a confidence or a track id")
 
 
@@ -182,13 +230,13 @@ def _polygons(lines: NDArray[np.void], with_boxes: bool) -> Reading:
         text = "corners of rotated boxes" if lines["is_parallelogram"].mean() >= _MOST else text
     text = f"boxes and {text}" if with_boxes else text
     odd, even = lines["last"][lines["count"] % 2 == 1], lines["last"][lines["count"] % 2 == 0]
+    if len(odd) == len(lines) and _are_unit(odd):
+        return Reading("polygons", f"{text} + confidence", takes_odd=True, score="last")
     if len(odd) and _are_whole(odd):
         return Reading("polygons", f"{text} + track id", takes_odd=True)
-    if len(odd) == len(lines) and _are_unit(odd):
-        return Reading("polygons", f"{text} + confidence", takes_odd=True)
     confidence = lines["before_last"][lines["count"] % 2 == 0]
     if len(even) and _are_whole(even) and even.max() > 1 and _are_unit(confidence):
-        return Reading("polygons", f"{text} + confidence + track id", trailing=2)
+        return Reading("polygons", f"{text} + confidence + track id", trailing=2, score="before_last")
     return Reading("polygons", text)
 
 
@@ -215,8 +263,8 @@ def _is_parallelogram(xs: Sequence[float], ys: Sequence[float]) -> bool:
     return all(error <= 0.02 * extent + 1e-5 for error, extent in off)
 
 
-def report_reading(source: Path, reading: Reading, findings: Findings) -> None:
-    """Say what the lines are, or that they may be something else."""
+def report_reading(source: Path, reading: Reading, findings: Findings, *, with_masks: bool = False) -> None:
+    """Say what the lines are, or that they may be something else; `with_masks`: their polygons are used."""
     if reading.doubt is not None:
         findings.error(
             "lines",
@@ -226,7 +274,7 @@ def report_reading(source: Path, reading: Reading, findings: Findings) -> None:
             {"lines": reading.shape},
         )
     findings.facts.append(f"lines: {reading.text}")
-    if reading.text != "boxes":
+    if reading.text != "boxes" and not (with_masks and reading.shape == "polygons"):
         findings.notes.append(
             f"{source}: label lines are {reading.text}; only boxes are used. If that is wrong, set lines."
         )

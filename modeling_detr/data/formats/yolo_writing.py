@@ -1,58 +1,111 @@
 """Write a dataset in the YOLO format."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
+from modeling_detr.data.contents import SCORE, without_contents
 from modeling_detr.data.dataset_format import WrittenDataset
 from modeling_detr.data.findings import counted, first_items
-from modeling_detr.data.format_limits import warn_of_stuff, without_crowds
-from modeling_detr.data.formats.yolo_description import OTHER_KEYS
+from modeling_detr.data.format_limits import warn_of_stuff
+from modeling_detr.data.formats.yolo_description import OTHER_KEYS, POLYGON_TASK
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
 from modeling_detr.data.image_paths import is_split_name
+from modeling_detr.data.mask_outlines import Outline, joined, outlines_of
+from modeling_detr.data.masks import segmentations
 from modeling_detr.structures_detr import UNSPLIT, DetectionIndex
+
+
+CARRIES: frozenset[str] = frozenset(["masks", "score"])
+HOLDS = "a class and a box or a polygon, with or without a score"
+
+_NOTICED = 0.01  # pixels by which boxes move
 
 
 def write_yolo(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
     """Write a dataset into `folder`; see `DatasetFormat`."""
     notes = warn_of_stuff(index)
-    index, lost = without_crowds(index, "yolo")
-    notes += lost
     ids = [category.id for category in index.categories]
     if ids != list(range(len(ids))):
         notes.append(f"yolo numbers classes from 0: the ids {_span(ids)} become 0-{len(ids) - 1}, in this order.")
+    scores = index.annotations.attributes.get(SCORE)
+    if scores is not None and not ((scores >= 0) & (scores <= 1)).all():
+        count = counted(int((~np.isnan(scores)).sum()), "score")
+        notes.append(f"{count} not written: yolo needs one from 0 to 1 on every line.")
+        index = without_contents(index, [SCORE])
     copies = ImageCopies(index, folder, lambda split: f"images/{split}", link)
-    _write_labels(index, folder, copies)
+    index = _write_labels(index, folder, copies, notes)
     description: dict[str, object] = {
         **_write_splits(folder, copies, notes),
+        **({} if index.annotations.masks is None else {"task": POLYGON_TASK}),
         "nc": len(index.categories),
         "names": {label: category.name for label, category in enumerate(index.categories)},
     }
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
-    readable = None
-    if UNLISTED in copies.splits and index.splits:  # only images of a split are read back
-        readable = index.select(np.concatenate([*index.splits.values()]))
-    return WrittenDataset(index, notes + copies.notes, keeps_splits=False, readable=readable)
+    only_splits = UNLISTED in copies.splits and bool(index.splits)  # only images of a split are read back
+    files = [
+        None if only_splits and home == UNLISTED else file
+        for home, file in zip(copies.home, copies.files, strict=True)
+    ]
+    return WrittenDataset(index, files, notes + copies.notes, keeps_splits=False)
 
 
-def _write_labels(index: DetectionIndex, folder: Path, copies: ImageCopies) -> None:
-    table = index.annotations
+def _write_labels(index: DetectionIndex, folder: Path, copies: ImageCopies, notes: list[str]) -> DetectionIndex:
+    """Write the label files; return the dataset with the boxes around its polygons, the only ones that are written."""
+    table, boxes = index.annotations, index.annotations.boxes_xyxy.copy()
+    scores, several, drawn = table.attributes.get(SCORE), 0, 0
     for image, record in enumerate(index.images):
         rows = index.annotation_rows(image)
-        corners = table.boxes_xyxy[rows] / np.array([record.width, record.height] * 2)
-        centres, sizes = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+        size = np.array([record.width, record.height])
+        shapes: list[NDArray[np.float64]] = []
+        if table.masks is None:
+            relative = boxes[rows].reshape(-1, 2, 2) / size
+            shapes += [*np.stack([relative.mean(1), relative[:, 1] - relative[:, 0]], axis=1)]
+        else:
+            outlines, of_parts = _outlines(index, image)
+            several, drawn = several + of_parts, drawn + sum(outline is None for outline in outlines)
+            for row, outline in zip(range(rows.start, rows.stop), outlines, strict=True):
+                outline = boxes[row][[[0, 1], [2, 1], [2, 3], [0, 3]]] if outline is None else outline
+                boxes[row] = *outline.min(0), *outline.max(0)
+                shapes.append(outline / size)
+        ends = [""] * len(shapes) if scores is None else [f" {score:.6g}" for score in scores[rows].tolist()]
         lines = [
-            f"{label} {x:.10f} {y:.10f} {width:.10f} {height:.10f}\n"
-            for label, (x, y), (width, height) in zip(
-                table.label[rows].tolist(), centres.tolist(), sizes.tolist(), strict=True
-            )
+            f"{label} {' '.join(f'{number:.10f}' for number in shape.ravel().tolist())}{end}\n"
+            for label, shape, end in zip(table.label[rows].tolist(), shapes, ends, strict=True)
         ]
         place = folder / "labels" / copies.home[image] / f"{Path(copies.name[image]).stem}.txt"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("".join(lines), encoding="utf-8")  # empty if there are no objects
+    if several:
+        notes.append(
+            f"{counted(several, 'mask')} of several parts or with holes: yolo has one polygon for each object, which "
+            f"visits all of them by lines that enclose nothing."
+        )
+    if drawn:
+        notes.append(f"{counted(drawn, 'object')} without a mask written as the corners of the box.")
+    moved = np.abs(boxes - table.boxes_xyxy).max(initial=0.0)
+    if moved > _NOTICED:
+        notes.append(
+            f"yolo has no boxes beside polygons: boxes become those around them, which differ by up to {moved:.2g} "
+            f"pixels; written without masks, they stay as they are."
+        )
+    return replace(index, annotations=replace(table, boxes_xyxy=boxes))
+
+
+def _outlines(index: DetectionIndex, image: int) -> tuple[list[Outline | None], int]:
+    """The polygon of each object of an image, None without a mask; also return how many have several parts."""
+    record, masks = index.images[image], index.annotations.masks
+    if masks is None:
+        return [], 0
+    height, width = record.height, record.width
+    written = segmentations(masks[index.annotation_rows(image)], height, width)
+    parts = [[] if mask is None else outlines_of(mask, height, width) for mask in written]
+    return [joined(outlines) if outlines else None for outlines in parts], sum(len(outlines) > 1 for outlines in parts)
 
 
 def _write_splits(folder: Path, copies: ImageCopies, notes: list[str]) -> dict[str, str]:

@@ -54,7 +54,9 @@ def write_csv(index, folder, link):
         )
     ]
     (folder / "boxes.csv").write_text("\n".join(lines))
-    return WrittenDataset(index, ["csv has no splits."], keeps_splits=False)
+    has_boxes = set(index.annotations.image_index.tolist())
+    files = [file if image in has_boxes else None for image, file in enumerate(copies.files)]
+    return WrittenDataset(index, files, ["csv has no splits."], keeps_splits=False)
 
 
 @pytest.fixture
