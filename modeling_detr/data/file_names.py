@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 from urllib.parse import unquote
 
-from modeling_detr.data.image_paths import is_image_name
-
 
 _OLD_ENCODINGS = ("cp437", "latin-1")  # of ZIP files from Windows and of old Unix systems
 _MAX_CHANGES = 3  # that are listed between two names
 _ALIKE = 0.6  # ratio of difflib from which two names are compared character by character
+_SAME_SUFFIX = {".jpeg": "jpg", ".jfif": "jpg", ".tiff": "tif"}
 _Entry = TypeVar("_Entry")
 
 
@@ -22,8 +21,11 @@ def stem(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """A form of a name that does not depend on case, Unicode normal form and percent-encoding."""
-    return name.lower() if name.isascii() and "%" not in name else composed(decoded(name)).lower()
+    """A form of a name that does not depend on case, Unicode normal form, encoding for URLs, spaces at its ends, and
+    how its suffix is abbreviated (jpg, jpeg)."""
+    plain = name if name.isascii() and "%" not in name else composed(decoded(name))
+    plain = plain.replace("+", " ").strip().lower()
+    return f"{stem(plain)}.{_SAME_SUFFIX[plain[-5:]]}" if plain[-5:] in _SAME_SUFFIX else plain
 
 
 def decoded(name: str) -> str:
@@ -43,6 +45,7 @@ _FOLDINGS: tuple[Callable[[str], str], ...] = (
     lambda name: composed(name).lower(),
     decoded,
     lambda name: composed(decoded(name)),
+    lambda name: composed(decoded(name)).lower(),
 )
 
 
@@ -59,13 +62,19 @@ def nearest(entries: Sequence[_Entry], distance_to: Callable[[_Entry], int]) -> 
     return [entry for entry, value in zip(entries, distances, strict=True) if value == least], least
 
 
-def by_folded_name(names: Iterable[str], by_stem: bool = False) -> dict[str, list[str]]:
-    """Group names that `folded` makes equal; with `by_stem` only those of images, without their suffixes."""
+def by_folded_name(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group names that `folded` makes equal."""
+    return _grouped((name, name) for name in names)
+
+
+def by_folded_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group names that `folded` makes equal without their suffixes."""
+    return _grouped((stem(name), name) for name in names)
+
+
+def _grouped(keys_and_names: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
-    for name in names:
-        if by_stem and not is_image_name(name):
-            continue
-        key = stem(name) if by_stem else name
+    for key, name in keys_and_names:
         for reading in (key,) if key.isascii() else _readings(key):
             groups.setdefault(folded(reading), []).append(name)
     return groups
@@ -95,10 +104,11 @@ def describe_difference(name: str, path: str) -> str:
     kinds: list[str] = []
     if folded(one) != folded(other) and folded(one) in (folded(stem(other)), *map(folded, _readings(stem(other)))):
         other = stem(other)  # `name` has no suffix
-    if folded(one) == folded(other) or not _is_text(other):
-        kinds += _spelling_differences(one, other)
-    elif folded(stem(one)) == folded(stem(other)):
+    suffixes = [name.rpartition(".")[2].strip().lower() for name in (one, other) if "." in name]
+    if folded(stem(one)) == folded(stem(other)) and len(set(suffixes)) == 2:
         kinds += ["extension", *_spelling_differences(stem(one), stem(other))]
+    elif folded(one) == folded(other) or not _is_text(other):
+        kinds += _spelling_differences(one, other)
     else:
         kinds.append(_changes(stem(one), stem(other)))
     folders, others = "/".join(written[:-1]), "/".join(parts[:-1])
@@ -113,6 +123,11 @@ def _spelling_differences(one: str, other: str) -> Iterator[str]:
     if (decoded(one) == decoded(other)) != (one == other) or (decoded(one), decoded(other)) != (one, other):
         yield "percent signs"
     one, other = decoded(one), decoded(other)
+    if (one.strip(), other.strip()) != (one, other):
+        yield "spaces"
+    if one.count("+") != other.count("+"):
+        yield "plus signs"
+    one, other = (text.strip().replace("+", " ") for text in (one, other))
     if one.lower() != other.lower():
         yield "accents"
     if composed(one) != composed(other):

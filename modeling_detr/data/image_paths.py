@@ -11,6 +11,8 @@ from modeling_detr.data.findings import Findings
 IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"]
 )
+_LABEL_FOLDERS = ("annotations", "annotation", "anns", "ann", "xmls", "xml", "jsons", "json", "labels", "label")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "image", "imgs", "img")
 _SPLIT_NAME = re.compile(r"(train(ing|val)?|val(id|idation)?|dev|eval|test(ing)?)[-_]?\d*", re.IGNORECASE)
 
 
@@ -29,6 +31,30 @@ def is_image_name(name: str) -> bool:
     """Whether a file name has an image suffix, in any case; hidden files do not count."""
     stem, _, suffix = name.rpartition(".")
     return suffix.lower() in IMAGE_SUFFIXES and bool(stem) and not name.startswith(".")
+
+
+def is_label_folder(name: str) -> bool:
+    """Whether a folder with this name usually has annotations and no images."""
+    return name.lower() in _LABEL_FOLDERS
+
+
+def image_folders(folder: str, root: str) -> list[str]:
+    """List the folders in `root` that may contain the images for annotations in `folder`, the nearest ones first.
+
+    `x/annotations/y` → `x/annotations/y`, `x/JPEGImages/y`, `x/images/y`, …, `x/y`; `label_2` → `image_2`.
+    """
+    inner = os.path.relpath(folder, root)
+    parts = [] if inner == "." or inner.startswith("..") else inner.split("/")
+    places = [folder]
+    for depth in reversed(range(len(parts))):
+        before, after = parts[:depth], parts[depth + 1 :]
+        if is_label_folder(parts[depth]):
+            places += ["/".join([root, *before, name, *after]) for name in _IMAGE_FOLDERS]
+            places.append("/".join([root, *before, *after]))
+        other = re.sub("label", "image", parts[depth], flags=re.IGNORECASE)
+        places.append("/".join([root, *before, other, *after]))
+    places += [f"{place}/{name}" for place in (folder, root) for name in _IMAGE_FOLDERS]
+    return list(dict.fromkeys(os.path.normpath(place) for place in [*places, root]))
 
 
 def refuse_outside(

@@ -246,8 +246,8 @@ def test_folders_that_are_links_are_part_of_the_dataset(tmp_path):
 def test_a_missing_image_is_reported_with_the_most_similar_file(tmp_path):
     picture(tmp_path / "images" / "a.png")
     picture(tmp_path / "images" / "b.png")
-    coco(tmp_path / "annotations.json", ["a.png", "b.jpg"])
-    with pytest.raises(FileNotFoundError, match=r"first is 'b\.jpg'; .*images/b\.png differs in extension"):
+    coco(tmp_path / "annotations.json", ["a.png", "c/b1.jpg"])
+    with pytest.raises(FileNotFoundError, match=r"is 'c/b1\.jpg' \(.*images/b\.png differs in '1' instead of ''"):
         open_dataset(tmp_path)
 
 

@@ -4,7 +4,6 @@ A million annotations load in seconds, because everything is built as columns an
 """
 
 import gc
-import itertools
 import mmap
 import re
 from collections import Counter
@@ -266,7 +265,7 @@ def _locate(
     located: list[tuple[Mapping[str, Any], str | None]] = []
     for entry in entries:
         name = str(entry["file_name"])
-        match = search.find(name, places)
+        match = search.find(name, places, str(split.file.parent))
         if len(match.paths) > 1 and require_images:
             search.report_ambiguous(match, f"{split.file}, image {entry['id']!r}", name)
             located.append((entry, name))  # unusable, but its objects are read
@@ -399,14 +398,6 @@ def _report_missing(
 ) -> None:
     root, folders = split.root, _usual_folders(split, images)
     search = FileSearch([images, root], findings)
-    similar = [search.describe_similar(name) for name in missing[:3]]  # each takes a comparison with many names
-    places = f"searched {', '.join(folders[:8])} and the folders in {root}"
+    searched = f"{first_items(folders, 8)} and the folders in {root}"
     remedy = f"put missing images into {root / split.name} or {root / 'images'}, or remove their entries"
-    if findings.collects:
-        for name, hint in itertools.zip_longest(missing, similar, fillvalue=""):
-            message = f"the image '{name}' is missing{hint}, {places}"
-            findings.error("missing image", split.file, message, remedy, image=name)
-    else:
-        count = f"{len(missing):,} of {counted(total, 'image')}"
-        message = f"{count} missing, the first is '{missing[0]}'{similar[0]}, {places}"
-        findings.error("missing image", split.file, message, remedy, raises=DatasetNotFoundError)
+    search.report_missing([(split.file, name) for name in missing], total, searched, remedy)

@@ -166,10 +166,10 @@ def _locate_pngs(
     beside = [child for parent in (folder, split.root) for child in sorted(parent.iterdir()) if child.is_dir()]
     usual = split.file.with_suffix("")
     places = dict.fromkeys([usual, usual / usual.name, folder, split.root, *beside])
-    search = FileSearch([split.root], findings, split=split.name)
+    search = FileSearch([split.root], findings, split=split.name, by_stem=False)
     folders, paths = [str(place) for place in places if place.is_dir()], []
     for name, entry in zip(names, content["annotations"], strict=True):
-        match = search.find(name, folders)
+        match = search.find(name, folders, str(folder))
         if len(match.paths) > 1:
             where = f"{split.file}, annotation of image {entry.get('image_id')!r}"
             search.report_ambiguous(match, where, name)

@@ -8,7 +8,6 @@ A line has a class and 14 numbers, or 15 with a score: truncated, occluded, alph
 of the object in space. The name of a class may have several words. Regions of the class DontCare are left out.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,8 +65,7 @@ def _read(
         except FileReadError as error:
             findings.add("unreadable file", error, cause=error)
             continue
-        folder = re.sub("label", "image", file.parent.name, flags=re.IGNORECASE)
-        image = export.add_image(file, [f"{folder}/{file.stem}", file.stem], folder=file.parent)
+        image = export.add_image(file, [file.stem], folder=file.parent)
         image_of.setdefault(file.stem, []).append(image)
         for number, line in enumerate(lines, start=1):
             _read_line(export, image, file, number, line.split())

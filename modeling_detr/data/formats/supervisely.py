@@ -19,7 +19,6 @@ from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.tool_exports import ToolExport, ends_of, files_with_suffix, sample_files
 from modeling_detr.data.image_headers import opened_image
-from modeling_detr.data.image_paths import is_image_name
 from modeling_detr.errors_detr import FileContentError, FileReadError
 from modeling_detr.input_files import MAX_LIST_BYTES, read_json
 from modeling_detr.structures_detr import DetectionIndex
@@ -73,8 +72,7 @@ def _add(export: ToolExport, file: Path, content: Mapping[str, Any]) -> None:
     name = file.stem  # with the image's suffix; without it in old projects
     written = content.get("size")
     size = (written.get("height"), written.get("width")) if isinstance(written, dict) else None
-    names = [f"../img/{name}", f"img/{name}", *([] if is_image_name(name) else [name])]
-    image = export.add_image(file, names, folder=file.parent, size=size)
+    image = export.add_image(file, [name], folder=file.parent, size=size)
     for number, entry in enumerate(content["objects"], start=1):
         if isinstance(entry, dict):
             title = entry.get("classTitle")

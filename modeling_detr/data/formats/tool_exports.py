@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import AnnotationRows, clean_annotations
 from modeling_detr.data.dataset_format import Purpose
+from modeling_detr.data.file_search import FileSearch, FolderListings, Match
 from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
-from modeling_detr.data.formats.image_search import ImageSearch
 from modeling_detr.data.formats.object_attributes import attribute_columns, named_attributes, unused_attributes
 from modeling_detr.data.formats.written_values import to_integer, to_text
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_numbers import number_images
-from modeling_detr.data.image_paths import is_split_name, refuse_outside, split_in_name, walk_folders
+from modeling_detr.data.image_paths import image_folders, is_split_name, refuse_outside, split_in_name, walk_folders
 from modeling_detr.data.masks import read_segmentations
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileReadError
@@ -108,7 +108,7 @@ class _Image:
     size: tuple[object, object] | None
     split: str | None
     embedded: ImageReader | None
-    found: list[str] | None = None
+    found: Match | None = None
 
 
 class ToolExport:
@@ -147,7 +147,9 @@ class ToolExport:
         self._masks_are_optional = task == "conversion"
         self._name = path.stem if path.is_file() else path.resolve().name
         self._folders = [self.root] if images is None else [Path(images), self.root]
-        self._search = ImageSearch(self._folders)
+        self._listings = FolderListings()
+        self._search = FileSearch(self._folders, findings, self._listings)
+        self._places: dict[str, list[str]] = {}  # folder of annotations → the usual folders of their images
         self._boxes = boxes
         self._noun = noun
         self._images: list[_Image] = []
@@ -180,7 +182,8 @@ class ToolExport:
 
         Args:
             source: Where it is described, for messages.
-            names: Its names, see `ImageSearch.find`.
+            names: Its names as written, with folders, of which the first that is found counts; one without an image
+                suffix is the stem of the image.
             folder: The folder of its annotations; None: that of `file`, or the root.
             file: The file that annotates it and others.
             size: Height and width as written; None: read from the file.
@@ -199,12 +202,12 @@ class ToolExport:
 
     def is_there(self, names: Sequence[str], split: str | None = None) -> bool:
         """Whether there is an image with one of these names, for exports of which people download a part."""
-        return bool(self._search.find(names, str(self.root), split))
+        return bool(self._look_up(names, str(self.root), split).paths)
 
     def size(self, image: int) -> tuple[int, int] | None:
         """Height and width of an image, for coordinates relative to it; None if it cannot be found or read."""
-        entry, paths = self._images[image], self._find(image)
-        return self._size(entry, paths[0], None) if len(paths) == 1 else None
+        path = self._find(image).path
+        return None if path is None else self._size(self._images[image], path, None)
 
     def add_object(
         self,
@@ -341,57 +344,62 @@ class ToolExport:
 
     # Images
 
-    def _find(self, image: int) -> list[str]:
+    def _find(self, image: int) -> Match:
         entry = self._images[image]
         if entry.found is None:
-            entry.found = self._search.find(entry.names, entry.folder, entry.split)
+            match = self._look_up(entry.names, entry.folder, entry.split)
+            entry.found = self._search.count(entry.names[0], match)
         return entry.found
+
+    def _look_up(self, names: Sequence[str], folder: str, split: str | None) -> Match:
+        if folder not in self._places:
+            root = os.path.normpath(self.root)
+            places = [*image_folders(folder, root), *map(os.path.normpath, self._folders)]
+            self._places[folder] = [place for place in dict.fromkeys(places) if self._listings.names(place)]
+        places = self._places[folder]
+        if split is not None:  # images of a split may be in a folder named like it
+            places = [inner for place in places for inner in (f"{place}/{split}", place)]
+        matches = (self._search.look_up(name, places, folder) for name in names)
+        return next((match for match in matches if match.paths), Match())
 
     def _find_images(self) -> tuple[list[ImageRecord], list[int]]:
         """Find the images; also return which of those added they are."""
         found = [self._find(image) for image in range(len(self._images))]
-        missing = [index for index, paths in enumerate(found) if not paths and self._images[index].embedded is None]
-        self._report_missing(missing)
+        self._search.tell("image", self.root)
+        self._report_missing(found)
         records, kept, index_of = [], [], dict[str, int]()
-        for index, (image, paths) in enumerate(zip(self._images, found, strict=True)):
-            if not paths and image.embedded is None:
+        for index, (image, match) in enumerate(zip(self._images, found, strict=True)):
+            if len(match.paths) > 1:
+                self._search.report_ambiguous(match, image.source, image.names[0])
                 continue
-            if len(paths) > 1:
-                self.findings.error(
-                    "missing image",
-                    image.source,
-                    f"its image '{image.names[0]}' may be {' or '.join(paths[:4])}",
-                    "write more of its path, or remove the other images",
-                )
+            if match.path is None and image.embedded is None:
                 continue
-            path = paths[0] if paths else image.source
+            path, reader = (image.source, image.embedded) if match.path is None else (match.path, None)
             if path in index_of:
                 message = f"has the same image as {self._images[index_of[path]].source}: {path}"
                 remedy = "remove one of them, or join their objects"
-                self.findings.error("shared image", image.source, message, remedy, image=path)
+                self.findings.error("one file for several images", image.source, message, remedy, image=path)
                 continue
             index_of[path] = index
-            size = self._size(image, path, None if paths else image.embedded)
+            size = self._size(image, path, reader)
             if size is not None:
                 relative = os.path.relpath(path, self.root)
                 image_id = path if relative.startswith("..") else relative
-                records.append(ImageRecord(image_id, path, *size, None if paths else image.embedded))
+                records.append(ImageRecord(image_id, path, *size, reader))
                 kept.append(index)
         refuse_outside([record.path for record in records], self._folders[::-1], self.findings)
-        self._note_unused([path for path in self._search.paths if path not in index_of])
+        self._note_unused([path for path in self._search.files() if path not in index_of])
         return records, kept
 
-    def _report_missing(self, missing: Sequence[int]) -> None:
+    def _report_missing(self, found: Sequence[Match]) -> None:
+        missing = [
+            (image.source, image.names[0])
+            for image, match in zip(self._images, found, strict=True)
+            if not match.paths and image.embedded is None
+        ]
         remedy = "put the images into the dataset's folder, name their folder, or remove what names them"
-        searched = " and ".join(map(str, self._folders))
-        for index in missing:
-            image = self._images[index]
-            message = f"its image '{image.names[0]}' is missing, searched {searched} and the folders inside"
-            if not self.findings.collects and len(missing) > 1:
-                message = f"{len(missing):,} of {counted(len(self._images), 'image')} missing; {message}"
-            self.findings.error(
-                "missing image", image.source, message, remedy, {"images": "FOLDER"}, raises=DatasetNotFoundError
-            )
+        searched = f"{' and '.join(self._search.roots)} and the folders inside"
+        self._search.report_missing(missing, len(found), searched, remedy, {"images": "FOLDER"})
 
     def _size(self, image: _Image, path: str, reader: ImageReader | None) -> tuple[int, int] | None:
         try:

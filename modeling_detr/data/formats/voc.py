@@ -35,7 +35,14 @@ from modeling_detr.data.formats.voc_lists import names_of, read_list, split_of_c
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_numbers import number_images
-from modeling_detr.data.image_paths import is_image_name, is_split_name, refuse_outside, walk_folders
+from modeling_detr.data.image_paths import (
+    image_folders,
+    is_image_name,
+    is_label_folder,
+    is_split_name,
+    refuse_outside,
+    walk_folders,
+)
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import (
     DatasetError,
@@ -48,8 +55,6 @@ from modeling_detr.input_files import read_ends, read_xml
 from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord, Task
 
 
-_ANNOTATION_FOLDERS = ("annotations", "annotation", "xml", "xmls", "labels")
-_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
 _NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 _LOOKED_FOR = ".xml files that begin with <annotation>"
 
@@ -101,14 +106,12 @@ def read_voc(
     records: list[ImageRecord] = []
     used: list[Path] = []  # the XML file of each record
     rows, difficult, sizeless = AnnotationRows(), list[str](), list[Path]()
-    search = FileSearch([root, images], findings, by_stem=True)
-    for file, tree in trees:
-        record = _read_record(root, file, tree, search, sizeless, findings)
+    for file, tree, image in _find_images(root, trees, images, findings):
+        record = _read_record(root, file, tree, image, sizeless, findings)
         if record is not None:
             difficult += _read_objects(file, tree, len(records), label_of, drop_difficult, rows, findings)
             records.append(record)
             used.append(file)
-    search.tell("image", root)
     _note_sizeless(sizeless, findings)
     _note_difficult(difficult, drop_difficult, findings)
     note_other_shapes((element for _, tree in trees for element in _objects(tree)), findings)
@@ -218,18 +221,45 @@ def _parse_all(files: Sequence[Path], findings: Findings) -> list[tuple[Path, El
     return trees
 
 
+def _find_images(
+    root: Path,
+    trees: Sequence[tuple[Path, ElementTree.Element]],
+    images: str | Path | None,
+    findings: Findings,
+) -> list[tuple[Path, ElementTree.Element, str]]:
+    """Return the XML files with the paths of their images, and report those without."""
+    search = FileSearch([root, images], findings)
+    found: list[tuple[Path, ElementTree.Element, str]] = []
+    missing: list[tuple[Path, str]] = []
+    for file, tree in trees:
+        match = _find_image(root, file, tree, search, findings)
+        if match is not None and match.path is None:
+            missing.append((file, file.stem))
+        elif match is not None and match.path is not None:
+            found.append((file, tree, match.path))
+    search.tell("image", root)
+    searched = f"all folders in {' and '.join(search.roots)}"
+    remedy = "put the images into JPEGImages or beside the XML files, name their folder, or remove the XML files"
+    search.report_missing(missing, len(trees), searched, remedy, {"images": "FOLDER"})
+    return found
+
+
 def _find_image(
     root: Path, file: Path, tree: ElementTree.Element, search: FileSearch, findings: Findings
-) -> str | None:
-    """Find the image with the stem of the XML file, or else of <filename>; what is written decides between several."""
+) -> Match | None:
+    """Find the image with the stem of the XML file, or else of <filename>; what is written decides between several.
+
+    Returns None if there are several, which is reported.
+    """
     written, folder, path = (_written(tree, key) for key in ("filename", "folder", "path"))
-    folders = [str(file.parent), *_image_folders(root, file.parent)]
-    inner = "/".join(part for part in file.parent.relative_to(root).parts if part.lower() not in _ANNOTATION_FOLDERS)
+    folders = [*image_folders(str(file.parent), str(root)), *search.roots]
+    inner = "/".join(part for part in file.parent.relative_to(root).parts if not is_label_folder(part))
+    suffix = f".{written.rpartition('.')[2]}" if is_image_name(written.rpartition("/")[2]) else ""
     names = list(dict.fromkeys([file.stem, *([stem(written)] if written else [])]))
     matches = (search.find_in(folders, name) for name in names)
-    ends = (search.find_by_end(f"{inner}/{name}") for name in names)
+    ends = (search.find_by_end(f"{inner}/{name}{suffix}", str(file.parent)) for name in names)
     match = next((match for match in (*matches, *ends) if match.paths), Match())
-    for hint in (path, f"{folder}/{written}", f"{file.stem}.{written.rpartition('.')[2]}") if written else ():
+    for hint in (path, f"{folder}/{written}", f"{file.stem}{suffix}") if written else ():
         match = match.narrowed(hint)
     if len(match.paths) > 1:
         findings.error(
@@ -238,33 +268,12 @@ def _find_image(
             f"its image may be {first_items(match.paths, 3, ' or ')}, and <filename> is '{written}'",
             "write the full file name into <filename>, or remove the other images",
         )
-    elif match.path is None:
-        stems = " and ".join(f"'{name}'" for name in names)
-        searched = f"searched {stems} with any image suffix in {', '.join(folders)}, and in all of {root}"
-        findings.error(
-            "missing image",
-            file,
-            f"its image is missing, {searched}{search.describe_similar(file.stem)}",
-            "put the image into one of these folders, or remove the XML file",
-            raises=DatasetNotFoundError,
-        )
-    return search.count(names[0], match).path
+        return None
+    return search.count(names[0], match)
 
 
 def _written(tree: ElementTree.Element, key: str) -> str:
     return (tree.findtext(key) or "").strip().replace("\\", "/")
-
-
-def _image_folders(root: Path, folder: Path) -> list[str]:
-    """List the folders that may contain the images for the XML files in `folder`: …/Annotations/x → …/JPEGImages/x."""
-    parts = folder.relative_to(root).parts
-    folders = []
-    for depth in reversed(range(len(parts))):
-        if parts[depth].lower() in _ANNOTATION_FOLDERS:
-            for name in _IMAGE_FOLDERS:
-                folders.append(str(root.joinpath(*parts[:depth], name, *parts[depth + 1 :])))
-            folders.append(str(root.joinpath(*parts[:depth], *parts[depth + 1 :])))
-    return folders
 
 
 def _note_sizeless(files: Sequence[Path], findings: Findings) -> None:
@@ -312,11 +321,8 @@ def _class_names(tree: ElementTree.Element) -> list[str]:
 
 
 def _read_record(
-    root: Path, file: Path, tree: ElementTree.Element, search: FileSearch, sizeless: list[Path], findings: Findings
+    root: Path, file: Path, tree: ElementTree.Element, path: str, sizeless: list[Path], findings: Findings
 ) -> ImageRecord | None:
-    path = _find_image(root, file, tree, search, findings)
-    if path is None:
-        return None
     size = []
     for key, of_labelme in (("height", "nrows"), ("width", "ncols")):
         text = (tree.findtext(f"size/{key}") or tree.findtext(f"imagesize/{of_labelme}") or "0").strip()

@@ -231,7 +231,7 @@ def _from_list(file: Path, description: Description, listings: FolderListings, f
         name = line.strip()
         if not name:
             continue
-        matches = (search.find(spelling, places) for spelling in dict.fromkeys([line, name]))
+        matches = (search.find(spelling, places, str(file.parent)) for spelling in dict.fromkeys([line, name]))
         match = next((match for match in matches if match.paths), None)
         where = f"{file}, line {number}"
         if match is None or not is_image_name(match.paths[0].rpartition("/")[2]):

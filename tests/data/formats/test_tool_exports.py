@@ -200,10 +200,10 @@ def test_labelme_images_that_are_missing_or_shared_are_errors(tmp_path):
     (tmp_path / "cam2/0000.png").unlink()
     edited(tmp_path / "cam2/0000.json", lambda content: content.update(imagePath="0001.png"))
     edited(tmp_path / "cam2/empty.json", lambda content: content.update(imagePath="../cam1/0000.png"))
-    with pytest.raises(DatasetNotFoundError, match=r"0000\.json: its image '0001\.png' is missing"):
+    with pytest.raises(DatasetNotFoundError, match=r"0000\.json: 1 of 2 images missing, the first is '0001\.png'"):
         open_dataset(tmp_path / "cam2", images=tmp_path / "cam2")
     kinds = [finding.kind for finding in check_dataset(tmp_path).findings if finding.severity == "error"]
-    assert kinds == ["shared image", "shared image"]  # by its stem, cam2/0000.json has cam1/0000.png too
+    assert kinds == ["one file for several images"] * 2  # by its stem, cam2/0000.json has cam1/0000.png too
 
 
 # CVAT

@@ -127,7 +127,7 @@ def test_missing_files_are_named(voc_folder):
     with pytest.raises(FileNotFoundError, match=r"train.txt, line 3: names 'z', but there is no .* file z.xml"):
         open_dataset(voc_folder)
     (voc_folder / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"a.xml: its image is missing, searched 'a' .*JPEGImages"):
+    with pytest.raises(FileNotFoundError, match=r"a.xml: 1 of 4 images missing, the first is 'a', .*JPEGImages"):
         open_dataset(voc_folder)
 
 
