@@ -169,9 +169,9 @@ FILTERS = {"bilinear": (bilinear, 1), "bicubic": (bicubic, 2)}  # and the distan
 
 
 def resize_rows(pixels: np.ndarray, size: int, resample: str) -> np.ndarray:
-    """Resizes the first axis of an image as torchvision does, with antialiasing and weights of 16 bits.
+    """Resizes the first axis of an image as torchvision does on a CPU, with antialiasing and weights of 16 bits.
 
-    Pillow's own resize differs from it by 1 in about 8 % of the pixels.
+    Pillow's own resize differs from it by 1 in about 8 % of the pixels; torchvision's on a GPU computes in float32.
     """
     old_size = len(pixels)
     if size == old_size:
@@ -188,6 +188,7 @@ def resize_rows(pixels: np.ndarray, size: int, resample: str) -> np.ndarray:
     while bits < 22 and int(0.5 + weights.max() * 2 ** (bits + 1)) < 2**15:
         bits += 1
     weights = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
+    pixels = np.ascontiguousarray(pixels)  # three times as fast
     total = np.full((size, *pixels.shape[1:]), 2**bits // 2, np.int32)
     for row, weight in zip(np.minimum(rows, old_size - 1), weights, strict=True):
         total += pixels[row] * weight[:, None, None]
