@@ -10,6 +10,7 @@ Sizes are (height, width). Images are (height, width, 3) uint8 RGB.
 
 import argparse
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable
@@ -35,6 +36,8 @@ class Detector:
         self.export = json.loads((Path(folder) / "export.json").read_text(encoding="utf-8"))
         if self.export["format_version"] != 1:
             raise ValueError(f"{folder}: this detect.py cannot read its format_version; use the one in that folder.")
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        self.may_pad = "pixel_mask" in self.export["inputs"] or config.get("trained_without_mask", False)
         self.run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = open_model(Path(folder), self.export)
 
     def __call__(self, image: str | Path | Image.Image, threshold: float = 0.5) -> list[dict[str, Any]]:
@@ -81,6 +84,13 @@ class Detector:
             raise ValueError(
                 f"the image has {size[1]}x{size[0]} pixels (width x height) after resizing, but the model was "
                 f"exported for at most {canvas[1]}x{canvas[0]}; export it for a larger size, or for any."
+            )
+        if size != tuple(canvas) and not self.may_pad:
+            self.may_pad = True  # one warning is enough
+            logging.warning(
+                f"The image is padded from {size[1]}x{size[0]} to {canvas[1]}x{canvas[0]} (width x height), but the "
+                f"model was exported without pixel_mask, so it takes the padding for a part of the image and its "
+                f"boxes are less accurate. Export it with the mask."
             )
         columns = resize_rows(pixels.swapaxes(0, 1), size[1], steps["resample"])
         resized = resize_rows(columns.swapaxes(0, 1), size[0], steps["resample"])

@@ -24,7 +24,7 @@ INPUTS = ("pixel_values", "pixel_mask")
 def exported(tmp_path, monkeypatch):
     """Returns a function that makes a detector with a processor's steps, whose model is a Python function."""
 
-    def make(processor, run=None, **changes):
+    def make(processor, run=None, trained_without_mask=False, **changes):
         export = {
             "format_version": 1,
             "runtime": "onnx",
@@ -35,6 +35,7 @@ def exported(tmp_path, monkeypatch):
             "preprocessing": preprocessing_of(processor),
         }
         (tmp_path / "export.json").write_text(json.dumps(export | changes))
+        (tmp_path / "config.json").write_text(json.dumps({"trained_without_mask": trained_without_mask}))
         monkeypatch.setattr(detect, "open_model", lambda folder, export: run)
         return detect.Detector(tmp_path)
 
@@ -156,6 +157,20 @@ def test_the_image_is_padded_to_the_exported_size(exported, photo):
     assert (inputs["pixel_mask"] == expected["pixel_mask"]).all()
     with pytest.raises(ValueError, match=r"100x50 pixels \(width x height\) after resizing, .* at most 80x64"):
         detector(photo.resize((100, 50)))
+
+
+@pytest.mark.parametrize("trained_without_mask", [False, True])
+def test_padding_that_the_model_takes_for_an_image_is_reported(exported, photo, caplog, trained_without_mask):
+    processor = DetrTorchvisionImageProcessor(do_resize=False)
+    detector = exported(
+        processor, trained_without_mask=trained_without_mask, inputs=["pixel_values"], fixed_size=[50, 80]
+    )
+    detector.prepare(np.zeros((50, 80, 3), np.uint8), (50, 80), 0.5)
+    assert not caplog.records
+    for _ in range(2):
+        detector.prepare(np.asarray(photo), (50, 75), 0.5)
+    assert len(caplog.records) == (0 if trained_without_mask else 1)
+    assert ("padded from 75x50 to 80x50" in caplog.text) != trained_without_mask
 
 
 # Objects

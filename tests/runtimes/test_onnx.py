@@ -67,6 +67,7 @@ def folder(tmp_path_factory):
         "preprocessing": preprocessing_of(DetrTorchvisionImageProcessor(size={"shortest_edge": 40})),
     }
     (folder / "export.json").write_text(json.dumps(export))
+    (folder / "config.json").write_text("{}")
     (folder / "detect.py").write_text(runner_source("onnx"), encoding="utf-8")
     Image.new("RGB", (60, 30), (200, 210, 220)).save(folder / "photo.png")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
