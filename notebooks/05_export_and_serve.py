@@ -196,7 +196,7 @@ draw_prediction(images[0], results[0], model.config.id2label)
 # %% [markdown]
 # ## ONNX
 #
-# The same graph in a format that does not need PyTorch. The packages are an extra: `pip install 'modeling-detr[onnx]'`. Without them, the next cells do nothing.
+# The same graph in a format that does not need PyTorch. The packages are an extra: `pip install 'modeling-detr[export]'`. Without them, the next cells do nothing.
 
 # %%
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -214,7 +214,7 @@ if has_onnx:
         )
     onnx_program.save(OUT / "detector.onnx")
 else:
-    print("skipped: pip install 'modeling-detr[onnx]'")
+    print("skipped: pip install 'modeling-detr[export]'")
 
 # %%
 if has_onnx:

@@ -100,7 +100,7 @@ def test_a_model_compiles_as_one_graph(make, request, unpadded, padded):
 @MODELS
 def test_an_onnx_file_computes_what_the_model_computes(make, request, tmp_path, unpadded, padded, another):
     for module in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(module, reason="needs the ONNX packages: pip install 'modeling-detr[onnx]'")
+        pytest.importorskip(module, reason="needs the ONNX packages: pip install 'modeling-detr[export]'")
     import onnxruntime
 
     model = AsTuple(request.getfixturevalue(make)())
