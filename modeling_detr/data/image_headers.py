@@ -39,17 +39,12 @@ def header_size(path: str, reader: ImageReader | None = None) -> tuple[int, int]
 
 def header_sizes(path: str, reader: ImageReader | None = None) -> tuple[tuple[int, int], tuple[int, int]]:
     """Read height and width after applying the EXIF orientation, and as stored; see `header_size`."""
-    (height, width), orientation = _stored_size(path, reader)
+    (height, width), orientation = stored_size(path, reader)
     return ((width, height) if orientation in (5, 6, 7, 8) else (height, width)), (height, width)
 
 
-def is_turned(path: str, reader: ImageReader | None = None) -> bool:
-    """Whether the EXIF orientation turns or mirrors an image; see `header_size`."""
-    return _stored_size(path, reader)[1] != 1
-
-
-def _stored_size(path: str, reader: ImageReader | None) -> tuple[tuple[int, int], int]:
-    """Read height and width of the stored image, and its EXIF orientation."""
+def stored_size(path: str, reader: ImageReader | None = None) -> tuple[tuple[int, int], int]:
+    """Read height and width of the stored image, and its EXIF orientation, 1 to 8; see `header_size`."""
     source = image_source(path, reader)
     if isinstance(source, np.ndarray):
         height, width = source.shape[:2]

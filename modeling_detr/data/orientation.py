@@ -6,7 +6,7 @@ beside boxes of the upright one. The size alone then says the wrong thing.
 N images · A annotations. Sizes are `(height, width)`; boxes are corners in pixels (xyxy).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import EDGE_TOLERANCE
 from modeling_detr.data.findings import Findings, counted
-from modeling_detr.data.image_headers import header_sizes, is_turned
+from modeling_detr.data.image_headers import stored_size
 from modeling_detr.errors_detr import DetrError
 from modeling_detr.structures_detr import ImageRecord
 
@@ -26,23 +26,51 @@ _MAX_CHECKED = 20_000  # the same in `detr data check`
 
 @dataclass(frozen=True)
 class _Evidence:
-    """How many boxes fit into only one of the two: proof of where they were drawn."""
+    """What says where boxes were drawn.
+
+    Attributes:
+        stored: How many boxes fit only the stored images: proof.
+        upright: How many fit only the upright ones.
+        have_stored_size: Whether images have the size of the stored one; the rest does not show it.
+    """
 
     stored: int
     upright: int
+    have_stored_size: bool
 
     @property
     def choice(self) -> str:
-        return "upright" if self.upright > self.stored else "stored"
+        if self.upright != self.stored:
+            return "upright" if self.upright > self.stored else "stored"
+        return "stored" if self.have_stored_size else "upright"
 
     def __str__(self) -> str:
         if not self.stored and not self.upright:
-            return "as the size says; all boxes fit both"
+            return f"{'as the size says' if self.have_stored_size else 'the default'}; no box shows which"
         only = {name: count for name, count in (("upright", self.upright), ("stored", self.stored)) if count}
         return " and ".join(
             f"{counted(count, 'box', 'boxes')} {'fits' if count == 1 else 'fit'} only the {name} image"
             for name, count in only.items()
         )
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """An image that EXIF turns or mirrors, and whose size does not say whether it was annotated as turned.
+
+    Attributes:
+        stored: Height and width of the stored image.
+        upright: Height and width of the upright one.
+        has_stored_size: Whether the dataset gives the size of the stored one, which differs.
+    """
+
+    stored: tuple[int, int]
+    upright: tuple[int, int]
+    has_stored_size: bool
+
+    def as_drawn_on(self, choice: str, record: ImageRecord) -> ImageRecord:
+        height, width = self.stored if choice == "stored" else self.upright
+        return replace(record, height=height, width=width, ignores_exif=choice == "stored")
 
 
 def orient(
@@ -52,62 +80,69 @@ def orient(
     boxes: str | None,
     place: str | Path,
     findings: Findings,
+    measured: Collection[int] = (),
 ) -> list[ImageRecord]:
     """Return the records with the sizes and the orientation that their boxes refer to.
 
     Args:
         records: N images with the sizes that the dataset gives.
         image_index: (A,) image of each box.
-        boxes_xyxy: (A, 4) boxes as written.
-        boxes: `upright` or `stored`, as the user asks; None: of images whose size is that of the stored image, decided
-            by the boxes that fit only one of the two.
+        boxes_xyxy: (A, 4) boxes as written. Boxes relative to the image say nothing: leave them out.
+        boxes: `upright` or `stored`, as the user asks; None: decided by the boxes that fit only one of the two, by the
+            sizes, or else `upright`.
         place: File or dataset, for messages.
-        findings: Gets a warning for each image whose size is that of the stored image although EXIF turns it.
+        findings: Gets a warning for each image that EXIF turns or mirrors, unless its size shows that it was annotated
+            upright.
+        measured: Images of which the dataset gives no size: it is that of the upright file, and shows nothing.
     """
     records = list(records)
     usable = [image for image, record in enumerate(records) if record.path not in findings.broken_images]
-    if boxes == "stored":
-        for image in usable:
-            stored = _stored_size(records[image])
-            if stored is not None:
-                records[image] = replace(records[image], height=stored[0], width=stored[1], ignores_exif=True)
-        return records
     examined = usable if boxes else _examined(records, usable, image_index, boxes_xyxy, findings)
-    turned = _turned(records, examined)
-    if turned and len(examined) < len(usable):
-        turned = _turned(records, usable)
+    turned = _turned(records, examined, measured, boxes is not None)
+    if turned and len(examined) < len(usable):  # look at all
+        turned = _turned(records, usable, measured, boxes is not None)
     if not turned:
         return records
-    evidence = _evidence(records, turned, image_index, boxes_xyxy)
+    evidence = _evidence(turned, image_index, boxes_xyxy)
     choice = boxes or evidence.choice
-    why = "as requested by boxes" if boxes else str(evidence)
-    if choice == "upright":
-        for image in turned:
-            records[image] = replace(records[image], height=records[image].width, width=records[image].height)
+    for image, sizes in turned.items():
+        records[image] = sizes.as_drawn_on(choice, records[image])
     if boxes is None:
-        _warn(records, turned, choice, why, place, findings)
+        _warn(records, turned, choice, evidence, place, findings)
     return records
 
 
 def _warn(
     records: Sequence[ImageRecord],
-    turned: Sequence[int],
+    turned: Mapping[int, _Turned],
     choice: str,
-    why: str,
+    evidence: _Evidence,
     place: str | Path,
     findings: Findings,
 ) -> None:
     other = "stored" if choice == "upright" else "upright"
-    have = "image has" if len(turned) == 1 else "images have"
+    action = f"boxes are taken as drawn on the {choice} image ({evidence}); if that is wrong,"
+    if evidence.have_stored_size:
+        count, fact = (
+            sum(sizes.has_stored_size for sizes in turned.values()),
+            "the size of the stored image, though EXIF turns it",
+        )
+        what = f"{counted(count, 'image has', 'images have')} {fact}"
+    else:
+        what = f"{counted(len(turned), 'image is', 'images are')} turned or mirrored by EXIF, which no size shows"
+    first = records[next(iter(turned))].path
     findings.warn(
         "EXIF orientation",
-        f"{place}: {counted(len(turned), have, have)} the size of the stored image, though EXIF turns it; boxes "
-        f"are taken as drawn on the {choice} image ({why}); if that is wrong, set boxes to {other}; the first: "
-        f"{records[turned[0]].path}.",
-        f"boxes are taken as drawn on the {choice} image ({why}); if that is wrong, change it",
+        f"{place}: {what}; {action} set boxes to {other}; the first: {first}.",
+        f"{action} change it",
         (
-            (records[image].path, "is annotated with the size of the stored image, though EXIF turns it")
-            for image in turned
+            (
+                records[image].path,
+                "is annotated with the size of the stored image, though EXIF turns it"
+                if sizes.has_stored_size
+                else "is turned or mirrored by EXIF, which its size does not show",
+            )
+            for image, sizes in turned.items()
         ),
         {"boxes": other},
     )
@@ -130,45 +165,40 @@ def _examined(
     return examined
 
 
-def _turned(records: Sequence[ImageRecord], images: Sequence[int]) -> list[int]:
-    """Select the images with another size upright than stored whose record has that of the stored one."""
-    turned = []
+def _turned(
+    records: Sequence[ImageRecord], images: Sequence[int], measured: Collection[int], any_size: bool
+) -> dict[int, _Turned]:
+    """Select the images that EXIF turns or mirrors; without `any_size`, those whose size does not show that they were
+    annotated upright."""
+    turned = {}
     for image in images:
         record = records[image]
-        if record.height == record.width:
-            continue
         try:
-            upright, stored = header_sizes(record.path, record.reader)
+            stored, orientation = stored_size(record.path, record.reader)
         except DetrError:  # reported when the image is read
             continue
-        if upright != stored and (record.height, record.width) == stored:
-            turned.append(image)
+        written = record.height, record.width
+        upright = stored[::-1] if orientation >= 5 else stored
+        if orientation == 1 or written not in (stored, upright):
+            continue
+        if any_size or written == stored or image in measured:
+            has_stored_size = stored != upright and image not in measured
+            turned[image] = _Turned(stored, upright, has_stored_size)
     return turned
 
 
-def _stored_size(record: ImageRecord) -> tuple[int, int] | None:
-    """Return the size of the stored image if EXIF turns or mirrors it and the record has one of its sizes."""
-    try:
-        upright, stored = header_sizes(record.path, record.reader)
-        if (record.height, record.width) in (upright, stored) and is_turned(record.path, record.reader):
-            return stored
-    except DetrError:  # reported when the image is read
-        pass
-    return None
-
-
 def _evidence(
-    records: Sequence[ImageRecord],
-    turned: Sequence[int],
-    image_index: NDArray[np.int64],
-    boxes_xyxy: NDArray[np.float64],
+    turned: Mapping[int, _Turned], image_index: NDArray[np.int64], boxes_xyxy: NDArray[np.float64]
 ) -> _Evidence:
-    is_turned = np.zeros(len(records), np.bool_)
-    is_turned[turned] = True
-    rows = is_turned[image_index]
-    stored = _sizes(records)[image_index[rows]]
-    fits_stored, fits_upright = _fit(boxes_xyxy[rows], stored), _fit(boxes_xyxy[rows], stored[:, ::-1])
-    return _Evidence(int((fits_stored & ~fits_upright).sum()), int((fits_upright & ~fits_stored).sum()))
+    rows = np.flatnonzero(np.isin(image_index, list(turned)))
+    stored = np.array([turned[image].stored for image in image_index[rows].tolist()]).reshape(-1, 2)
+    upright = np.array([turned[image].upright for image in image_index[rows].tolist()]).reshape(-1, 2)
+    fits_stored, fits_upright = _fit(boxes_xyxy[rows], stored), _fit(boxes_xyxy[rows], upright)
+    return _Evidence(
+        int((fits_stored & ~fits_upright).sum()),
+        int((fits_upright & ~fits_stored).sum()),
+        any(sizes.has_stored_size for sizes in turned.values()),
+    )
 
 
 def _sizes(records: Sequence[ImageRecord]) -> NDArray[np.int64]:

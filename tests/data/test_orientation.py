@@ -70,7 +70,7 @@ def _hf(root: Path, box: tuple[int, int, int, int], drawn_on: str, orientation: 
 
 def _is_on_its_object(index: DetectionIndex) -> bool:
     """Whether the box of the only image is white inside, and the rest black."""
-    x0, y0, x1, y1 = index.annotations.boxes_xyxy[0].astype(int).tolist()
+    x0, y0, x1, y1 = index.annotations.boxes_xyxy[0].round().astype(int).tolist()
     pixels = read_image(index.images[0]).float().mean(0)
     inside = pixels[y0:y1, x0:x1]
     return bool(inside.mean() > 250 and pixels.sum() - inside.sum() < 0.1 * inside.sum())
@@ -89,6 +89,39 @@ def test_boxes_that_fit_only_one_image_prove_where_they_were_drawn(tmp_path, wri
 @pytest.mark.parametrize("orientation", [6, 8, 3])
 def test_the_option_settles_what_the_boxes_leave_open(tmp_path, write, drawn_on, orientation):
     folder = write(tmp_path, FITS_BOTH, drawn_on, orientation)
+    assert _is_on_its_object(open_dataset(folder, boxes=drawn_on))
+
+
+def _label_studio(root: Path, box: tuple[int, int, int, int], drawn_on: str, orientation: int) -> Path:
+    _photo(root / "a.jpg", box, drawn_on, orientation)
+    height, width = STORED[::-1] if drawn_on == "upright" and orientation in (6, 8) else STORED
+    x0, y0, x1, y1 = (100 * value / side for value, side in zip(box, (width, height) * 2, strict=True))
+    value = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "rectanglelabels": ["cat"]}
+    result = {"type": "rectanglelabels", "value": value, "original_width": STORED[1], "original_height": STORED[0]}
+    tasks = [{"id": 1, "data": {"image": "/data/upload/1/a.jpg"}, "annotations": [{"result": [result]}]}]
+    (root / "tasks.json").write_text(json.dumps(tasks))
+    return root
+
+
+def _yolo(root: Path, box: tuple[int, int, int, int], drawn_on: str, orientation: int) -> Path:
+    _photo(root / "a.jpg", box, drawn_on, orientation)
+    height, width = STORED[::-1] if drawn_on == "upright" and orientation in (6, 8) else STORED
+    x0, y0, x1, y1 = (value / side for value, side in zip(box, (width, height) * 2, strict=True))
+    (root / "a.txt").write_text(f"0 {(x0 + x1) / 2} {(y0 + y1) / 2} {x1 - x0} {y1 - y0}")
+    (root / "classes.txt").write_text("cat")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("write", "orientation"), [(_label_studio, 6), (_label_studio, 3), (_yolo, 6), (_yolo, 3), (_coco, 3)]
+)
+@pytest.mark.parametrize("drawn_on", ["upright", "stored"])
+def test_without_a_size_that_tells_the_upright_image_is_taken_and_reported(tmp_path, write, orientation, drawn_on):
+    folder = write(tmp_path, FITS_BOTH, drawn_on, orientation)
+    report = check_dataset(folder)
+    assert _is_on_its_object(report.index) == (drawn_on == "upright")
+    (finding,) = [finding for finding in report.findings if finding.kind == "EXIF orientation"]
+    assert finding.settings == {"boxes": "stored"}
     assert _is_on_its_object(open_dataset(folder, boxes=drawn_on))
 
 

@@ -160,8 +160,10 @@ def _to_index(
     kept = np.flatnonzero((index_of_row[split.row] >= 0) & (label >= 0))
     image_index = index_of_row[split.row[kept]]
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
-    boxes = to_corners(split.boxes[kept], sizes[image_index], convention)  # if normalised, they fit any size
-    records = orient(records, image_index, boxes, drawn_on, split.where, findings)
+    shown = slice(0 if convention.endswith("_normalized") else None)  # relative boxes fit any size
+    boxes = to_corners(split.boxes[kept][shown], sizes[image_index][shown], convention)
+    measured = range(len(records)) if split.sizes is None else ()
+    records = orient(records, image_index[shown], boxes, drawn_on, split.where, findings, measured)
     sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
     table = clean_annotations(
         image_index=image_index,

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.dataset_format import IMAGES_OPTION, DatasetFormat, Purpose
+from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
@@ -45,8 +45,15 @@ def _looks_like_label_studio(text: bytes) -> bool:
     return text[:1] in (b"[", b"{") and b'"categories"' not in text and (has_tasks or _LABELS.search(text) is not None)
 
 
-def _read(path: str | Path, *, findings: Findings, task: Purpose, images: str | Path | None = None) -> DetectionIndex:
-    export = ToolExport(path, findings, task, images, noun="region")
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Purpose,
+    images: str | Path | None = None,
+    boxes: str | None = None,
+) -> DetectionIndex:
+    export = ToolExport(path, findings, task, images, boxes, noun="region")
     skipped: list[str] = []
     several: list[str] = []
     for file in files_with_suffix(Path(path), ".json"):
@@ -101,7 +108,7 @@ def _read_task(
     if len(finished) > 1:
         several.append(where)
     image = export.add_image(where, _names(name, task.get("file_upload")), file=file)
-    size = export.size(image)
+    size = export.size(image, _written_size(finished[-1]))
     if size is None:
         return  # missing, which is reported with the others
     for region, (labels, value) in enumerate(_regions(finished[-1]), start=1):
@@ -178,6 +185,18 @@ def _attributes(value: Mapping[str, Any]) -> dict[str, Any]:
     return known | ({key: entry for key, entry in others.items() if key != "choices"} if known else others)
 
 
+def _written_size(results: Sequence[Any]) -> tuple[object, object]:
+    """Height and width of the image in the browser, which each region repeats."""
+    written = (
+        (place.get("original_height"), place.get("original_width"))
+        for result in results
+        if isinstance(result, dict)
+        for place in (result, result.get("value"))  # JSON-MIN has it among the geometry
+        if isinstance(place, dict)
+    )
+    return next((size for size in written if None not in size), (None, None))
+
+
 # Shapes
 
 
@@ -239,5 +258,5 @@ FORMAT = DatasetFormat(
     looked_for="*.json with 'data' and 'annotations'",
     evidence=".json files of tasks with 'data' and 'annotations', or with 'rectanglelabels' and the like",
     tasks=("detection", "instance"),
-    options=(IMAGES_OPTION,),
+    options=(IMAGES_OPTION, BOXES_OPTION),
 )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from modeling_detr.data.dataset_format import CROWDS_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
+from modeling_detr.data.dataset_format import BOXES_OPTION, CROWDS_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.tool_exports import ToolExport, files_with_suffix, first_line, sample_files
@@ -39,8 +39,15 @@ def _has_boxes(file: Path) -> bool:
     return set(_COLUMNS) <= {name.strip() for name in first_line(file).split(",")}
 
 
-def _read(path: str | Path, *, findings: Findings, task: Purpose, images: str | Path | None = None) -> DetectionIndex:
-    export = ToolExport(path, findings, task, images, noun="line")
+def _read(
+    path: str | Path,
+    *,
+    findings: Findings,
+    task: Purpose,
+    images: str | Path | None = None,
+    boxes: str | None = None,
+) -> DetectionIndex:
+    export = ToolExport(path, findings, task, images, boxes, noun="line")
     files = files_with_suffix(Path(path) if Path(path).is_dir() else Path(path).parent, ".csv")
     names: dict[str, str] = {}
     for file in files:
@@ -141,5 +148,5 @@ FORMAT = DatasetFormat(
     read=_read,
     looked_for="*-annotations-bbox.csv",
     evidence=".csv files whose first line has ImageID, LabelName, XMin, XMax, YMin and YMax",
-    options=(IMAGES_OPTION, CROWDS_OPTION),
+    options=(IMAGES_OPTION, BOXES_OPTION, CROWDS_OPTION),
 )

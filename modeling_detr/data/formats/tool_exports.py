@@ -22,7 +22,7 @@ from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.object_attributes import attribute_columns, named_attributes, unused_attributes
 from modeling_detr.data.formats.written_values import to_integer, to_text
-from modeling_detr.data.image_headers import MAX_PIXELS, header_size
+from modeling_detr.data.image_headers import MAX_PIXELS, header_size, header_sizes
 from modeling_detr.data.image_numbers import number_images
 from modeling_detr.data.image_paths import image_folders, is_split_name, refuse_outside, split_in_name, walk_folders
 from modeling_detr.data.masks import read_segmentations
@@ -151,6 +151,7 @@ class ToolExport:
         self._search = FileSearch(self._folders, findings, self._listings)
         self._places: dict[str, list[str]] = {}  # folder of annotations → the usual folders of their images
         self._boxes = boxes
+        self._is_relative = False  # whether coordinates are relative to the image
         self._noun = noun
         self._images: list[_Image] = []
         self._rows = AnnotationRows()
@@ -204,10 +205,23 @@ class ToolExport:
         """Whether there is an image with one of these names, for exports of which people download a part."""
         return bool(self._look_up(names, str(self.root), split).paths)
 
-    def size(self, image: int) -> tuple[int, int] | None:
-        """Height and width of an image, for coordinates relative to it; None if it cannot be found or read."""
-        path = self._find(image).path
-        return None if path is None else self._size(self._images[image], path, None)
+    def size(self, image: int, written: tuple[object, object] = (None, None)) -> tuple[int, int] | None:
+        """Height and width of an image, for coordinates relative to it; None if it cannot be found or read.
+
+        It is the upright image by default, even if `written`, the size in the export, is that of the stored one.
+        """
+        self._is_relative = True
+        entry, path = self._images[image], self._find(image).path
+        if path is None:
+            return None
+        try:
+            upright, stored = header_sizes(path)
+        except (DatasetReadError, DatasetNotFoundError) as error:
+            self.findings.add("unreadable image", error, image=path)
+            return None
+        if written == upright:
+            entry.size = upright  # otherwise, `orient` reports an image that EXIF turns
+        return stored if self._boxes == "stored" else upright
 
     def add_object(
         self,
@@ -277,7 +291,11 @@ class ToolExport:
         new_index[kept] = np.arange(len(kept))
         image_index = new_index[np.array(self._rows.image_index, dtype=np.int64)]
         rows = np.flatnonzero(image_index >= 0)
-        records = orient(records, image_index[rows], self._rows.boxes[rows], self._boxes, self.root, self.findings)
+        measured = [index for index, image in enumerate(kept) if self._images[image].size is None]
+        shown = rows[: 0 if self._is_relative else len(rows)]
+        records = orient(
+            records, image_index[shown], self._rows.boxes[shown], self._boxes, self.root, self.findings, measured
+        )
         names = [*self._listed, *sorted(set(self._labels) - set(self._listed))]
         label_of = {name: label for label, name in enumerate(names)}
         labels = np.array([label_of[name] for name in self._labels], dtype=np.int64)

@@ -105,8 +105,8 @@ def read_yolo(
 
     lines = POLYGONS if description.has_polygons and lines is None else lines
     table = _to_table(description, rows, long_lines, lines, box_format, records, label_files, findings, masks)
-    if boxes == "stored":
-        records = orient(records, table.image_index, table.boxes_xyxy, boxes, description.source, findings)
+    no_box = np.zeros(0, np.int64), np.zeros((0, 4))  # relative ones fit any size
+    records = orient(records, *no_box, boxes, description.source, findings, measured=range(len(records)))
     return DetectionIndex(
         name=description.root.resolve().name,
         images=number_images(records, splits.values()),
