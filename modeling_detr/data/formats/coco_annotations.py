@@ -1,5 +1,6 @@
 """Read the annotations of a COCO file as columns. Only a column that fails to convert is examined entry by entry."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,14 +11,19 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import clean_annotations, to_number
 from modeling_detr.data.findings import Findings, counted, first_items
-from modeling_detr.data.formats.object_attributes import ATTRIBUTES, attribute_columns, named_attributes
+from modeling_detr.data.formats.object_attributes import (
+    attribute_columns,
+    attribute_name,
+    named_attributes,
+    unused_attributes,
+)
 from modeling_detr.data.formats.written_values import meaning_of_id, to_flag
 from modeling_detr.data.masks import ReadMasks, boxes_of_segmentations
 from modeling_detr.data.orientation import orient
 from modeling_detr.structures_detr import AnnotationTable, ImageRecord
 
 
-_WITH_ATTRIBUTES = frozenset([*ATTRIBUTES, "attributes", "ignore"])
+_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "attributes", "png"}
 _NORMALIZED_LIMIT = 1.5  # boxes relative to the image end at 1, or slightly past it
 _CORNERS_SHARE = 0.9  # of the boxes must fit into their images as corners to be taken for corners
 
@@ -78,7 +84,7 @@ def read_annotations(
         describe=_describer(file, entries),
         findings=findings,
         masks=masks,
-        attributes=_read_attributes(entries),
+        attributes=_read_attributes(file, entries, findings),
     )
     return records, table
 
@@ -262,14 +268,22 @@ def _read_areas(file: Path, entries: Entries, findings: Findings) -> NDArray[np.
     return areas
 
 
-def _read_attributes(entries: Entries) -> dict[str, NDArray[np.float64]]:
+def _read_attributes(file: Path, entries: Entries, findings: Findings) -> dict[str, NDArray[np.float64]]:
     """Read attributes, which CVAT and Datumaro write in a mapping of their own, and others beside the box.
 
     An object to `ignore` is a difficult one, as MMDetection writes those of Pascal VOC.
     """
-    if not _WITH_ATTRIBUTES.isdisjoint(chain.from_iterable(entries)):
-        return attribute_columns([named_attributes(entry, entry.get("attributes")) for entry in entries])
-    return {}
+    keys = Counter(chain.from_iterable(entries))
+    nested = [entry["attributes"] for entry in entries if isinstance(entry.get("attributes"), dict)]
+    unused = Counter({key: count for key, count in keys.items() if key not in _KEYS and attribute_name(key) is None})
+    unused.update(name for attributes in nested for name in unused_attributes(attributes))
+    if unused:
+        names = [f"{str(name)[:80]} ({count:,})" for name, count in unused.most_common()]
+        findings.facts.append(f"{file.name}: keys of annotations that are not used: {first_items(names, 8)}")
+        findings.notes.append(f"{file}: keys of annotations that are not used: {first_items(names, 8)}.")
+    if not nested and not any(map(attribute_name, keys)):
+        return {}
+    return attribute_columns([named_attributes(entry, entry.get("attributes")) for entry in entries])
 
 
 def _check_normalized(file: Path, boxes: NDArray[np.float64], sizes: NDArray[np.int64], findings: Findings) -> None:

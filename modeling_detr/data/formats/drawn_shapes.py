@@ -134,6 +134,29 @@ def _union(insides: Sequence[Sequence[Sequence[float]] | Mapping[str, Any]]) -> 
     return mask(whole, 0, 0, (height, width)).segmentation
 
 
+def visible_box(outline: Sequence[float], height: int, width: int) -> Box | None:
+    """The box around the part of a polygon x, y, x, y, … that is in the image; None if there is none.
+
+    It may be smaller than the part of the polygon's box in the image: a circle about a point outside is narrower at
+    the edge than at its middle.
+    """
+    points = np.array(outline, dtype=np.float64).reshape(-1, 2)
+    for axis, sign, limit in ((0, 1, 0), (1, 1, 0), (0, -1, -width), (1, -1, -height)):
+        inside = sign * points[:, axis] - limit  # ≥ 0 where a point is on the right side of this edge of the image
+        clipped = []
+        for place in range(len(points)):
+            before = inside[place - 1]
+            if (before < 0) != (inside[place] < 0):
+                share = before / (before - inside[place])
+                clipped.append(points[place - 1] + share * (points[place] - points[place - 1]))
+            if inside[place] >= 0:
+                clipped.append(points[place])
+        if not clipped:
+            return None
+        points = np.array(clipped)
+    return _enclosing(points)
+
+
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise TypeError(f"got {str(value)[:80]!r}, expected a number")

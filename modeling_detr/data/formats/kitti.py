@@ -3,6 +3,7 @@
     training/label_2/000000.txt  training/image_2/000000.png     KITTI
     train/labels/a.txt           train/images/a.jpg              others
     ImageSets/train.txt                                          lists of stems, if there are any
+    label_02/0000.txt            image_02/0000/000000.png        videos, with frame and track before the class
 
 A line has a class and 14 numbers, or 15 with a score: truncated, occluded, alpha, left, top, right, bottom, and seven
 of the object in space. The name of a class may have several words. Regions of the class DontCare are left out.
@@ -22,6 +23,7 @@ from modeling_detr.structures_detr import DetectionIndex
 
 
 _NUMBERS = (14, 15)
+_MAX_FRAMES = 100_000  # of a video
 
 
 def _is_kitti(path: Path) -> bool:
@@ -30,10 +32,21 @@ def _is_kitti(path: Path) -> bool:
 
 def _split_line(fields: Sequence[str]) -> tuple[str, list[float]] | None:
     """Return the class and the numbers of a line; None if it has no class, or another number of numbers."""
+    if _is_tracked(fields):
+        fields = fields[2:]
     words = max((index + 1 for index, field in enumerate(fields) if not _is_number(field)), default=0)
     if not words or len(fields) - words not in _NUMBERS:
         return None
     return " ".join(fields[:words]), [*map(to_number, fields[words:])]
+
+
+def _is_tracked(fields: Sequence[str]) -> bool:
+    """Whether a line begins with the number of a frame and of a track, before the class."""
+    return len(fields) > 2 and all(map(_is_integer, fields[:2])) and not _is_number(fields[2])
+
+
+def _is_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal() and len(text) < 10
 
 
 def _is_number(text: str) -> bool:
@@ -65,6 +78,9 @@ def _read(
         except FileReadError as error:
             findings.add("unreadable file", error, cause=error)
             continue
+        if lines and _is_tracked(lines[0].split()):
+            _read_sequence(export, file, lines)
+            continue
         image = export.add_image(file, [file.stem], folder=file.parent)
         image_of.setdefault(file.stem, []).append(image)
         for number, line in enumerate(lines, start=1):
@@ -72,6 +88,23 @@ def _read(
     for file in lists:
         _read_list(export, file, image_of, findings)
     return export.index()
+
+
+def _read_sequence(export: ToolExport, file: Path, lines: Sequence[str]) -> None:
+    """Read the lines of a video, whose frames are numbered images; one without a line has no objects."""
+    image_of: dict[int, int] = {}
+    frames = [int(line.split()[0]) if _is_tracked(line.split()) else 0 for line in lines]
+    named = set(frames)
+    for frame in range(max(frames) + 1 if max(frames) < _MAX_FRAMES else 0):
+        names = [f"{file.stem}/{frame:06d}"]
+        if frame in named or export.is_there(names):
+            image_of[frame] = export.add_image(f"{file}, frame {frame}", names, folder=file.parent)
+    for number, (frame, line) in enumerate(zip(frames, lines, strict=True), start=1):
+        if frame in image_of:
+            _read_line(export, image_of[frame], file, number, line.split())
+        elif line.strip():
+            message = f"is in frame {frame}, expected a number from 0 to {_MAX_FRAMES:,}"
+            export.findings.error("line", f"{file}, line {number}", message, "correct or remove the line")
 
 
 def _read_line(export: ToolExport, image: int, file: Path, number: int, fields: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.tool_exports import ToolExport, files_with_suffix, first_line, sample_files
 from modeling_detr.data.image_paths import is_split_name, split_in_name
-from modeling_detr.errors_detr import DatasetNotFoundError, FileContentError, FileReadError
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, FileContentError, FileReadError
 from modeling_detr.input_files import require_file
 from modeling_detr.structures_detr import DetectionIndex
 
@@ -32,11 +32,19 @@ _COLUMNS = ("ImageID", "LabelName", *_SIDES)
 
 
 def _is_open_images(path: Path) -> bool:
-    return any(_has_boxes(file) for file in sample_files(path, ".csv"))
+    return any(_has_boxes(file) or _has_masks(file) for file in sample_files(path, ".csv"))
 
 
 def _has_boxes(file: Path) -> bool:
-    return set(_COLUMNS) <= {name.strip() for name in first_line(file).split(",")}
+    return set(_COLUMNS) <= _columns(file)
+
+
+def _has_masks(file: Path) -> bool:
+    return {"MaskPath", "ImageID", "LabelName"} <= _columns(file)
+
+
+def _columns(file: Path) -> set[str]:
+    return {name.strip() for name in first_line(file).split(",")}
 
 
 def _read(
@@ -53,6 +61,16 @@ def _read(
     for file in files:
         if re.search(r"class-descriptions|classes", file.name) and "segmentation" not in file.name:
             names |= {row[0]: row[1] for _, row in _rows(file, findings) if len(row) == 2}
+    masks = [file for file in files if _has_masks(file)]
+    if masks and (Path(path) in masks or not any(map(_has_boxes, files))):
+        raise DatasetError(
+            masks[0],
+            "lists masks, of which the boxes are not there; only boxes are read from Open Images",
+            "put the file of boxes (SPLIT-annotations-bbox.csv) beside it",
+        )
+    if masks:
+        note = f"{counted(len(masks), 'file')} of masks not read, only boxes; the first: {masks[0]}."
+        findings.warn("masks", note, "its boxes are read from the file of boxes", ((file, "masks") for file in masks))
     absent: Counter[str] = Counter()  # ids of images that are not there → their boxes
     used: set[str] = set()
     for file in [Path(path)] if Path(path).is_file() else filter(_has_boxes, files):

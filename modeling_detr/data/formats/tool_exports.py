@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.data.annotations import AnnotationRows, clean_annotations
+from modeling_detr.data.annotations import EDGE_TOLERANCE, AnnotationRows, clean_annotations
 from modeling_detr.data.dataset_format import Purpose
 from modeling_detr.data.file_search import FileSearch, FolderListings, Match
 from modeling_detr.data.findings import Findings, counted, first_items
+from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.object_attributes import attribute_columns, named_attributes, unused_attributes
 from modeling_detr.data.formats.written_values import to_integer, to_text
@@ -157,6 +158,7 @@ class ToolExport:
         self._rows = AnnotationRows()
         self._segmentations: list[dict[str, Any]] = []
         self._crowd: list[bool] = []
+        self._outlines: list[NDArray[np.float64] | None] = []  # of shapes that one polygon describes
         self._labels: dict[str, int] = {}  # in the order in which they are found
         self._listed: dict[str, None] = {}
         self.splits: dict[str, list[int]] = {}
@@ -269,6 +271,7 @@ class ToolExport:
         row_label = self._labels.setdefault(label, len(self._labels))
         self._rows.append(image, row_label, drawn.box, place, named_attributes(attributes) if attributes else _NONE)
         self._crowd.append(is_crowd)
+        self._outlines.append(_outline(drawn))
         if self.masks:
             self._segmentations.append({"segmentation": drawn.segmentation})
 
@@ -300,6 +303,7 @@ class ToolExport:
         label_of = {name: label for label, name in enumerate(names)}
         labels = np.array([label_of[name] for name in self._labels], dtype=np.int64)
         sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
+        self._box_visible_parts(rows, sizes, image_index)
         masks, rows = self._read_masks(rows, sizes, image_index)
         self._note_shapes()
         table = clean_annotations(
@@ -341,6 +345,26 @@ class ToolExport:
             self._masks_are_optional,
         )
         return masks, np.delete(rows, without)
+
+    def _box_visible_parts(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], image_index: NDArray[np.int64]
+    ) -> None:
+        """Replace the boxes of polygons that reach past the edge of the image by those around their visible parts."""
+        reaching = []
+        for row in rows.tolist():
+            outline, (height, width) = self._outlines[row], sizes[image_index[row]].tolist()
+            x0, y0, x1, y1 = self._rows.box[row]
+            past = max(-x0, -y0, x1 - width, y1 - height)
+            if outline is not None and past > EDGE_TOLERANCE and np.isfinite(outline).all():
+                visible = drawn_shapes.visible_box(outline, height, width)
+                if visible is not None:
+                    self._rows.box[row] = visible
+                    reaching.append(self._describe(row))
+        if reaching:
+            note = f"{counted(len(reaching), 'shape')} past the edge of the image; boxes are those around the visible "
+            note += f"parts; the first: {reaching[0]}."
+            each = ((place, "the shape reaches past the edge of the image") for place in reaching)
+            self.findings.warn("past the edge", note, "the box is that around the visible part", each)
 
     def _note_shapes(self) -> None:
         if self._enclosed:
@@ -474,6 +498,12 @@ class ToolExport:
 def _folder_of_dataset(file: Path) -> Path:
     """The folder of a dataset of which the user has given one file."""
     return file.parent.parent if file.parent.name.lower() in ("annotations", "labels", "json") else file.parent
+
+
+def _outline(shape: DrawnShape) -> NDArray[np.float64] | None:
+    """The only polygon of a shape; None if it has none, or several."""
+    polygons = shape.segmentation
+    return np.array(polygons[0]) if isinstance(polygons, Sequence) and len(polygons) == 1 else None
 
 
 def _class_name(name: object) -> str:

@@ -155,7 +155,8 @@ def _to_table(
 
     written, kind = rows.boxes, (box_format or "cxcywh").partition("_")[0]
     if box_format is None:
-        written, kind = check_convention(description.source, written, sizes[image_index], kind, findings)
+        may_be_boxes = long_lines.may_be_boxes(len(written), description.has_keypoints, lines)
+        written, kind = check_convention(description.source, written, sizes[image_index], kind, may_be_boxes, findings)
     corners = to_corners(written, np.ones((len(written), 2), np.int64), kind)
     reading = long_lines.decide(corners, description.has_keypoints, lines)
     report_reading(description.source, reading, findings, with_masks=bool(masks))

@@ -113,6 +113,21 @@ class Lines:
             ]
         )
 
+    def may_be_boxes(self, count: int, has_keypoints: bool, chosen: str | None) -> NDArray[np.bool_]:
+        """Whether each of `count` lines may begin with a box, by whose numbers a convention is recognised.
+
+        Args:
+            count: Number of all lines.
+            has_keypoints: See `decide`.
+            chosen: See `decide`.
+        """
+        lines = self._table()
+        may_be = np.ones(count, np.bool_)
+        if not has_keypoints and chosen != "boxes":
+            longer = lines if chosen == POLYGONS else lines[lines["count"] > 6]
+            may_be[longer["row"].astype(int)] = False
+        return may_be
+
     def decide(self, boxes: NDArray[np.float64], has_keypoints: bool, chosen: str | None) -> Reading:
         """Decide what the lines are.
 
@@ -284,7 +299,12 @@ def report_reading(source: Path, reading: Reading, findings: Findings, *, with_m
 
 
 def check_convention(
-    source: Path, written: NDArray[np.float64], sizes: NDArray[np.int64], kind: str, findings: Findings
+    source: Path,
+    written: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    kind: str,
+    may_be_boxes: NDArray[np.bool_],
+    findings: Findings,
 ) -> tuple[NDArray[np.float64], str]:
     """Report boxes that are in pixels, or corners, where they should be centre and size relative to the image.
 
@@ -293,6 +313,7 @@ def check_convention(
         written: (A, 4) the boxes.
         sizes: (A, 2) height and width of each one's image.
         kind: Convention of the boxes, as in `BoxFormat` without its suffix.
+        may_be_boxes: (A,) which of them are boxes; the others are parts of polygons.
         findings: Reports them.
 
     Returns:
@@ -304,9 +325,13 @@ def check_convention(
     in_pixels = np.count_nonzero(largest > _PIXELS) > len(written) / 2
     limits = sizes[:, ::-1].astype(np.float64) if in_pixels else np.ones((len(written), 2))
     areas = np.full(len(written), np.nan)
-    wrong = {name: misfits(written, limits, areas, name) for name in (kind, "xyxy", "xywh")}
+    count = int(may_be_boxes.sum())
+    wrong = {
+        name: misfits(written[may_be_boxes], limits[may_be_boxes], areas[may_be_boxes], name)
+        for name in (kind, "xyxy", "xywh")
+    }
     best = min(wrong, key=wrong.__getitem__)
-    if not in_pixels and (wrong[kind] <= len(written) / 3 or best == kind or wrong[best] > (1 - _MOST) * len(written)):
+    if not in_pixels and (wrong[kind] <= count / 3 or best == kind or wrong[best] > (1 - _MOST) * count):
         return written, kind
     suggested = best if in_pixels else f"{best}_normalized"
     found = f"in pixels (the largest number is {largest.max():.6g})" if in_pixels else f"{best}, not centre and size"

@@ -31,7 +31,9 @@ def write_yolo(index: DetectionIndex, folder: Path, link: bool) -> WrittenDatase
     notes = warn_of_stuff(index)
     ids = [category.id for category in index.categories]
     if ids != list(range(len(ids))):
-        notes.append(f"yolo numbers classes from 0: the ids {_span(ids)} become 0-{len(ids) - 1}, in this order.")
+        notes.append(
+            f"yolo numbers classes from 0: the ids {_span(ids)} become {_span([*range(len(ids))])}, in this order."
+        )
     scores = index.annotations.attributes.get(SCORE)
     if scores is not None and not ((scores >= 0) & (scores <= 1)).all():
         count = counted(int((~np.isnan(scores)).sum()), "score")
@@ -139,4 +141,6 @@ def _split_key(split: str, splits: Sequence[str]) -> str:
 
 
 def _span(ids: Sequence[int]) -> str:
-    return f"{min(ids)}-{max(ids)}" if ids == list(range(min(ids), max(ids) + 1)) else first_items(ids)
+    return (
+        f"{min(ids)}-{max(ids)}" if len(ids) > 1 and ids == list(range(min(ids), max(ids) + 1)) else first_items(ids)
+    )
