@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from export_samples import SAMPLES, kitti, open_images, via, write
+from export_samples import SAMPLES, open_images, via, write
 from PIL import Image
 
 from modeling_detr.commands.data import main
@@ -70,7 +70,6 @@ def test_other_keys_of_coco_annotations_are_named(coco_folder):
 
 
 def test_videos_of_kitti_are_read_frame_by_frame(tmp_path):
-    kitti(tmp_path / "still")
     folder = tmp_path / "video"
     for frame in range(3):
         (folder / "image_02" / "0000").mkdir(parents=True, exist_ok=True)
