@@ -1,0 +1,141 @@
+"""OpenVINO models in any precision, from an ONNX file that PyTorch's exporter wrote."""
+
+import io
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from modeling_detr.deployment.onnx_precision import Operators, checked_batches, head_names, layer_names
+from modeling_detr.errors_detr import ModelError, did_you_mean
+
+
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int8_static")
+
+_WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")  # operations whose second input is the weights
+
+
+def write_openvino(
+    onnx_file: Path,
+    folder: Path,
+    precision: str,
+    batches: Iterable[Mapping[str, NDArray[Any]]] = (),
+    operators: Operators = "conv",
+) -> dict[str, str]:
+    """Writes `model.xml` and `model.bin`.
+
+    The weights of the heads stay in float32. Only `bfloat16` computes in 16 bits: without the option that is returned,
+    OpenVINO does so for every model if the CPU has bfloat16.
+
+    Args:
+        onnx_file: The detector in float32, as PyTorch's exporter wrote it.
+        folder: Where to write.
+        precision: `float32`; `float16`: weights; `bfloat16`: weights, and computing where the CPU has it; `int8`:
+            weights, for which OpenVINO may quantise inputs while the model runs; `int8_static`: layers whose inputs
+            are quantised by ranges seen in calibration.
+        batches: Calibration batches for `int8_static`, the model's inputs by name; read one at a time. A hundred
+            images are enough.
+        operators: What `int8_static` quantises: `conv`, `linear` or `all`.
+
+    Returns:
+        The properties to compile the model with.
+
+    Raises:
+        ModelError: The precision is unknown, there are no batches, or the ONNX file does not record its modules.
+    """
+    import openvino
+
+    if precision not in PRECISIONS:
+        raise ModelError("precision", f"got '{precision}'", did_you_mean(precision, PRECISIONS))
+    source = onnx.load(onnx_file)
+    model = openvino.convert_model(onnx_file)
+    if precision in ("float16", "bfloat16"):
+        _store_weights_as(precision, model, layer_names(source, "all"))
+    elif precision == "int8":
+        model = _with_int8_weights(model, head_names(source))
+    elif precision == "int8_static":
+        model = _quantized(model, layer_names(source, operators), batches)
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)  # which would also round the heads
+    return {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32"}
+
+
+def _store_weights_as(dtype: str, model: Any, layers: Iterable[str]) -> None:
+    """Stores the weights of the ONNX nodes `layers` in 16 bits, cast to float32; too large ones stay as they are."""
+    import openvino
+    from openvino import opset13
+
+    stored = set(layers)
+    kind = openvino.Type.f16 if dtype == "float16" else openvino.Type.bf16
+    largest = np.finfo(np.float16 if dtype == "float16" else np.float32).max
+    for operation in model.get_ordered_ops():
+        if _onnx_node(operation) not in stored or operation.get_type_name() not in _WEIGHTED:
+            continue
+        weights = operation.input_value(1).get_node()
+        if weights.get_type_name() == "Constant" and np.abs(weights.get_data()).max() <= largest:
+            rounded = opset13.constant(weights.get_data(), kind)
+            operation.input(1).replace_source_output(opset13.convert(rounded, "f32").output(0))
+
+
+def _with_int8_weights(model: Any, heads: Iterable[str]) -> Any:
+    """The model with int8 weights, a scale per output channel, except in the ONNX nodes `heads`."""
+    kept = set(heads)
+    names = [operation.get_friendly_name() for operation in model.get_ops() if _onnx_node(operation) in kept]
+    with _quiet_nncf() as nncf:
+        ignored = nncf.IgnoredScope(names=names, validate=False)
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=ignored)
+
+
+def _quantized(model: Any, layers: Iterable[str], batches: Iterable[Mapping[str, NDArray[Any]]]) -> Any:
+    """The model with int8 arithmetic in the ONNX nodes `layers`."""
+    quantised = set(layers)
+    names = [
+        operation.get_friendly_name()
+        for operation in model.get_ops()
+        if _onnx_node(operation) not in quantised and operation.get_type_name() != "Constant"
+    ]
+    with tempfile.TemporaryDirectory() as folder, _quiet_nncf() as nncf:
+        stored = _StoredBatches(Path(folder), batches)
+        return nncf.quantize(
+            model,
+            nncf.Dataset(stored),
+            subset_size=len(stored.files),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(names=names, validate=False),
+        )
+
+
+class _StoredBatches:
+    """Batches in files, because NNCF iterates over them several times and all of them may not fit into memory."""
+
+    def __init__(self, folder: Path, batches: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+        self.files = []
+        for number, batch in enumerate(checked_batches(batches)):
+            self.files.append(folder / f"{number}.npz")
+            np.savez(self.files[-1], **batch)  # type: ignore[arg-type]  # names of inputs, none of them `allow_pickle`
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        for file in self.files:
+            with np.load(file) as arrays:
+                yield dict(arrays)
+
+
+def _onnx_node(operation: Any) -> str:
+    """The ONNX node that an operation was made from; OpenVINO adds a suffix if it makes several of one."""
+    name: str = operation.get_friendly_name()
+    return name.partition("/")[0]
+
+
+@contextmanager
+def _quiet_nncf() -> Iterator[Any]:
+    """NNCF without its messages and progress bars."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(io.StringIO()):
+        yield nncf
