@@ -1,5 +1,6 @@
 """Compare the names of files: which are equal but for case, accents or percent-encoding, and what differs."""
 
+import contextlib
 import difflib
 import os
 import unicodedata
@@ -8,7 +9,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 
-_OLD_ENCODINGS = ("cp437", "latin-1")  # of ZIP files from Windows and of old Unix systems
+_OLD_ENCODINGS = ("cp437", "latin-1", "gb18030", "cp932", "big5")  # of ZIP files and lists from old systems
 _MAX_CHANGES = 3  # that are listed between two names
 _ALIKE = 0.6  # ratio of difflib from which two names are compared character by character
 _SAME_SUFFIX = {".jpeg": "jpg", ".jfif": "jpg", ".tiff": "tif"}
@@ -75,16 +76,17 @@ def by_folded_stem(names: Iterable[str]) -> dict[str, list[str]]:
 def _grouped(keys_and_names: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for key, name in keys_and_names:
-        for reading in (key,) if key.isascii() else _readings(key):
+        for reading in (key,) if key.isascii() else readings(key):
             groups.setdefault(folded(reading), []).append(name)
     return groups
 
 
-def _readings(name: str) -> Iterator[str]:
-    """A name on disk; if it is not UTF-8, also as text in the encodings of old archives."""
+def readings(name: str) -> Iterator[str]:
+    """A name from a disk or a list; if it is not UTF-8, also as text in the encodings of old systems."""
     if not _is_text(name):
         for encoding in _OLD_ENCODINGS:
-            yield os.fsencode(name).decode(encoding)
+            with contextlib.suppress(UnicodeDecodeError):
+                yield os.fsencode(name).decode(encoding)
     yield name
 
 
@@ -102,7 +104,7 @@ def describe_difference(name: str, path: str) -> str:
     parts = path.split("/")[-len(written) :]
     one, other = written[-1], parts[-1]
     kinds: list[str] = []
-    if folded(one) != folded(other) and folded(one) in (folded(stem(other)), *map(folded, _readings(stem(other)))):
+    if folded(one) != folded(other) and folded(one) in (folded(stem(other)), *map(folded, readings(stem(other)))):
         other = stem(other)  # `name` has no suffix
     suffixes = [name.rpartition(".")[2].strip().lower() for name in (one, other) if "." in name]
     if folded(stem(one)) == folded(stem(other)) and len(set(suffixes)) == 2:

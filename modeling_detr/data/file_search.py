@@ -30,6 +30,7 @@ from modeling_detr.data.file_names import (
     distance,
     folded,
     nearest,
+    readings,
     stem,
 )
 from modeling_detr.data.findings import Findings, counted, first_items
@@ -412,11 +413,13 @@ class FileSearch:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """A name as written, with Windows' separators, and as part of a URL."""
+    """A name as written, with Windows' separators, in an old encoding, and as part of a URL."""
     yield name
     other = name.replace("\\", "/")
     if other != name:
         yield other
+    if not other.isascii():
+        yield from (reading for reading in readings(other) if reading != other)
     if "%" in other or "://" in other:
         yield decoded(other.partition("?")[0] if "://" in other else other).replace("\\", "/")
 

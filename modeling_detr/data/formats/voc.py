@@ -31,7 +31,7 @@ from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
 from modeling_detr.data.formats.object_attributes import attribute_columns
 from modeling_detr.data.formats.voc_boxes import note_other_shapes, read_box
-from modeling_detr.data.formats.voc_lists import names_of, read_list, split_of_class_list
+from modeling_detr.data.formats.voc_lists import ListedNames, split_of_class_list
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_numbers import number_images
@@ -414,14 +414,16 @@ def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Find
         base = folder.parent if folder.name == "ImageSets" else folder.parent.parent
         known = dict.fromkeys(files.xml, -1) if findings.collects else {}  # unused files have been reported
         known |= {file: index for index, file in enumerate(used)}
-        index_of = names_of(base, {file: index for file, index in known.items() if file.is_relative_to(base)})
+        inside = {file: index for file, index in known.items() if file.is_relative_to(base)}
+        names = ListedNames(base, inside, findings)
         for list_file in sorted(folder.glob("*.txt")):
             if not refuse_outside([str(list_file)], [root], findings):
                 continue  # a link to a file elsewhere, which is not opened
-            images = read_list(list_file, index_of, findings)
+            images = names.read(list_file)
             name = split_of_class_list(list_file.stem) if images is not None and images.of_class else list_file.stem
             if images is not None and name is not None:
                 (by_class if images.of_class else members).setdefault(name, set()).update(images.indices)
+        names.tell()
     members = members or by_class
     if not members:
         for index, file in enumerate(used):

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_detr.data.findings import Findings
+from modeling_detr.data.file_names import by_folded_name, distance, folded, nearest, readings
+from modeling_detr.data.file_search import FileSearch, Match
+from modeling_detr.data.findings import Findings, first_items
 from modeling_detr.data.image_paths import is_image_name, is_split_name
 from modeling_detr.errors_detr import DatasetNotFoundError, FileContentError, FileReadError
 from modeling_detr.input_files import MAX_LIST_BYTES, read_text
@@ -25,15 +27,76 @@ class ImageList:
     of_class: bool
 
 
-def names_of(base: Path, files: Mapping[Path, int]) -> dict[str, int]:
-    """Return the index of each annotation by its stem, with none, some or all of its folders in `base`."""
-    index_of: dict[str, int] = {}
-    for file, index in files.items():
-        parts = file.relative_to(base).with_suffix("").parts
-        for start in range(len(parts)):
-            name = "/".join(parts[start:])
-            index_of[name] = index if index_of.get(name, index) == index else _SEVERAL
-    return index_of
+class ListedNames:
+    """Finds the annotations that the lines of lists name.
+
+    Args:
+        base: The folder of the annotations and lists.
+        files: The index of each annotation; -1 for those that have been left out.
+        findings: Reports lines without an annotation, and names in another spelling.
+    """
+
+    def __init__(self, base: Path, files: Mapping[Path, int], findings: Findings) -> None:
+        self._base = base
+        self._findings = findings
+        self._index_of: dict[str, int] = {}  # stem, with none, some or all of its folders in `base` → index
+        for file, index in files.items():
+            parts = file.relative_to(base).with_suffix("").parts
+            for start in range(len(parts)):
+                name = "/".join(parts[start:])
+                self._index_of[name] = index if self._index_of.get(name, index) == index else _SEVERAL
+        self._alike: dict[str, list[str]] | None = None
+        self._search = FileSearch([], findings)
+
+    def read(self, file: Path) -> ImageList | None:
+        """Read a list; None if it cannot be read."""
+        try:
+            lines = read_text(file, MAX_LIST_BYTES, "surrogateescape").replace("\r", "\n").split("\n")
+        except (FileReadError, FileContentError) as error:
+            self._findings.add("unreadable file", error, cause=error)
+            return None
+        indices, marks = [], 0
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            unmarked = _without_mark(line)
+            marks += unmarked is not None and not any(name in self._index_of for name in _spellings(line))
+            index = self._find(f"{file}, line {number}", line, unmarked)
+            if index is not None and index >= 0:
+                indices.append(index)
+        return ImageList(indices, of_class=marks > 0)
+
+    def tell(self) -> None:
+        """Report names that were found in another spelling."""
+        self._search.tell("list entry", self._base)
+
+    def _find(self, where: str, line: str, unmarked: str | None) -> int | None:
+        lines = [line] if unmarked is None else [line, unmarked]
+        names = [name for text in lines for name in _spellings(text)]
+        exact = next((name for name in names if name in self._index_of), None)
+        alike = (self._find_alike(name) for name in names) if exact is None else ()
+        found = [exact] if exact is not None else next(filter(None, alike), [])
+        written = lines[-1].strip() if exact is None else exact
+        if not found:
+            problem, remedy = f"but there is no annotation file {written}.xml", "add it, or remove the line"
+        elif len(found) > 1:
+            problem, remedy = f"but may be {first_items(found, 3, ' or ')}", "write the name as it is here"
+        elif self._index_of[found[0]] == _SEVERAL:
+            problem, remedy = "but several annotations end with it", "write its folder too"
+        else:
+            if exact is None:
+                self._search.count(written, Match((f"{found[0]}.xml",)))
+            return self._index_of[found[0]]
+        message = f"names '{written}', {problem}"
+        self._findings.error("missing file", where, message, remedy, raises=DatasetNotFoundError)
+        return None
+
+    def _find_alike(self, name: str) -> list[str]:
+        """Find names in another spelling, the nearest of them."""
+        if self._alike is None:
+            self._alike = by_folded_name(self._index_of)
+        found = [entry for reading in readings(name) for entry in self._alike.get(folded(reading), ())]
+        return nearest(found, lambda entry: distance(name, entry))[0] if found else []
 
 
 def split_of_class_list(stem: str) -> str | None:
@@ -42,46 +105,10 @@ def split_of_class_list(stem: str) -> str | None:
     return split if is_split_name(split) else None
 
 
-def read_list(file: Path, index_of: Mapping[str, int], findings: Findings) -> ImageList | None:
-    """Read a list; None if it cannot be read.
-
-    Args:
-        file: The list.
-        index_of: See `names_of`; -1 for annotations that have been left out.
-        findings: Reports lines without an annotation.
-    """
-    try:
-        lines = read_text(file, MAX_LIST_BYTES, "surrogateescape").split("\n")  # as in the names of files
-    except (FileReadError, FileContentError) as error:
-        findings.add("unreadable file", error, cause=error)
-        return None
-    indices, marks = [], 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name = next((name for name in _spellings(line) if name in index_of), None)
-        if name is None:
-            stem, _, mark = line.strip().rpartition(" ")
-            if mark in ("-1", "0", "1"):
-                marks += 1
-                name = next((name for name in _spellings(stem) if name in index_of), None)
-        written = line.strip() if name is None else name
-        if name is None or index_of[name] == _SEVERAL:
-            problem = (
-                f"but there is no annotation file {written}.xml"
-                if name is None
-                else "but several annotations end with it"
-            )
-            findings.error(
-                "missing file",
-                f"{file}, line {number}",
-                f"names '{written}', {problem}",
-                "add it, or remove the line" if name is None else "write its folder too",
-                raises=DatasetNotFoundError,
-            )
-            continue
-        indices.append(index_of[name])
-    return ImageList([index for index in indices if index >= 0], of_class=marks > 0)
+def _without_mark(line: str) -> str | None:
+    """Return `a` for `a 1`, where the number says whether the image has objects of a class; None without a number."""
+    fields = line.strip().rsplit(maxsplit=1)
+    return fields[0] if len(fields) == 2 and fields[1] in ("-1", "0", "1") else None
 
 
 def _spellings(line: str) -> Iterator[str]:
