@@ -26,6 +26,8 @@ def folded(name: str) -> str:
     how its suffix is abbreviated (jpg, jpeg)."""
     plain = name if name.isascii() and "%" not in name else composed(decoded(name))
     plain = plain.replace("+", " ").strip().lower()
+    while " ." in plain:
+        plain = plain.replace(" .", ".")
     return f"{stem(plain)}.{_SAME_SUFFIX[plain[-5:]]}" if plain[-5:] in _SAME_SUFFIX else plain
 
 
@@ -85,7 +87,7 @@ def readings(name: str) -> Iterator[str]:
     """A name from a disk or a list; if it is not UTF-8, also as text in the encodings of old systems."""
     if not _is_text(name):
         for encoding in _OLD_ENCODINGS:
-            with contextlib.suppress(UnicodeDecodeError):
+            with contextlib.suppress(UnicodeError):
                 yield os.fsencode(name).decode(encoding)
     yield name
 
@@ -125,11 +127,11 @@ def _spelling_differences(one: str, other: str) -> Iterator[str]:
     if (decoded(one) == decoded(other)) != (one == other) or (decoded(one), decoded(other)) != (one, other):
         yield "percent signs"
     one, other = decoded(one), decoded(other)
-    if (one.strip(), other.strip()) != (one, other):
+    if one.replace("+", " ").count(" ") != other.replace("+", " ").count(" "):
         yield "spaces"
-    if one.count("+") != other.count("+"):
+    elif one.count("+") != other.count("+"):
         yield "plus signs"
-    one, other = (text.strip().replace("+", " ") for text in (one, other))
+    one, other = (text.replace("+", "").replace(" ", "") for text in (one, other))
     if one.lower() != other.lower():
         yield "accents"
     if composed(one) != composed(other):

@@ -213,7 +213,7 @@ class FileSearch:
                 return match if spelling == name else Match(match.paths)
         found = [match for _, relative in spellings if (match := self.find_by_end(relative, near)).paths]
         best = next((match for match in found if match.path is not None), found[0] if found else _NOTHING)
-        other = self._with_other_suffix(places, spellings[-1][1])
+        other = self._with_other_suffix(places, spellings[-1][1], only_whole=bool(best.paths))
         return Match(tuple(dict.fromkeys(best.paths + other.paths))) if best.paths or other.paths else outside
 
     def find_in(self, places: Sequence[str], name: str) -> Match:
@@ -232,19 +232,21 @@ class FileSearch:
     def _is_stem(self, name: str) -> bool:
         return self._by_stem and not self._is_wanted(name.rstrip())
 
-    def _with_other_suffix(self, places: Sequence[str], name: str) -> Match:
+    def _with_other_suffix(self, places: Sequence[str], name: str, only_whole: bool) -> Match:
         """Find a file in the first of some folders that has one with this stem, `a.png` for `a.jpg`.
 
-        Other folders are not searched: a mask often has the name of its image, and another suffix.
+        Other folders are not searched: a mask often has the name of its image, and another suffix. Shorter ends of the
+        name are tried too unless `only_whole`.
         """
-        parent, _, last = name.rpartition("/")
+        *parents, last = name.split("/")[-MAX_PARTS:]
         if not self._by_stem or not self._is_wanted(last.rstrip()):
             return _NOTHING
-        for place in places:
-            folder = f"{place}/{parent}" if parent else place
-            match = self._listings.find_stem(folder, stem(last), self._is_wanted)
-            if match.paths:
-                return match
+        for start in range(1 if only_whole else len(parents) + 1):
+            for place in places:
+                folder = "/".join([place, *parents[start:]])
+                match = self._listings.find_stem(folder, stem(last), self._is_wanted)
+                if match.paths:
+                    return match
         return _NOTHING
 
     def find_by_end(self, name: str, near: str | None = None) -> Match:
@@ -289,8 +291,13 @@ class FileSearch:
         if len(found) > 1:
             found, _ = nearest(found, distance_to)
         if len(found) > 1 and near is not None:
-            found, _ = nearest(found, lambda entry: -_common_start(entry[0].split("/"), near.split("/")))
+            found, _ = nearest(found, lambda entry: self._separation(entry[0], near))
         return Match(tuple(f"{folder}/{name}" for folder, name in found))
+
+    def _separation(self, folder: str, near: str) -> int:
+        """The less, the more two folders are alike: in the same place, or of the same name."""
+        parts, others = self._parts[folder], _folded_parts(tuple(near.split("/")))
+        return -_common_start(parts, others) - _common_end(parts, others)
 
     def _of_own_split(self, found: list[tuple[str, str]], only_by_name: bool) -> list[tuple[str, str]]:
         """Prefer files in folders of the own split; one in another split's folder is another file."""

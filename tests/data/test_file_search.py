@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from export_samples import SAMPLES
 from PIL import Image
 
 from modeling_detr.data import open_dataset
@@ -86,6 +87,32 @@ def test_a_path_of_another_machine_is_found_by_its_longest_matching_end(tmp_path
     assert [image.path for image in open_dataset(tmp_path).images] == [f"{tmp_path}/images/{name}" for name in names]
 
 
+@pytest.mark.parametrize("name", ["via", "cvat", "datumaro"])
+def test_tools_find_each_image_by_the_longest_matching_end_of_its_path(tmp_path, name):
+    SAMPLES[name](tmp_path)
+    (file,) = [path for path in tmp_path.rglob("*.*") if path.suffix in (".json", ".xml")]
+    text = file.read_text()
+    for folder in ("cam1", "cam2"):
+        text = text.replace(f'"{folder}/', f'"C:/shots/{folder}/')
+    file.write_text(text)
+    ends = ["/".join(Path(image.path).parts[-2:]) for image in open_dataset(tmp_path).images]
+    assert ends == ["cam1/0000.png", "cam2/0000.png", "cam2/empty.png"]
+    file.write_text(text.replace("/cam2/0000", "/cam3/0000"))
+    with pytest.raises(ValueError, match=r"may be .*cam1/0000\.png or .*cam2/0000\.png"):
+        open_dataset(tmp_path)
+
+
+def test_another_extension_is_found_in_the_usual_folders_only(tmp_path):
+    coco(tmp_path / "annotations.json", ["a.jpg"])
+    picture(tmp_path / "masks" / "a.png")
+    with pytest.raises(FileNotFoundError, match=r"'a\.jpg' \(.*masks/a\.png differs in extension\), searched"):
+        open_dataset(tmp_path)
+    picture(tmp_path / "images" / "a.png")
+    index = open_dataset(tmp_path)
+    assert index.images[0].path == f"{tmp_path}/images/a.png"
+    assert "differs in extension" in index.notes[0]
+
+
 def test_two_files_that_fit_equally_well_are_an_error_that_names_both(tmp_path):
     for camera in (1, 2):
         picture(tmp_path / "coco" / "images" / f"cam{camera}" / "0000.png")
@@ -118,6 +145,8 @@ def test_an_image_that_only_another_split_has_is_missing(tmp_path):
         (quote("my photo.png"), "my photo.png", "percent signs"),
         ("0AF.png", "0af.png", "case"),
         (NFD.upper().replace("PNG", "png"), NFC, "accents and case"),
+        ("my photo.png", "my+photo.png", "plus signs"),
+        ("photo.png", "photo .png", "spaces"),
     ],
 )
 def test_names_in_another_spelling_are_found_in_all_formats_and_reported(tmp_path, on_disk, written, difference):

@@ -3,7 +3,7 @@
     objects: {bbox: [[…]], category: […], area?: […], iscrowd?: […]}    the usual column, also as a list of structs
     bbox: [[…]], category: […]                                          or top-level columns
 
-The columns may also be in metadata.jsonl or metadata.parquet beside image files (the builder `imagefolder`).
+The columns may also be in metadata.jsonl, .csv or .parquet beside image files: `image_metadata`.
 
 The boxes of a row may also be one flat list, with four numbers per object.
 
@@ -14,6 +14,7 @@ to. The convention of the boxes is set by the user or detected (`hf_boxes`); a n
 """
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,10 +36,11 @@ from modeling_detr.data.file_search import FileSearch
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats.hf_boxes import BoxSample, detect_convention, to_corners
 from modeling_detr.data.formats.hf_columns import SplitColumns, read_columns
-from modeling_detr.data.formats.hf_loading import explain_errors, find_hf_files, is_hub_id, load_splits
+from modeling_detr.data.formats.hf_loading import explain_errors, find_hf_files, find_tables, is_hub_id, load_splits
+from modeling_detr.data.formats.image_metadata import read_metadata
 from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_numbers import number_images
-from modeling_detr.data.image_paths import refuse_outside
+from modeling_detr.data.image_paths import image_folders, refuse_outside
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
 from modeling_detr.structures_detr import (
@@ -77,8 +79,10 @@ def read_hf_dataset(
         raise DatasetError("box_format", f"got '{box_format}'", did_you_mean(box_format, get_args(BoxFormat)))
     findings = Findings() if findings is None else findings
     with explain_errors(path):
-        splits = {name: read_columns(f"{path}[{name}]", rows) for name, rows in load_splits(path).items()}
-    splits = {name: _with_located_files(split, name, _roots(path), images, findings) for name, split in splits.items()}
+        splits = _load_columns(path, findings)
+    roots = [str(folder) for folder in (images, *_roots(path)) if folder is not None]
+    splits = {name: _with_located_files(split, name, roots, findings) for name, split in splits.items()}
+    _note_unused_images(splits, roots, findings)
     files = [
         file
         for split in splits.values()
@@ -133,23 +137,73 @@ def _roots(path: str | Path) -> list[str | Path]:
     return [str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE]
 
 
-def _with_located_files(
-    split: SplitColumns, name: str, roots: Sequence[str | Path], images: str | Path | None, findings: Findings
-) -> SplitColumns:
+def _load_columns(path: str | Path, findings: Findings) -> dict[str, SplitColumns]:
+    """Read the columns of each split: from tables beside images, or else from what `datasets` loads."""
+    tables = find_tables(path)
+    if not tables:
+        return {name: read_columns(f"{path}[{name}]", rows) for name, rows in load_splits(path).items()}
+    from datasets import Dataset
+
+    refuse_outside(map(str, tables), [path], findings)
+    splits: dict[str, SplitColumns] = {}
+    for name, (rows, folders) in read_metadata(Path(path), tables).items():
+        keys = dict.fromkeys(key for row in rows for key in row)
+        table = Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
+        splits[name] = replace(read_columns(f"{path}[{name}]", table), folders=folders)
+    return splits
+
+
+def _with_located_files(split: SplitColumns, name: str, roots: Sequence[str], findings: Findings) -> SplitColumns:
     """Find the images that rows name by a path, which may be that of another machine."""
     if all(split.readers):
         return split
-    folders = [str(folder) for folder in (images, *roots) if folder is not None]
-    search = FileSearch(folders, findings, split=name)
-    paths = list(split.paths)
+    search = FileSearch(roots, findings, split=name)
+    paths, missing = list(split.paths), list[tuple[object, str]]()
+    row_of: dict[str, int] = {}
     for row, (path, reader) in enumerate(zip(split.paths, split.readers, strict=True)):
-        if reader is None and path:
-            match = search.find(path, folders)
-            if len(match.paths) > 1:
-                search.report_ambiguous(match, f"{split.where}, row {row}", path)
-            paths[row] = match.path or path
+        if reader is not None:
+            continue
+        where = f"{split.where}, row {row} (image {split.ids[row]!r})"
+        if not path:
+            findings.error("missing image", where, "no image", "add it, or remove the row")
+            continue
+        places = _places(roots if split.folders is None else (split.folders[row], *roots))
+        match = search.find(path, places, places[0])
+        paths[row] = match.path or ""
+        if len(match.paths) > 1:
+            search.report_ambiguous(match, where, path)
+        elif match.path is None:
+            missing.append((where, path))
+        elif row_of.setdefault(paths[row], row) != row:
+            message = f"has the same image as row {row_of[paths[row]]}, {paths[row]}"
+            remedy = "correct the name of one, or write the objects of an image into one row"
+            findings.error("one file for several images", where, message, remedy, image=paths[row])
+            paths[row] = ""
     search.tell("image", split.where)
+    remedy = "put the images into the dataset's folder, name their folder, or remove their rows"
+    search.report_missing(missing, len(paths), " and ".join(roots), remedy, {"images": "FOLDER"})
     return replace(split, paths=paths)
+
+
+@functools.lru_cache(maxsize=1024)
+def _usual_folders(folder: str) -> tuple[str, ...]:
+    return tuple(place for place in image_folders(folder, folder) if Path(place).is_dir())
+
+
+def _places(folders: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(place for folder in folders for place in _usual_folders(folder)))
+
+
+def _note_unused_images(splits: Mapping[str, SplitColumns], roots: Sequence[str], findings: Findings) -> None:
+    """Note the images that are in no row of the tables beside them."""
+    if not any(split.folders for split in splits.values()):
+        return
+    used = {path for split in splits.values() for path in split.paths}
+    unused = [path for path in FileSearch(roots, findings).files() if path not in used]
+    if unused:
+        are = "image is in no row and is" if len(unused) == 1 else "images are in no row and are"
+        note = f"{len(unused):,} {are} left out; the first: {unused[0]}."
+        findings.warn("no annotations", note, "the image is left out", ((path, "is in no row") for path in unused))
 
 
 def _to_index(
@@ -188,8 +242,7 @@ def _records(split: SplitColumns, findings: Findings) -> tuple[list[ImageRecord]
     other_size = []
     for row, (path, reader) in enumerate(zip(split.paths, split.readers, strict=True)):
         where = f"{split.where}, row {row} (image {split.ids[row]!r})"
-        if not path:
-            findings.error("missing image", where, "no image", "add it, or remove the row")
+        if not path:  # reported by `_with_located_files`
             continue
         try:
             upright, stored = header_sizes(path, reader)
@@ -274,7 +327,7 @@ FORMAT = DatasetFormat(
     find=lambda path: bool(find_hf_files(path)),
     read=_read,
     looked_for="*.parquet",
-    evidence="parquet or Arrow files, images with metadata.jsonl, or the name of a dataset on the Hub",
+    evidence="parquet or Arrow files, images with metadata.jsonl (.csv, .parquet), or the name of one on the Hub",
     options=(IMAGES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION, CROWDS_OPTION),
     is_name=lambda text, chosen: is_hub_id(text) or (chosen and "/" not in text and not Path(text).exists()),
 )

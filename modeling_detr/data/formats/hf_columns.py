@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.data.formats.hf_boxes import NAMED_BOXES
+from modeling_detr.data.formats.image_metadata import is_name_column
 from modeling_detr.data.formats.written_values import to_flag
 from modeling_detr.errors_detr import DatasetError
 from modeling_detr.structures_detr import ImageReader
@@ -40,6 +41,7 @@ class SplitColumns:
         area: (A,) areas; None: the table has none.
         is_crowd: (A,) crowd flags; None: the table has none.
         convention: Convention according to the names of a box's numbers; None: they have no names.
+        folders: (R,) folder of the table of each row, near which its image is; None: the dataset's.
     """
 
     where: str
@@ -55,6 +57,7 @@ class SplitColumns:
     area: NDArray[np.float64] | None
     is_crowd: NDArray[np.bool_] | None
     convention: str | None
+    folders: Sequence[str] | None = None
 
     def describe(self, index: int) -> str:
         """Name an object in a message."""
@@ -131,9 +134,17 @@ def _image_column(where: str, rows: Any) -> str:
         images = [name for name, feature in rows.features.items() if isinstance(feature, dict) and "bytes" in feature]
     if "image" in images or len(images) == 1:
         return "image" if "image" in images else images[0]
+    if not images:  # names of files
+        images = [name for name in rows.column_names if is_name_column(name)]
+        images = ["image_file_name"] if "image_file_name" in images else images
+        images = ["file_name"] if "file_name" in images else images
+        if len(images) == 1:
+            return str(images[0])
     if not images:
         problem = f"no image column; the columns are {', '.join(rows.column_names)}"
-        raise DatasetError(where, problem, "expected a column with the feature Image, or of structs with 'bytes'")
+        raise DatasetError(
+            where, problem, "expected a column with the feature Image, of structs with 'bytes', or 'file_name'"
+        )
     raise DatasetError(where, f"several columns of images, {', '.join(images)}", "rename the one to use to 'image'")
 
 
@@ -217,6 +228,8 @@ def _box_numbers(where: str, flat: Any) -> tuple[NDArray[np.float64], str | None
             where, f"boxes have the fields {', '.join(sorted(keys))}, expected for example xmin, ymin, xmax, ymax"
         )
     boxes = np.full((len(flat), 4), np.nan)
+    if pa.types.is_null(flat.type):  # no row has a box
+        return boxes, None
     whole = pc.fill_null(pc.equal(pc.list_value_length(flat), 4), False)
     numbers = pc.list_flatten(flat.filter(whole)).cast(pa.float64()).to_numpy(zero_copy_only=False)
     boxes[whole.to_numpy(zero_copy_only=False)] = numbers.reshape(-1, 4)
@@ -251,6 +264,9 @@ def _images(where: str, rows: Any, column: str) -> tuple[list[str], list[ImageRe
     """Return path and reader of each row's image: a virtual path if the row contains the bytes, else a file's."""
     from modeling_detr.data.formats.arrow_rows import read_row, read_table, row_path
 
+    if is_name_column(column):
+        names = [str(name or "") for name in _arrow(rows, column).to_pylist()]
+        return names, [None] * len(names)
     paths: list[str] = []
     readers: list[ImageReader | None] = []
     for entry in rows.cache_files:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from modeling_detr.data.findings import Findings
+from modeling_detr.data.formats.image_metadata import metadata_files
 from modeling_detr.data.image_paths import is_split_name, refuse_outside
-from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, DetrError, FileReadError
+from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, DetrError
 from modeling_detr.hub_connection import offline_if_unreachable
-from modeling_detr.input_files import MAX_TEXT_BYTES, read_ends, read_json, require_file
+from modeling_detr.input_files import MAX_TEXT_BYTES, read_json, require_file
 from modeling_detr.structures_detr import UNSPLIT
 
 
@@ -29,23 +30,17 @@ def find_hf_files(path: Path) -> list[Path]:
     """Find the files that identify `path` as a dataset of `datasets`; empty if it is not."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
-    saved = [path / "dataset_dict.json", path / "state.json"]
-    return [file for file in saved if file.is_file()] or _metadata_files(path) or _parquet_files(path)
+    return _saved_files(path) or metadata_files(path) or _parquet_files(path)
 
 
-def _metadata_files(path: Path) -> list[Path]:
-    """Find the files that name images and their boxes, for the builder `imagefolder`; others are called so too."""
-    patterns = [f"{folder}metadata.{suffix}" for folder in ("", "*/", "*/*/") for suffix in ("jsonl", "parquet")]
-    files = sorted({file for pattern in patterns for file in path.glob(pattern)})
-    return [file for file in files if _names_boxes(file)]
+def find_tables(path: str | Path) -> list[Path]:
+    """Find the tables of a folder of images; empty if `path` is a dataset of another kind."""
+    place = Path(path)
+    return metadata_files(place) if place.is_dir() and not _saved_files(place) else []
 
 
-def _names_boxes(file: Path) -> bool:
-    try:
-        text = read_ends(file, 8192)
-    except FileReadError:
-        return False
-    return b"file_name" in text and any(word in text for word in (b"objects", b"bbox", b"boxes"))
+def _saved_files(path: Path) -> list[Path]:
+    return [file for name in ("dataset_dict.json", "state.json") if (file := path / name).is_file()]
 
 
 def _parquet_files(path: Path) -> list[Path]:
@@ -85,19 +80,10 @@ def load_splits(path: str | Path) -> dict[str, Any]:
             _check_saved(place)
             loaded = datasets.load_from_disk(str(place), keep_in_memory=False)
         else:
-            metadata = _metadata_files(place) if place.is_dir() else []
-            loaded = _from_imagefolder(datasets, place, metadata) if metadata else _from_parquet(datasets, place)
+            loaded = _from_parquet(datasets, place)
     if isinstance(loaded, datasets.DatasetDict):
         return {UNSPLIT if name == _WHOLE else name: rows for name, rows in loaded.items()}
     return {UNSPLIT: loaded}
-
-
-def _from_imagefolder(datasets: Any, place: Path, metadata: list[Path]) -> Any:
-    refuse_outside(map(str, metadata), [place], Findings())
-    loaded = datasets.load_dataset("imagefolder", data_dir=str(place.resolve()), keep_in_memory=False)
-    if [*loaded] == ["train"] and place in (file.parent for file in metadata):
-        return loaded["train"]  # the name that `datasets` gives images without a split
-    return loaded
 
 
 def _from_parquet(datasets: Any, place: Path) -> Any:

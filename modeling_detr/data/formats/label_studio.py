@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,8 +133,11 @@ def _image_value(data: Mapping[str, Any]) -> str | None:
 
 def _names(value: str, uploaded: object) -> list[str]:
     """The names under which an image may be found: as written, and without what an upload has changed."""
-    parts = urlsplit(value) if "://" in value or "?" in value else None
-    path = value if parts is None else unquote(dict([parts.query.partition("=")[::2]]).get("d", parts.path))
+    path = value.partition("://")[2] or value
+    if "?d=" in path:
+        path = unquote(path.partition("?d=")[2].partition("&")[0])
+    elif path != value:
+        path = unquote(path.partition("?")[0])
     names = [path, *([uploaded] if isinstance(uploaded, str) and uploaded else [])]
     for name in list(names):
         folder, _, last = name.rpartition("/")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_detr.data.file_names import by_folded_name, distance, folded, nearest, readings
+from modeling_detr.data.file_names import by_folded_name, distance, folded, nearest, readings, stem
 from modeling_detr.data.file_search import FileSearch, Match
 from modeling_detr.data.findings import Findings, first_items
 from modeling_detr.data.image_paths import is_image_name, is_split_name
@@ -68,15 +68,15 @@ class ListedNames:
 
     def tell(self) -> None:
         """Report names that were found in another spelling."""
-        self._search.tell("list entry", self._base)
+        self._search.tell("listed name", self._base)
 
     def _find(self, where: str, line: str, unmarked: str | None) -> int | None:
         lines = [line] if unmarked is None else [line, unmarked]
         names = [name for text in lines for name in _spellings(text)]
-        exact = next((name for name in names if name in self._index_of), None)
-        alike = (self._find_alike(name) for name in names) if exact is None else ()
-        found = [exact] if exact is not None else next(filter(None, alike), [])
-        written = lines[-1].strip() if exact is None else exact
+        found = next(
+            filter(None, ([name] if name in self._index_of else self._find_alike(name) for name in names)), []
+        )
+        written = next((name for name in found if name in names), lines[-1].strip())
         if not found:
             problem, remedy = f"but there is no annotation file {written}.xml", "add it, or remove the line"
         elif len(found) > 1:
@@ -84,8 +84,9 @@ class ListedNames:
         elif self._index_of[found[0]] == _SEVERAL:
             problem, remedy = "but several annotations end with it", "write its folder too"
         else:
-            if exact is None:
-                self._search.count(written, Match((f"{found[0]}.xml",)))
+            if found[0] not in names:
+                is_file = is_image_name(written.replace("\\", "/").rpartition("/")[2])
+                self._search.count(stem(written) if is_file else written, Match((found[0],)))
             return self._index_of[found[0]]
         message = f"names '{written}', {problem}"
         self._findings.error("missing file", where, message, remedy, raises=DatasetNotFoundError)
@@ -99,9 +100,9 @@ class ListedNames:
         return nearest(found, lambda entry: distance(name, entry))[0] if found else []
 
 
-def split_of_class_list(stem: str) -> str | None:
+def split_of_class_list(name: str) -> str | None:
     """Return `train` for `cat_train`; None if the list of a class does not name a split."""
-    split = stem.rpartition("_")[2]
+    split = name.rpartition("_")[2]
     return split if is_split_name(split) else None
 
 

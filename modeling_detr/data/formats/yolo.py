@@ -37,7 +37,7 @@ from modeling_detr.data.formats.yolo_lines import LINES_OPTION, POLYGONS, Lines,
 from modeling_detr.data.formats.yolo_writing import CARRIES, HOLDS, write_yolo
 from modeling_detr.data.image_headers import header_sizes
 from modeling_detr.data.image_numbers import number_images
-from modeling_detr.data.image_paths import is_image_name, refuse_outside, walk_folders
+from modeling_detr.data.image_paths import image_folders, is_image_name, refuse_outside, walk_folders
 from modeling_detr.data.masks import report_absent
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileContentError, FileReadError
@@ -226,7 +226,8 @@ def _from_list(file: Path, description: Description, listings: FolderListings, f
     except (FileReadError, FileContentError) as error:
         findings.add("unreadable file", error, cause=error)
         return paths
-    root, places = description.root, [str(file.parent), str(description.root)]
+    root, usual = description.root, image_folders(str(file.parent), str(description.root))
+    places = [place for place in usual if listings.names(place)]
     search = FileSearch([root, description.images], findings, listings)
     for number, line in enumerate(lines, start=1):
         name = line.strip()

@@ -206,13 +206,13 @@ def _split_place(value: str, root: Path) -> Path | None:
     for start in range(max(0, len(parts) - MAX_PARTS), len(parts)):
         if any(map(is_split_name, parts[:start])) and not any(map(is_split_name, parts[start:])):
             break  # `images` alone is not `valid/images`
-        candidate = _follow(str(root), parts[start:], listings)
+        candidate = follow(str(root), parts[start:], listings)
         if candidate is not None and (is_file(candidate) or is_folder(candidate)):
             return Path(candidate)
     return straight if exists else None  # outside: a list is not opened and a folder not searched unless allowed
 
 
-def _follow(folder: str, parts: Sequence[str], listings: FolderListings) -> str | None:
+def follow(folder: str, parts: Sequence[str], listings: FolderListings) -> str | None:
     """Find a path below a folder, whose parts may be spelled in another way."""
     place: str | None = folder
     for part in parts:

@@ -13,7 +13,7 @@ from modeling_detr.data.annotations import AnnotationRows, to_number
 from modeling_detr.data.file_names import describe_difference, folded, stem
 from modeling_detr.data.file_search import FileSearch, FolderListings
 from modeling_detr.data.findings import Findings, counted, first_items
-from modeling_detr.data.formats.yolo_description import NAME_FILES, Description
+from modeling_detr.data.formats.yolo_description import NAME_FILES, Description, follow
 from modeling_detr.data.formats.yolo_lines import Lines
 from modeling_detr.data.image_paths import is_split_name
 from modeling_detr.errors_detr import DatasetNotFoundError, FileReadError
@@ -58,7 +58,7 @@ def _choose_label_folders(
     searched: list[str] = []
     unmatched: list[str] = []
     for folder, stems in stems_of.items():
-        candidates = _label_folders(Path(folder), description.root)
+        candidates = _label_folders(Path(folder), description.root, listings)
         counts = [
             sum(bool(listings.find(candidate, f"{name}.txt").paths) for name in stems) for candidate in candidates
         ]
@@ -70,7 +70,7 @@ def _choose_label_folders(
     taken = {*label_folder.values()}
     for folder in unmatched:
         stems = stems_of[folder]
-        others = [place for place in _label_folders(Path(folder), description.root) if place not in taken]
+        others = [place for place in _label_folders(Path(folder), description.root, listings) if place not in taken]
         label_folder[folder] = next((place for place in others if _has_labels(place, listings)), None)
         if label_folder[folder] is None:
             note = f"no label files for {counted(len(stems), 'image')} in {folder}, treated as background."
@@ -242,7 +242,7 @@ def _may_be_labels(name: str) -> bool:
     return suffix.lower() == "txt" and not about and not name.startswith(".")
 
 
-def _label_folders(folder: Path, root: Path) -> list[str]:
+def _label_folders(folder: Path, root: Path, listings: FolderListings) -> list[str]:
     """List the folders that may contain the labels of the images in `folder`, the most common ones first."""
     inside = folder.relative_to(root).parts if folder.is_relative_to(root) else folder.parts
     base = root if folder.is_relative_to(root) else Path()
@@ -252,7 +252,14 @@ def _label_folders(folder: Path, root: Path) -> list[str]:
             mirrored = base.joinpath(*inside[:depth], "labels", *inside[depth + 1 :])
             places += [mirrored, *(mirrored.with_name(f"{mirrored.name}{end}") for end in ("-labels", "_labels"))]
     places += [folder, folder / "labels", folder.parent / "labels", root / "labels" / folder.name, root / "labels"]
-    return list(dict.fromkeys(os.path.normpath(place) for place in places))
+    return list(dict.fromkeys(_as_on_disk(os.path.normpath(place), root, listings) for place in places))
+
+
+def _as_on_disk(place: str, root: Path, listings: FolderListings) -> str:
+    """A folder in `root` that may be spelled in another way."""
+    if listings.names(place) or not Path(place).is_relative_to(root):
+        return place
+    return follow(os.path.normpath(root), Path(place).relative_to(root).parts, listings) or place
 
 
 # Lines

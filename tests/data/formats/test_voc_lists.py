@@ -25,7 +25,16 @@ def _voc(root, stems, label="cat", encoding="utf-8", declared=None):
 
 @pytest.mark.parametrize(
     "line",
-    ["cam 1/a", "cam 1/a.jpg", "cam 1\\a", "./cam 1/a", "JPEGImages/cam 1/a.jpg", "Annotations/cam 1/a.xml"],
+    [
+        "cam 1/a",
+        "cam 1/a.jpg",
+        "cam 1\\a",
+        "./cam 1/a",
+        "JPEGImages/cam 1/a.jpg",
+        "Annotations/cam 1/a.xml",
+        "Cam 1/A",
+        "cam%201/a.PNG",
+    ],
 )
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 def test_a_list_names_annotations_in_folders(tmp_path, line, end):
