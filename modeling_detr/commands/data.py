@@ -112,6 +112,7 @@ def _check(arguments: argparse.Namespace) -> int:
             images=not arguments.no_images,
             progress=lambda count: _advance(bar, count),
             reading=dataset_options(arguments),
+            task="detection" if arguments.fix is None else "conversion",
         )
 
     # Print the report.

@@ -22,6 +22,7 @@ from PIL import Image
 
 from modeling_detr.data.annotations import repeated_boxes
 from modeling_detr.data.contents import CONTENTS, FLAGS, SCORE, count_contents
+from modeling_detr.data.dataset_format import Purpose
 from modeling_detr.data.findings import Finding, Findings, counted
 from modeling_detr.data.formats import FORMATS
 from modeling_detr.data.image_decoding import read_image
@@ -189,6 +190,7 @@ def check_dataset(
     threads: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
     reading: Mapping[str, Any] | None = None,
+    task: Purpose = "detection",
 ) -> CheckReport:
     """Read a dataset, continuing after errors, decode its images, and report what is wrong.
 
@@ -199,13 +201,14 @@ def check_dataset(
         threads: Number of decoding threads; None: one per core.
         progress: Called with the number of images checked since the last call.
         reading: Options of the format; see `open_dataset`.
+        task: See `open_dataset`; for `conversion`, a clean copy keeps masks.
 
     Raises:
         DatasetNotFoundError: `path` does not exist.
     """
     findings = Findings(collects=True)
     try:
-        index = open_dataset(path, format=format, findings=findings, **dict(reading or {}))
+        index = open_dataset(path, format=format, findings=findings, task=task, **dict(reading or {}))
     except (ValueError, OSError) as error:
         if not Path(path).expanduser().exists():
             raise

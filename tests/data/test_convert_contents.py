@@ -1,5 +1,6 @@
 """What a conversion carries besides boxes: masks, crowd regions, marks and scores; and what it says it cannot."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -170,3 +171,19 @@ def test_outlines_give_back_any_mask_to_the_pixel():
         polygon = [joined(outlines).ravel().tolist()]
         drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygon, height, width)))
         np.testing.assert_array_equal(drawn, mask)
+
+
+def test_a_clean_copy_keeps_masks_and_marks(rich, tmp_path):
+    assert main(["check", str(rich), "--fix", str(tmp_path / "clean"), "--no_html"]) == 0
+    table = open_dataset(tmp_path / "clean", task="conversion").annotations
+    assert int(table.masks.is_present.sum()) == 3  # without the duplicate
+    assert np.nansum(table.attributes["difficult"]) == 1
+
+
+def test_splits_whose_names_are_not_read_back_keep_their_images_apart(rich, tmp_path):
+    (rich / "val" / "d.jpg").rename(rich / "val" / "a.jpg")
+    file = rich / "annotations" / "instances_val.json"
+    file.write_text(file.read_text().replace("d.jpg", "a.jpg"))
+    index = open_dataset(rich, task="conversion")
+    index = dataclasses.replace(index, splits={"my coco": index.splits["train"], "my-val": index.splits["val"]})
+    assert convert_dataset(index, tmp_path / "new", "coco").images == 4

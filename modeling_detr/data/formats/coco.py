@@ -28,7 +28,7 @@ from modeling_detr.data.dataset_format import (
 )
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
-from modeling_detr.data.formats.coco_files import holds_segments, json_files, mapped, read_files
+from modeling_detr.data.formats.coco_files import holds_segments, json_files, mapped, read_files, split_name_of
 from modeling_detr.data.image_copies import ImageCopies
 from modeling_detr.data.image_numbers import have_coco_ids, number_images
 from modeling_detr.data.masks import read_segmentations, segmentations
@@ -159,9 +159,10 @@ def _write_entries(file: TextIO, entries: Iterable[Mapping[str, object]]) -> Non
 
 def _image_entry(index: DetectionIndex, split: str, image: int, copies: ImageCopies) -> dict[str, object]:
     record, home, name = index.images[image], copies.home[image], copies.name[image]
+    is_plain = home == split == split_name_of(f"instances_{split}")  # the split is read back by its name
     return {
         "id": record.coco_id,
-        "file_name": name if home == split else f"{home}/{name}",
+        "file_name": name if is_plain else f"{home}/{name}",
         "height": record.height,
         "width": record.width,
     }

@@ -154,19 +154,20 @@ def read_files(
 # Files and splits
 
 
+def split_name_of(stem: str) -> str:
+    """The name of a split in the name of its annotation file; empty if it has none."""
+    words = re.split(r"[_.\-\s]+", stem)
+    return "_".join(word for word in words if word and word.lower() not in _NOT_A_SPLIT)
+
+
 def _name_splits(path: Path, files: Sequence[Path]) -> list[CocoSplit]:
     splits: list[CocoSplit] = []
     for file in files:
         folder = file.parent
         inner = folder if folder.name.lower() != "annotations" else folder.parent
         root = path if path.is_dir() else inner.parent if is_split_name(inner.name) else inner
-        words = [word for word in re.split(r"[_.\-\s]+", file.stem) if word and word.lower() not in _NOT_A_SPLIT]
-        if words:
-            name = "_".join(words)
-        elif inner.resolve() != root.resolve():
-            name = inner.name
-        else:
-            name = UNSPLIT
+        unnamed = inner.name if inner.resolve() != root.resolve() else UNSPLIT
+        name = split_name_of(file.stem) or unnamed
         if len(files) == 1 and not is_split_name(name):
             name = UNSPLIT
         if any(split.name == name for split in splits):

@@ -33,7 +33,7 @@ from modeling_detr.data.dataset_format import (
     DatasetFormat,
 )
 from modeling_detr.data.file_search import FileSearch
-from modeling_detr.data.findings import Findings
+from modeling_detr.data.findings import Findings, first_items
 from modeling_detr.data.formats.hf_boxes import BoxSample, detect_convention, to_corners
 from modeling_detr.data.formats.hf_columns import SplitColumns, read_columns
 from modeling_detr.data.formats.hf_loading import explain_errors, find_hf_files, find_tables, is_hub_id, load_splits
@@ -90,6 +90,10 @@ def read_hf_dataset(
         if not reader
     ]
     refuse_outside(filter(None, files), [*_roots(path), images], findings)
+    unused = dict.fromkeys(name for split in splits.values() for name in split.unused)
+    if unused:
+        findings.facts.append(f"fields of objects that are not used: {first_items(unused, 8)}")
+        findings.notes.append(f"{path}: fields of objects that are not used: {first_items(unused, 8)}.")
     categories, labels = _merge_classes(str(path), splits, findings)
     if box_format is None:
         named = next((split.convention for split in splits.values() if split.convention is not None), None)
@@ -228,6 +232,7 @@ def _to_index(
         findings=findings,
         area=None if split.area is None else split.area[kept],
         is_crowd=None if split.is_crowd is None else split.is_crowd[kept],
+        attributes={name: values[kept] for name, values in split.attributes.items()},
     )
     return records, table
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.formats.hf_boxes import NAMED_BOXES
 from modeling_detr.data.formats.image_metadata import is_name_column
+from modeling_detr.data.formats.object_attributes import attribute_columns, attribute_name
 from modeling_detr.data.formats.written_values import to_flag
 from modeling_detr.errors_detr import DatasetError
 from modeling_detr.structures_detr import ImageReader
@@ -41,6 +42,8 @@ class SplitColumns:
         area: (A,) areas; None: the table has none.
         is_crowd: (A,) crowd flags; None: the table has none.
         convention: Convention according to the names of a box's numbers; None: they have no names.
+        attributes: Name → (A,) values; see `AnnotationTable`.
+        unused: Names of the fields of objects that are not used.
         folders: (R,) folder of the table of each row, near which its image is; None: the dataset's.
     """
 
@@ -57,6 +60,8 @@ class SplitColumns:
     area: NDArray[np.float64] | None
     is_crowd: NDArray[np.bool_] | None
     convention: str | None
+    attributes: Mapping[str, NDArray[np.float64]]
+    unused: Sequence[str]
     folders: Sequence[str] | None = None
 
     def describe(self, index: int) -> str:
@@ -104,6 +109,9 @@ def read_columns(where: str, rows: Any) -> SplitColumns:
                 "make the lists of each row equally long",
             )
     areas = None if area is None else np.array(flat[area], dtype=np.float64)
+    named = {key: attribute_name(key) for key in fields}
+    marks = {key: pc.list_flatten(fields[key]).to_pylist() for key, name in named.items() if name is not None}
+    marks = {key: values for key, values in marks.items() if len(values) == len(boxes)}
     paths, readers = _images(where, rows, image_column)
     return SplitColumns(
         where=where,
@@ -119,7 +127,14 @@ def read_columns(where: str, rows: Any) -> SplitColumns:
         area=areas,
         is_crowd=None if crowd is None else np.array([to_flag(flag) for flag in flat[crowd]], dtype=np.bool_),
         convention=convention,
+        attributes=_attributes({str(named[key]): values for key, values in marks.items()}),
+        unused=[key for key in fields if key not in (boxes_key, *flat, *marks, *_IDS)],
     )
+
+
+def _attributes(columns: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[np.float64]]:
+    rows = zip(*columns.values(), strict=True)
+    return attribute_columns([dict(zip(columns, values, strict=True)) for values in rows])
 
 
 def _first_of(names: Sequence[str], among: Mapping[str, Any]) -> str | None:

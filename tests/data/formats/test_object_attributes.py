@@ -108,3 +108,19 @@ def test_a_circle_past_the_edge_gets_the_box_of_what_is_visible(tmp_path):
     box = index.annotations.boxes_xyxy[index.annotations.label == list(index.id2label.values()).index("cat")][0]
     assert box == pytest.approx([0, 26, 2, 34], abs=0.05)
     assert any("boxes are those around the visible parts" in note for note in index.notes)
+
+
+def test_fields_of_a_hugging_face_dataset(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    objects = {
+        "bbox": [[1, 1, 5, 5], [2, 2, 8, 8]],
+        "category": [0, 0],
+        "score": [0.5, None],
+        "id": [1, 2],
+        "note": ["a", "b"],
+    }
+    rows = {"image": [Image.new("RGB", (40, 30))], "objects": [objects]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "hf"))
+    report = check_dataset(tmp_path / "hf", images=False)
+    assert report.index.annotations.attributes["score"].tolist() == [0.5, pytest.approx(np.nan, nan_ok=True)]
+    assert report.facts[0] == "fields of objects that are not used: note"
