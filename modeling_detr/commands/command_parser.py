@@ -43,6 +43,13 @@ _PLACEHOLDERS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # type of 
 _MOST_CHOICES = 34  # characters of choices beside their option; more are listed below it
 
 
+def boolean(text: str) -> bool:
+    """Parse the value of an option that is true or false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"got '{text}', expected true or false")
+    return text.lower() == "true"
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Fits the help into a narrow terminal: fills the paragraphs of a description, and shortens values of options.
 

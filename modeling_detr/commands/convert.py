@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_detr.commands.command_parser import CommandParser
+from modeling_detr.commands.command_parser import CommandParser, boolean
 from modeling_detr.conversion.sources import SOURCES, ModelSource, find_source, load_model, without_progress_bars
 from modeling_detr.conversion.targets import TARGETS
 from modeling_detr.errors_detr import ModelError, ModelNotFoundError, OutputExistsError, printable
@@ -68,7 +68,7 @@ def build_parser() -> CommandParser:
                 if option.name not in added:
                     group.add_argument(
                         f"--{option.name}",
-                        type=_boolean if option.type is bool else option.type,
+                        type=boolean if option.type is bool else option.type,
                         metavar={bool: "BOOL", int: "N", Path: "FILE"}.get(option.type),
                         help=option.help,
                     )
@@ -96,9 +96,3 @@ def _given_options(arguments: argparse.Namespace, kind: ModelSource | None) -> d
                 raise ModelNotFoundError(f"--{option.name}", f"{value}: no such file", f"expected a {option.help}")
             options[option.name] = value
     return options
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"got '{text}', expected true or false")
-    return text.lower() == "true"

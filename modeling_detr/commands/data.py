@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.commands import as_option
-from modeling_detr.commands.command_parser import CommandParser
+from modeling_detr.commands.command_parser import CommandParser, boolean
 from modeling_detr.commands.data_show import add_show, annotated_images
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.results import RUNS, link_to, new_results_folder
@@ -92,15 +92,22 @@ def _add_check(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         "--all", action="store_true", help=f"list every finding, not only the first {EXAMPLES} of each kind"
     )
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a clean copy, in the same format")
-    parser.add_argument("--no_images", action="store_true", help="do not decode the images")
+    parser.add_argument(
+        "--pixels",
+        type=boolean,
+        default=True,
+        metavar="BOOL",
+        help="decode the images (default: true); false, or --no_images: read only headers that are needed",
+    )
+    parser.add_argument("--no_images", dest="pixels", action="store_false", help=argparse.SUPPRESS)
     parser.set_defaults(run=_check)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     if arguments.fix is not None:
         _check_target(arguments.fix)
-        if arguments.no_images:
-            raise ValueError("--fix: must know which images can be read; drop --no_images.")
+        if not arguments.pixels:
+            raise ValueError("--fix: must know which images can be read; drop --pixels false.")
 
     page = _page_file(arguments)
 
@@ -109,7 +116,7 @@ def _check(arguments: argparse.Namespace) -> int:
         report = check_dataset(
             arguments.path,
             arguments.data_format,
-            images=not arguments.no_images,
+            images=arguments.pixels,
             progress=lambda count: _advance(bar, count),
             reading=dataset_options(arguments),
             task="detection" if arguments.fix is None else "conversion",

@@ -68,5 +68,5 @@ def test_a_place_that_cannot_be_written_costs_only_the_page(coco_folder, tmp_pat
 def test_an_image_that_cannot_be_read_is_not_among_the_pictures(coco_folder, tmp_path):
     (coco_folder / "train/a.jpg").write_bytes(b"no image")
     file = tmp_path / "check.html"
-    assert run_command("data", ["check", str(coco_folder), "--no_images", "--html", str(file)]) == 0
+    assert run_command("data", ["check", str(coco_folder), "--pixels", "false", "--html", str(file)]) == 0
     assert file.read_text(encoding="utf-8").count("<img ") == len(check_dataset(coco_folder).index) - 1
