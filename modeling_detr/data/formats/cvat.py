@@ -15,11 +15,12 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
+from modeling_detr.data.dataset_format import BOXES_OPTION, CROWDS_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.tool_exports import ToolExport, ends_of, files_with_suffix, sample_files
+from modeling_detr.data.formats.written_values import to_flag
 from modeling_detr.data.image_headers import MAX_PIXELS
 from modeling_detr.data.image_paths import is_image_name, walk_folders
 from modeling_detr.errors_detr import DatasetNotFoundError, FileContentError, FileReadError
@@ -112,7 +113,8 @@ def _add(
     elif tag not in _IGNORED:
         attributes = {entry.get("name", ""): (entry.text or "").strip() for entry in shapes[0].iterfind("attribute")}
         attributes["occluded"] = shapes[0].get("occluded", "")
-        export.add_object(image, label, number, partial(_read_object, shapes, size), attributes=attributes)
+        is_crowd = to_flag(attributes.pop("is_crowd", None))  # as in CVAT's own export to COCO
+        export.add_object(image, label, number, partial(_read_object, shapes, size), is_crowd, attributes)
 
 
 def _read_object(shapes: Sequence[Element], size: tuple[str | None, str | None]) -> DrawnShape | None:
@@ -211,5 +213,5 @@ FORMAT = DatasetFormat(
     looked_for="annotations.xml",
     evidence=".xml files that begin with <annotations> and have <image> or <track>",
     tasks=("detection", "instance"),
-    options=(IMAGES_OPTION, BOXES_OPTION),
+    options=(IMAGES_OPTION, BOXES_OPTION, CROWDS_OPTION),
 )

@@ -251,6 +251,15 @@ def test_cvat_outlines_of_one_label_and_group_are_one_object(tmp_path, tag):
     assert open_dataset(tmp_path, task="instance").read_masks(0).sum((1, 2)).tolist() == [40, 20, 20]
 
 
+def test_cvat_objects_with_the_attribute_is_crowd_are_crowd_regions(tmp_path):
+    cvat(tmp_path)
+    file = tmp_path / "annotations.xml"
+    crowd = '<attribute name="is_crowd">true</attribute>'
+    file.write_text(file.read_text().replace('<attribute name="colour">x</attribute>', crowd, 1))
+    assert open_dataset(tmp_path).annotations.is_crowd.tolist() == [True, False, False]
+    assert not open_dataset(tmp_path, crowds="as_objects").annotations.is_crowd.any()
+
+
 def test_cvat_videos_are_read_by_frame_without_what_is_outside(tmp_path):
     frames = {0: (2, 3, 12, 13), 1: (5, 3, 15, 13), 3: (9, 3, 19, 13)}
     for frame in range(4):
