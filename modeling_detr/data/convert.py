@@ -126,7 +126,7 @@ def _compare(written: WrittenDataset, read: DetectionIndex, folder: Path, to: st
     if not np.array_equal(counterpart[got.image_index], expected.image_index):
         raise _bug(index, to, f"boxes differ: got {len(got)}, expected {len(expected)}")
     names_read, names_written = (
-        np.array([category.name.strip() for category in categories], dtype=object)
+        np.array([" ".join(category.name.split()) for category in categories], dtype=object)
         for categories in (read.categories, index.categories)
     )
     if not np.array_equal(names_read[got.label], names_written[expected.label]):

@@ -10,12 +10,22 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from modeling_detr.coco_masks_detr import decode_coco_mask
-from modeling_detr.data.masks import Segmentation
+from modeling_detr.data.masks import Segmentation, segmentations
+from modeling_detr.structures_detr import DetectionIndex
 
 
 Outline = NDArray[np.float64]  # (P, 2), x and y of its points in pixels, the last one followed by the first
 
 _SAME = 0.01  # of the pixels of a mask may differ, because lines that go and return are rounded to pixels
+
+
+def is_one_polygon(polygons: list[list[float]], height: int, width: int) -> bool:
+    """Whether a mask is a single polygon in the image."""
+    return len(polygons) == 1 and _is_inside(np.array(polygons[0]).reshape(-1, 2), height, width)
+
+
+def _is_inside(outline: Outline, height: int, width: int) -> bool:
+    return bool(((outline >= 0) & (outline <= (width, height))).all())
 
 
 def outlines_of(segmentation: Segmentation, height: int, width: int) -> list[Outline]:
@@ -31,14 +41,26 @@ def outlines_of(segmentation: Segmentation, height: int, width: int) -> list[Out
     """
     if isinstance(segmentation, list):
         outlines = [np.array(polygon).reshape(-1, 2) for polygon in segmentation]
-        if all(((outline >= 0) & (outline <= (width, height))).all() for outline in outlines):
-            if len(outlines) == 1:
-                return outlines
+        if is_one_polygon(segmentation, height, width):
+            return outlines
+        if all(_is_inside(outline, height, width) for outline in outlines):
             inside = decode_coco_mask(segmentation, height, width)
             other = decode_coco_mask([joined(outlines).ravel().tolist()], height, width)
             if np.count_nonzero(inside != other) <= _SAME * np.count_nonzero(inside):
                 return outlines
     return pixel_outlines(decode_coco_mask(segmentation, height, width).view(np.bool_))
+
+
+def object_outlines(index: DetectionIndex, image: int) -> tuple[list[Outline | None], int]:
+    """The polygon of each object of an image, None without a mask; also return how many have several parts."""
+    record, masks = index.images[image], index.annotations.masks
+    rows = index.annotation_rows(image)
+    if masks is None:
+        return [None] * (rows.stop - rows.start), 0
+    height, width = record.height, record.width
+    written = segmentations(masks[rows], height, width)
+    parts = [[] if mask is None else outlines_of(mask, height, width) for mask in written]
+    return [joined(outlines) if outlines else None for outlines in parts], sum(len(outlines) > 1 for outlines in parts)
 
 
 def pixel_outlines(mask: NDArray[np.bool_]) -> list[Outline]:

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from modeling_detr.data import convert
 from modeling_detr.data.convert import convert_dataset
+from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.image_copies import file_name_of, file_names_of
 from modeling_detr.data.open import open_dataset
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
@@ -25,7 +26,7 @@ def by_name(index):
     )
 
 
-@pytest.mark.parametrize("to", ["coco", "yolo", "voc"])
+@pytest.mark.parametrize("to", writable_formats())
 @pytest.mark.parametrize("source", ["coco_folder", "yolo_folder", "voc_folder"])
 def test_every_format_becomes_every_other_split_by_split(source, to, tmp_path, request):
     before = open_dataset(request.getfixturevalue(source))
@@ -157,7 +158,7 @@ def test_names_stay_unique_after_replacement_and_valid_ones_are_kept():
     assert names["a_b"] == "a_b"
 
 
-@pytest.mark.parametrize("to", ["coco", "yolo", "voc"])
+@pytest.mark.parametrize("to", writable_formats())
 @pytest.mark.parametrize("split", HOSTILE)
 def test_a_split_with_a_hostile_name_is_written_inside_the_target(coco_folder, tmp_path, split, to):
     index = open_dataset(coco_folder)
@@ -183,7 +184,7 @@ def test_a_voc_list_whose_name_is_two_dots_does_not_write_outside(voc_folder, tm
     assert {*tmp_path.iterdir()} - before == {tmp_path / "new"}
 
 
-@pytest.mark.parametrize("to", ["coco", "yolo", "voc"])
+@pytest.mark.parametrize("to", writable_formats())
 def test_hostile_names_of_images_and_classes_stay_names(coco_folder, tmp_path, to):
     names = ["..\\..\\x.jpg", "nul.png", "a\nb.jpg", "a_b.jpg"]
     index = open_dataset(coco_folder)

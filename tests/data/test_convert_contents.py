@@ -187,3 +187,18 @@ def test_splits_whose_names_are_not_read_back_keep_their_images_apart(rich, tmp_
     index = open_dataset(rich, task="conversion")
     index = dataclasses.replace(index, splits={"my coco": index.splits["train"], "my-val": index.splits["val"]})
     assert convert_dataset(index, tmp_path / "new", "coco").images == 4
+
+
+@pytest.mark.parametrize(("to", "overlap"), [("cvat", 1), ("label_studio", 0.9)])
+def test_annotation_tools_get_shapes_to_correct(rich, tmp_path, to, overlap):
+    before = open_dataset(rich, task="conversion")
+    written = convert_dataset(before, tmp_path / "new", to)
+    after = open_dataset(tmp_path / "new", task="conversion")
+    assert (written.boxes, written.contents["masks"]) == (5, 3)
+    image = {Path(record.path).name: image for image, record in enumerate(after.images)}["a.jpg"]
+    for mask, other in zip(masks_of(before)[:4], masks_of(after, image), strict=True):
+        assert np.count_nonzero(mask & other) >= overlap * np.count_nonzero(mask | other)
+    assert set(after.splits) == {"train", "val"}
+    assert after.annotations.masks.is_present.tolist().count(True) == 3
+    if to == "cvat":
+        assert np.nansum(after.annotations.attributes["occluded"]) == 2

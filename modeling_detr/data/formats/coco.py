@@ -10,11 +10,11 @@ Writes the first layout, with the images in SPLIT/.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 from modeling_detr.data.contents import CONTENTS, SCORE
 from modeling_detr.data.dataset_format import (
@@ -29,6 +29,7 @@ from modeling_detr.data.dataset_format import (
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
 from modeling_detr.data.formats.coco_files import holds_segments, json_files, mapped, read_files, split_name_of
+from modeling_detr.data.formats.json_lists import write_list
 from modeling_detr.data.image_copies import ImageCopies
 from modeling_detr.data.image_numbers import have_coco_ids, number_images
 from modeling_detr.data.masks import read_segmentations, segmentations
@@ -143,18 +144,12 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
     numbered = replace(index, images=images)
     for split, members in copies.splits.items():
         with (folder / "annotations" / f"instances_{split}.json").open("w", encoding="utf-8") as file:
-            file.write('{"images": [')
-            _write_entries(file, (_image_entry(numbered, split, image, copies) for image in members.tolist()))
-            file.write('],\n"annotations": [')
-            _write_entries(file, (entry for image in members.tolist() for entry in _annotations(numbered, image)))
-            file.write('],\n"categories": ' + json.dumps(categories, ensure_ascii=False) + "}\n")
+            file.write('{"images": ')
+            write_list(file, (_image_entry(numbered, split, image, copies) for image in members.tolist()))
+            file.write(',\n"annotations": ')
+            write_list(file, (entry for image in members.tolist() for entry in _annotations(numbered, image)))
+            file.write(',\n"categories": ' + json.dumps(categories, ensure_ascii=False) + "}\n")
     return WrittenDataset(index, copies.files, notes + copies.notes, exact_masks=True)
-
-
-def _write_entries(file: TextIO, entries: Iterable[Mapping[str, object]]) -> None:
-    """Write the objects of a list one by one: all together take several times the memory of the dataset."""
-    for number, entry in enumerate(entries):
-        file.write((",\n" if number else "\n") + json.dumps(entry, ensure_ascii=False))
 
 
 def _image_entry(index: DetectionIndex, split: str, image: int, copies: ImageCopies) -> dict[str, object]:

@@ -18,6 +18,7 @@ import numpy as np
 from modeling_detr.data.dataset_format import BOXES_OPTION, CROWDS_OPTION, IMAGES_OPTION, DatasetFormat, Purpose
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.formats import drawn_shapes
+from modeling_detr.data.formats.cvat_writing import CARRIES, HOLDS, write_cvat
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.tool_exports import ToolExport, ends_of, files_with_suffix, sample_files
 from modeling_detr.data.formats.written_values import to_flag
@@ -85,7 +86,7 @@ def _read_image(export: ToolExport, file: Path, element: Element) -> None:
     name, subset = element.get("name") or "", element.get("subset")
     image = export.add_image(
         f"{file}, image {element.get('id', '?')} ({name})",
-        [f"{subset}/{name}", name] if subset else [name],
+        [f"{subset}/{name}", name] if subset and not name.startswith(f"{subset}/") else [name],
         file=file,
         size=size,
         split=subset or None,
@@ -214,4 +215,7 @@ FORMAT = DatasetFormat(
     evidence=".xml files that begin with <annotations> and have <image> or <track>",
     tasks=("detection", "instance"),
     options=(IMAGES_OPTION, BOXES_OPTION, CROWDS_OPTION),
+    write=write_cvat,
+    carries=CARRIES,
+    holds=HOLDS,
 )

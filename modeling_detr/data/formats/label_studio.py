@@ -20,6 +20,7 @@ from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, Datas
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.formats import drawn_shapes
 from modeling_detr.data.formats.drawn_shapes import DrawnShape
+from modeling_detr.data.formats.label_studio_writing import CARRIES, HOLDS, write_label_studio
 from modeling_detr.data.formats.object_attributes import attribute_name
 from modeling_detr.data.formats.tool_exports import ToolExport, ends_of, files_with_suffix, sample_files
 from modeling_detr.data.image_headers import MAX_PIXELS
@@ -262,4 +263,7 @@ FORMAT = DatasetFormat(
     evidence=".json files of tasks with 'data' and 'annotations', or with 'rectanglelabels' and the like",
     tasks=("detection", "instance"),
     options=(IMAGES_OPTION, BOXES_OPTION),
+    write=write_label_studio,
+    carries=CARRIES,
+    holds=HOLDS,
 )

@@ -28,7 +28,7 @@ from modeling_detr.data.dataset_format import BOXES_OPTION, IMAGES_OPTION, Datas
 from modeling_detr.data.file_names import stem
 from modeling_detr.data.file_search import FileSearch, Match
 from modeling_detr.data.findings import Findings, counted, first_items
-from modeling_detr.data.format_limits import refuse_shared_names, warn_of_stuff
+from modeling_detr.data.format_limits import refuse_names_outside_xml, refuse_shared_names, warn_of_stuff
 from modeling_detr.data.formats.object_attributes import attribute_columns
 from modeling_detr.data.formats.voc_boxes import note_other_shapes, read_box
 from modeling_detr.data.formats.voc_lists import ListedNames, split_of_class_list
@@ -45,7 +45,6 @@ from modeling_detr.data.image_paths import (
 )
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import (
-    DatasetError,
     DatasetNotFoundError,
     DatasetReadError,
     FileContentError,
@@ -55,7 +54,6 @@ from modeling_detr.input_files import read_ends, read_xml
 from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageRecord, Task
 
 
-_NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 _LOOKED_FOR = ".xml files that begin with <annotation>"
 
 
@@ -443,12 +441,7 @@ def _read_splits(root: Path, used: Sequence[Path], files: _Files, findings: Find
 
 def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
     refuse_shared_names(index, "voc")
-    if not all(category.name.strip() for category in index.categories):
-        raise DatasetError(index.name, "a class has no name, which voc needs", "name the class")
-    unwritable = [category.name for category in index.categories if _NOT_IN_XML.search(category.name)]
-    if unwritable:
-        problem = f"class '{unwritable[0]}' has control characters, which the XML of voc cannot contain"
-        raise DatasetError(index.name, problem, "rename the class")
+    refuse_names_outside_xml(index, "voc")
     notes = warn_of_stuff(index)
     used = {int(label) for label in np.unique(index.annotations.label)}
     unused = [category.name for label, category in enumerate(index.categories) if label not in used]

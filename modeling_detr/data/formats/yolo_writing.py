@@ -11,19 +11,16 @@ from numpy.typing import NDArray
 from modeling_detr.data.contents import SCORE, without_contents
 from modeling_detr.data.dataset_format import WrittenDataset
 from modeling_detr.data.findings import counted, first_items
-from modeling_detr.data.format_limits import warn_of_stuff
+from modeling_detr.data.format_limits import note_moved_boxes, warn_of_stuff
 from modeling_detr.data.formats.yolo_description import OTHER_KEYS, POLYGON_TASK
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
 from modeling_detr.data.image_paths import is_split_name
-from modeling_detr.data.mask_outlines import Outline, joined, outlines_of
-from modeling_detr.data.masks import segmentations
+from modeling_detr.data.mask_outlines import object_outlines
 from modeling_detr.structures_detr import UNSPLIT, DetectionIndex
 
 
 CARRIES: frozenset[str] = frozenset(["masks", "score"])
 HOLDS = "a class and a box or a polygon, with or without a score"
-
-_NOTICED = 0.01  # pixels by which boxes move
 
 
 def write_yolo(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:
@@ -69,7 +66,7 @@ def _write_labels(index: DetectionIndex, folder: Path, copies: ImageCopies, note
             relative = boxes[rows].reshape(-1, 2, 2) / size
             shapes += [*np.stack([relative.mean(1), relative[:, 1] - relative[:, 0]], axis=1)]
         else:
-            outlines, of_parts = _outlines(index, image)
+            outlines, of_parts = object_outlines(index, image)
             several, drawn = several + of_parts, drawn + sum(outline is None for outline in outlines)
             for row, outline in zip(range(rows.start, rows.stop), outlines, strict=True):
                 outline = boxes[row][[[0, 1], [2, 1], [2, 3], [0, 3]]] if outline is None else outline
@@ -90,24 +87,8 @@ def _write_labels(index: DetectionIndex, folder: Path, copies: ImageCopies, note
         )
     if drawn:
         notes.append(f"{counted(drawn, 'object')} without a mask written as the corners of the box.")
-    moved = np.abs(boxes - table.boxes_xyxy).max(initial=0.0)
-    if moved > _NOTICED:
-        notes.append(
-            f"yolo has no boxes beside polygons: boxes become those around them, which differ by up to {moved:.2g} "
-            f"pixels; written without masks, they stay as they are."
-        )
+    notes += note_moved_boxes(index, boxes, "yolo")
     return replace(index, annotations=replace(table, boxes_xyxy=boxes))
-
-
-def _outlines(index: DetectionIndex, image: int) -> tuple[list[Outline | None], int]:
-    """The polygon of each object of an image, None without a mask; also return how many have several parts."""
-    record, masks = index.images[image], index.annotations.masks
-    if masks is None:
-        return [], 0
-    height, width = record.height, record.width
-    written = segmentations(masks[index.annotation_rows(image)], height, width)
-    parts = [[] if mask is None else outlines_of(mask, height, width) for mask in written]
-    return [joined(outlines) if outlines else None for outlines in parts], sum(len(outlines) > 1 for outlines in parts)
 
 
 def _write_splits(folder: Path, copies: ImageCopies, notes: list[str]) -> dict[str, str]:
