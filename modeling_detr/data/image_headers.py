@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, DetrError, FileReadError
-from modeling_detr.input_files import require_file
+from modeling_detr.input_files import read_ends, require_file
 from modeling_detr.structures_detr import ImageReader
 
 
 EXIF_ORIENTATION = 0x0112
+_HEAD_BYTES = 1 << 15  # of a JPEG file, and as many at its end, where EXIF data is looked for
 _LEAVE_OUT = "train on a copy of the dataset without it (detr data check DATA --fix OUT)"
 UNREADABLE_REMEDY = f"replace it, or {_LEAVE_OUT}"
 # Pillow warns above 89 million pixels and rejects twice as many; datasets store satellite and slide images as tiles.
@@ -54,6 +55,14 @@ def stored_size(path: str, reader: ImageReader | None = None) -> tuple[tuple[int
         # Pillow decodes a whole PNG to look for EXIF data after its pixels, which hardly any file has.
         has_exif = image.format in ("JPEG", "MPO", "TIFF", "WEBP") or "exif" in image.info
         return (height, width), exif_orientation(image) if has_exif else 1
+
+
+def may_be_turned(path: str, reader: ImageReader | None = None) -> bool:
+    """Whether an image may have an orientation: False for JPEG files without EXIF data, in a third of the time."""
+    if reader is not None:
+        return True
+    head = read_ends(path, _HEAD_BYTES)
+    return not head.startswith(b"\xff\xd8") or b"Exif" in head or b"tiff:Orientation" in head
 
 
 @contextmanager

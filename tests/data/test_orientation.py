@@ -145,3 +145,5 @@ def test_turned_images_of_a_large_dataset_are_found_by_their_boxes(tmp_path, mon
     (tmp_path / "a.json").write_text(json.dumps(content))
     sizes = [(record.height, record.width) for record in open_dataset(tmp_path).images]
     assert sizes == [STORED, STORED[::-1], STORED, STORED]
+    (tmp_path / "a.json").write_text(json.dumps({**content, "images": content["images"][2:], "annotations": []}))
+    assert "EXIF turns none of the 1 of 2 images that were examined" in open_dataset(tmp_path).notes[-1]
