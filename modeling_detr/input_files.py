@@ -27,7 +27,7 @@ MAX_YAML_BYTES = 1 << 20
 MAX_YAML_DEPTH = 64
 MAX_YAML_VALUES = 50_000  # after aliases are expanded
 
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _XML_ENCODING = re.compile(rb"\s*(?:\xef\xbb\xbf)?<\?xml[^>]{0,100}?encoding\s*=\s*[\"']([\w.-]{1,40})[\"']", re.ASCII)
 # As declared → the codec of Python that has all of its characters; the parser knows single bytes and UTF only.
 _XML_ENCODINGS = {
@@ -138,7 +138,7 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES, errors: str = "
     """
     try:
         content = read_bytes(path, max_bytes)
-        return content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig", errors)
+        return content.decode("utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise FileContentError(path, f"not a text file in UTF-8 ({error})", "save it as UTF-8") from error
 

@@ -41,6 +41,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def letters(name: str) -> str:
+    """The letters and digits of a name, in lower case: equal for names whose separators differ."""
+    return name.lower() if name.isalnum() else "".join(filter(str.isalnum, name)).lower()
+
+
 _FOLDINGS: tuple[Callable[[str], str], ...] = (
     lambda name: name,
     str.lower,

@@ -29,6 +29,7 @@ from modeling_detr.data.file_names import (
     describe_difference,
     distance,
     folded,
+    letters,
     nearest,
     readings,
     stem,
@@ -384,6 +385,7 @@ class FileSearch:
         last = last if self._is_stem(last) else stem(last)
         of_stem = {stem(key): key for key in itertools.islice(filter(is_image_name, files), _MAX_COMPARED)}
         keys = [key for suffix in sorted(IMAGE_SUFFIXES) if (key := f"{last}.{suffix}") in files]
+        keys = keys or [key for name, key in of_stem.items() if letters(name) == letters(last)]
         keys = keys or [of_stem[found] for found in difflib.get_close_matches(last, of_stem, n=1)]
         if not keys:
             return ""

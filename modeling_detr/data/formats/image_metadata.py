@@ -3,7 +3,7 @@
     train/metadata.jsonl  train/cam/a.png     a line for each image: {"file_name": "cam/a.png", "objects": {…}}
     metadata.csv  train/a.png  val/b.png      or one table for all; .csv with JSON in its cells, or .parquet
 
-The names are those of files, in any spelling that `file_search` finds, and rows of one file are one image. Splits are
+The names are those of files, in any spelling that `file_search` finds, and rows of one box each are joined. Splits are
 folders named like one, of the table or in the names. Several tables of a split are read as one.
 """
 
@@ -66,7 +66,14 @@ def read_metadata(path: Path, files: list[Path]) -> dict[str, tuple[list[dict[st
             parts = names[0].replace("\\", "/").split("/")[:-1]
             split = next(filter(is_split_name, (*inner, *parts)), UNSPLIT)
             earlier = rows.get((split, names[0]))
-            rows[split, names[0]] = row if earlier is None else _joined(where, earlier, row)
+            if earlier is not None and not any(map(_is_box, row.values())):
+                problem, remedy = (
+                    f"'{names[0]}' is in an earlier row, too",
+                    "write all objects of an image into one row",
+                )
+                raise DatasetError(where, problem, f"correct the name, or {remedy}")
+            lists = _with_lists(row)
+            rows[split, names[0]] = lists if earlier is None else _joined(where, earlier, lists)
         for (split, _), row in rows.items():
             members, folders = splits.setdefault(split, ([], []))
             members.append(row)
@@ -79,7 +86,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, row in read(file):
         if not isinstance(row, dict):
             raise DatasetError(where, f"got a {type(row).__name__}, expected an object with 'file_name'", "correct it")
-        yield where, _with_lists(row)
+        yield where, row
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[str, Any]]:

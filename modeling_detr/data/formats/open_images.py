@@ -21,7 +21,7 @@ from modeling_detr.data.formats.drawn_shapes import DrawnShape
 from modeling_detr.data.formats.tool_exports import ToolExport, files_with_suffix, first_line, sample_files
 from modeling_detr.data.image_paths import is_split_name, split_in_name
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, FileContentError, FileReadError
-from modeling_detr.input_files import require_file
+from modeling_detr.input_files import UTF16_MARKS, read_ends, require_file
 from modeling_detr.structures_detr import DetectionIndex
 
 
@@ -75,6 +75,7 @@ def _read(
     used: set[str] = set()
     for file in [Path(path)] if Path(path).is_file() else filter(_has_boxes, files):
         used |= _read_boxes(export, file, names, absent, findings)
+    export.refuse_mismatch(absent)
     if absent and not export.has_images:
         first = next(iter(absent))
         raise DatasetNotFoundError(
@@ -97,7 +98,8 @@ def _rows(file: Path, findings: Findings) -> Iterator[tuple[int, list[str]]]:
     try:
         if require_file(file) == 0:  # also of files in /proc, which may never end
             return
-        with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        encoding = "utf-16" if read_ends(file, 2).startswith(UTF16_MARKS) else "utf-8-sig"
+        with file.open(encoding=encoding, errors="replace", newline="") as stream:
             yield from enumerate(csv.reader(stream), start=1)
     except FileReadError as error:
         findings.add("unreadable file", error, cause=error)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from modeling_detr.data.annotations import EDGE_TOLERANCE, AnnotationRows, clean_annotations
 from modeling_detr.data.dataset_format import Purpose
+from modeling_detr.data.file_names import describe_difference, letters, stem
 from modeling_detr.data.file_search import FileSearch, FolderListings, Match
 from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.formats import drawn_shapes
@@ -29,7 +30,7 @@ from modeling_detr.data.image_paths import image_folders, is_split_name, refuse_
 from modeling_detr.data.masks import read_segmentations
 from modeling_detr.data.orientation import orient
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, FileReadError
-from modeling_detr.input_files import is_file, read_ends
+from modeling_detr.input_files import UTF16_MARKS, is_file, read_ends
 from modeling_detr.structures_detr import UNSPLIT, Category, DetectionIndex, ImageReader, ImageRecord, MaskColumn
 
 
@@ -74,9 +75,12 @@ def samples(path: Path) -> dict[str, list[Path]]:
 def ends_of(file: Path) -> bytes:
     """The beginning and the end of a file, enough to recognise it without reading what may be gigabytes."""
     try:
-        return read_ends(file, _END_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+        text = read_ends(file, _END_BYTES)
     except FileReadError:
         return b""
+    if text.startswith(UTF16_MARKS):
+        text = text[2:].replace(b"\0", b"")  # what is looked for is ASCII
+    return text.removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
 def first_line(file: Path) -> str:
@@ -202,6 +206,19 @@ class ToolExport:
     def has_images(self) -> bool:
         """Whether an image has been added."""
         return bool(self._images)
+
+    def refuse_mismatch(self, absent: Iterable[str]) -> None:
+        """Report images that are there and have nearly the name of one that `is_there` has not found."""
+        paths = {letters(stem(path.rpartition("/")[2])): path for path in self._search.files()}
+        pairs = [(name, path) for name in absent if (path := paths.get(letters(name))) is not None]
+        if pairs:
+            shown = "; ".join(
+                f"'{name}' and {path} differ in {describe_difference(name, path)}" for name, path in pairs[:3]
+            )
+            message = f"{counted(len(pairs), 'annotated image')} not there under that name: {shown}"
+            self.findings.error(
+                "labels do not match", self.root, message, "rename the images, or correct the annotations"
+            )
 
     def is_there(self, names: Sequence[str], split: str | None = None) -> bool:
         """Whether there is an image with one of these names, for exports of which people download a part."""

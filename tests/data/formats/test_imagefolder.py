@@ -45,11 +45,8 @@ def test_one_table_names_the_images_of_all_splits_in_any_spelling(tmp_path):
     for name in ("train/A b.png", "test/c.png", "test/extra.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (120, 90)).save(tmp_path / name)
-    rows = [
-        ("D:\\set\\train\\a%20b.png", json.dumps({"bbox": [[7, 24, 15, 40 + number]], "category": [1]}))
-        for number in (0, 1)
-    ]
-    _write_csv(tmp_path / "metadata.csv", [*rows, ("test/c.png", json.dumps({"bbox": [], "category": []}))])
+    rows = [("D:\\set\\train\\a%20b.png", f"[7, 24, 15, {height}]", "cat") for height in (40, 41)]
+    _write_csv(tmp_path / "metadata.csv", [*rows, ("test/c.png", "[]", "[]")], ("bbox", "category"))
     index = open_dataset(tmp_path)
     assert {name: members.tolist() for name, members in index.splits.items()} == {"train": [0], "test": [1]}
     assert [image.path for image in index.images] == [f"{tmp_path}/train/A b.png", f"{tmp_path}/test/c.png"]
@@ -60,9 +57,17 @@ def test_one_table_names_the_images_of_all_splits_in_any_spelling(tmp_path):
         open_dataset(tmp_path)
 
 
-def _write_csv(file: Path, rows: list[tuple[str, str]]) -> None:
+def _write_csv(file: Path, rows: list[tuple[str, ...]], columns: tuple[str, ...] = ("objects",)) -> None:
     with file.open("w", encoding="utf-16", newline="") as stream:
-        csv.writer(stream).writerows([("file_name", "objects"), *rows])
+        csv.writer(stream).writerows([("file_name", *columns), *rows])
+
+
+def test_two_rows_of_one_file_that_are_no_single_boxes_are_an_error(tmp_path):
+    _write(tmp_path, "jsonl")
+    text = (tmp_path / "metadata.jsonl").read_text()
+    (tmp_path / "metadata.jsonl").write_text(text.replace("1.png", "0.png"))
+    with pytest.raises(ValueError, match=r"metadata\.jsonl, line 2: 'cam/0\.png' is in an earlier row"):
+        open_dataset(tmp_path)
 
 
 def test_other_metadata_does_not_make_a_dataset_of_datasets(coco_folder):

@@ -537,3 +537,19 @@ def test_supervisely_bitmaps_and_holes(tmp_path):
     edited(tmp_path / "cam1/ann/0000.png.json", lambda content: content.update(objects=written))
     assert boxes(open_dataset(tmp_path))[:2] == [[12, 21, 15, 23], [20, 20, 40, 40]]
     assert open_dataset(tmp_path, task="instance").read_masks(0).sum((1, 2)).tolist() == [6, 300]
+
+
+def test_open_images_that_are_there_under_another_name_are_an_error(tmp_path):
+    SAMPLES["open_images"](tmp_path)
+    image = next((tmp_path / "train").glob("cam1_*"))
+    image.rename(image.with_name(image.name.replace("_", "-")))
+    with pytest.raises(DatasetError, match=r"'cam1_0000' and .*cam1-0000\.png differ in '_' instead of '-'"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["via", "via csv", "open_images", "kitti", "datumaro"])
+def test_exports_in_utf_16_are_read(tmp_path, name):
+    SAMPLES[name](tmp_path)
+    for file in (path for path in tmp_path.rglob("*.*") if path.suffix in (".json", ".csv", ".txt")):
+        file.write_text(file.read_text(), encoding="utf-16")
+    check_colours(open_dataset(tmp_path))
