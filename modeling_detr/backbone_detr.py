@@ -305,6 +305,19 @@ class DetrConvEncoder(nn.Module):
             ) from error
 
 
+def sample_mask(pixel_mask: Tensor, height: int, width: int) -> Tensor:
+    """The pixel mask (B, H, W) at the cells of a feature map → (B, height, width) bool.
+
+    Equal to `F.interpolate(…, mode="nearest")`, which the original uses. But runtimes of exported models round the
+    position of a cell in another way than PyTorch, and so take some cells of padding for a part of the image.
+    """
+    rows, columns = (
+        (torch.arange(cells, dtype=torch.float32, device=pixel_mask.device) * (pixels / cells)).long()
+        for cells, pixels in ((height, pixel_mask.shape[1]), (width, pixel_mask.shape[2]))
+    )
+    return pixel_mask.bool()[:, rows][:, :, columns]
+
+
 # Positions
 
 
@@ -415,5 +428,5 @@ class DetrBackbone(nn.Module):
         if pixel_mask is None:
             feature_mask = torch.ones(batch, height, width, dtype=torch.bool, device=pixel_values.device)
         else:
-            feature_mask = F.interpolate(pixel_mask[:, None].float(), size=(height, width))[:, 0].bool()
+            feature_mask = sample_mask(pixel_mask, height, width)
         return features, feature_mask, self.position_embedding(feature_mask)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, RawImage, to_rgb
-from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
+from modeling_detr.segmentation_detr import Detector, DetrForSegmentation, has_masks
 from modeling_detr.structures_detr import DetectionResult, PanopticResult, Task
 
 
@@ -16,7 +16,7 @@ SEGMENT_THRESHOLD = 0.85  # as in the original
 
 def task_of(model: Detector) -> Task:
     """The richest task a model supports: `panoptic` with stuff classes, `instance` with masks, else `detection`."""
-    if not isinstance(model, DetrForSegmentation):
+    if not has_masks(model):
         return "detection"
     return "panoptic" if model.config.stuff_labels else "instance"
 
@@ -43,7 +43,7 @@ def predict_objects(
     sizes = [_size(pixels)]
     inputs = processor(pixels, device=model.device)
     result: DetectionResult
-    if isinstance(model, DetrForSegmentation):
+    if has_masks(model):
         outputs = model(**inputs, output_masks=False)
         (result,) = processor.post_process_instance_segmentation(
             outputs, threshold, target_sizes=sizes, predict_masks=partial(model.predict_masks, outputs)

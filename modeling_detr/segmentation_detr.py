@@ -7,7 +7,7 @@ M queries whose masks are computed.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -286,14 +286,14 @@ class DetrForSegmentation(DetrPreTrainedModel):
         wants_masks = not (self.training and labels is not None) if output_masks is None else output_masks
         output = DetrSegmentationOutput(
             pred_masks=self._masks_of_all(detected) if wants_masks else None,
-            image_sizes=_image_sizes(pixel_values, pixel_mask),
+            image_sizes=image_sizes(pixel_values, pixel_mask),
             canvas_size=torch.tensor((height, width)).expand(batch, -1),
             stuff_labels=torch.tensor(stuff).expand(batch, -1) if stuff else None,
             **detected,
         )
         output.copy_batch_level(detected)
         if labels is not None:
-            masks = self._masks_of(output, *flat_queries(assignments, pixel_values.device))
+            masks = self.masks_of(output, *flat_queries(assignments, pixel_values.device))
             output.add_loss(*self.mask_criterion(masks, labels, assignments, (height, width), num_boxes))
         return self.output_or_tuple(output, return_dict)
 
@@ -308,7 +308,7 @@ class DetrForSegmentation(DetrPreTrainedModel):
             (M, h, w) logits in the order of `keep.nonzero()`, equal to `pred_masks[keep]`.
         """
         image_index, query_index = keep.nonzero(as_tuple=True)
-        return self._masks_of(outputs, image_index, query_index)
+        return self.masks_of(outputs, image_index, query_index)
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode; a detector that is completely frozen stays in evaluation mode."""
@@ -337,10 +337,10 @@ class DetrForSegmentation(DetrPreTrainedModel):
         device = outputs.logits.device
         image_index = torch.arange(batch, device=device)[:, None].expand(batch, queries).flatten()
         query_index = torch.arange(queries, device=device).expand(batch, queries).flatten()
-        masks = self._masks_of(outputs, image_index, query_index)
+        masks = self.masks_of(outputs, image_index, query_index)
         return masks.view(batch, queries, *masks.shape[1:])
 
-    def _masks_of(self, outputs: DetrObjectDetectionOutput, image_index: Tensor, query_index: Tensor) -> Tensor:
+    def masks_of(self, outputs: DetrObjectDetectionOutput, image_index: Tensor, query_index: Tensor) -> Tensor:
         """(M,) images and (M,) queries in them → (M, h, w) logits of their masks.
 
         In chunks that limit the memory. A batch that trains is one chunk unless it has very many masks, which are then
@@ -355,24 +355,24 @@ class DetrForSegmentation(DetrPreTrainedModel):
         queries = outputs.last_hidden_state[:, : self.config.num_queries]
         maps = self.bbox_attention(queries, outputs.encoder_last_hidden_state, outputs.feature_mask)
 
-        def masks_of(images: Tensor, queries: Tensor) -> Tensor:
+        def compute(images: Tensor, queries: Tensor) -> Tensor:
             logits: Tensor = self.mask_head(projected, maps[images, queries], images, laterals)
             return logits
 
         if is_tracing(image_index):
-            return masks_of(image_index, query_index)
+            return compute(image_index, query_index)
         trains = torch.is_grad_enabled()
         if trains and len(image_index) * 16 * laterals[-1].shape[-2:].numel() <= self.mask_criterion.max_pixels:
-            return masks_of(image_index, query_index)
+            return compute(image_index, query_index)
         chunks = zip(image_index.split(_MASKS_PER_CHUNK), query_index.split(_MASKS_PER_CHUNK), strict=True)
         if not trains:
-            return torch.cat([masks_of(*chunk) for chunk in chunks])
+            return torch.cat([compute(*chunk) for chunk in chunks])
         return torch.cat(
-            [checkpoint(masks_of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+            [checkpoint(compute, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         )
 
 
-def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     """(B, 2) height and width of the images in a padded batch."""
     if pixel_mask is None:
         return torch.tensor(pixel_values.shape[-2:]).expand(pixel_values.shape[0], -1)
@@ -381,4 +381,10 @@ def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
 
 Detector = DetrForObjectDetection | DetrForSegmentation
 
-__all__ = ["Detector", "DetrForSegmentation", "DetrSegmentationOutput"]
+
+def has_masks(model: nn.Module) -> TypeGuard[DetrForSegmentation]:
+    """Whether a model predicts masks; it may be an exported one."""
+    return hasattr(model, "predict_masks")
+
+
+__all__ = ["Detector", "DetrForSegmentation", "DetrSegmentationOutput", "has_masks", "image_sizes"]

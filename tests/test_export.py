@@ -97,26 +97,6 @@ def test_a_model_compiles_as_one_graph(make, request, unpadded, padded):
             assert_equal_outputs(compiled(**batch), model(**batch))
 
 
-@MODELS
-def test_an_onnx_file_computes_what_the_model_computes(make, request, tmp_path, unpadded, padded, another):
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(module, reason="needs the ONNX packages: pip install 'modeling-detr[export]'")
-    import onnxruntime
-
-    model = AsTuple(request.getfixturevalue(make)())
-    batch = Dim("batch", min=1, max=64)
-    sizes = {"pixel_values": {0: batch}, "pixel_mask": {0: batch}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
-        program = torch.onnx.export(model, (), kwargs=unpadded, dynamo=True, dynamic_shapes=sizes, verbose=False)
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    for inputs in (unpadded, padded, another):
-        outputs = session.run(None, {key: value.numpy() for key, value in inputs.items()})
-        for output, expected in zip(outputs, model(**inputs), strict=True):
-            assert torch.allclose(torch.from_numpy(output), expected, atol=1e-4)
-
-
 def test_a_segmentation_is_a_tuple_in_the_order_of_its_fields(tiny_segmenter, padded):
     outputs = tiny_segmenter()(**padded)
     assert list(outputs)[:3] == ["logits", "pred_boxes", "pred_masks"]

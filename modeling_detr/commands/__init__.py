@@ -51,6 +51,7 @@ COMMANDS = {
     "convert": Command(
         "convert models from and to the original DETR and Transformers", "modeling_detr.commands.convert"
     ),
+    "export": Command("export a model to ONNX, OpenVINO or torch.export", "modeling_detr.commands.export"),
     "data": Command("check, convert or show a dataset", "modeling_detr.commands.data", has_subcommands=True),
     "plot": Command("plot the training curves of one or more runs", "modeling_detr.commands.plot"),
 }
@@ -61,7 +62,6 @@ _FAMILIAR_COMMANDS = {  # commands of other tools
     "val": "evaluate",
     "test": "evaluate",
     "finetune": "train finetune",
-    "export": "convert",
     "check": "data check",
     "show": "data show",
 }

@@ -1,4 +1,4 @@
-"""The option `--device` of the commands that run a model on one device."""
+"""The options of commands that run a model: `--device`, and `--trust_code` for exported ones."""
 
 import torch
 
@@ -11,6 +11,15 @@ def add_device(parser: CommandParser) -> None:
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="device to run the model on (default: cuda if PyTorch finds a GPU, else cpu)",
+    )
+
+
+def add_trust_code(parser: CommandParser) -> None:
+    """Add the option."""
+    parser.add_argument(
+        "--trust_code",
+        action="store_true",
+        help="open an exported model that can run any code, of torch or aotinductor; only if you trust its source",
     )
 
 

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options
+from modeling_detr.commands.device import add_trust_code
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
 from modeling_detr.commands.trained_on import (
     CHOICE_OPTION_NAMES,
@@ -31,7 +32,7 @@ from modeling_detr.commands.trained_on import (
     open_images,
     run_folder_of,
 )
-from modeling_detr.conversion.sources import load_model
+from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     task: Task = arguments.task or "detection"
     choice, run_dir = choose_images(arguments), run_folder_of(arguments.model)
     dataset = open_images(arguments, task, choice)
-    model, processor = load_model(arguments.model)
+    model, processor = load_detector(arguments.model, arguments.trust_code)
     if task != "detection" and task_of(model) == "detection":
         raise ModelError(
             arguments.model, "predicts boxes only", f"the task {task} needs a segmentation model; drop --task"
@@ -122,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> CommandParser:
     """The parser of the command; its help and its page of the documentation come from it."""
     parser = CommandParser("detr evaluate", __doc__)
-    parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
+    parser.add_argument(
+        "model", help="a model folder, the folder of a run, a Hub id, an original checkpoint or an exported model"
+    )
     parser.add_argument("dataset", help="a dataset's folder or file, a Hugging Face dataset, or 'shapes'")
     add_dataset_options(parser)
     parser.add_argument(
@@ -145,6 +148,7 @@ def build_parser() -> CommandParser:
         default=DEFAULT_TIMEOUT_MINUTES,
         help="longest wait for a batch of the loader processes; 0: no limit (default: %(default)g)",
     )
+    add_trust_code(parser)
     add_output_dir(parser, "evaluate", "the report and the predictions")
     return parser
 

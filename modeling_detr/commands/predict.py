@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from modeling_detr.atomic_output import output_stem, replace_text, synced_file
 from modeling_detr.commands.command_parser import CommandParser
-from modeling_detr.commands.device import add_device, check_device
+from modeling_detr.commands.device import add_device, add_trust_code, check_device
 from modeling_detr.commands.results import RUNS, add_output_dir, link_to, new_results_folder
-from modeling_detr.conversion.sources import load_model
+from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.evaluators.coco import encode_masks
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output_dir: Path = arguments.output_dir or new_results_folder("predict")
     images = find_images(arguments.inputs, arguments.output_dir or RUNS)
     check_folder(output_dir, files=[PREDICTIONS, *images], folders=[SEGMENTS])
-    model, processor = load_model(arguments.model)
+    model, processor = load_detector(arguments.model, arguments.trust_code)
     model.to(arguments.device, torch.float32)  # some are saved with 16 bits
     names = dict(enumerate(model.config.class_names))
     is_panoptic = task_of(model) == "panoptic"
@@ -100,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> CommandParser:
     """The parser of the command; its help and its page of the documentation come from it."""
     parser = CommandParser("detr predict", __doc__)
-    parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
+    parser.add_argument(
+        "model", help="a model folder, the folder of a run, a Hub id, an original checkpoint or an exported model"
+    )
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -108,6 +110,7 @@ def build_parser() -> CommandParser:
         metavar="image_or_folder",
         help="images, or folders to search",
     )
+    add_trust_code(parser)
     add_output_dir(parser, "predict", "the pictures and predictions.json")
     parser.add_argument(
         "--threshold",

@@ -2,7 +2,7 @@
 
 from .original import convert_original, converted_copy, export_original
 from .original_names import original_to_ours, ours_to_original
-from .sources import SOURCES, find_model, load_model
+from .sources import SOURCES, find_model, load_detector, load_model
 from .targets import TARGETS
 from .transformers import save_for_transformers
 
@@ -14,6 +14,7 @@ __all__ = [
     "converted_copy",
     "export_original",
     "find_model",
+    "load_detector",
     "load_model",
     "original_to_ours",
     "ours_to_original",

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import PreTrainedConfig
@@ -16,11 +17,13 @@ from transformers.utils import logging
 
 from modeling_detr.conversion.checkpoint_files import RELEASED, is_released
 from modeling_detr.conversion.original import convert_original, converted_copy
-from modeling_detr.errors_detr import DetrError, ModelNotFoundError, nearest_name
+from modeling_detr.errors_detr import DetrError, ModelError, ModelNotFoundError, nearest_name
 from modeling_detr.hub_connection import offline_if_unreachable
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.model_folder_detr import model_folder
 from modeling_detr.modeling_detr import DetrForObjectDetection
+from modeling_detr.runtimes.exported_detector import ExportedDetector
+from modeling_detr.runtimes.manifest import is_exported
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 
 
@@ -102,10 +105,13 @@ def find_model(source: str) -> str:
             in `SOURCES`, which is converted.
 
     Raises:
-        ModelError: `source` is a file that cannot be converted.
+        ModelError: `source` is a file that cannot be converted, or an exported model.
         ModelNotFoundError: `source` is a folder without a model, or does not exist and cannot be a Hub id.
         OSError: A released checkpoint cannot be downloaded, or a file cannot be read.
     """
+    if is_exported(source):
+        problem = "is an exported model, which can only predict: detr predict, detr evaluate"
+        raise ModelError(source, problem, "pass the model that it was exported from")
     kind = find_source(source)
     if kind is not None:
         return str(kind.fetch(source))
@@ -166,6 +172,24 @@ def load_model(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
         is_segmenter = DetrForSegmentation.__name__ in str(config.get("architectures"))
         model = (DetrForSegmentation if is_segmenter else DetrForObjectDetection).from_pretrained(folder)
         return model.eval(), DetrTorchvisionImageProcessor.from_pretrained(folder)
+
+
+def load_detector(source: str, trust_code: bool = False) -> tuple[Detector, DetrTorchvisionImageProcessor]:
+    """Loads a model as `load_model` does, or opens an exported one, which can predict but not be trained.
+
+    Args:
+        source: See `find_model`; or a folder written by `detr export`.
+        trust_code: Open exported models of kinds that can run code, too.
+
+    Raises:
+        ModelError: The exported folder is damaged or can run code, or its runtime is not installed; or see
+            `load_model`.
+        OSError: See `load_model`.
+    """
+    if not is_exported(source):
+        return load_model(source)
+    exported = ExportedDetector.from_folder(source, trust_code)
+    return cast(Detector, exported), DetrTorchvisionImageProcessor.from_pretrained(source)
 
 
 @contextlib.contextmanager

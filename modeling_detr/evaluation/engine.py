@@ -21,6 +21,7 @@ from modeling_detr.evaluation.losses import LossAverages
 from modeling_detr.evaluation.metrics import Metrics
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device
+from modeling_detr.segmentation_detr import has_masks
 from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionLabels, Task
 
 
@@ -116,7 +117,7 @@ class _Predictor:
         self.index = index
         self.device = device
         self.needs = needs
-        self.has_masks = hasattr(model, "predict_masks")
+        self.has_masks = has_masks(model)
         for kind in needs - set(get_args(PredictionKind)):
             raise ValueError(f"needs: got '{kind}', expected one of {', '.join(get_args(PredictionKind))}.")
         if needs & {"masks", "segments"} and not self.has_masks:
@@ -174,7 +175,7 @@ class _ProgressBar:
 
 def _scorable_task(model: nn.Module, index: DetectionIndex) -> Task:
     """The richest task that both the model and the dataset support."""
-    if not hasattr(model, "predict_masks") or index.annotations.masks is None:
+    if not has_masks(model) or index.annotations.masks is None:
         return "detection"
     return "instance" if all(category.is_thing for category in index.categories) else "panoptic"
 

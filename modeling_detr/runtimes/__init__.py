@@ -1,4 +1,4 @@
-"""What runs an exported model: its detector in NumPy and Pillow, and one file for each runtime.
+"""What runs an exported model: one file for each runtime, and a detector in NumPy and Pillow, `detect.py`.
 
 A runtime's file has one function, `open_model(folder, export)`, whose text is copied into the `detect.py` of an
 exported folder. So it imports what it needs itself.
@@ -6,26 +6,68 @@ exported folder. So it imports what it needs itself.
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from modeling_detr.errors_detr import ModelError, did_you_mean
 
-def open_model(folder: Path, export: dict[str, Any]) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+
+RunModel = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""A model: from its inputs to its outputs, NumPy arrays by name."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A library that runs exported models.
+
+    Attributes:
+        module: The module with `open_model`.
+        package: The module that has to be installed.
+        extra: The extra of this package that installs it.
+        runs_code: Whether a file can run any code when it is opened.
+    """
+
+    module: str
+    package: str
+    extra: str
+    runs_code: bool = False
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "onnx": Runtime("modeling_detr.runtimes.onnx", "onnxruntime", "export"),
+    "openvino": Runtime("modeling_detr.runtimes.openvino", "openvino", "openvino"),
+    "torch": Runtime("modeling_detr.runtimes.torch", "torch", "", runs_code=True),
+    "aotinductor": Runtime("modeling_detr.runtimes.aotinductor", "torch", "", runs_code=True),
+}
+
+
+def open_model(folder: Path, export: dict[str, Any], trust_code: bool = False) -> RunModel:
     """Opens the model of an exported folder.
 
     Args:
         folder: The folder.
-        export: The contents of its `export.json`, which names the runtime.
-
-    Returns:
-        A function from the model's inputs to its outputs, both by name.
+        export: The content of its `export.json`.
+        trust_code: Open files that can run code, too.
 
     Raises:
-        ModuleNotFoundError: The runtime is not installed.
-        ValueError: The file is not a model of this runtime.
+        ModelError: The runtime is unknown or not installed, the file can run code, or it is damaged.
     """
-    runtime = importlib.import_module(f"{__name__}.{export['runtime']}")
-    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = runtime.open_model(folder, export)
+    name = export["runtime"]
+    if name not in RUNTIMES:
+        raise ModelError(folder, f"its runtime is {name!r}, which is unknown", did_you_mean(name, RUNTIMES))
+    runtime = RUNTIMES[name]
+    if runtime.runs_code and not trust_code:
+        problem = f"its model is a file of {name!r}, which can run any code when it is opened"
+        raise ModelError(folder, problem, "if you trust its source, open it", {"trust_code": True})
+    try:
+        run: RunModel = importlib.import_module(runtime.module).open_model(folder, export)
+    except ModuleNotFoundError as error:
+        remedy = f"pip install 'modeling-detr[{runtime.extra}]'"
+        raise ModelError(folder, f"needs {runtime.package}, which is not installed", remedy) from error
+    except Exception as error:  # the runtimes raise whatever a damaged file leads to
+        reason = str(error).strip().partition("\n")[0].rstrip(".")[:200]
+        raise ModelError(folder / export["file"], f"cannot be opened ({reason})", "export the model again") from error
     return run

@@ -12,7 +12,7 @@ from modeling_detr.data import read_image
 from modeling_detr.data.image_copies import file_name_of
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.prediction import predict_objects, predict_segments
-from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
+from modeling_detr.segmentation_detr import Detector, has_masks
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult, PanopticResult, Task
 from modeling_detr.visualization import draw_comparison
 
@@ -44,7 +44,7 @@ def draw_predictions(
         image = read_image(record)
         predicted: DetectionResult | PanopticResult
         truth: Mapping[str, object]
-        if task == "panoptic" and isinstance(detector, DetrForSegmentation):
+        if task == "panoptic" and has_masks(detector):
             predicted = predict_segments(detector, processor, image)
             truth = _true_segments(index, image_index)
         else:

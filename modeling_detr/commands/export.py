@@ -1,0 +1,180 @@
+"""Export a model to ONNX, OpenVINO or torch.export, and compare the result with the model.
+
+    detr export runs/mine exported --to onnx --data my_dataset
+    detr export runs/mine small --to onnx --precision int8 --data my_dataset
+    detr evaluate exported my_dataset
+    python exported/detect.py photo.jpg
+
+The folder holds the model, its labels and image processor, `export.json` with everything that a program needs to run
+it, and `detect.py`, which does so with NumPy, Pillow and the runtime alone. The command prints how far outputs, AP,
+time and size differ from the model's; if the difference is too large, nothing is written.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from modeling_detr.commands.command_parser import CommandParser, boolean, check_at_least
+from modeling_detr.commands.dataset_options import add_dataset_options
+from modeling_detr.commands.results import link_to
+from modeling_detr.commands.trained_on import CHOICE_OPTION_NAMES, add_choice_options, choose_images, open_images
+from modeling_detr.conversion.sources import load_model
+from modeling_detr.data import open_dataset
+from modeling_detr.data.findings import counted
+from modeling_detr.data.labels import adopt_model_labels
+from modeling_detr.data.splits import choose_split, find_split
+from modeling_detr.deployment.checks import MAX_AP_DROP
+from modeling_detr.deployment.export import ExportRefusedError, export_detector
+from modeling_detr.deployment.targets import TARGETS, Operators
+from modeling_detr.errors_detr import OutputExistsError, printable
+from modeling_detr.output_errors import check_model_path
+from modeling_detr.prediction import task_of
+from modeling_detr.segmentation_detr import Detector
+from modeling_detr.structures_detr import DetectionIndex
+
+
+OPTION_NAMES = CHOICE_OPTION_NAMES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    arguments = _parse_arguments(argv)
+    target: Path = arguments.target
+    if target.exists() or target.is_symlink():
+        raise OutputExistsError(target, "already exists", "choose another target or remove it")
+    check_model_path(target)
+    model, processor = load_model(arguments.model)
+    data = _images_to_compare_on(arguments, model)
+    calibration = _calibration_images(arguments) if arguments.precision == "int8_static" else None
+    try:
+        checks = export_detector(
+            model,
+            processor,
+            target,
+            to=arguments.to,
+            precision=arguments.precision,
+            pixel_mask=arguments.pixel_mask,
+            postprocess=arguments.postprocess,
+            masks_per_image=arguments.masks_per_image,
+            fixed_size=arguments.fixed_size,
+            data=data,
+            calibration=calibration,
+            operators=arguments.operators,
+            max_ap_drop=arguments.max_ap_drop,
+        )
+    except ExportRefusedError as error:
+        if error.checks is not None:
+            print(error.checks.table())
+        raise
+    print(checks.table())
+    if data is None:
+        print("AP was not compared; to compare it, add --data DATASET")
+    print(f"wrote {printable(target)}, {TARGETS[arguments.to].description} in {arguments.precision}")
+    print(link_to(target))
+    return 0
+
+
+def build_parser() -> CommandParser:
+    """The parser of the command; its help and its page of the documentation come from it."""
+    parser = CommandParser("detr export", __doc__)
+    parser.add_argument("model", help="a model folder, the folder of a run, a Hub id or an original checkpoint")
+    parser.add_argument("target", type=Path, help="the folder to write")
+    kinds = ", ".join(f"{name} ({target.description})" for name, target in TARGETS.items())
+    parser.add_argument("--to", choices=TARGETS, default="onnx", help=f"{kinds}; default: %(default)s")
+    parser.add_argument(
+        "--precision",
+        choices=MAX_AP_DROP,
+        default="float32",
+        help="float32; float16, bfloat16: 16-bit weights; int8: 8-bit weights of the linear layers; int8_static: also "
+        "8-bit inputs of --operators, calibrated on images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pixel_mask",
+        type=boolean,
+        default=True,
+        metavar="BOOL",
+        help="take a pixel mask; false: all images must have one size (default: true)",
+    )
+    parser.add_argument(
+        "--postprocess",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="return scores, labels and boxes in pixels instead of logits and relative boxes (default: false)",
+    )
+    parser.add_argument(
+        "--masks_per_image",
+        type=int,
+        help="number of masks per image, those with the highest scores (default: all above a score)",
+    )
+    parser.add_argument(
+        "--fixed_size",
+        type=_height_and_width,
+        metavar="HEIGHT,WIDTH",
+        help="one size for all images, which some backbones need (default: any size)",
+    )
+    _add_comparison_options(parser)
+    return parser
+
+
+def _add_comparison_options(parser: CommandParser) -> None:
+    group = parser.add_argument_group("comparison of AP")
+    group.add_argument("--data", dest="dataset", help="dataset to compare AP on (default: AP is not compared)")
+    group.add_argument(
+        "--max_images", type=int, default=500, help="most images to compare on, 0 for all (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max_ap_drop",
+        type=float,
+        help="by how much AP may fall (default: .002, or .01 for int8 and int8_static)",
+    )
+    add_choice_options(parser)
+    add_dataset_options(parser)
+    group = parser.add_argument_group("with --precision int8_static")
+    group.add_argument("--calibration", help="dataset to calibrate on (default: the training split of --data)")
+    group.add_argument(
+        "--operators", choices=get_args(Operators), default="conv", help="what to quantise (default: %(default)s)"
+    )
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    check_at_least("max_images", arguments.max_images, 0)
+    if arguments.max_ap_drop is not None:
+        check_at_least("max_ap_drop", arguments.max_ap_drop, 0)
+    if arguments.masks_per_image is not None:
+        check_at_least("masks_per_image", arguments.masks_per_image, 1)
+    if arguments.precision == "int8_static" and arguments.calibration is None and arguments.dataset is None:
+        parser.error("--precision int8_static needs --calibration DATASET, or --data with a training split")
+    return arguments
+
+
+def _images_to_compare_on(arguments: argparse.Namespace, model: Detector) -> DetectionIndex | None:
+    if arguments.dataset is None:
+        return None
+    choice = choose_images(arguments)
+    index = open_images(arguments, task_of(model), choice)
+    index = adopt_model_labels(index, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
+    if 0 < arguments.max_images < len(index):
+        index = index.select(np.linspace(0, len(index) - 1, arguments.max_images).astype(int))
+    print(f"comparing on {printable(index.name)}: {counted(len(index), 'image')}")
+    return index
+
+
+def _calibration_images(arguments: argparse.Namespace) -> DetectionIndex:
+    index = open_dataset(arguments.calibration or arguments.dataset, format=arguments.data_format)
+    if index.has_splits:
+        index = choose_split(index, find_split(index, "train"))
+    print(f"calibrating on {printable(index.name)}")
+    return index
+
+
+def _height_and_width(text: str) -> tuple[int, int]:
+    sides = text.replace("x", ",").split(",")
+    if len(sides) != 2 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"got '{text}', expected height and width in pixels, such as 480,640")
+    return int(sides[0]), int(sides[1])
