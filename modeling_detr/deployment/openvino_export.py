@@ -3,7 +3,7 @@
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from modeling_detr.deployment.onnx_precision import Operators, checked_batches, head_names, layer_names
+from modeling_detr.deployment.onnx_precision import Operators, checked_batches, head_names
 from modeling_detr.errors_detr import ModelError, did_you_mean
 
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int8_static")
 
-_WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")  # operations whose second input is the weights
+_CONVOLUTIONS = ("Convolution", "GroupConvolution")
+_OPERATIONS = {"conv": _CONVOLUTIONS, "linear": ("MatMul",), "all": (*_CONVOLUTIONS, "MatMul")}
 
 
 def write_openvino(
@@ -53,52 +54,60 @@ def write_openvino(
 
     if precision not in PRECISIONS:
         raise ModelError("precision", f"got '{precision}'", did_you_mean(precision, PRECISIONS))
-    source = onnx.load(onnx_file)
+    if operators not in _OPERATIONS:
+        raise ModelError("operators", f"got '{operators}'", did_you_mean(operators, _OPERATIONS))
+    heads = set(head_names(onnx.load(onnx_file)))
     model = openvino.convert_model(onnx_file)
     if precision in ("float16", "bfloat16"):
-        _store_weights_as(precision, model, layer_names(source, "all"))
+        _store_weights_as(precision, _layers(model, heads, "all"))
     elif precision == "int8":
-        model = _with_int8_weights(model, head_names(source))
+        kept = [operation for operation in model.get_ops() if _onnx_node(operation) in heads]
+        model = _with_int8_weights(model, kept)
     elif precision == "int8_static":
-        model = _quantized(model, layer_names(source, operators), batches)
+        model = _quantized(model, _layers(model, heads, operators), batches)
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)  # which would also round the heads
     return {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32"}
 
 
-def _store_weights_as(dtype: str, model: Any, layers: Iterable[str]) -> None:
-    """Stores the weights of the ONNX nodes `layers` in 16 bits, cast to float32; too large ones stay as they are."""
+def _layers(model: Any, heads: Collection[str], operators: Operators) -> list[Any]:
+    """The operations with constant weights, without those of the ONNX nodes `heads`.
+
+    OpenVINO fuses some layers with what follows them, and then names them after that.
+    """
+    return [
+        operation
+        for operation in model.get_ordered_ops()
+        if operation.get_type_name() in _OPERATIONS[operators]
+        and operation.input_value(1).get_node().get_type_name() == "Constant"
+        and _onnx_node(operation) not in heads
+    ]
+
+
+def _store_weights_as(dtype: str, layers: Iterable[Any]) -> None:
+    """Stores the weights of layers in 16 bits, cast to float32; too large ones stay as they are."""
     import openvino
     from openvino import opset13
 
-    stored = set(layers)
     kind = openvino.Type.f16 if dtype == "float16" else openvino.Type.bf16
     largest = np.finfo(np.float16 if dtype == "float16" else np.float32).max
-    for operation in model.get_ordered_ops():
-        if _onnx_node(operation) not in stored or operation.get_type_name() not in _WEIGHTED:
-            continue
-        weights = operation.input_value(1).get_node()
-        if weights.get_type_name() == "Constant" and np.abs(weights.get_data()).max() <= largest:
-            rounded = opset13.constant(weights.get_data(), kind)
-            operation.input(1).replace_source_output(opset13.convert(rounded, "f32").output(0))
+    for layer in layers:
+        weights = layer.input_value(1).get_node().get_data()
+        if np.abs(weights).max() <= largest:
+            rounded = opset13.constant(weights, kind)
+            layer.input(1).replace_source_output(opset13.convert(rounded, "f32").output(0))
 
 
-def _with_int8_weights(model: Any, heads: Iterable[str]) -> Any:
-    """The model with int8 weights, a scale per output channel, except in the ONNX nodes `heads`."""
-    kept = set(heads)
-    names = [operation.get_friendly_name() for operation in model.get_ops() if _onnx_node(operation) in kept]
+def _with_int8_weights(model: Any, kept: Iterable[Any]) -> Any:
+    """The model with int8 weights, a scale per output channel, except those of the operations `kept`."""
     with _quiet_nncf() as nncf:
-        ignored = nncf.IgnoredScope(names=names, validate=False)
+        ignored = nncf.IgnoredScope(names=[one.get_friendly_name() for one in kept], validate=False)
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=ignored)
 
 
-def _quantized(model: Any, layers: Iterable[str], batches: Iterable[Mapping[str, NDArray[Any]]]) -> Any:
-    """The model with int8 arithmetic in the ONNX nodes `layers`."""
-    quantised = set(layers)
-    names = [
-        operation.get_friendly_name()
-        for operation in model.get_ops()
-        if _onnx_node(operation) not in quantised and operation.get_type_name() != "Constant"
-    ]
+def _quantized(model: Any, layers: Iterable[Any], batches: Iterable[Mapping[str, NDArray[Any]]]) -> Any:
+    """The model with int8 arithmetic in `layers`."""
+    chosen = {layer.get_friendly_name() for layer in layers}
+    names = [one.get_friendly_name() for one in model.get_ops() if one.get_type_name() != "Constant"]
     with tempfile.TemporaryDirectory() as folder, _quiet_nncf() as nncf:
         stored = _StoredBatches(Path(folder), batches)
         return nncf.quantize(
@@ -106,7 +115,7 @@ def _quantized(model: Any, layers: Iterable[str], batches: Iterable[Mapping[str,
             nncf.Dataset(stored),
             subset_size=len(stored.files),
             model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(names=names, validate=False),
+            ignored_scope=nncf.IgnoredScope(names=[name for name in names if name not in chosen], validate=False),
         )
 
 

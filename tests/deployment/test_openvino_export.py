@@ -81,9 +81,11 @@ def test_an_empty_calibration_set_is_an_error(onnx_file, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_an_unknown_precision_is_an_error(onnx_file, tmp_path):
+def test_unknown_names_are_errors(onnx_file, tmp_path):
     with pytest.raises(ModelError, match="did you mean 'float16'"):
         write_openvino(onnx_file, tmp_path, "fp16")
+    with pytest.raises(ModelError, match="did you mean 'conv'"):
+        write_openvino(onnx_file, tmp_path, "int8_static", operators="convs")
 
 
 def test_a_damaged_file_is_an_error_with_its_name(onnx_file, tmp_path):
