@@ -31,7 +31,7 @@ from modeling_detr.data.findings import Findings, counted, first_items
 from modeling_detr.data.format_limits import refuse_names_outside_xml, refuse_shared_names, warn_of_stuff
 from modeling_detr.data.formats.object_attributes import attribute_columns
 from modeling_detr.data.formats.voc_boxes import note_other_shapes, read_box
-from modeling_detr.data.formats.voc_lists import ListedNames, split_of_class_list
+from modeling_detr.data.formats.voc_lists import ListedNames, listed_names, split_of_class_list
 from modeling_detr.data.image_copies import UNLISTED, ImageCopies
 from modeling_detr.data.image_headers import MAX_PIXELS, header_size
 from modeling_detr.data.image_numbers import number_images
@@ -79,7 +79,8 @@ def read_voc(
     images: str | Path | None = None,
     boxes: str | None = None,
 ) -> DetectionIndex:
-    """Read a VOC dataset. Classes are sorted by name over all files; images without an XML file are left out.
+    """Read a VOC dataset. Classes are sorted by name over all files. Images without an XML file are left out, unless they
+    are in a list: these have no objects.
 
     Args:
         path: The dataset's folder.
@@ -99,6 +100,8 @@ def read_voc(
     if not trees:
         raise DatasetNotFoundError(root, "no Pascal VOC annotations", f"expected {_LOOKED_FOR}")
 
+    empty = _implied_files(root, files, findings)
+    trees += [(file, ElementTree.Element("annotation")) for file in empty]
     names = sorted({name for _, tree in trees for name in _class_names(tree)})
     label_of = {name: label for label, name in enumerate(names)}
     records: list[ImageRecord] = []
@@ -110,7 +113,7 @@ def read_voc(
             difficult += _read_objects(file, tree, len(records), label_of, drop_difficult, rows, findings)
             records.append(record)
             used.append(file)
-    _note_sizeless(sizeless, findings)
+    _note_sizeless([file for file in sizeless if file not in empty], findings)
     _note_difficult(difficult, drop_difficult, findings)
     note_other_shapes((element for _, tree in trees for element in _objects(tree)), findings)
     _refuse_shared_images(used, records, findings)
@@ -195,6 +198,33 @@ def _walk(root: Path) -> _Files:
             elif is_image_name(name):
                 files.images.append(f"{folder}/{name}")
     return files
+
+
+def _implied_files(root: Path, files: _Files, findings: Findings) -> dict[Path, str]:
+    """The XML files that are not there because their images, which are in the lists, have no objects.
+
+    CVAT and Datumaro write none for such images. They are few: otherwise annotations are missing, which is an error.
+    """
+    lists = [file for folder in files.image_sets for file in folder.glob("*.txt") if not file.is_symlink()]
+    if not lists or not files.xml:
+        return {}
+    listed, annotated = listed_names(lists), {file.stem for file in files.xml}
+    implied: dict[Path, str] = {}
+    for image in files.images:
+        parts = Path(image).relative_to(root).parts
+        if stem(parts[-1]) in listed and stem(parts[-1]) not in annotated:
+            folders = ["Annotations" if part == "JPEGImages" else part for part in parts[:-1]]
+            implied[root.joinpath(*folders, f"{stem(parts[-1])}.xml")] = image
+    if not implied or len(implied) > len(files.xml):
+        return {}
+    have = "listed image has no XML file and is" if len(implied) == 1 else "listed images have no XML file and are"
+    findings.warn(
+        "no annotations",
+        f"{len(implied):,} {have} read without objects; the first: {next(iter(implied.values()))}.",
+        "it is read as an image without objects, for which CVAT and Datumaro write no XML file",
+        ((image, "is in a list, but has no XML file") for image in implied.values()),
+    )
+    return implied
 
 
 def _parse_all(files: Sequence[Path], findings: Findings) -> list[tuple[Path, ElementTree.Element]]:

@@ -4,7 +4,8 @@ A line is a stem (`a`), with the folders of the annotation where there are any (
 (`a.jpg`), as paths (`JPEGImages/a.jpg Annotations/a.xml`), or followed by the mark of a class (`a 1`, `a -1`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,17 @@ class ListedNames:
             self._alike = by_folded_name(self._index_of)
         found = [entry for reading in readings(name) for entry in self._alike.get(folded(reading), ())]
         return nearest(found, lambda entry: distance(name, entry))[0] if found else []
+
+
+def listed_names(files: Iterable[Path]) -> set[str]:
+    """All that lines of lists may mean, without those of lists that cannot be read, which is reported elsewhere."""
+    names: set[str] = set()
+    for file in files:
+        with contextlib.suppress(FileReadError, FileContentError):
+            for line in read_text(file, MAX_LIST_BYTES, "surrogateescape").splitlines():
+                texts = filter(None, (line.strip(), _without_mark(line)))
+                names.update(name for text in texts for name in _spellings(text))
+    return names
 
 
 def split_of_class_list(name: str) -> str | None:

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from modeling_detr.data import open_dataset
+from modeling_detr.data.check import check_dataset
 
 
 def _voc(root, stems, label="cat", encoding="utf-8", declared=None):
@@ -93,3 +94,15 @@ def test_text_in_utf_16_is_read(yolo_folder):
     index = open_dataset(yolo_folder, "train")
     assert index.id2label == {0: "猫", 1: "dog"}
     assert len(index.annotations) == 3
+
+
+def test_a_listed_image_without_an_xml_file_has_no_objects_unless_most_lack_one(voc_folder):
+    (voc_folder / "Annotations" / "d.xml").unlink()  # CVAT and Datumaro write none for an image without objects
+    report = check_dataset(voc_folder)
+    assert not report.errors
+    assert [record.id for record in report.index.images] == ["a", "b", "c", "d"]
+    assert "is in a list, but has no XML file; it is read as an image without objects" in report.to_text()
+    for name in "bc":
+        (voc_folder / "Annotations" / f"{name}.xml").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no annotation file"):
+        open_dataset(voc_folder)
