@@ -79,8 +79,10 @@ def read_voc(
     images: str | Path | None = None,
     boxes: str | None = None,
 ) -> DetectionIndex:
-    """Read a VOC dataset. Classes are sorted by name over all files. Images without an XML file are left out, unless they
-    are in a list: these have no objects.
+    """Read a VOC dataset.
+
+    Classes are sorted by name over all files. Images without an XML file are left out, unless they are in a list:
+    these have no objects.
 
     Args:
         path: The dataset's folder.
