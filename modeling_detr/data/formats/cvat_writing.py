@@ -52,12 +52,13 @@ def _to_xml(index: DetectionIndex, image: int, copies: ImageCopies, boxes: NDArr
     subset = "" if home in (UNSPLIT, UNLISTED) else f" subset={quoteattr(home)}"
     size = record.height, record.width
     masks = [None] * len(table.label[rows]) if table.masks is None else segmentations(table.masks[rows], *size)
-    occluded = table.attributes.get("occluded", np.zeros(len(table)))
+    occluded = table.attributes.get("occluded")
     shapes = ""
     for row, mask in zip(range(rows.start, rows.stop), masks, strict=True):
         label = quoteattr(index.categories[int(table.label[row])].name)
+        mark = int(occluded is not None and occluded[row] > 0)
         tag, written, boxes[row] = _shape(boxes[row].tolist(), mask, *size)
-        shapes += f'<{tag} label={label} source="manual" occluded="{int(occluded[row] > 0)}" {written} z_order="0"/>\n'
+        shapes += f'<{tag} label={label} source="manual" occluded="{mark}" {written} z_order="0"/>\n'
     return (
         f'<image id="{image}" name={quoteattr(name)}{subset} width="{record.width}" height="{record.height}">\n'
         f"{shapes}</image>\n"
