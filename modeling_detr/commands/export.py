@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise OutputExistsError(target, "already exists", "choose another target or remove it")
     check_model_path(target)
     model, processor = load_model(arguments.model)
+    model.float()  # some are saved with 16 bits
     data = _images_to_compare_on(arguments, model)
     calibration = _calibration_images(arguments) if arguments.precision == "int8_static" else None
     try:

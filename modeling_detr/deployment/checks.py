@@ -99,7 +99,12 @@ class Checks:
         rows = [("", "model", "exported", "difference")]
         rows += [(f"largest difference: {name}", "", "", f"{value:.2g}") for name, value in self.differences.items()]
         rows += [
-            (f"{pair.name} ({self.images} images)", f"{pair.model:.4f}", f"{pair.exported:.4f}", f"{-pair.drop:+.4f}")
+            (
+                f"{pair.name} ({self.images} images)",
+                f"{pair.model:.4f}",
+                f"{pair.exported:.4f}",
+                f"{round(-pair.drop, 4) + 0.0:+.4f}",
+            )
             for pair in self.metrics
         ]
         rows.append(("ms per image", f"{self.model_ms:.1f}", f"{self.exported_ms:.1f}", _ratio(self)))
@@ -118,8 +123,12 @@ class Checks:
         return "\n".join(line.rstrip() for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON."""
-        return asdict(self)
+        """The numbers as JSON, which has no NaN."""
+        values = asdict(self)
+        values["metrics"] = [
+            {key: None if value != value else value for key, value in one.items()} for one in values["metrics"]
+        ]
+        return values
 
 
 def _ratio(checks: Checks) -> str:

@@ -20,6 +20,7 @@ from modeling_detr.deployment.targets import TARGETS
 from modeling_detr.errors_detr import ModelError, OutputExistsError
 from modeling_detr.prediction import predict_objects
 from modeling_detr.runtimes import RUNTIMES
+from modeling_detr.runtimes.manifest import Manifest
 
 
 @pytest.fixture
@@ -40,10 +41,19 @@ def assert_equal_objects(got, expected):
         assert (got["masks"] != expected["masks"]).sum() <= 1e-3 * expected["masks"].numel()
 
 
-@pytest.mark.parametrize("make", ["tiny_detector", "tiny_segmenter"])
-@pytest.mark.parametrize(
-    "to", ["torch", *(pytest.param(to, marks=pytest.mark.slow) for to in ("onnx", "openvino", "aotinductor"))]
-)
+CASES = [
+    ("tiny_detector", "torch"),
+    ("tiny_segmenter", "torch"),
+    *(
+        pytest.param(make, to, marks=pytest.mark.slow)
+        for make in ("tiny_detector", "tiny_segmenter")
+        for to in ("onnx", "openvino", "aotinductor")
+        if (make, to) != ("tiny_segmenter", "aotinductor")  # its compiler takes minutes
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "to"), CASES)
 def test_an_exported_folder_predicts_what_the_model_predicts(make, to, request, processor, image, tmp_path):
     model = request.getfixturevalue(make)()
     checks = export_detector(model, processor, tmp_path / "exported", to=to)
@@ -63,6 +73,20 @@ def test_every_form_of_export_predicts_what_the_model_predicts(options, tiny_det
         predict_objects(exported, exported_processor, image, 0.0),
         predict_objects(model, exported_processor, image, 0.0),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int8_static"])
+def test_an_export_of_low_precision_is_small_and_close(precision, tiny_detector, processor, tmp_path):
+    index = open_dataset("shapes").split("val").select(np.arange(3))
+    model = tiny_detector(num_labels=len(index.categories), encoder_ffn_dim=512)
+    target = tmp_path / "exported"
+    checks = export_detector(
+        model, processor, target, precision=precision, data=index, calibration=index, operators="all"
+    )
+    assert checks.exported_bytes < checks.model_bytes
+    assert checks.differences["pred_boxes"] < 0.05
+    assert Manifest.read(target).precision == precision
 
 
 def test_the_folder_says_what_is_in_it(tiny_detector, processor, tmp_path):
