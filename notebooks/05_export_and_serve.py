@@ -9,17 +9,14 @@
 # %% [markdown]
 # # Export and serve: a trained model outside of its training
 #
-# Five ways out, from the easiest to the most independent, and after each a check that it still computes the same:
+# Four ways out, from the easiest to the most independent, and after each a check that it still computes the same:
 #
 # | way | who reads it | what it needs there |
 # | --- | --- | --- |
 # | a folder | `from_pretrained`, `pipeline` | this package, or `trust_remote_code=True` |
 # | Transformers' own DETR | `transformers` | nothing of ours |
-# | torch.export | PyTorch | no Python code of the model |
-# | ONNX | ONNX Runtime, and what else reads ONNX | no PyTorch |
+# | `detr export` | ONNX Runtime, OpenVINO, PyTorch's compilers | no Python code of the model; with ONNX, no PyTorch |
 # | HTTP | anything | a network |
-#
-# There is no command `detr export` or `detr serve`; what follows is PyTorch's and Python's own, and a few lines each.
 #
 # Where the package is not installed, as on Colab, upload a ZIP of the repository beside this notebook. In a clone,
 # `git archive --prefix=modeling_detr/ --output=modeling_detr.zip HEAD` makes it.
@@ -37,30 +34,28 @@ if importlib.util.find_spec("modeling_detr") is None:
 import io
 import json
 import os
+import shutil
 import threading
-import time
 import urllib.error
 import urllib.request
-import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import torch
 import transformers
 from PIL import Image
-from torch import nn
-from torch.export import Dim
 from torch.testing import assert_close
 from transformers import pipeline
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrTorchvisionImageProcessor
+from modeling_detr.commands.evaluate import main as evaluate
+from modeling_detr.commands.export import main as export
 from modeling_detr.commands.train import main as train
 from modeling_detr.conversion import load_model, save_for_transformers
 from modeling_detr.data import open_dataset, read_image
+from modeling_detr.deployment import export_detector
 from modeling_detr.image_processing_detr import to_rgb
-from modeling_detr.modeling_detr import DetrObjectDetectionOutput
 from modeling_detr.prediction import predict_objects
-from modeling_detr.visualization import draw_prediction
 
 
 # %%
@@ -73,8 +68,9 @@ if not (RUN / "model").is_dir():
 
 model, processor = load_model(RUN)
 model.eval()
-OUT = Path("runs/export")
-OUT.mkdir(parents=True, exist_ok=True)
+OUT = Path("runs/notebook_05")
+shutil.rmtree(OUT, ignore_errors=True)  # what this notebook wrote before
+OUT.mkdir(parents=True)
 torch.set_grad_enabled(False)
 transformers.utils.logging.disable_progress_bar()
 
@@ -145,111 +141,78 @@ assert_close(stock(**inputs).logits, plain(**inputs).logits, rtol=0, atol=1e-4)
 type(stock)
 
 # %% [markdown]
-# ## torch.export
-#
-# `torch.export` records the model as a graph of tensor operations. The file runs in PyTorch without the model's Python code, and is what compilers for devices
-# start from. Say which sizes may vary, or the graph is for this batch only. Here: any number of images, and sides of any multiple of 32.
-
-
-# %%
-class Detector(nn.Module):
-    """Two tensors in, two tensors out."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values, pixel_mask):
-        """(B, 3, H, W) and (B, H, W) → logits (B, N, C + 1) and boxes (B, N, 4)."""
-        outputs = self.model(pixel_values, pixel_mask)
-        return outputs.logits, outputs.pred_boxes
-
-
-batch, rows, columns = Dim("batch", min=1, max=64), Dim("rows", min=1, max=42), Dim("columns", min=1, max=42)
-sizes = {
-    "pixel_values": {0: batch, 2: 32 * rows, 3: 32 * columns},
-    "pixel_mask": {0: batch, 1: 32 * rows, 2: 32 * columns},
-}
-detector = Detector(model).eval()
-program = torch.export.export(detector, (), dict(inputs), dynamic_shapes=sizes, strict=False)
-torch.export.save(program, OUT / "detector.pt2")
-
-# %%
-loaded = torch.export.load(OUT / "detector.pt2").module()
-logits, boxes = loaded(**inputs)
-assert_close(logits, expected.logits, rtol=0, atol=1e-4)
-assert_close(boxes, expected.pred_boxes, rtol=0, atol=1e-4)
-
-single = processor(images[2:3])  # another batch than the graph was made with
-assert_close(loaded(**single)[1], model(**single).pred_boxes, rtol=0, atol=1e-4)
-f"{(OUT / 'detector.pt2').stat().st_size:,} bytes"
-
-# %% [markdown]
-# Logits and boxes are not detections yet: softmax, threshold and scaling to pixels are the processor's, which also takes the outputs of an exported model. It needs
-# this package; elsewhere it is about five lines to write again.
-
-# %%
-outputs = DetrObjectDetectionOutput(logits=logits, pred_boxes=boxes)
-results = processor.post_process_object_detection(outputs, 0.9, target_sizes=[image.shape[-2:] for image in images])
-draw_prediction(images[0], results[0], model.config.id2label)
-
-# %% [markdown]
 # ## ONNX
 #
-# The same graph in a format that does not need PyTorch. The packages are an extra: `pip install 'modeling-detr[export]'`. Without them, the next cells do nothing.
+# `detr export MODEL FOLDER` writes a model for another runtime, by default ONNX, with any number of images of any size and with the mask. It needs
+# `pip install 'modeling-detr[export]'`; without it, the cells of this section do nothing.
+#
+# The command compares the result with the model before the folder appears: outputs on batches of odd sizes, with and without padding; with `--data` also AP on the same
+# images, each model from pixels to boxes in its own way. If AP falls by more than .002, nothing is written.
 
 # %%
-has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-if has_onnx:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about names of axes
-        onnx_program = torch.onnx.export(
-            detector,
-            (),
-            kwargs=dict(inputs),
-            dynamo=True,
-            dynamic_shapes=sizes,
-            output_names=["logits", "boxes"],
-            verbose=False,
-        )
-    onnx_program.save(OUT / "detector.onnx")
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+DATA = "shapes?val=16" if REDUCED else "shapes"
+if HAS_ONNX:
+    # the same as `detr export runs/demo runs/notebook_05/onnx --data shapes`
+    export([str(RUN), str(OUT / "onnx"), "--data", DATA])
+    for file in sorted((OUT / "onnx").iterdir()):
+        print(f"{file.stat().st_size:10,} {file.name}")
 else:
     print("skipped: pip install 'modeling-detr[export]'")
 
-# %%
-if has_onnx:
-    import onnxruntime
+# %% [markdown]
+# The differences are those of float32, not zero. `export.json` has the table as numbers, and all that a program needs: names of inputs and outputs, labels, how to
+# resize and normalise.
+#
+# Most "the exported model is worse" come from another resize. `detect.py` has the same one to the pixel, and needs NumPy, Pillow and ONNX Runtime only: copy the
+# folder to where it has to run.
 
-    session = onnxruntime.InferenceSession(OUT / "detector.onnx", providers=["CPUExecutionProvider"])
-    for given in (inputs, single):
-        arrays = {name: tensor.numpy() for name, tensor in given.items()}
-        onnx_logits, onnx_boxes = session.run(None, arrays)
-        truth = model(**given)
-        apart = [abs(onnx_logits - truth.logits.numpy()).max(), abs(onnx_boxes - truth.pred_boxes.numpy()).max()]
-        print(f"largest difference of logits {apart[0]:.0e}, of boxes {apart[1]:.0e}")
-        assert max(apart) < 1e-4
+# %%
+picture.save(OUT / "photo.png")
+if HAS_ONNX:
+    command = [sys.executable, OUT / "onnx/detect.py", OUT / "photo.png", "--threshold", "0"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    scores = torch.tensor([json.loads(line)["score"] for line in lines])  # the highest first
+    truth = predict_objects(model, processor, images[0], threshold=0)["scores"]
+    assert_close(scores, truth.sort(descending=True).values, rtol=0, atol=1e-4)
+    print("\n".join(lines[:3]))
 
 # %% [markdown]
-# The differences are those of float32, not zero. **Compare on images of your own before you ship**: a detection whose score is at the threshold may fall on the other
-# side. How fast is it? On this machine, one image at a time, the median of twenty:
-
+# `detr predict` and `detr evaluate` take the folder like a model:
 
 # %%
-def milliseconds(run):
-    """The median time of a call."""
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1000 * sorted(times)[10]
+if HAS_ONNX:
+    # the same as `detr evaluate runs/notebook_05/onnx shapes`
+    evaluate([str(OUT / "onnx"), DATA, "--output_dir", str(OUT / "evaluation"), "--num_workers", "0"])
 
+# %% [markdown]
+# Your own program runs the file with any ONNX runtime. The outputs are logits and boxes; `--postprocess true` makes them scores, labels and boxes in pixels.
 
-print(f"PyTorch       {milliseconds(lambda: model(**single)):6.1f} ms")
-print(f"torch.export  {milliseconds(lambda: loaded(**single)):6.1f} ms")
-if has_onnx:
-    arrays = {name: tensor.numpy() for name, tensor in single.items()}
-    print(f"ONNX Runtime  {milliseconds(lambda: session.run(None, arrays)):6.1f} ms")
+# %%
+if HAS_ONNX:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(OUT / "onnx/model.onnx", providers=["CPUExecutionProvider"])
+    for tensor in (*session.get_inputs(), *session.get_outputs()):
+        print(tensor.name, tensor.shape)
+    logits, boxes = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    assert_close(torch.from_numpy(boxes), expected.pred_boxes, rtol=0, atol=1e-4)
+
+# %% [markdown]
+# ### 8 bits
+#
+# `--precision int8` stores the linear layers in a quarter of the size. The heads stay in float32, because boxes need it. Here AP may fall by .01. In
+# Python, `export_detector` is the command:
+
+# %%
+if HAS_ONNX:
+    some = index.select(range(16 if REDUCED else 200))
+    checks = export_detector(model, processor, OUT / "int8", precision="int8", data=some)
+    print(checks.table())
+
+# %% [markdown]
+# `--to openvino` and `--to torch` (a `.pt2` of `torch.export`) are made and compared in the same way; [Export a model](../docs/deployment.md) has all targets and
+# precisions.
 
 # %% [markdown]
 # ## A service over HTTP
@@ -325,11 +288,8 @@ server.server_close()
 # ## What this does not give you
 #
 # - The service answers one request after the other, forms no batches, and knows neither passwords nor TLS. It is for a desk, or behind a server that does that.
-# - Nothing here is quantised or in half precision. Boxes need float32: in half precision they move by pixels in large images.
-# - The exported graphs contain the detector without masks. `DetrForSegmentation` exports the same way with `pred_masks` as a third output.
-# - The image processor is not part of a graph: resizing and normalising happen before it, with the numbers in `preprocessor_config.json`. Most "the exported model is
-#   worse" come from another resize.
-# - Sizes outside the ranges above are refused, and a graph is for the PyTorch, or the ONNX opset, that it was made with.
+# - It runs the model in PyTorch. `Detector` of an exported `detect.py` can take its place; it returns names, scores and boxes, too.
+# - Times in the tables are those of this machine and these images. **Measure on the machine that the model is for.**
 #
-# **What to change.** Your own run in `RUN`; the range of sizes; `threshold`, which trades misses against false alarms, one for each class if you like
+# **What to change.** Your own run in `RUN` and its data in `DATA`; `threshold`, which trades misses against false alarms, one for each class if you like
 # ([how](../docs/python.md#a-score-threshold-for-each-class)).
