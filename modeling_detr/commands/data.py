@@ -33,6 +33,7 @@ from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.check_page import check_page
 from modeling_detr.data.contents import CONTENTS
 from modeling_detr.data.convert import Conversion, convert_dataset
+from modeling_detr.data.crowds import ONLY_CROWDS
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
@@ -130,7 +131,7 @@ def _check(arguments: argparse.Namespace) -> int:
         kinds = [(finding.severity, finding.kind) for finding in report.findings]
         if not arguments.all and any(kinds.count(kind) > EXAMPLES for kind in set(kinds)):
             print("use --all to list every finding")
-        if report.errors and arguments.fix is None and len(report.good_images):
+        if report.errors and arguments.fix is None and _can_be_fixed(report):
             print(f"a copy without the errors: detr data check {shlex.quote(arguments.path)} --fix NEW_FOLDER")
 
     # Write the page.
@@ -179,10 +180,15 @@ def _advance(bar: "tqdm[NoReturn]", count: int) -> None:
     bar.update(count)
 
 
+def _can_be_fixed(report: CheckReport) -> bool:
+    """Whether a copy without the problems has something to train on."""
+    return len(report.good_images) > 0 and ONLY_CROWDS not in {finding.kind for finding in report.findings}
+
+
 def _fix(report: CheckReport, arguments: argparse.Namespace) -> str:
     clean = report.clean_index()
-    if not len(clean):
-        raise DatasetError(arguments.path, "no image can be used, so there is nothing to write")
+    if not _can_be_fixed(report):
+        raise DatasetError(arguments.path, "no image or no object can be used, so there is nothing to write")
     to = report.format if report.format in writable_formats() else "coco"
     with _terminating():
         written = convert_dataset(clean, arguments.fix, to, link=True)

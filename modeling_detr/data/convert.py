@@ -9,13 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modeling_detr.atomic_output import new_folder
 from modeling_detr.data.contents import CONTENTS, count_contents, without_contents
-from modeling_detr.data.dataset_format import WrittenDataset
+from modeling_detr.data.dataset_format import CROWDS_OPTION, WrittenDataset
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import FORMATS, writable_formats
 from modeling_detr.data.image_copies import file_names_of
@@ -83,7 +84,8 @@ def convert_dataset(
     index = without_contents(index, lost if "masks" in counts else [*lost, "masks"])
     with new_folder(target) as folder:
         written = write(index, folder, link)
-        read = open_dataset(folder, format=to, task="conversion")
+        reading: dict[str, Any] = {"crowds": "as_crowds"} if CROWDS_OPTION in FORMATS[to].options else {}
+        read = open_dataset(folder, format=to, task="conversion", **reading)
         difference, overlap = _compare(written, read, folder, to)
     table = written.index.annotations
     contents = count_contents(written.index)

@@ -15,6 +15,7 @@ from modeling_detr.structures_detr import DetectionIndex
 
 
 _USUAL_SHARE = 0.1  # of a dataset's objects that are crowd regions; in COCO, one in a hundred
+ONLY_CROWDS = "only crowd regions"  # the kind of finding
 CROWDS_REMEDY = "if they are ordinary objects, as masks exported as RLE often are, read them as such"
 
 
@@ -42,7 +43,7 @@ def settle_crowds(index: DetectionIndex, crowds: str | None, place: str | Path, 
     settings = {"crowds": "as_objects"}
     if count == len(table):
         message = f"no object to learn or to find: every annotation ({count:,}) is marked as a crowd region (iscrowd)"
-        findings.error("only crowd regions", place, message, CROWDS_REMEDY, settings)
+        findings.error(ONLY_CROWDS, place, message, CROWDS_REMEDY, settings)
         return index
     parts = _parts_of_crowds(index)
     if count >= _USUAL_SHARE * len(table):

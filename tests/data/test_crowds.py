@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from modeling_detr.commands import run_command
 from modeling_detr.data import open_dataset
 from modeling_detr.data.check import check_dataset
+from modeling_detr.data.convert import convert_dataset
 from modeling_detr.data.splits import training_splits
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.evaluation.report import EvaluationReport
@@ -32,6 +34,20 @@ def test_a_dataset_of_crowd_regions_only_is_an_error_that_crowds_settles(coco_fo
     assert len(training_splits(report.index)[0].annotations) == 3
     assert any("4 crowd regions are read as objects" in note for note in report.index.notes)
     assert open_dataset(coco_folder, crowds="as_crowds").annotations.is_crowd.all()
+
+
+def test_a_dataset_of_crowd_regions_only_is_converted_as_crowds_but_has_no_clean_copy(
+    coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        _with_crowds(coco_folder, split, 1)
+    index = open_dataset(coco_folder, task="conversion", crowds="as_crowds")
+    convert_dataset(index, tmp_path / "copy", "coco")
+    assert open_dataset(tmp_path / "copy", crowds="as_crowds").annotations.is_crowd.all()
+    assert run_command("data", ["check", str(coco_folder), "--no_html"]) == 1
+    assert "a copy without the errors" not in capsys.readouterr().out
+    assert run_command("data", ["check", str(coco_folder), "--no_html", "--fix", str(tmp_path / "fixed")]) == 2
+    assert not (tmp_path / "fixed").exists()
 
 
 def test_a_split_of_crowd_regions_only_is_a_finding_and_an_error_in_training(coco_folder: Path) -> None:
