@@ -38,6 +38,8 @@ _MAX_DIFFERENCES = {
     "labels": math.inf,
     "pred_masks": 2e-2,
 }
+# Otherwise the threads of ONNX Runtime go on for some time after each image, and take the cores from PyTorch
+OPTIONS_FOR_TIMING = {"onnx": {"session.intra_op.allow_spinning": "0"}}
 _TIMED_RUNS = 5
 
 

@@ -18,7 +18,7 @@ from modeling_detr import __version__
 from modeling_detr.atomic_output import new_folder
 from modeling_detr.data.dataset import DetectionDataset
 from modeling_detr.deployment import checks as checking
-from modeling_detr.deployment.checks import MAX_AP_DROP, Checks, MetricPair
+from modeling_detr.deployment.checks import MAX_AP_DROP, OPTIONS_FOR_TIMING, Checks, MetricPair
 from modeling_detr.deployment.graph import GraphOptions
 from modeling_detr.deployment.preprocessing import preprocessing_of
 from modeling_detr.deployment.runner_file import runner_source
@@ -105,7 +105,8 @@ def export_detector(
         _save_json(folder / CONFIG_NAME, model.config.to_dict())
         _save_json(folder / IMAGE_PROCESSOR_NAME, exported_processor.to_dict())
         manifest = _manifest(model, exported_processor, to, settings, written)
-        manifest.save(folder)
+        options = {**manifest.runtime_options, **OPTIONS_FOR_TIMING.get(to, {})}
+        replace(manifest, runtime_options=options).save(folder)
         (folder / SCRIPT).write_text(runner_source(to), encoding="utf-8")
         checks = _compare(model, processor, folder, manifest, graph, data)
         replace(manifest, checks=checks.to_dict()).save(folder)

@@ -111,7 +111,7 @@ def write_openvino(model: Detector, folder: Path, settings: ExportSettings) -> W
     traced = trace_detector(model, settings.graph)
     onnx_file = folder / "float32.onnx"
     _save_onnx(traced, onnx_file)
-    options = write(onnx_file, folder, settings.precision, settings.calibration)
+    options = write(onnx_file, folder, settings.precision, settings.calibration, settings.operators)
     onnx_file.unlink()
     return WrittenModel("model.xml", traced.inputs, traced.outputs, options)
 
