@@ -7,13 +7,13 @@ from typing import Any
 from modeling_detr.data.formats import FORMATS, reading_options
 
 
-def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+def add_dataset_options(parser: argparse._ActionsContainer) -> None:
     """Add the format option, and the reading options of all formats.
 
     The format is `--data_format`, as in `detr train`, or `--format` for short.
 
     Args:
-        parser: The parser of the command.
+        parser: The parser of the command, or a group of its options.
     """
     parser.add_argument(
         "--data_format",

@@ -123,21 +123,26 @@ def build_parser() -> CommandParser:
 
 def _add_comparison_options(parser: CommandParser) -> None:
     group = parser.add_argument_group("comparison of AP")
-    group.add_argument("--data", dest="dataset", help="dataset to compare AP on (default: AP is not compared)")
+    group.add_argument("--data", dest="dataset", help="a dataset's folder or file (default: AP is not compared)")
     group.add_argument(
-        "--max_images", type=int, default=500, help="most images to compare on, 0 for all (default: %(default)s)"
+        "--max_images", type=int, default=500, help="most images to take, evenly spaced; 0: all (default: %(default)s)"
     )
     group.add_argument(
         "--max_ap_drop",
         type=float,
         help="by how much AP may fall (default: .002, or .01 for int8 and int8_static)",
     )
-    add_choice_options(parser)
-    add_dataset_options(parser)
+    add_choice_options(group)
+    add_dataset_options(group)
     group = parser.add_argument_group("with --precision int8_static")
-    group.add_argument("--calibration", help="dataset to calibrate on (default: the training split of --data)")
     group.add_argument(
-        "--operators", choices=get_args(Operators), default="conv", help="what to quantise (default: %(default)s)"
+        "--calibration", metavar="DATASET", help="dataset to calibrate on (default: the training split of --data)"
+    )
+    group.add_argument(
+        "--operators",
+        choices=get_args(Operators),
+        default="conv",
+        help="what to quantise: convolutions, linear layers or both (default: %(default)s)",
     )
 
 

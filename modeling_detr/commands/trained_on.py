@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.commands.dataset_options import dataset_options
 from modeling_detr.data import open_dataset
 from modeling_detr.data.formats import reading_options
@@ -30,8 +29,8 @@ class Choice(NamedTuple):
     reason: str
 
 
-def add_choice_options(parser: CommandParser) -> None:
-    """Add the options that choose images: `--split`, `--eval_fraction` and `--seed`."""
+def add_choice_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that choose images: `--split`, `--eval_fraction` and `--seed`, to a parser or a group of it."""
     parser.add_argument(
         "--split",
         help="split, several joined by '+', or all (default: the images that the model's run evaluated on, else the "
