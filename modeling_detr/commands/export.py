@@ -156,7 +156,20 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         check_at_least("masks_per_image", arguments.masks_per_image, 1)
     if arguments.precision == "int8_static" and arguments.calibration is None and arguments.dataset is None:
         parser.error("--precision int8_static needs --calibration DATASET, or --data with a training split")
+    _check_that_options_are_used(parser, arguments)
     return arguments
+
+
+def _check_that_options_are_used(parser: CommandParser, arguments: argparse.Namespace) -> None:
+    """Exits with an error if an option would have no effect."""
+    if arguments.precision != "int8_static":
+        for name in ("calibration", "operators"):
+            if getattr(arguments, name) != parser.get_default(name):
+                parser.error(f"--{name} needs --precision int8_static, got {arguments.precision}")
+    if arguments.dataset is None:
+        for name in ("max_images", "max_ap_drop", "split", "eval_fraction"):
+            if getattr(arguments, name) != parser.get_default(name):
+                parser.error(f"--{name} needs --data DATASET, because it is about the comparison of AP")
 
 
 def _images_to_compare_on(arguments: argparse.Namespace, model: Detector) -> DetectionIndex | None:

@@ -93,6 +93,8 @@ def export_detector(
         OutputError: `target` cannot be written.
     """
     _check_arguments(to, precision, calibration)
+    if masks_per_image is not None and task_of(model) == "detection":
+        raise ModelError("masks_per_image", f"got {masks_per_image}, but the model has no masks", "leave it out")
     if pixel_mask and model.config.trained_without_mask:
         pixel_mask = False  # the model ignores it
     graph = GraphOptions(pixel_mask, postprocess, masks_per_image, fixed_size)

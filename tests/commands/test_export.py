@@ -79,6 +79,9 @@ def test_training_from_an_exported_model_is_an_error(exported, tmp_path, capsys)
         (["--precision", "int8_static"], "needs --calibration DATASET, or --data with a training split"),
         (["--fixed_size", "640"], "expected height and width in pixels, such as 480,640"),
         (["--masks_per_image", "0"], "--masks_per_image: got 0, expected at least 1"),
+        (["--masks_per_image", "20"], "masks_per_image: got 20, but the model has no masks"),
+        (["--operators", "all"], "--operators needs --precision int8_static, got float32"),
+        (["--max_ap_drop", "0.1"], "--max_ap_drop needs --data DATASET"),
         (["--to", "torch", "--precision", "int8"], "torch has no precision 'int8', expected one of float32"),
     ],
 )
