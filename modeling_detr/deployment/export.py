@@ -97,6 +97,7 @@ def export_detector(
         raise ModelError("masks_per_image", f"got {masks_per_image}, but the model has no masks", "leave it out")
     if pixel_mask and model.config.trained_without_mask:
         pixel_mask = False  # the model ignores it
+    maskless = not pixel_mask and not model.config.trained_without_mask
     graph = GraphOptions(pixel_mask, postprocess, masks_per_image, fixed_size)
     exported_processor = _fitted_processor(processor, fixed_size)
     batches = () if calibration is None else _calibration_batches(calibration, exported_processor, graph, model)
@@ -114,7 +115,9 @@ def export_detector(
         replace(manifest, checks=checks.to_dict()).save(folder)
         limit = MAX_AP_DROP[precision] if max_ap_drop is None else max_ap_drop
         if problems := checks.problems(limit):
-            error = ExportRefusedError(target, f"not written, because {'; '.join(problems)}", _remedy(precision))
+            error = ExportRefusedError(
+                target, f"not written, because {'; '.join(problems)}", _remedy(precision, maskless)
+            )
             error.checks = checks
             raise error
     return checks
@@ -136,7 +139,9 @@ def _check_arguments(to: str, precision: str, calibration: DetectionIndex | None
         raise ModelError("precision", "int8_static needs images to calibrate it", "pass a calibration set")
 
 
-def _remedy(precision: str) -> str:
+def _remedy(precision: str, maskless: bool) -> str:
+    if maskless:
+        return "if images are padded, export the model with its pixel_mask"
     if precision == "float32":
         return "please report this as a bug"
     return "use another precision, or allow a larger max_ap_drop"
