@@ -19,7 +19,6 @@ import numpy as np
 
 from modeling_detr.commands.command_parser import CommandParser, boolean, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options
-from modeling_detr.commands.results import link_to
 from modeling_detr.commands.trained_on import CHOICE_OPTION_NAMES, add_choice_options, choose_images, open_images
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import open_dataset
@@ -27,7 +26,7 @@ from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.splits import choose_split, find_split
 from modeling_detr.deployment.checks import MAX_AP_DROP
-from modeling_detr.deployment.export import ExportRefusedError, export_detector
+from modeling_detr.deployment.export import SCRIPT, ExportRefusedError, export_detector
 from modeling_detr.deployment.targets import TARGETS, Operators
 from modeling_detr.errors_detr import OutputExistsError, printable
 from modeling_detr.output_errors import check_model_path
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if data is None:
         print("AP was not compared; to compare it, add --data DATASET")
     print(f"wrote {printable(target)}, {TARGETS[arguments.to].description} in {arguments.precision}")
-    print(link_to(target))
+    print(printable(f"run it: python {target / SCRIPT} photo.jpg"))
     return 0
 
 
