@@ -1,8 +1,10 @@
 """Exports a detector to a folder that runs elsewhere, and compares it with the model before the folder appears."""
 
+import copy
 import importlib.util
 import json
 import platform
+import types
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,7 +22,7 @@ from modeling_detr.data.dataset import DetectionDataset
 from modeling_detr.deployment import checks as checking
 from modeling_detr.deployment.checks import MAX_AP_DROP, OPTIONS_FOR_TIMING, Checks, MetricPair
 from modeling_detr.deployment.graph import GraphOptions
-from modeling_detr.deployment.preprocessing import preprocessing_of
+from modeling_detr.deployment.preprocessing import fitted_processor, preprocessing_of
 from modeling_detr.deployment.runner_file import runner_source
 from modeling_detr.deployment.targets import TARGETS, ExportSettings, Operators, Precision, WrittenModel
 from modeling_detr.errors_detr import ModelError, did_you_mean
@@ -99,10 +101,10 @@ def export_detector(
         pixel_mask = False  # the model ignores it
     maskless = not pixel_mask and not model.config.trained_without_mask
     graph = GraphOptions(pixel_mask, postprocess, masks_per_image, fixed_size)
-    exported_processor = _fitted_processor(processor, fixed_size)
+    exported_processor = processor if fixed_size is None else fitted_processor(processor, *fixed_size)
     batches = () if calibration is None else _calibration_batches(calibration, exported_processor, graph, model)
     settings = ExportSettings(graph, precision, batches, operators)
-    model.eval()
+    model = model.eval() if model.dtype == torch.float32 else copy.deepcopy(model).eval().float()
     with new_folder(target) as folder:
         written = TARGETS[to].write(model, folder, settings)
         _save_json(folder / CONFIG_NAME, model.config.to_dict())
@@ -145,20 +147,6 @@ def _remedy(precision: str, maskless: bool) -> str:
     if precision == "float32":
         return "please report this as a bug"
     return "use another precision, or allow a larger max_ap_drop"
-
-
-def _fitted_processor(
-    processor: DetrTorchvisionImageProcessor, fixed_size: tuple[int, int] | None
-) -> DetrTorchvisionImageProcessor:
-    """The processor of the exported model: with a fixed size, images are resized to fit and padded to it."""
-    if fixed_size is None:
-        return processor
-    changes: dict[str, Any] = {"pad_size": {"height": fixed_size[0], "width": fixed_size[1]}}
-    short, long = processor.size.shortest_edge, processor.size.longest_edge
-    if short is not None and (short > min(fixed_size) or long is None or long > max(fixed_size)):
-        changes["size"] = {"shortest_edge": min(short, *fixed_size), "longest_edge": min(fixed_size)}
-    fitted: DetrTorchvisionImageProcessor = type(processor).from_dict({**processor.to_dict(), **changes})
-    return fitted
 
 
 def _calibration_batches(
@@ -245,11 +233,10 @@ def _compare(
 
 def _script_of(folder: Path) -> checking.RunOnImage:
     """The detector of the script in the folder, as another program would use it."""
-    spec = importlib.util.spec_from_file_location("exported_detect", folder / SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    path = folder / SCRIPT
+    module = types.ModuleType("exported_detect")
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), path, "exec"), vars(module))  # an import would add a __pycache__ to the folder
     detector = module.Detector(folder)
 
     def run(pixels: NDArray[np.uint8]) -> Any:

@@ -4,6 +4,7 @@ Shapes: B images · Q queries · C classes · H, W pixels · M masks, h, w their
 """
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -210,6 +211,7 @@ def _export_mode() -> Iterator[None]:
     """Silences the exporter, and writes timm's "same" padding in a form that it handles in seconds."""
     with (
         warnings.catch_warnings(action="ignore"),
+        mock.patch.object(logging.getLogger("torch.fx.experimental.symbolic_shapes"), "disabled", True),
         mock.patch.object(timm_padding, "get_same_padding", same_padding),
     ):
         yield

@@ -3,11 +3,33 @@
 from typing import Any
 
 import torch
-from transformers.image_utils import PILImageResampling
+from transformers.image_utils import PILImageResampling, SizeDict
 
 from modeling_detr.errors_detr import ModelError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.runtimes.detect import FILTERS
+
+
+def fitted_processor(
+    processor: DetrTorchvisionImageProcessor, height: int, width: int
+) -> DetrTorchvisionImageProcessor:
+    """A processor like another, whose images are resized to fit into (height, width) and padded to it."""
+    size = _size_that_fits(processor.size, height, width)
+    changes = {"size": size, "do_pad": True, "pad_size": {"height": height, "width": width}}
+    fitted: DetrTorchvisionImageProcessor = type(processor).from_dict({**processor.to_dict(), **changes})
+    return fitted
+
+
+def _size_that_fits(size: SizeDict, height: int, width: int) -> dict[str, int]:
+    """A rule for resizing whose images are never larger than (height, width)."""
+    if size.height is not None and size.width is not None:
+        return {"height": min(size.height, height), "width": min(size.width, width)}
+    if size.max_height is not None and size.max_width is not None:
+        return {"max_height": min(size.max_height, height), "max_width": min(size.max_width, width)}
+    short, side = size.shortest_edge or height, min(height, width)
+    if short >= side:
+        return {"max_height": height, "max_width": width}
+    return {"shortest_edge": short, "longest_edge": min(size.longest_edge or side, side)}
 
 
 def preprocessing_of(processor: DetrTorchvisionImageProcessor) -> dict[str, Any]:

@@ -19,6 +19,9 @@ RunModel = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 """A model: from its inputs to its outputs, NumPy arrays by name."""
 
 
+_EXPORT_AGAIN = "export the model again"
+
+
 @dataclass(frozen=True)
 class Runtime:
     """A library that runs exported models.
@@ -53,7 +56,8 @@ def open_model(folder: Path, export: dict[str, Any], trust_code: bool = False) -
         trust_code: Open files that can run code, too.
 
     Raises:
-        ModelError: The runtime is unknown or not installed, the file can run code, or it is damaged.
+        ModelError: The runtime is unknown or not installed, the file can run code, or it is damaged; the returned
+            function raises it, too, if the file is not the model that `export` describes.
     """
     name = export["runtime"]
     if name not in RUNTIMES:
@@ -68,6 +72,20 @@ def open_model(folder: Path, export: dict[str, Any], trust_code: bool = False) -
         remedy = f"pip install 'modeling-detr[{runtime.extra}]'"
         raise ModelError(folder, f"needs {runtime.package}, which is not installed", remedy) from error
     except Exception as error:  # the runtimes raise whatever a damaged file leads to
-        reason = str(error).strip().partition("\n")[0].rstrip(".")[:200]
-        raise ModelError(folder / export["file"], f"cannot be opened ({reason})", "export the model again") from error
-    return run
+        raise ModelError(folder / export["file"], f"cannot be opened ({_reason(error)})", _EXPORT_AGAIN) from error
+
+    def run_checked(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            outputs = run(inputs)
+        except Exception as error:  # so does another model than the one that was exported
+            problem = f"fails on images of shape {inputs['pixel_values'].shape} ({_reason(error)})"
+            raise ModelError(folder / export["file"], problem, _EXPORT_AGAIN) from error
+        if missing := [name for name in export.get("outputs", ()) if name not in outputs]:
+            raise ModelError(folder / export["file"], f"has no output {missing[0]!r}", _EXPORT_AGAIN)
+        return outputs
+
+    return run_checked
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")[:200]

@@ -249,6 +249,8 @@ def main() -> None:
         detections = Detector()(arguments.image, arguments.threshold)
     except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError) as error:
         sys.exit(f"detect.py: {error}")
+    except Exception as error:  # whatever a damaged export.json or another model leads to
+        sys.exit(f"detect.py: this folder is not as it was exported ({type(error).__name__}: {error}).")
     for detection in detections:
         print(json.dumps({key: value for key, value in detection.items() if key != "mask"}))
 

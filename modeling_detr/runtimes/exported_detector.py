@@ -17,7 +17,7 @@ from modeling_detr.errors_detr import ModelError
 from modeling_detr.modeling_detr import DetrObjectDetectionOutput
 from modeling_detr.padding_detr import ImageList, batch_of
 from modeling_detr.runtimes import RunModel, open_model
-from modeling_detr.runtimes.manifest import Manifest
+from modeling_detr.runtimes.manifest import MANIFEST, Manifest
 from modeling_detr.segmentation_detr import DetrSegmentationOutput, image_sizes
 
 
@@ -37,6 +37,9 @@ class ExportedDetector(nn.Module):
     def __init__(self, folder: Path, manifest: Manifest, run: RunModel) -> None:
         super().__init__()
         self.config = DetrConfig.from_pretrained(folder)
+        if manifest.labels != tuple(self.config.class_names):
+            problem = f"its labels are not those of config.json ({len(manifest.labels)} and {self.config.num_classes})"
+            raise ModelError(folder / MANIFEST, problem, "export the model again")
         self.manifest = manifest
         self.run = run
         self.eval()
@@ -105,7 +108,12 @@ class ExportedDetector(nn.Module):
         }
         arrays = self.run({name: inputs[name].cpu().contiguous().numpy() for name in self.manifest.inputs})
         outputs = {name: torch.as_tensor(arrays[name]) for name in self.manifest.outputs}
-        return outputs if "logits" in outputs else {**outputs, **self._before_post_processing(outputs)}
+        if "logits" not in outputs:
+            outputs |= self._before_post_processing(outputs)
+        elif outputs["logits"].shape[-1] != self.config.num_classes + 1:
+            problem = f"has logits of {outputs['logits'].shape[-1]} classes, expected {self.config.num_classes + 1}"
+            raise ModelError(f"the file {self.manifest.file}", problem, "export the model again")
+        return outputs
 
     def _pad(self, pixel_values: Tensor, pixel_mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         height, width = pixel_values.shape[-2:]

@@ -82,16 +82,16 @@ class Manifest:
         for name, expected in _TYPES.items():
             if not _fits(values.get(name, expected[1]), expected):
                 raise ModelError(path, f"{name} is {str(values[name])[:80]!r}", _EXPORT_AGAIN)
-        size = values.get("fixed_size")
-        if size is not None and not (_fits(size, (int, [])) and len(size) == 2 and min(size) > 0):
-            raise ModelError(path, f"fixed_size is {str(size)[:80]!r}, expected a height and a width", _EXPORT_AGAIN)
-        if Path(values["file"]).name != values["file"]:
-            raise ModelError(path, f"file is '{values['file'][:80]}', expected a file of the folder", _EXPORT_AGAIN)
+        if problem := _problem_of(values):
+            raise ModelError(path, problem, _EXPORT_AGAIN)
         known = {one.name for one in fields(cls)}
         kept = {name: _as_tuple(value) for name, value in values.items() if name in known}
         return cls(**{"precision": "float32", **kept})
 
 
+_MAX_SIDE = 16384  # of a fixed size, in pixels
+_INPUTS = {"pixel_values", "pixel_mask", "score_threshold", "image_sizes"}
+_OUTPUTS = ({"logits", "pred_boxes"}, {"scores", "labels", "boxes"})
 # Key → (type of the value or of the entries of a list, an example)
 _TYPES: dict[str, tuple[type, Any]] = {
     "runtime": (str, ""),
@@ -105,6 +105,24 @@ _TYPES: dict[str, tuple[type, Any]] = {
     "runtime_options": (str, {}),
     "preprocessing": (object, {}),
 }
+
+
+def _problem_of(values: Mapping[str, Any]) -> str:
+    """What is wrong with values of the right types; empty if nothing is."""
+    size, labels = values.get("fixed_size"), values["labels"]
+    if size is not None and not (_fits(size, (int, [])) and len(size) == 2 and all(0 < s <= _MAX_SIDE for s in size)):
+        return f"fixed_size is {str(size)[:80]!r}, expected a height and a width of at most {_MAX_SIDE} pixels"
+    if Path(values["file"]).name != values["file"]:
+        return f"file is '{values['file'][:80]}', expected a file of the folder"
+    if not set(values["inputs"]) <= _INPUTS or "pixel_values" not in values["inputs"]:
+        return f"inputs are {', '.join(values['inputs'])[:80]!r}, expected pixel_values and some of {sorted(_INPUTS)}"
+    if not any(outputs <= set(values["outputs"]) for outputs in _OUTPUTS):
+        return f"outputs are {', '.join(values['outputs'])[:80]!r}, expected logits and pred_boxes among them"
+    if ("pred_masks" in values["outputs"]) != ("mask_queries" in values["outputs"]):
+        return "outputs have only one of pred_masks and mask_queries"
+    if any(not 0 <= label < len(labels) for label in values.get("stuff_labels", ())):
+        return f"stuff_labels are {str(values['stuff_labels'])[:80]}, expected numbers of the {len(labels)} labels"
+    return ""
 
 
 def _fits(value: Any, expected: tuple[type, Any]) -> bool:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import sys
 from importlib.metadata import version
 
 import numpy as np
@@ -89,7 +90,15 @@ def test_an_export_of_low_precision_is_small_and_close(precision, tiny_detector,
     assert Manifest.read(target).precision == precision
 
 
-def test_the_folder_says_what_is_in_it(tiny_detector, processor, tmp_path):
+def test_a_model_with_16_bit_weights_is_exported(tiny_detector, processor, tmp_path):
+    model = tiny_detector().bfloat16()
+    checks = export_detector(model, processor, tmp_path / "exported", to="torch")
+    assert checks.differences["logits"] < 1e-4
+    assert model.dtype == torch.bfloat16
+
+
+def test_the_folder_says_what_is_in_it(tiny_detector, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as on most machines
     model = tiny_detector()
     export_detector(model, processor, tmp_path / "exported", to="torch")
     manifest = json.loads((tmp_path / "exported" / "export.json").read_text())
