@@ -27,7 +27,7 @@ from modeling_detr.deployment.runner_file import runner_source
 from modeling_detr.deployment.targets import TARGETS, ExportSettings, Operators, Precision, WrittenModel
 from modeling_detr.errors_detr import ModelError, did_you_mean
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
-from modeling_detr.prediction import task_of
+from modeling_detr.prediction import predict_objects, task_of
 from modeling_detr.runtimes.exported_detector import ExportedDetector, ExportedSegmenter
 from modeling_detr.runtimes.manifest import Manifest
 from modeling_detr.segmentation_detr import Detector
@@ -113,7 +113,8 @@ def export_detector(
         options = {**manifest.runtime_options, **OPTIONS_FOR_TIMING.get(to, {})}
         replace(manifest, runtime_options=options).save(folder)
         (folder / SCRIPT).write_text(runner_source(to), encoding="utf-8")
-        checks = _compare(model, processor, folder, manifest, graph, data)
+        own_processor = _usable_processor(model, processor, exported_processor)
+        checks = _compare(model, own_processor, folder, manifest, graph, data)
         replace(manifest, checks=checks.to_dict()).save(folder)
         limit = MAX_AP_DROP[precision] if max_ap_drop is None else max_ap_drop
         if problems := checks.problems(limit):
@@ -166,6 +167,18 @@ def _calibration_batches(
             record = index.images[image]
             batch["image_sizes"] = np.array([[record.height, record.width]])
         yield batch
+
+
+def _usable_processor(
+    model: Detector, own: DetrTorchvisionImageProcessor, fitted: DetrTorchvisionImageProcessor
+) -> DetrTorchvisionImageProcessor:
+    """The model's own processor; `fitted` if the model takes images of its size only."""
+    if fitted is not own:
+        try:
+            predict_objects(model, own, np.zeros((75, 110, 3), np.uint8), 1.0)
+        except Exception:  # the backbones raise different ones
+            return fitted
+    return own
 
 
 def _save_json(file: Path, values: dict[str, Any]) -> None:

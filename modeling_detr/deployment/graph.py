@@ -237,4 +237,4 @@ def _explained(graph: DetectorGraph, error: Exception) -> ModelError:
             "give all images one size",
             {"fixed_size": (640, 640)},
         )
-    return ModelError(backbone, f"this backbone cannot be exported ({reason})", "use another backbone")
+    return ModelError(backbone, f"this backbone cannot be exported ({reason})", "use another fixed_size or backbone")
