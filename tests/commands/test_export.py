@@ -5,15 +5,15 @@ import json
 import pytest
 from PIL import Image
 
+from modeling_detr import DetrTorchvisionImageProcessor
 from modeling_detr.commands import main
 from modeling_detr.commands.export import build_parser
+from modeling_detr.deployment import export_detector
 
 
 @pytest.fixture(scope="module")
 def model(tiny_detector, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    from modeling_detr import DetrTorchvisionImageProcessor
-
     detector = tiny_detector(num_labels=4, id2label={0: "circle", 1: "square", 2: "triangle", 3: "star"})
     detector.save_pretrained(folder)
     DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
@@ -97,3 +97,20 @@ def test_options_that_do_not_fit_are_an_error(arguments, problem, model, tmp_pat
 
 def test_all_targets_are_choices():
     assert build_parser().parse_args(["m", "t", "--to", "aotinductor"]).to == "aotinductor"
+
+
+def test_panoptic_quality_of_an_exported_model_is_that_of_the_model(tiny_segmenter, tmp_path):
+    names = dict(enumerate(["circle", "square", "triangle", "star", "ground"]))
+    model = tiny_segmenter(certain_label=4, id2label=names, num_labels=5, stuff_labels=[4])  # all of it is ground
+    model.save_pretrained(tmp_path / "model")
+    processor = DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 64})
+    processor.save_pretrained(tmp_path / "model")
+    export_detector(model, processor, tmp_path / "exported", to="torch")
+    metrics = []
+    for name in ("model", "exported"):
+        arguments = ["evaluate", str(tmp_path / name), "shapes?panoptic=true&size=64&val=6", "--trust_code"]
+        arguments += ["--num_workers", "0", "--num_pictures", "0", "--output_dir", str(tmp_path / f"of_{name}")]
+        assert main(arguments) == 0
+        metrics.append(json.loads((tmp_path / f"of_{name}" / "evaluation.json").read_text()))
+    assert metrics[0]["panoptic"]["pq"] > 0.1
+    assert metrics[1]["panoptic"]["pq"] == pytest.approx(metrics[0]["panoptic"]["pq"], abs=1e-6)
