@@ -11,6 +11,7 @@ time and size differ from the model's; if the difference is too large, nothing i
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -29,7 +30,7 @@ from modeling_detr.deployment.checks import MAX_AP_DROP
 from modeling_detr.deployment.export import SCRIPT, ExportRefusedError, export_detector
 from modeling_detr.deployment.targets import TARGETS, Operators
 from modeling_detr.errors_detr import OutputExistsError, printable
-from modeling_detr.output_errors import check_model_path
+from modeling_detr.output_errors import check_file, check_model_path
 from modeling_detr.prediction import task_of
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
@@ -42,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = _parse_arguments(argv)
     target: Path = arguments.target
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise OutputExistsError(target, "already exists", "choose another target or remove it")
+    check_file(target)
     check_model_path(target)
     model, processor = load_model(arguments.model)
     model.float()  # some are saved with 16 bits

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from modeling_detr.commands import COMMANDS as COMMANDS_OF_DETR
-from modeling_detr.commands import Command, convert, data, evaluate, explain, predict, run_command, slots, trained_on
+from modeling_detr.commands import (
+    Command,
+    convert,
+    data,
+    evaluate,
+    explain,
+    export,
+    predict,
+    run_command,
+    slots,
+    trained_on,
+)
 from modeling_detr.training import setup
 
 
@@ -37,8 +48,10 @@ def inputs(tmp_path, monkeypatch, backbone_weights, config):
     def too_late(*_, **__):
         raise AssertionError("the work has begun")
 
-    for module in (predict, explain, slots, evaluate, convert):
+    for module in (explain, slots, convert, export):
         monkeypatch.setattr(module, "load_model", too_late)
+    for module in (predict, evaluate):
+        monkeypatch.setattr(module, "load_detector", too_late)
     for module in (data, trained_on):
         monkeypatch.setattr(module, "open_dataset", too_late)
     monkeypatch.setattr(data, "check_dataset", too_late)
@@ -54,6 +67,7 @@ def inputs(tmp_path, monkeypatch, backbone_weights, config):
         "explain": ["explain", "model", str(picture), "--output_dir"],
         "slots": ["slots", "model", "shapes", "--output_dir"],
         "convert": ["convert", "model"],
+        "export": ["export", "model"],
         "data convert": ["data", "convert", "dataset", "--to", "coco"],
         "data check": ["data", "check", "dataset", "--fix"],
         "data check, page": ["data", "check", "dataset", "--html"],
@@ -74,6 +88,7 @@ COMMANDS = [
     "explain",
     "slots",
     "convert",
+    "export",
     "data convert",
     "data check",
     "data check, page",
