@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -57,7 +58,9 @@ def write_openvino(
     if operators not in _OPERATIONS:
         raise ModelError("operators", f"got '{operators}'", did_you_mean(operators, _OPERATIONS))
     heads = set(head_names(onnx.load(onnx_file)))
-    model = openvino.convert_model(onnx_file)
+    model = openvino.Core().read_model(
+        onnx_file
+    )  # convert_model would report its use to OpenVINO, in forked processes
     if precision in ("float16", "bfloat16"):
         _store_weights_as(precision, _layers(model, heads, "all"))
     elif precision == "int8":
@@ -143,6 +146,7 @@ def _onnx_node(operation: Any) -> str:
 @contextmanager
 def _quiet_nncf() -> Iterator[Any]:
     """NNCF without its messages and progress bars."""
+    os.environ.setdefault("NNCF_CI", "1")  # otherwise NNCF reports its use
     import nncf
 
     nncf.set_log_level(logging.ERROR)
