@@ -149,6 +149,11 @@ def _quiet_nncf() -> Iterator[Any]:
     os.environ.setdefault("NNCF_CI", "1")  # otherwise NNCF reports its use
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
-    with redirect_stdout(io.StringIO()):
-        yield nncf
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # nncf.set_log_level would also change handlers that others have added
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield nncf
+    finally:
+        logger.setLevel(level)
