@@ -19,16 +19,15 @@ from typing import get_args
 import numpy as np
 
 from modeling_detr.commands.command_parser import CommandParser, boolean, check_at_least
-from modeling_detr.commands.dataset_options import add_dataset_options
+from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.trained_on import CHOICE_OPTION_NAMES, add_choice_options, choose_images, open_images
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data import open_dataset
 from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.splits import choose_split, find_split
-from modeling_detr.deployment.checks import MAX_AP_DROP
 from modeling_detr.deployment.export import SCRIPT, ExportRefusedError, export_detector
-from modeling_detr.deployment.targets import TARGETS, Operators
+from modeling_detr.deployment.targets import TARGETS, Operators, Precision
 from modeling_detr.errors_detr import OutputExistsError, printable
 from modeling_detr.output_errors import check_file, check_model_path
 from modeling_detr.prediction import task_of
@@ -48,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_file(target)
     check_model_path(target)
     model, processor = load_model(arguments.model)
-    model.float()  # some are saved with 16 bits
     data = _images_to_compare_on(arguments, model)
     calibration = _calibration_images(arguments) if arguments.precision == "int8_static" else None
     try:
@@ -88,7 +86,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--to", choices=TARGETS, default="onnx", help=f"{kinds}; default: %(default)s")
     parser.add_argument(
         "--precision",
-        choices=MAX_AP_DROP,
+        choices=get_args(Precision),
         default="float32",
         help="float32; float16, bfloat16: 16-bit weights; int8: 8-bit weights of the linear layers; int8_static: also "
         "8-bit inputs of --operators, calibrated on images (default: %(default)s)",
@@ -186,7 +184,10 @@ def _images_to_compare_on(arguments: argparse.Namespace, model: Detector) -> Det
 
 
 def _calibration_images(arguments: argparse.Namespace) -> DetectionIndex:
-    index = open_dataset(arguments.calibration or arguments.dataset, format=arguments.data_format)
+    if arguments.calibration is None:
+        index = open_dataset(arguments.dataset, format=arguments.data_format, **dataset_options(arguments))
+    else:
+        index = open_dataset(arguments.calibration)
     if index.has_splits:
         index = choose_split(index, find_split(index, "train"))
     print(f"calibrating on {printable(index.name)}")

@@ -20,7 +20,6 @@ from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.prediction import predict_objects, predict_segments, task_of
 from modeling_detr.runtimes import RunModel
-from modeling_detr.runtimes.exported_detector import ExportedSegmenter
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult, Task
 
@@ -168,7 +167,8 @@ def _difference(expected: np.ndarray, got: np.ndarray) -> float:
 def score_both(
     model: Detector,
     processor: DetrTorchvisionImageProcessor,
-    exported: ExportedSegmenter | None,
+    exported: Detector,
+    exported_processor: DetrTorchvisionImageProcessor,
     run: RunOnImage,
     index: DetectionIndex,
 ) -> tuple[list[MetricPair], list[tuple[float, float]]]:
@@ -177,30 +177,38 @@ def score_both(
     Args:
         model: The model.
         processor: Its processor.
-        exported: The exported model, if it has masks.
+        exported: The exported model, for masks and segments.
+        exported_processor: Its processor.
         run: The exported model with its own path from pixels to boxes.
         index: The images, with the classes of the model.
 
     Returns:
-        The metrics, and the seconds that each model took for each image.
+        The metrics, and the seconds that each model took for the objects of each image.
     """
     task: Task = task_of(model) if index.annotations.masks is not None else "detection"
     scored = _evaluators(index, task), _evaluators(index, task)
+    needs = {evaluator.needs for evaluator in scored[0]}
     seconds = []
     dataset = DetectionDataset(index)
     for image in tqdm(range(len(index)), desc="compare", unit="image", leave=False, disable=None):
         pixels = dataset[image]["image"]
-        times = []
-        for evaluators, predict in (
-            (scored[0], _model_predictor(model, processor)),
-            (scored[1], _exported_predictor(exported, processor, run)),
-        ):
-            started = time.perf_counter()
-            predictions = predict(pixels, {evaluator.needs for evaluator in evaluators})
-            times.append(time.perf_counter() - started)
+        times = [time.perf_counter()]
+        objects = predict_objects(model, processor, pixels, 0.0)
+        times.append(time.perf_counter())
+        exported_objects = run(pixels.permute(1, 2, 0).numpy())
+        times.append(time.perf_counter())
+        seconds.append((times[1] - times[0], times[2] - times[1]))
+        predictions: list[dict[str, Any]] = [{"boxes": objects, "masks": objects}, {"boxes": exported_objects}]
+        if "masks" in needs:
+            predictions[1]["masks"] = predict_objects(exported, exported_processor, pixels, 0.0)
+        if "segments" in needs:
+            predictions[0]["segments"] = predict_segments(cast(DetrForSegmentation, model), processor, pixels)
+            predictions[1]["segments"] = predict_segments(
+                cast(DetrForSegmentation, exported), exported_processor, pixels
+            )
+        for evaluators, predicted in zip(scored, predictions, strict=True):
             for evaluator in evaluators:
-                evaluator.update([image], [predictions[evaluator.needs]])
-        seconds.append((times[0], times[1]))
+                evaluator.update([image], [predicted[evaluator.needs]])
     pairs = zip(_headlines(scored[0]), _headlines(scored[1]), strict=True)
     return [MetricPair(name, one, other) for (name, one), (_, other) in pairs], seconds
 
@@ -212,35 +220,6 @@ def _evaluators(index: DetectionIndex, task: Task) -> list[Evaluator]:
 
 def _headlines(evaluators: Sequence[Evaluator]) -> list[tuple[str, float]]:
     return [(metric.name, metric.value) for evaluator in evaluators for metric in evaluator.compute().headline()[:2]]
-
-
-Predict = Callable[[torch.Tensor, set[str]], dict[str, Any]]
-
-
-def _model_predictor(model: Detector, processor: DetrTorchvisionImageProcessor) -> Predict:
-    def predict(pixels: torch.Tensor, needs: set[str]) -> dict[str, Any]:
-        predictions: dict[str, Any] = {}
-        if needs & {"boxes", "masks"}:
-            objects = predict_objects(model, processor, pixels, 0.0)
-            predictions = {"boxes": objects, "masks": objects}
-        if "segments" in needs:
-            predictions["segments"] = predict_segments(cast(DetrForSegmentation, model), processor, pixels)
-        return predictions
-
-    return predict
-
-
-def _exported_predictor(
-    exported: ExportedSegmenter | None, processor: DetrTorchvisionImageProcessor, run: RunOnImage
-) -> Predict:
-    def predict(pixels: torch.Tensor, needs: set[str]) -> dict[str, Any]:
-        predictions: dict[str, Any] = {"boxes": run(pixels.permute(1, 2, 0).numpy())} if "boxes" in needs else {}
-        if exported is not None:
-            of_masks = _model_predictor(cast(DetrForSegmentation, exported), processor)
-            predictions |= of_masks(pixels, needs - {"boxes"})
-        return predictions
-
-    return predict
 
 
 def time_both(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from modeling_detr import __version__
 from modeling_detr.atomic_output import new_folder
+from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.dataset import DetectionDataset
 from modeling_detr.deployment import checks as checking
 from modeling_detr.deployment.checks import MAX_AP_DROP, OPTIONS_FOR_TIMING, Checks, MetricPair
@@ -28,7 +29,7 @@ from modeling_detr.deployment.targets import TARGETS, ExportSettings, Operators,
 from modeling_detr.errors_detr import ModelError, did_you_mean
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.prediction import predict_objects, task_of
-from modeling_detr.runtimes.exported_detector import ExportedDetector, ExportedSegmenter
+from modeling_detr.runtimes.exported_detector import ExportedDetector
 from modeling_detr.runtimes.manifest import Manifest
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
@@ -223,18 +224,17 @@ def _compare(
     graph: GraphOptions,
     data: DetectionIndex | None,
 ) -> Checks:
-    exported = ExportedDetector.from_folder(folder, trust_code=True)
+    exported, exported_processor = load_detector(str(folder), trust_code=True)
     run = _script_of(folder)
     metrics: list[MetricPair] = []
     if data is None:
         seconds = checking.time_both(model, processor, run)
     else:
-        segmenter = exported if isinstance(exported, ExportedSegmenter) else None
-        metrics, seconds = checking.score_both(model, processor, segmenter, run, data)
+        metrics, seconds = checking.score_both(model, processor, exported, exported_processor, run, data)
     model_ms, exported_ms = checking.medians_ms(seconds)
     return Checks(
         precision=manifest.precision,
-        differences=checking.output_differences(model, graph, exported.run, manifest.outputs),
+        differences=checking.output_differences(model, graph, cast(ExportedDetector, exported).run, manifest.outputs),
         metrics=metrics,
         images=0 if data is None else len(data),
         model_ms=model_ms,

@@ -208,7 +208,7 @@ class ToolExport:
         return bool(self._images)
 
     def refuse_mismatch(self, absent: Iterable[str]) -> None:
-        """Report images that are there and have nearly the name of one that `is_there` has not found."""
+        """Report images that are there and have nearly the name of one that `is_there` reports as missing."""
         paths = {letters(stem(path.rpartition("/")[2])): path for path in self._search.files()}
         pairs = [(name, path) for name in absent if (path := paths.get(letters(name))) is not None]
         if pairs:
