@@ -27,7 +27,8 @@ from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.splits import choose_split, find_split
 from modeling_detr.deployment.export import SCRIPT, ExportRefusedError, export_detector
-from modeling_detr.deployment.targets import TARGETS, Operators, Precision
+from modeling_detr.deployment.precisions import Operators, Precision
+from modeling_detr.deployment.targets import TARGETS
 from modeling_detr.errors_detr import OutputExistsError, printable
 from modeling_detr.output_errors import check_file, check_model_path
 from modeling_detr.prediction import task_of

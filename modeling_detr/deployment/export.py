@@ -23,9 +23,10 @@ from modeling_detr.data.dataset import DetectionDataset
 from modeling_detr.deployment import checks as checking
 from modeling_detr.deployment.checks import MAX_AP_DROP, OPTIONS_FOR_TIMING, Checks, MetricPair
 from modeling_detr.deployment.graph import GraphOptions
+from modeling_detr.deployment.precisions import Operators, Precision
 from modeling_detr.deployment.preprocessing import fitted_processor, preprocessing_of
 from modeling_detr.deployment.runner_file import runner_source
-from modeling_detr.deployment.targets import TARGETS, ExportSettings, Operators, Precision, WrittenModel
+from modeling_detr.deployment.targets import TARGETS, ExportSettings, WrittenModel
 from modeling_detr.errors_detr import ModelError, did_you_mean
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.prediction import predict_objects, task_of

@@ -25,7 +25,7 @@ from modeling_detr.segmentation_detr import Detector, DetrForSegmentation
 
 # Its feature maps of strides 4, 8 and 16 have odd sides. If they were even, AOTInductor would halve the sizes at
 # pooling layers that round up, as in timm's resnet…d and …t, without rounding, and return wrong numbers in silence.
-_SAMPLE_BATCH, _SAMPLE_SIZE = 2, (131, 163)
+_SAMPLE_SHAPE = (2, 131, 163)  # images, height, width
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class DetectorGraph(nn.Module):
             if isinstance(module, HeadLinear):
                 module.exact = False  # float64, which few runtimes have
             elif isinstance(module, nn.GroupNorm):
-                _accept_any_batch(module)
+                module.__class__ = AnyBatchGroupNorm
         self.options = options
         self.dtype = dtype
 
@@ -134,7 +134,9 @@ def trace_detector(
         ModelError: The backbone does not take images of any size, or cannot be exported at all.
     """
     graph = DetectorGraph(model, options or GraphOptions(), dtype)
-    sample = _sample_inputs(graph)
+    masks = isinstance(model, DetrForSegmentation)
+    noise = _noise(graph.options, model.config.num_channels, masks, *_SAMPLE_SHAPE, padding=40)
+    sample = {name: torch.from_numpy(values) for name, values in noise.items()}
     with _export_mode(), torch.no_grad():
         try:
             outputs = tuple(graph(**sample))
@@ -144,52 +146,36 @@ def trace_detector(
     return TracedDetector(program, tuple(sample), outputs)
 
 
-def example_inputs(graph: GraphOptions, channels: int, masks: bool) -> list[dict[str, np.ndarray]]:
+def example_inputs(options: GraphOptions, channels: int, masks: bool) -> list[dict[str, np.ndarray]]:
     """Batches of noise to compare outputs on: one and three images, of odd sizes, with and without padding.
 
     Args:
-        graph: The inputs of the graph.
+        options: The inputs of the graph.
         channels: Channels of an image.
         masks: Whether the model is a segmentation model.
     """
-    random = np.random.default_rng(0)
-    batches = []
-    for images, height, width, padding in ((1, 160, 192, 0), (1, 131, 203, 0), (3, 128, 160, 47), (3, 157, 99, 30)):
-        if graph.fixed_size is not None:
-            height, width = graph.fixed_size
-        padding = padding if graph.pixel_mask else 0
-        mask = np.ones((images, height, width), np.int64)
-        for image in range(images):
-            mask[image, height - image * padding // 2 :] = 0
-            mask[image, :, width - padding // (image + 1) :] = 0
-        pixels = random.standard_normal((images, channels, height, width), np.float32) * mask[:, None]
-        batch: dict[str, np.ndarray] = {"pixel_values": pixels.astype(np.float32)}
-        if graph.pixel_mask:
-            batch["pixel_mask"] = mask
-        if masks and graph.masks_per_image is None:
-            batch["score_threshold"] = np.array(-1, np.float32)
-        if graph.postprocess:
-            batch["image_sizes"] = np.tile(np.array([[480, 640]]), (images, 1))
-        batches.append(batch)
-    return batches
+    shapes = ((1, 160, 192, 0), (1, 131, 203, 0), (3, 128, 160, 47), (3, 157, 99, 30))
+    return [_noise(options, channels, masks, *shape) for shape in shapes]
 
 
-def _sample_inputs(graph: DetectorGraph) -> dict[str, Tensor]:
-    """A batch of padded images, by the name of the input."""
-    height, width = graph.options.fixed_size or _SAMPLE_SIZE
-    generator = torch.Generator().manual_seed(0)
-    channels = graph.model.config.num_channels
-    mask = torch.ones(_SAMPLE_BATCH, height, width, dtype=torch.int64)
-    mask[0, :, width - width // 3 :] = 0
-    mask[1, height - height // 4 :] = 0
-    pixels = torch.randn(_SAMPLE_BATCH, channels, height, width, generator=generator)
-    inputs = {"pixel_values": pixels * mask[:, None]}
-    if graph.options.pixel_mask:
+def _noise(
+    options: GraphOptions, channels: int, masks: bool, images: int, height: int, width: int, padding: int
+) -> dict[str, np.ndarray]:
+    """A batch by the names of the inputs, each image padded otherwise; without a mask, none is padded."""
+    height, width = options.fixed_size or (height, width)
+    padding = padding if options.pixel_mask else 0
+    mask = np.ones((images, height, width), np.int64)
+    for image in range(images):
+        mask[image, height - image * padding // 2 :] = 0
+        mask[image, :, width - padding // (image + 1) :] = 0
+    pixels = np.random.default_rng(0).standard_normal((images, channels, height, width), np.float32)
+    inputs: dict[str, np.ndarray] = {"pixel_values": pixels * mask[:, None].astype(np.float32)}
+    if options.pixel_mask:
         inputs["pixel_mask"] = mask
-    if isinstance(graph.model, DetrForSegmentation) and graph.options.masks_per_image is None:
-        inputs["score_threshold"] = torch.tensor(0.0)
-    if graph.options.postprocess:
-        inputs["image_sizes"] = torch.tensor([[480, 640], [640, 480]])
+    if masks and options.masks_per_image is None:
+        inputs["score_threshold"] = np.array(-1, np.float32)
+    if options.postprocess:
+        inputs["image_sizes"] = np.tile(np.array([[480, 640]]), (images, 1))
     return inputs
 
 
@@ -201,9 +187,12 @@ def _dynamic_shapes(graph: DetectorGraph, sample: dict[str, Tensor]) -> dict[str
     return {name: dict.fromkeys(axes[name], Dim.DYNAMIC) for name in sample}
 
 
-def _accept_any_batch(norm: nn.GroupNorm) -> None:
-    """Makes a group norm skip PyTorch's check that a batch holds more than one value, which no graph can contain."""
-    norm.forward = lambda states: torch.group_norm(states, norm.num_groups, norm.weight, norm.bias, norm.eps)  # type: ignore
+class AnyBatchGroupNorm(nn.GroupNorm):
+    """A group norm without PyTorch's check that a batch holds more than one value, which no graph can contain."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, channels, …) → the same shape."""
+        return torch.group_norm(states, self.num_groups, self.weight, self.bias, self.eps)
 
 
 @contextmanager

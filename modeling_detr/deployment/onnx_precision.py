@@ -16,11 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from modeling_detr.deployment.precisions import Operators
 from modeling_detr.errors_detr import ModelError, did_you_mean
 
-
-Operators = Literal["conv", "linear", "all"]
-"""What static quantisation applies to: convolutions, linear layers, or both."""
 
 HEADS = frozenset({"class_labels_classifier", "bbox_predictor", "bbox_attention", "mask_head"})
 """Names of the modules that stay in float32."""

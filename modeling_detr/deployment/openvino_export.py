@@ -7,17 +7,16 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from modeling_detr.deployment.onnx_precision import Operators, checked_batches, head_names
+from modeling_detr.deployment.onnx_precision import checked_batches, head_names
+from modeling_detr.deployment.precisions import Operators, Precision
 from modeling_detr.errors_detr import ModelError, did_you_mean
 
-
-PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int8_static")
 
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _OPERATIONS = {"conv": _CONVOLUTIONS, "linear": ("MatMul",), "all": (*_CONVOLUTIONS, "MatMul")}
@@ -53,8 +52,8 @@ def write_openvino(
     """
     import openvino
 
-    if precision not in PRECISIONS:
-        raise ModelError("precision", f"got '{precision}'", did_you_mean(precision, PRECISIONS))
+    if precision not in get_args(Precision):
+        raise ModelError("precision", f"got '{precision}'", did_you_mean(precision, get_args(Precision)))
     if operators not in _OPERATIONS:
         raise ModelError("operators", f"got '{operators}'", did_you_mean(operators, _OPERATIONS))
     heads = set(head_names(onnx.load(onnx_file)))

@@ -13,20 +13,18 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from modeling_detr.deployment.graph import GraphOptions, TracedDetector, trace_detector
+from modeling_detr.deployment.precisions import Operators, Precision
 from modeling_detr.segmentation_detr import Detector
 
 
 Batches = Iterable[dict[str, np.ndarray]]
 """Inputs of the graph by name, for calibration."""
-
-Precision = Literal["float32", "float16", "bfloat16", "int8", "int8_static"]
-Operators = Literal["conv", "linear", "all"]
 
 _AXES = {"pixel_values": ("images", "channels", "height", "width")}
 
