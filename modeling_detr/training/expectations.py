@@ -70,7 +70,9 @@ def hardly_learned_note(recipe: Recipe, report: EvaluationReport, steps: int, st
 
 
 def _longer(recipe: Recipe, steps_per_epoch: int) -> str:
-    """The options that make a run three times as long, whichever of epochs and steps limits it."""
+    """The options that make a run three times as long, whichever of minutes, epochs and steps limits it."""
+    if recipe.minutes is not None:
+        return f"more time, such as --minutes {3 * recipe.minutes:g}"
     if recipe.max_steps is None:
         return f"more epochs, such as --epochs {3 * recipe.epochs}"
     max_steps = 3 * recipe.max_steps

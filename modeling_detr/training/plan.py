@@ -57,7 +57,8 @@ def plan(run: PreparedRun) -> str:
     limits = capacity_notes(run.train_index, model, recipe.batch_size, _largest_image(run))
     absent = _absent_classes(run.train_index)
     notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *limits]
-    notes += [note for note in (absent, too_short_note(recipe, run.schedule.total_steps)) if note is not None]
+    too_short = too_short_note(recipe, run.schedule.total_steps) if run.steps_are_known else None
+    notes += [note for note in (absent, too_short) if note is not None]
     notes += _conversion_notes(run)
     return "\n".join(map(printable, [*lines, *(f"note      {note}" for note in dict.fromkeys(notes))]))
 
@@ -121,11 +122,13 @@ def _describe_sizes(run: PreparedRun) -> str:
 
 def _describe_steps(run: PreparedRun) -> str:
     recipe, schedule = run.recipe, run.schedule
+    amount = f"{schedule.total_steps:,}" if run.steps_are_known else f"what fits into {recipe.minutes:g} minutes"
+    epochs = f", {counted(schedule.epochs, 'epoch')}" if run.steps_are_known else "; measured before the first step"
     processes = counted(run.accelerator.num_processes, "process", "processes")
     return (
-        f"{schedule.total_steps:,} of {run.loaders.train_sampler.step_size} images ({recipe.batch_size} x "
+        f"{amount} of {run.loaders.train_sampler.step_size} images ({recipe.batch_size} x "
         f"{recipe.gradient_accumulation_steps} accumulated x {processes}), "
-        f"{schedule.steps_per_epoch:,} per epoch, {counted(schedule.epochs, 'epoch')}"
+        f"{schedule.steps_per_epoch:,} per epoch{epochs}"
     )
 
 

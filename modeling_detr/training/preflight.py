@@ -93,7 +93,7 @@ def preflight(run: PreparedRun) -> list[str]:
     lines: list[str] = []
     error: PreflightError | None = None
     if run.accelerator.is_main_process:
-        with _unchanged_states(run.model):
+        with unchanged_states(run.model):
             try:
                 lines = _check_everything(run)
             except (ValueError, OSError) as problem:
@@ -387,7 +387,7 @@ def _free_bytes() -> float | None:
 
 
 @contextmanager
-def _unchanged_states(model: nn.Module) -> Iterator[None]:
+def unchanged_states(model: nn.Module) -> Iterator[None]:
     """Restore random states, modes, buffers and gradients after the block."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (other libraries draw from it)
     modes = {module: module.training for module in model.modules()}

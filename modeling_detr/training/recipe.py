@@ -26,6 +26,7 @@ from modeling_detr.training.optimization import LearningRateSchedule
 from modeling_detr.training.recipe_keys import Resume, key, keys_of
 
 
+DECIDED_BY_MINUTES = ("epochs", "max_steps", "lr_drop_steps")  # keys that `pace_probe` sets
 _READING = reading_options()
 
 
@@ -210,6 +211,13 @@ class Recipe:
 
     epochs: int = key(300, "Passes over the training images.", at_least=1, section="schedule")
     max_steps: int | None = key(None, "Stop after this many optimizer steps, even within an epoch.", at_least=1)
+    minutes: float | None = key(
+        None,
+        "Train for about this long, evaluations included: a measurement before the first step decides epochs and "
+        "max_steps, and the learning rate schedule ends there. Start-up, checks and the measurement, about a minute "
+        "together, are not included. none: as many as epochs and max_steps say.",
+        at_least=0,
+    )
     lr_schedule: LearningRateSchedule = key("step", "Learning rate schedule after the warm-up.")
     lr_drop_epochs: int = key(
         200, "With lr_schedule 'step': epochs between drops of the learning rates to a tenth.", at_least=1

@@ -25,7 +25,7 @@ from modeling_detr.errors_detr import (
 )
 from modeling_detr.input_files import parse_yaml, read_yaml
 from modeling_detr.training.familiar_keys import Hint, familiar_key
-from modeling_detr.training.recipe import Recipe, recipe_class
+from modeling_detr.training.recipe import DECIDED_BY_MINUTES, Recipe, recipe_class
 from modeling_detr.training.recipe_help import explain, overview, type_name
 from modeling_detr.training.recipe_keys import Key, keys_of, union_members
 
@@ -105,6 +105,12 @@ def parse_recipe(
         dropped = _drop_new_model(values, keys, texts["model"])
         if notes is not None:
             notes += dropped
+    if _from_text(keys["minutes"], texts.get("minutes", "none")) is not None:
+        for name in DECIDED_BY_MINUTES:
+            if name in texts:
+                raise RecipeError(
+                    f"--{name}", "cannot be combined with --minutes, which decides it", "drop one of them"
+                )
     for name, text in texts.items():
         mapping, _, inner = name.partition(".")
         if inner:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import CheckpointError, FileContentError, FileReadError, RecipeError
@@ -14,7 +15,7 @@ from modeling_detr.training.checkpointing import (
     load_checkpoint,
     newest_checkpoint,
 )
-from modeling_detr.training.recipe import Recipe, ResumeChanges, compare_for_resume
+from modeling_detr.training.recipe import DECIDED_BY_MINUTES, Recipe, ResumeChanges, compare_for_resume
 from modeling_detr.training.run_folder import RECIPE, holds_run
 
 
@@ -58,17 +59,37 @@ def compare_recipes(folder: Path, recipe: Recipe) -> ResumeChanges:
     Raises:
         CheckpointError: The checkpoint does not fit the recipe.
     """
+    changes = compare_for_resume(recipe, _read_previous(folder))
+    if changes.model:
+        remedy = "undo this change, or start a new run with another output_dir"
+        raise CheckpointError(folder, f"does not fit this recipe: {changes.model[0]}", remedy)
+    return changes
+
+
+def with_decided_steps(recipe: Recipe, folder: Path) -> tuple[Recipe, bool]:
+    """Return a recipe that gives minutes with the steps that its run decided on, and whether they still hold.
+
+    They do unless the minutes have changed.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit the recipe.
+    """
+    previous = _read_previous(folder)
+    if previous.get("minutes") is None:
+        return recipe, False
+    decided = {name: previous[name] for name in DECIDED_BY_MINUTES if name in previous}
+    return dataclasses.replace(recipe, **decided), previous["minutes"] == recipe.minutes
+
+
+def _read_previous(folder: Path) -> dict[str, Any]:
+    """Read the recipe of a checkpoint."""
     try:
         previous = read_yaml(folder / RECIPE)
     except (FileReadError, FileContentError) as error:
         raise CheckpointError(error.where, error.problem, error.remedy) from error
     if not isinstance(previous, dict):
         raise CheckpointError(folder / RECIPE, f"got a {type(previous).__name__}, expected lines of 'key: value'")
-    changes = compare_for_resume(recipe, previous)
-    if changes.model:
-        remedy = "undo this change, or start a new run with another output_dir"
-        raise CheckpointError(folder, f"does not fit this recipe: {changes.model[0]}", remedy)
-    return changes
+    return previous
 
 
 def resume(folder: Path, run: CheckpointedRun) -> list[str]:

@@ -46,7 +46,7 @@ from modeling_detr.training.distributed import (
 from modeling_detr.training.engine import Engine, StepOptions
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
 from modeling_detr.training.recipe import Recipe
-from modeling_detr.training.resume import checkpoint_to_resume, resume
+from modeling_detr.training.resume import checkpoint_to_resume, resume, with_decided_steps
 from modeling_detr.training.run_folder import check_run_folder
 from modeling_detr.training.signals import leave_stopping_to_parent
 from modeling_detr.training.starting_model import (
@@ -159,6 +159,7 @@ class PreparedRun:
         schedule: The steps of the run.
         checkpoint: The checkpoint that the run resumes from; None for a new run.
         notes: Notes for the plan.
+        steps_are_known: False if the recipe gives minutes, and the steps still have to be decided (`pace_probe`).
     """
 
     recipe: Recipe
@@ -174,6 +175,7 @@ class PreparedRun:
     schedule: Schedule
     checkpoint: Path | None
     notes: Sequence[str]
+    steps_are_known: bool = True
 
     @property
     def model(self) -> nn.Module:
@@ -224,6 +226,9 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     _ = recipe.data_source  # without a dataset, nothing else matters
     check_trackers(recipe.trackers)
     checkpoint = checkpoint_to_resume(recipe)
+    steps_are_known = recipe.minutes is None
+    if checkpoint is not None and recipe.minutes is not None:
+        recipe, steps_are_known = with_decided_steps(recipe, checkpoint)
     accelerator = build_accelerator(recipe)
     with in_main_process(accelerator) as is_main:
         if is_main:
@@ -263,6 +268,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
         schedule=schedule,
         checkpoint=checkpoint,
         notes=(*([] if head is None else [head]), *resumed, *notes),
+        steps_are_known=steps_are_known,
     )
 
 

@@ -20,6 +20,7 @@ from modeling_detr.errors_detr import OutputError, RunInUseError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
+from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import fix_of, output_error, write_failure
 from modeling_detr.training.checkpointing import prune_checkpoints, save_checkpoint, set_aside_unreadable
 from modeling_detr.training.display import Display
@@ -29,6 +30,7 @@ from modeling_detr.training.engine import StepResult, train_one_epoch
 from modeling_detr.training.export import export_model, model_card
 from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries
 from modeling_detr.training.monitoring import Pace, Stopwatch, find_symptoms, is_due
+from modeling_detr.training.pace_probe import fit_to_minutes
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.replay import describe_failure
@@ -86,6 +88,7 @@ class Trainer:
             OSError: A file cannot be written.
         """
         report = None
+        self._decide_steps()
         self._stopwatch = Stopwatch(self.state.seconds)
         with self._open_folder(), self._signals:
             try:
@@ -106,6 +109,15 @@ class Trainer:
         for loader in (self.run.loaders.train, self.run.loaders.eval):
             loader.close()
         return report
+
+    def _decide_steps(self) -> None:
+        """Find out how many steps fit into the minutes of the recipe, if it gives minutes."""
+        try:
+            self.run, line = fit_to_minutes(self.run)
+        except NonFiniteLossError as error:
+            raise describe_failure(error, self.run) from None
+        if line is not None and self.run.accelerator.is_main_process:
+            print(fitted(line, indent=10), flush=True)
 
     def _is_finished(self) -> bool:
         if self.state.epoch >= self.run.recipe.epochs or self._stops_early():
