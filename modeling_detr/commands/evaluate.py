@@ -4,7 +4,8 @@
     torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
 
 The metrics are printed and written to `evaluation.json`, `.md` and `.html`; the page also shows the images with the
-most errors, and the training curves if the model is that of a run. All predictions are written in COCO's
+most errors, and the training curves if the model is that of a run. "Duplicates" says by how much AP50 would rise
+without second detections of an object. All predictions are written in COCO's
 results formats: `predictions.json` (boxes), `predictions_masks.json` (RLE), and `predictions_panoptic.json` with a
 folder of PNG files. They have the dataset's own ids, or those that `detr data convert --to coco` gives it. Classes of
 the dataset and the model are matched by name.
@@ -12,6 +13,7 @@ On a machine without GPUs, several processes require ACCELERATE_USE_CPU=true in 
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import get_args
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from modeling_detr.analysis import duplicate_cost
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options
 from modeling_detr.commands.device import add_trust_code
@@ -42,7 +45,7 @@ from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluator import Evaluator, SavesPredictions
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
-from modeling_detr.evaluation.report import REPORT_FILES, REPORT_PAGE
+from modeling_detr.evaluation.report import REPORT_FILES, REPORT_PAGE, EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.output_errors import check_folder
 from modeling_detr.pages import Fact, Section
@@ -105,15 +108,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Print and write the report and the predictions.
     if accelerator.is_main_process:
+        report = _with_duplicates(report, evaluators)
         print(f"{report.metrics_table()}\n\n{report.summary()}")
-        category_ids = {category.id for category in dataset.categories}
         sections = [
             *_worst_images(arguments.num_pictures, evaluators, model, processor, index, task),
             *([] if run_dir is None else curve_section(run_dir)),
         ]
         facts = _facts(arguments, choice, index, sys.argv[1:] if argv is None else argv)
         written = report.save(output_dir, facts, sections)
-        written += [file for evaluator in saving for file in evaluator.save(category_ids)]
+        written += [file for evaluator in saving for file in evaluator.save({one.id for one in dataset.categories})]
         print("\n".join(map(str, written)))
         print(link_to(output_dir / REPORT_PAGE))
     accelerator.end_training()
@@ -162,6 +165,20 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _box_evaluator(evaluators: Sequence[Evaluator]) -> CocoEvaluator | None:
+    """The evaluator of boxes, if boxes were scored."""
+    return next((one for one in evaluators if isinstance(one, CocoEvaluator) and not one.masks), None)
+
+
+def _with_duplicates(report: EvaluationReport, evaluators: Sequence[Evaluator]) -> EvaluationReport:
+    """The report with what duplicate detections cost, if boxes were scored."""
+    boxes = _box_evaluator(evaluators)
+    if boxes is None:
+        return report
+    found = duplicate_cost(boxes.coco_eval())
+    return dataclasses.replace(report, results={**report.results, found.key: found})
+
+
 def _worst_images(
     count: int,
     evaluators: Sequence[Evaluator],
@@ -171,7 +188,7 @@ def _worst_images(
     task: Task,
 ) -> list[Section]:
     """The images with the most wrong objects, beside their ground truth."""
-    boxes = next((one for one in evaluators if isinstance(one, CocoEvaluator) and not one.masks), None)
+    boxes = _box_evaluator(evaluators)
     if count == 0 or boxes is None:
         return []
     matches = boxes.matches()

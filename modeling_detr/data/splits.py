@@ -30,6 +30,7 @@ def training_splits(
     eval_split: str | None = None,
     eval_fraction: float = 0.0,
     seed: int = 0,
+    train_images: int | None = None,
 ) -> tuple[DetectionIndex, DetectionIndex]:
     """Choose the images to train on and those to evaluate on.
 
@@ -38,16 +39,19 @@ def training_splits(
         train_split: Split to train on, or several joined by `+`; None: the one with a usual name.
         eval_split: Split to evaluate on, or several joined by `+`; None: the one with a usual name.
         eval_fraction: If above 0, this share of the training images is held out for evaluation instead.
-        seed: Seed for choosing the held-out images.
+        seed: Seed for choosing the held-out images and those to train on.
+        train_images: Train on this many images, drawn at random; None: on all.
 
     Raises:
-        DatasetError: A split does not exist, has no images, or has no annotated objects.
+        DatasetError: A split does not exist, has no images or too few, or has no annotated objects.
     """
     if eval_fraction > 0:
         train, evaluation = hold_out_of_split(index, train_split, eval_fraction, seed)
     else:
         train = choose_split(index, train_split or find_split(index, "train"))
         evaluation = choose_split(index, eval_split or find_split(index, "eval"))
+    if train_images is not None:
+        train = draw_images(train, train_images, seed)
     for chosen, key in ((train, "train_split"), (evaluation, "eval_split")):
         if len(chosen) == 0:
             raise DatasetError(chosen.name, f"has no images{_reasons(index)}", f"choose another {key}")
@@ -176,10 +180,28 @@ def hold_out_of_split(
     return hold_out(index, fraction, seed)
 
 
+def draw_images(index: DetectionIndex, count: int, seed: int) -> DetectionIndex:
+    """Draw images at random; the images of a smaller `count` with the same seed are among those of a larger one.
+
+    Raises:
+        DatasetError: There are fewer images.
+    """
+    if count > len(index):
+        problem = f"has {len(index):,} images to train on, expected at least {count:,}"
+        raise DatasetError(index.name, problem, "lower train_images", {"train_images": len(index)})
+    chosen = _random_order(index, f"{seed}/train_images")[:count]
+    return index.select(np.sort(np.asarray(chosen)), f"{count:,} images of {index.name}")
+
+
+def _random_order(index: DetectionIndex, seed: object) -> list[int]:
+    """The indices of all images in an order that depends on their ids and the seed only."""
+    keys = [hashlib.sha256(f"{seed}/{image.id}".encode(errors="surrogatepass")).digest() for image in index.images]
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
 def hold_out(index: DetectionIndex, fraction: float, seed: int) -> tuple[DetectionIndex, DetectionIndex]:
     """Divide the images into those to train on and a held-out share, which depends on their ids and the seed only."""
-    keys = [hashlib.sha256(f"{seed}/{image.id}".encode(errors="surrogatepass")).digest() for image in index.images]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
+    order = _random_order(index, seed)
     num_held_out = min(len(index) - 1, max(1, round(fraction * len(index))))
     held_out, rest = order[:num_held_out], order[num_held_out:]
     return (

@@ -97,6 +97,14 @@ class Recipe:
         resume=Resume.ORDER,
     )
 
+    train_images: int | None = key(
+        None,
+        "Train on this many of the training images, drawn at random by the seed; a larger number adds to those of a "
+        "smaller one. Would more images help? Compare 50, 100 and all. none: all.",
+        at_least=1,
+        resume=Resume.ORDER,
+    )
+
     unreadable_images: Literal["skip", "error"] = key(
         "skip",
         "Training images that cannot be read. 'skip': train without them, as long as they are at most 1% of all; "

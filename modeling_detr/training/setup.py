@@ -367,7 +367,9 @@ def open_splits(recipe: Recipe) -> tuple[DetectionIndex, DetectionIndex]:
     options = {name: getattr(recipe, name, None) for name in reading_options()}
     dataset = open_dataset(recipe.data_source, format=recipe.data_format, task=recipe.task, **options)
     dataset = number_labels(recipe, dataset)
-    return training_splits(dataset, recipe.train_split, recipe.eval_split, recipe.eval_fraction, recipe.seed)
+    return training_splits(
+        dataset, recipe.train_split, recipe.eval_split, recipe.eval_fraction, recipe.seed, recipe.train_images
+    )
 
 
 def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:

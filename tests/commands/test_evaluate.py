@@ -72,6 +72,7 @@ def test_metrics_and_predictions_are_written(
     arguments = [str(model_folder), str(data), "--output_dir", str(out), "--num_workers", "0", "--batch_size", "1"]
     assert main(arguments) == 0
     report = json.loads((out / "evaluation.json").read_text())
+    assert report["duplicates"]["ap50"] == report["metrics"]["ap50"]
     assert report["num_images"] == 2
     assert 0 <= report["metrics"]["ap"] <= 1
     assert {name: one["num_boxes"] for name, one in report["metrics"]["per_class"].items()} == {

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from modeling_detr.data import find_split, open_dataset
-from modeling_detr.data.splits import hold_out
+from modeling_detr.data.splits import draw_images, hold_out, training_splits
+from modeling_detr.errors_detr import DatasetError
 from modeling_detr.structures_detr import UNSPLIT, DetectionIndex
 
 
@@ -18,6 +19,26 @@ def test_held_out_images_depend_on_their_ids_but_not_on_their_order():
         image.id for image in held_out.images if image.id in {record.id for record in fewer.images}
     }
     assert [image.id for image in hold_out(index, 0.25, seed=4)[1].images] != [image.id for image in held_out.images]
+
+
+def test_images_drawn_to_train_on_are_nested_and_depend_on_the_seed():
+    index = open_dataset("shapes?size=64&train=40&val=4")
+
+    def names(count, seed=3):
+        train, evaluation = training_splits(index, seed=seed, train_images=count)
+        assert (len(train), len(evaluation)) == (count, 4)
+        return {image.path for image in train.images}
+
+    assert names(5) < names(10) < names(20) < names(40)
+    assert names(10) != names(10, seed=4)
+    train, held_out = training_splits(index, eval_fraction=0.25, seed=3, train_images=10)
+    assert not {image.path for image in train.images} & {image.path for image in held_out.images}
+
+
+def test_more_images_than_there_are_cannot_be_drawn():
+    index = open_dataset("shapes?size=64&train=40&val=4").split("train")
+    with pytest.raises(DatasetError, match=r"40 images to train on, expected at least 50; lower train_images"):
+        draw_images(index, 50, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ An image is determined by (seed, split, index, size). Its scene is drawn when th
 defined in one place, `Shape.outline`: boxes are its extent, and pixels and masks come from `coverage`.
 
 An image has a virtual path, `shapes?size=128&seed=0/train/000017.png`, which `render` draws. With
-`classes=circle,square`, only those are drawn, and they are the dataset's classes in that order. With `panoptic=true`,
-the ground is a stuff class.
+`classes=circle,square`, only those are drawn, and they are the dataset's classes in that order. With `side=0.12,0.38`,
+shapes have sides of 12 to 38 % of the image's. With `panoptic=true`, the ground is a stuff class.
 """
 
 import math
@@ -26,7 +26,8 @@ from modeling_detr.errors_detr import DatasetError, did_you_mean
 
 
 KINDS = ("circle", "square", "triangle", "star")
-SHARE_OF_SIDE = (0.18, 0.45)  # smallest and largest side of a shape, relative to the image
+SHARE_OF_SIDE = (0.18, 0.45)  # smallest and largest side of a shape, relative to the image's
+SMALLEST_SIDE = 0.02  # that an option may ask for
 MOST_OBJECTS = 5
 MOST_COVER = 0.2  # largest overlap, as a share of the smaller of two boxes, so that no shape is hidden
 LEAST_CONTRAST = 90  # between a shape and the ground, in the channel that differs most
@@ -41,7 +42,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class ShapesOptions:
-    """The options in `shapes?size=…&train=…&val=…&seed=…&classes=…&panoptic=…`.
+    """The options in `shapes?size=…&train=…&val=…&seed=…&classes=…&side=…&panoptic=…`.
 
     Attributes:
         size: Side of an image in pixels.
@@ -49,6 +50,7 @@ class ShapesOptions:
         val: Number of validation images.
         seed: Seed of all random numbers.
         classes: The kinds of shapes, a subset of `KINDS`; the label of a kind is its index here.
+        side: Smallest and largest side of a shape, relative to the image's.
         panoptic: Whether the ground (the rest of the image) is a class too: the last one, and stuff.
     """
 
@@ -57,6 +59,7 @@ class ShapesOptions:
     val: int = 400
     seed: int = 0
     classes: tuple[str, ...] = KINDS
+    side: tuple[float, float] = SHARE_OF_SIDE
     panoptic: bool = False
 
     @property
@@ -67,7 +70,8 @@ class ShapesOptions:
     def prefix(self) -> str:
         """The start of an image's virtual path: the options that determine its pixels."""
         chosen = "" if self.classes == KINDS else f"&classes={','.join(self.classes)}"
-        return f"{_PREFIX}size={self.size}&seed={self.seed}{chosen}"
+        sides = "" if self.side == SHARE_OF_SIDE else f"&side={self.side[0]:g},{self.side[1]:g}"
+        return f"{_PREFIX}size={self.size}&seed={self.seed}{chosen}{sides}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,9 @@ def parse_options(path: str) -> ShapesOptions:
         if key == "classes":
             values[key] = _parse_classes(path, text)
             continue
+        if key == "side":
+            values[key] = _parse_side(path, text)
+            continue
         if key == "panoptic":
             if text not in ("true", "false"):
                 raise DatasetError(f"'{path}'", f"panoptic: got '{text}', expected true or false")
@@ -142,10 +149,28 @@ def _parse_classes(path: str, text: str) -> tuple[str, ...]:
     return classes
 
 
+def _parse_side(path: str, text: str) -> tuple[float, float]:
+    try:
+        least, most = map(float, text.split(","))
+    except ValueError:
+        least, most = math.nan, math.nan
+    if not SMALLEST_SIDE <= least <= most <= 1:
+        problem = f"side: got '{text}', expected the smallest and the largest side as shares of the image's"
+        raise DatasetError(f"'{path}'", problem, f"use two numbers from {SMALLEST_SIDE} to 1, such as side=0.12,0.38")
+    return least, most
+
+
 # Scenes
 
 
-def draw_scene(size: int, seed: int, split: str, index: int, kinds: Sequence[int] = tuple(range(len(KINDS)))) -> Scene:
+def draw_scene(
+    size: int,
+    seed: int,
+    split: str,
+    index: int,
+    kinds: Sequence[int] = tuple(range(len(KINDS))),
+    side: tuple[float, float] = SHARE_OF_SIDE,
+) -> Scene:
     """Draw the content of an image, which is the same in every call.
 
     Args:
@@ -154,16 +179,17 @@ def draw_scene(size: int, seed: int, split: str, index: int, kinds: Sequence[int
         split: `train` or `val`.
         index: Index of the image in its split.
         kinds: The kinds to draw, as indices into `KINDS`.
+        side: Smallest and largest side of a shape, relative to the image's.
     """
     draw = _stream(seed, split, index)
     ground: Colour = (draw.randrange(256), draw.randrange(256), draw.randrange(256))
     shapes: list[Shape] = []
     for _ in range(draw.randint(1, MOST_OBJECTS)):
         for _ in range(_TRIES):
-            side = draw.uniform(*SHARE_OF_SIDE) * size
-            x, y = draw.uniform(0, size - side), draw.uniform(0, size - side)
-            if all(_cover(x, y, side, other) <= MOST_COVER for other in shapes):
-                shapes.append(Shape(kinds[draw.randrange(len(kinds))], x, y, side, _contrasting(draw, ground)))
+            length = draw.uniform(*side) * size
+            x, y = draw.uniform(0, size - length), draw.uniform(0, size - length)
+            if all(_cover(x, y, length, other) <= MOST_COVER for other in shapes):
+                shapes.append(Shape(kinds[draw.randrange(len(kinds))], x, y, length, _contrasting(draw, ground)))
                 break
     return Scene(ground, tuple(shapes))
 
@@ -240,7 +266,7 @@ def parse_image_path(path: str) -> tuple[ShapesOptions, Scene, list[int]]:
     try:
         options_text, split, name = path.rsplit("/", 2)
         options, index = parse_options(options_text), int(name.removesuffix(".png"))
-        scene = draw_scene(options.size, options.seed, split, index, options.kinds)
+        scene = draw_scene(options.size, options.seed, split, index, options.kinds, options.side)
     except (KeyError, ValueError) as error:
         raise DatasetError(f"'{path}'", f"not an image of the built-in shapes ({error})") from error
     return options, scene, [options.seed, _SPLIT_STREAM[split], index]

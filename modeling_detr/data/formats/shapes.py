@@ -67,7 +67,7 @@ def read_shapes(path: str = "shapes", panoptic: bool = False) -> DetectionIndex:
     for split, count in (("train", options.train), ("val", options.val)):
         splits[split] = np.arange(len(images), len(images) + count)
         for number in range(count):
-            scene = draw_scene(options.size, options.seed, split, number, options.kinds)
+            scene = draw_scene(options.size, options.seed, split, number, options.kinds, options.side)
             for index, shape in enumerate(scene.shapes):
                 labels.append(options.kinds.index(shape.kind))
                 boxes.append(shape.box)

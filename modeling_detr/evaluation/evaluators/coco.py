@@ -290,7 +290,7 @@ class CocoEvaluator:
 
     def compute(self) -> CocoMetrics:
         """Computes the metrics of all predictions so far; without any predictions, AP is 0."""
-        coco_eval = self._coco_eval()
+        coco_eval = self.coco_eval()
         if len(self.index):
             with contextlib.redirect_stdout(io.StringIO()):
                 coco_eval.evaluate()
@@ -309,7 +309,7 @@ class CocoEvaluator:
         Args:
             iou: Intersection over union from which on a prediction of the right class finds an object.
         """
-        coco_eval = self._coco_eval()
+        coco_eval = self.coco_eval()
         coco_eval.params.iouThrs = np.array([iou])
         coco_eval.params.areaRng, coco_eval.params.areaRngLbl = coco_eval.params.areaRng[:1], ["all"]
         coco_eval.params.maxDets = list(self.max_detections[-1:])
@@ -340,8 +340,8 @@ class CocoEvaluator:
             object_label=table.label[objects],
         )
 
-    def _coco_eval(self) -> Any:
-        """pycocotools' evaluation of the predictions so far, not run yet."""
+    def coco_eval(self) -> Any:
+        """pycocotools' evaluation of the predictions so far, not run yet; its category ids are labels."""
         from pycocotools.cocoeval import COCOeval
 
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress

@@ -90,9 +90,21 @@ def test_only_the_chosen_classes_are_drawn_in_the_chosen_order():
     assert not np.array_equal(render(index.images[image].path), everything)
 
 
+def test_shapes_have_the_chosen_sizes():
+    index = open_dataset("shapes?size=100&train=50&val=0&side=0.1,0.2")
+    sides = index.annotations.boxes_xyxy[:, 2] - index.annotations.boxes_xyxy[:, 0]
+    assert 10 <= sides.min() < 12 < 18 < sides.max() <= 20
+    pixels = render(index.images[0].path)
+    assert not np.array_equal(pixels, render(open_dataset("shapes?size=100&train=1").images[0].path))
+    assert np.array_equal(index.read_masks(0).any((1, 2)), [True] * len(index.read_masks(0)))
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
+        ("shapes?side=0.3", "side: got '0.3', expected the smallest and the largest side as shares"),
+        ("shapes?side=0.3,0.2", "use two numbers from 0.02 to 1, such as side=0.12,0.38"),
+        ("shapes?side=small,large", "side: got 'small,large'"),
         ("shapes?classes=circle,stra", "unknown shape 'stra'; did you mean 'star'"),
         ("shapes?classes=circle,circle", "expected each shape once"),
         ("shapes?sise=64", "unknown option 'sise'; did you mean 'size'"),
