@@ -294,7 +294,7 @@ class SetCriterion:
 
         with torch.autocast(logits.device.type, enabled=False):
             assignments = self.matcher.match_layers(logits, pred_boxes, labels)
-            queries, targets = _flat_indices(assignments, counts, num_queries, logits.device)  # (L, M) each
+            queries, targets = flat_matches(assignments, counts, num_queries, logits.device)  # (L, M) each
             classes = torch.cat([label["class_labels"] for label in labels]).to(logits.device, torch.int64)  # (T,)
             boxes = torch.cat([label["boxes"] for label in labels]).to(logits.device, pred_boxes.dtype)  # (T, 4)
 
@@ -351,7 +351,7 @@ def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _flat_indices(
+def flat_matches(
     assignments: list[list[Assignment]], counts: Sequence[int], num_queries: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Indices of the matched pairs in the flattened batch: (L, M) of B·Q queries and (L, M) of T targets.

@@ -344,6 +344,8 @@ class DetectionTarget(TypedDict):
 
     boxes: (N, 4) float32 corners in pixels (format XYXY). class_labels: (N,) int64, dense. area: (N,) float32 square
     pixels. image_index: index of the image in its `DetectionIndex`. masks: (N, H, W) bool, if the task needs them.
+    teacher_scores: (N,) float32, in training with a teacher: 0 for annotated objects, and for objects that the teacher
+    predicts their score; the masks of these are empty.
     """
 
     boxes: tv_tensors.BoundingBoxes
@@ -351,6 +353,7 @@ class DetectionTarget(TypedDict):
     area: Tensor
     image_index: int
     masks: NotRequired[tv_tensors.Mask]
+    teacher_scores: NotRequired[Tensor]
 
 
 class DetectionSample(TypedDict):
@@ -369,7 +372,8 @@ class DetectionLabels(TypedDict):
 
     class_labels: (N,) int64. boxes: (N, 4) cxcywh in [0, 1] of the unpadded image. masks: (N, height, width) bool of
     the unpadded image. image_index: index of the image in its dataset. size: (2,) its unpadded height and width.
-    noise_seed: seeds the noise of denoising for this image. Only `class_labels` and `boxes` are required.
+    noise_seed: seeds the noise of denoising for this image. teacher_labels (K,) int64, teacher_boxes (K, 4) cxcywh and
+    teacher_scores (K,) in (0, 1]: what a teacher predicts. Only `class_labels` and `boxes` are required.
     """
 
     class_labels: Tensor
@@ -379,6 +383,9 @@ class DetectionLabels(TypedDict):
     image_index: NotRequired[Tensor]
     size: NotRequired[Tensor]
     noise_seed: NotRequired[int]
+    teacher_labels: NotRequired[Tensor]
+    teacher_boxes: NotRequired[Tensor]
+    teacher_scores: NotRequired[Tensor]
 
 
 class DetectionBatch(TypedDict):

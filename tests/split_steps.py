@@ -23,11 +23,13 @@ CASES: dict[str, tuple[bool, bool, dict[str, Any]]] = {
     "plain": (False, False, {}),
     "encoder": (False, False, {"encoder_supervision": True}),
     "denoising": (False, False, {"denoising_groups": 2}),
+    "teacher": (False, False, {"teacher": "predictions.json", "teacher_weight": 0.5}),
     "masks": (True, False, {"encoder_supervision": True, "denoising_groups": 2}),
     "masks of a frozen detector": (True, True, {}),
 }
 # boxes in each of eight images: more than there are queries, none in the second half, and in between
 COUNTS = {"no box in one half": [3, 0, 9, 1, 0, 0, 0, 0], "unequal": [1, 0, 0, 2, 5, 9, 0, 4], "none": [0] * 8}
+TEACHER_COUNTS = [0, 2, 0, 9, 0, 0, 1, 0]  # boxes of a teacher in these images
 
 SPLIT_OVER_PROCESSES: list[tuple[str, str, LossNormalization]] = [
     *((case, name, "step") for case in CASES for name in ("no box in one half", "unequal")),
@@ -64,6 +66,7 @@ def batch_of(counts: list[int], first_index: int = 0, size: int = 64) -> Detecti
     images, labels = [], []
     for index, count in enumerate(counts, start=first_index):
         generator = torch.Generator().manual_seed(index)
+        taught = TEACHER_COUNTS[index]
         images.append(torch.randn(3, size, size, generator=generator, dtype=torch.float64))
         labels.append(
             {
@@ -71,6 +74,9 @@ def batch_of(counts: list[int], first_index: int = 0, size: int = 64) -> Detecti
                 "boxes": 0.3 + 0.2 * torch.rand(count, 4, generator=generator, dtype=torch.float64),
                 "masks": torch.rand(count, size, size, generator=generator) < 0.4,
                 "image_index": torch.tensor(index),
+                "teacher_labels": torch.randint(5, (taught,), generator=generator),
+                "teacher_boxes": 0.3 + 0.2 * torch.rand(taught, 4, generator=generator, dtype=torch.float64),
+                "teacher_scores": torch.rand(taught, generator=generator),
             }
         )
     mask = torch.ones(len(counts), size, size, dtype=torch.int64)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from modeling_detr.data.teacher_objects import separate_teacher_objects
 from modeling_detr.structures_detr import DetectionBatch, DetectionLabels, DetectionSample, check_labels
 
 
@@ -20,6 +21,7 @@ class DetrCollator:
     checked here, on the host. For each image they are `class_labels` (N,) int64, `boxes` (N, 4) cxcywh relative to
     the **unpadded** image, `area` (N,) square pixels of the resized image, `image_index` (), `size` (2,) int64 height
     and width without padding, and, if the samples have masks, `masks` (N, h, w) bool without padding.
+    What a teacher predicts is in `teacher_labels`, `teacher_boxes` and `teacher_scores`.
 
     Pixels are channels last in memory, as the decoder returns them: copying them is sixteen times faster than
     rearranging them, and convolutions on a CPU take up to a third less time.
@@ -51,6 +53,9 @@ class DetrCollator:
             mask[: image.shape[1], : image.shape[2]] = True
         labels = [_to_labels(sample) for sample in samples]
         check_labels(labels, self.num_labels, [self._name(sample) for sample in samples])
+        for number, sample in enumerate(samples):
+            if "teacher_scores" in sample["target"]:
+                labels[number] = separate_teacher_objects(labels[number], sample["target"]["teacher_scores"])
         batch: DetectionBatch = {
             "pixel_values": pixels.unflatten(2, (width, 3)).permute(0, 3, 1, 2),
             "pixel_mask": pixel_mask,

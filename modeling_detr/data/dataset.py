@@ -17,8 +17,9 @@ from modeling_detr.data.augmentation.geometry import GeometryPlan
 from modeling_detr.data.augmentation.policy import GeometryPolicy, SampleTransform
 from modeling_detr.data.formats import FORMATS
 from modeling_detr.data.image_decoding import read_image
+from modeling_detr.data.teacher_objects import add_teacher_objects, objects_of
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, did_you_mean
-from modeling_detr.structures_detr import DetectionIndex, DetectionSample, DetectionTarget
+from modeling_detr.structures_detr import AnnotationTable, DetectionIndex, DetectionSample, DetectionTarget
 
 
 _MAX_UNREADABLE = 10  # consecutive images; if there are more, their disk is gone
@@ -50,6 +51,8 @@ class DetectionDataset(Dataset[DetectionSample]):
         masks: Whether samples have masks, which are read with the image.
         no_flip_labels: Labels of `no_flip_classes`: images with an object of such a class are never flipped.
         replace_unreadable: Whether another image takes the place of one that cannot be read.
+        teacher: What a teacher predicts in the images, with the attribute `score`; these objects are added to the
+            annotated ones, see `teacher_objects`. None: there is no teacher.
 
     Raises:
         DatasetError: `masks` is True and the index has none; a class in `no_flip_classes` does not exist; or there are
@@ -64,6 +67,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         masks: bool = False,
         no_flip_classes: Sequence[str] = (),
         replace_unreadable: bool = False,
+        teacher: AnnotationTable | None = None,
     ) -> None:
         if masks and index.annotations.masks is None:
             able = [name for name, entry in FORMATS.items() if "instance" in entry.tasks]
@@ -75,6 +79,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         self.masks = masks
         self.no_flip_labels = self._labels_of(no_flip_classes)
         self.replace_unreadable = replace_unreadable
+        self.teacher = teacher
 
     def _labels_of(self, names: Sequence[str]) -> NDArray[np.int64]:
         if names and not isinstance(self.transform, GeometryPolicy):
@@ -137,6 +142,8 @@ class DetectionDataset(Dataset[DetectionSample]):
         plan = self.transform.plan(record.height, record.width, random.Random(sample_seed(self.seed, key)))
         if plan.flip and len(self.no_flip_labels):
             labels = self.index.annotations.label[self.index.annotation_rows(key.image_index)]
+            if self.teacher is not None:
+                labels = np.concatenate([labels, objects_of(self.teacher, key.image_index).label])
             plan = plan._replace(flip=not np.isin(labels, self.no_flip_labels).any())
         return plan
 
@@ -160,6 +167,8 @@ class DetectionDataset(Dataset[DetectionSample]):
                     "cut the image into tiles, or train on boxes only",
                 )
             target["masks"] = tv_tensors.Mask(torch.from_numpy(self.index.read_masks(image_index, objects)))
+        if self.teacher is not None:
+            target = add_teacher_objects(target, objects_of(self.teacher, image_index))
         return {"image": read_image(record), "target": target}
 
     def _transform(self, sample: DetectionSample, key: SampleKey) -> DetectionSample:
@@ -169,7 +178,7 @@ class DetectionDataset(Dataset[DetectionSample]):
             return self.transform.apply(sample, self.plan(key))
         with _global_seed(sample_seed(self.seed, key)):
             transformed = self.transform(sample)
-        _check_sample(transformed, self.transform)
+        _check_sample(transformed, self.transform, has_teacher=self.teacher is not None)
         return transformed
 
 
@@ -189,7 +198,7 @@ def _global_seed(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _check_sample(sample: DetectionSample, transform: SampleTransform) -> None:
+def _check_sample(sample: DetectionSample, transform: SampleTransform, has_teacher: bool) -> None:
     """Raise a ValueError if a custom transform did not return what the collator expects."""
     where = f"transform {getattr(transform, '__qualname__', type(transform).__qualname__)}"
     try:
@@ -211,6 +220,13 @@ def _check_sample(sample: DetectionSample, transform: SampleTransform) -> None:
             f"areas, expected (N, 4), N and N; if it drops boxes, drop the other fields too: "
             f"SanitizeBoundingBoxes(labels_getter=lambda sample: (sample['target']['class_labels'], "
             f"sample['target']['area']))."
+        )
+    scores = target.get("teacher_scores", ())
+    if has_teacher and len(scores) != len(boxes):
+        raise ValueError(
+            f"{where}: returned {len(boxes)} boxes with {len(scores)} teacher_scores, expected one for each; if it "
+            f"drops boxes, drop their scores too: SanitizeBoundingBoxes(labels_getter=lambda sample: "
+            f"(sample['target']['class_labels'], sample['target']['area'], sample['target']['teacher_scores']))."
         )
     masks = target.get("masks")
     if masks is not None and masks.shape != (len(boxes), *image.shape[-2:]):

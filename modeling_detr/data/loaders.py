@@ -160,6 +160,7 @@ def build_eval_loader(
     num_workers: int = 0,
     worker_init_fn: Callable[[int], None] | None = None,
     loader_timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES,
+    replace_unreadable: bool = False,
 ) -> BatchLoader:
     """Build a loader for evaluation. Its batches do not depend on the number of processes.
 
@@ -173,8 +174,9 @@ def build_eval_loader(
         num_workers: See `BatchLoader`.
         worker_init_fn: See `BatchLoader`.
         loader_timeout_minutes: See `BatchLoader`.
+        replace_unreadable: See `DetectionDataset`; an image may then be loaded twice.
     """
-    dataset = DetectionDataset(index, transform, masks=masks)
+    dataset = DetectionDataset(index, transform, masks=masks, replace_unreadable=replace_unreadable)
     sampler = EvalBatchSampler(
         dataset,
         batch_size,

@@ -18,11 +18,13 @@ class StepShare(NamedTuple):
     Attributes:
         parts: Batches, or parts of them, that pass through the model at once, each with the divisor of its class
             losses.
-        num_boxes: Divisor of all other losses.
+        num_boxes: Divisor of all other losses, except those of a teacher.
+        num_teacher_boxes: Divisor of the box losses of a teacher.
     """
 
     parts: Sequence[tuple[DetectionBatch, float | Tensor]]
     num_boxes: float | Tensor
+    num_teacher_boxes: float | Tensor = 1.0
 
 
 class NonFiniteLossError(ArithmeticError):

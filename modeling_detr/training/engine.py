@@ -213,7 +213,13 @@ def training_step(
         for part in ([batch] if options.max_pixels is None else split_batch(batch, options.max_pixels))
     ]
     losses_of = StepLosses(
-        accelerator, normalizers.num_boxes, options.image_mean, options.image_std, options.seed, step
+        accelerator,
+        normalizers.num_boxes,
+        options.image_mean,
+        options.image_std,
+        options.seed,
+        step,
+        normalizers.num_teacher_boxes,
     )
     losses = _backward(engine, parts, losses_of)
     grad_norm = _clip_gradient(engine)
@@ -226,7 +232,7 @@ def training_step(
     if not bad_terms and not math.isfinite(result.grad_norm) and _scale_is_exhausted(accelerator):
         bad_terms, suspects = ["gradient"], [*range(len(parts))]
     if bad_terms:
-        share = StepShare(parts, normalizers.num_boxes)
+        share = StepShare(parts, normalizers.num_boxes, normalizers.num_teacher_boxes)
         limit = engine.options.max_grad_norm
         raise non_finite_loss(bad_terms, share, suspects, engine.model, losses_of, accelerator, limit)
     _advance(engine)
@@ -239,11 +245,12 @@ class StepLosses:
 
     Attributes:
         accelerator: Provides the device and the precision.
-        num_boxes: Divisor of all losses except the class loss.
+        num_boxes: Divisor of all losses except the class loss and those of a teacher.
         image_mean: See `StepOptions`.
         image_std: See `StepOptions`.
         seed: Seed of the run.
         step: Index of the step in the run.
+        num_teacher_boxes: Divisor of the box losses of a teacher.
     """
 
     accelerator: Accelerator
@@ -252,6 +259,7 @@ class StepLosses:
     image_std: Sequence[float]
     seed: int
     step: int
+    num_teacher_boxes: float | Tensor = 1.0
 
     def __call__(self, model: nn.Module, part: DetectionBatch, class_weight_sum: float | Tensor) -> dict[str, Tensor]:
         """Run the forward pass of a part; return `loss` and its unweighted terms.
@@ -262,9 +270,12 @@ class StepLosses:
             class_weight_sum: Divisor of the class losses.
         """
         inputs = batch_to_device(part, self.accelerator.device, self.image_mean, self.image_std)
-        for label in inputs.get("labels", ()):
+        labels = inputs.get("labels", ())
+        for label in labels:
             if "image_index" in label:
                 label["noise_seed"] = noise_seed(self.seed, self.step, int(label["image_index"]))
+        if any("teacher_boxes" in label for label in labels):  # a detector without aids has no such divisor
+            inputs["num_teacher_boxes"] = self.num_teacher_boxes
         with self.accelerator.autocast():
             output = model(**inputs, num_boxes=self.num_boxes, class_weight_sum=class_weight_sum)
         return {"loss": output.loss, **output.loss_dict}
@@ -368,11 +379,13 @@ class StepNormalizers(NamedTuple):
         num_boxes: Boxes of the step, at least 1; with 'original' at least the number of batches.
         class_weight_sums: One for each batch of this process. The class weights of all queries of the step, see
             `sum_class_weights`; with 'original' those of the batch alone, times the number of batches.
+        num_teacher_boxes: Boxes of a teacher in the step, at least 1; with 'original' at least the number of batches.
     """
 
     num_images: float | Tensor
     num_boxes: float | Tensor
     class_weight_sums: list[float | Tensor]
+    num_teacher_boxes: float | Tensor
 
 
 def step_normalizers(
@@ -398,17 +411,19 @@ def step_normalizers(
     eos, num_queries = float(config.eos_coefficient), config.num_queries
     counts = [[len(label["class_labels"]) for label in batch["labels"]] for batch in batches]  # boxes of each image
     matched = [sum(min(count, num_queries) for count in batch_counts) for batch_counts in counts]
-    totals = [sum(map(len, counts)), sum(map(sum, counts)), sum(matched), len(batches)]
-    num_images, num_boxes, num_matched, num_batches = _sum_over_processes(totals, accelerator, dtype)
+    taught = sum(len(label.get("teacher_labels", ())) for batch in batches for label in batch["labels"])
+    totals = [sum(map(len, counts)), sum(map(sum, counts)), sum(matched), len(batches), taught]
+    num_images, num_boxes, num_matched, num_batches, num_taught = _sum_over_processes(totals, accelerator, dtype)
 
     if loss_normalization == "original":
         sums = [
             num_batches * sum_class_weights(len(batch_counts), batch_matched, num_queries, eos)
             for batch_counts, batch_matched in zip(counts, matched, strict=True)
         ]
-        return StepNormalizers(num_images, _at_least(num_batches, num_boxes), sums)
+        return StepNormalizers(num_images, _at_least(num_batches, num_boxes), sums, _at_least(num_batches, num_taught))
     step_sum = sum_class_weights(num_images, num_matched, num_queries, eos)
-    return StepNormalizers(num_images, _at_least(1.0, num_boxes), [step_sum] * len(batches))
+    sums = [step_sum] * len(batches)
+    return StepNormalizers(num_images, _at_least(1.0, num_boxes), sums, _at_least(1.0, num_taught))
 
 
 def _sum_over_processes(counts: Sequence[int], accelerator: Accelerator, dtype: torch.dtype) -> list[float | Tensor]:

@@ -286,6 +286,17 @@ class Recipe:
         resume=Resume.MODEL,
     )
 
+    teacher: str | None = key(
+        None,
+        "Another detector whose boxes are further targets, weighted by their scores: a model, as for 'model', which "
+        "predicts the training images before training and whose classes match by name; or predictions of any detector "
+        "for these images, a .json file in COCO's results format with the dataset's ids.",
+    )
+    teacher_min_score: float = key(0.3, "Lowest score of a box of 'teacher' that is used.", at_least=0, below=1)
+    teacher_weight: float = key(
+        1.0, "Weight of the loss of these boxes, relative to that of the annotated ones.", at_least=0
+    )
+
     # Precision, memory, speed
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = key(
@@ -357,6 +368,7 @@ class Recipe:
         self._check_exclusive("eval_split", "eval_fraction")
         self._check_exclusive("warmup_steps", "warmup_epochs")
         self._check_model()
+        self._check_teacher()
         if self.freeze_detector:
             self._check_frozen_detector()
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
@@ -379,6 +391,11 @@ class Recipe:
             if not isinstance(new, str):
                 raise RecipeError("label_mapping", f"'{old}' is mapped to {new!r}, expected the name of a class")
 
+    def _check_teacher(self) -> None:
+        for name in ("teacher_min_score", "teacher_weight"):
+            if self.teacher is None and getattr(self, name) != getattr(Recipe, name):
+                raise RecipeError(name, "needs a teacher", "give one", {"teacher": "FILE_OR_MODEL"})
+
     def _check_frozen_detector(self) -> None:
         if self.task == "detection":
             problem = "leaves nothing to train for the task 'detection'"
@@ -386,12 +403,12 @@ class Recipe:
         if self.model is None:
             problem = "needs a trained detector to start from"
             raise RecipeError("freeze_detector", problem, "give one", {"model": "FOLDER"})
-        if self.encoder_supervision or self.denoising_groups:
+        if self.encoder_supervision or self.denoising_groups or self.teacher:
             raise RecipeError(
                 "freeze_detector",
-                "encoder_supervision and denoising_groups train the detector, which is frozen",
+                "encoder_supervision, denoising_groups and teacher train the detector, which is frozen",
                 "turn them off",
-                {"encoder_supervision": False, "denoising_groups": 0},
+                {"encoder_supervision": False, "denoising_groups": 0, "teacher": None},
             )
 
     @property

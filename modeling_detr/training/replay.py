@@ -87,6 +87,7 @@ class FailedStep:
         facts = {
             "class_weight_sums": [float(class_weight_sum) for _, class_weight_sum in self.share.parts],
             "num_boxes": float(self.share.num_boxes),
+            "num_teacher_boxes": float(self.share.num_teacher_boxes),
             "recipe": dataclasses.asdict(self.recipe),
             "config": self.config.to_dict(),
             **{name: getattr(self, name) for name in _PLAIN},
@@ -118,7 +119,7 @@ class FailedStep:
             sums = facts.pop("class_weight_sums")
             parts = [(_part(tensors, f"{_PART}{index}."), weight_sum) for index, weight_sum in enumerate(sums)]
             return cls(
-                share=StepShare(parts, facts.pop("num_boxes")),
+                share=StepShare(parts, facts.pop("num_boxes"), facts.pop("num_teacher_boxes", 1.0)),
                 weights=_below(tensors, _WEIGHT),
                 recipe=recipe_class()(**facts.pop("recipe")),
                 config=DetrConfig(**facts.pop("config")),
@@ -179,6 +180,7 @@ class Replay:
             image_std=failed.image_std,
             seed=recipe.seed,
             step=failed.step - 1,
+            num_teacher_boxes=failed.share.num_teacher_boxes,
         )
 
     def lines(self) -> Iterator[str]:

@@ -9,6 +9,7 @@
       evaluation.*        metrics of that model
       predictions/        pictures of its predictions on evaluation images
       nonfinite/          steps whose loss was not finite, see `replay`
+      teacher.safetensors what the model that teaches predicts in the training images, see `teacher_predictions`
       .lock               locked while the run trains; holds the host and process id of its main process
 
 Everything is written under a hidden name and then renamed, so anything with its final name is complete; see
@@ -43,6 +44,7 @@ CHECKPOINTS = "checkpoints"
 MODEL = EXPORTED_MODEL
 PREDICTIONS = "predictions"
 NONFINITE = "nonfinite"
+TEACHER = "teacher.safetensors"
 LOCK = ".lock"
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d+)|\.step_(\d+)\.previous")
@@ -62,7 +64,7 @@ def check_run_folder(run_dir: Path) -> None:
     """
     check_model_path(run_dir)
     folders = [CHECKPOINTS, TRACKERS, PREDICTIONS, NONFINITE]
-    check_folder(run_dir, files=[RECIPE, LOG, LOCK, *REPORT_FILES], folders=folders)
+    check_folder(run_dir, files=[RECIPE, LOG, LOCK, TEACHER, *REPORT_FILES], folders=folders)
 
 
 @contextlib.contextmanager

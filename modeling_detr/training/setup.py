@@ -57,6 +57,7 @@ from modeling_detr.training.starting_model import (
     load_config,
     new_config,
 )
+from modeling_detr.training.teacher import Teacher, load_teacher
 from modeling_detr.training.trackers import check_trackers
 
 
@@ -211,7 +212,8 @@ class PreparedRun:
 def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     """Build everything a run needs, and restore it from a checkpoint if the recipe resumes one.
 
-    Nothing is written, but the folder of the run is checked. All processes call it together.
+    Nothing is written, except the predictions of a model that teaches, but the folder of the run is checked. All
+    processes call it together.
 
     Args:
         recipe: The recipe.
@@ -238,7 +240,15 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     with accelerator.main_process_first():  # the others then use what it has created or downloaded
         train_index, eval_index = open_splits(recipe)
         detector, processor = _build_model_and_processor(recipe, train_index, resumes=checkpoint is not None)
-    loaders = build_loaders(recipe, train_index, eval_index, processor, accelerator)
+    teacher = load_teacher(
+        recipe,
+        train_index,
+        detector.config.num_queries,
+        accelerator,
+        resumes=checkpoint is not None,
+        worker_init_fn=prepare_worker,
+    )
+    loaders = build_loaders(recipe, train_index, eval_index, processor, accelerator, teacher)
     weights, training_model = _build_training_model(recipe, detector, accelerator)
     run, optimizer = _build_optimizer(recipe, training_model, weights, accelerator, loaders, train_index)
     head = head_note(recipe, train_index.id2label)
@@ -267,7 +277,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
         ),
         schedule=schedule,
         checkpoint=checkpoint,
-        notes=(*([] if head is None else [head]), *resumed, *notes),
+        notes=(*([] if head is None else [head]), *([] if teacher is None else teacher.notes), *resumed, *notes),
         steps_are_known=steps_are_known,
     )
 
@@ -391,7 +401,10 @@ def number_labels(recipe: Recipe, dataset: DetectionIndex) -> DetectionIndex:
 
 
 def build_train_set(
-    recipe: Recipe, train_index: DetectionIndex, processor: DetrTorchvisionImageProcessor | None = None
+    recipe: Recipe,
+    train_index: DetectionIndex,
+    processor: DetrTorchvisionImageProcessor | None = None,
+    teacher: Teacher | None = None,
 ) -> DetectionDataset:
     """Build the samples of a run, as they are augmented for training.
 
@@ -399,6 +412,7 @@ def build_train_set(
         recipe: The recipe.
         train_index: The images.
         processor: The processor, which sets the image size. None: that of the recipe; no weights are loaded.
+        teacher: The teacher, whose boxes are in the samples. None: there is no teacher.
 
     Raises:
         ValueError: The transform does not exist, its options do not fit, or the processor has no shortest edge.
@@ -412,6 +426,7 @@ def build_train_set(
         masks=recipe.task != "detection",
         no_flip_classes=recipe.no_flip_classes,
         replace_unreadable=recipe.unreadable_images == "skip",
+        teacher=None if teacher is None else teacher.objects,
     )
 
 
@@ -424,13 +439,14 @@ def build_loaders(
     eval_index: DetectionIndex,
     processor: DetrTorchvisionImageProcessor,
     accelerator: Accelerator,
+    teacher: Teacher | None = None,
 ) -> Loaders:
-    """Build the loaders of this process.
+    """Build the loaders of this process; only the training images have the boxes of a teacher.
 
     Raises:
         ValueError: The transform does not exist, its options do not fit, or the processor has no shortest edge.
     """
-    train_set = build_train_set(recipe, train_index, processor)
+    train_set = build_train_set(recipe, train_index, processor, teacher)
     train_sampler = TrainBatchSampler(
         train_set,
         recipe.batch_size,

@@ -304,3 +304,72 @@ def test_extra_queries_of_several_aids_do_not_attend_to_each_other():
 def test_a_key_of_no_aid_is_an_error(tiny_detector):
     with pytest.raises(ValueError, match="denoising_group: not the key of a training aid; did you mean 'denoising_gr"):
         build_training_model(tiny_detector(), denoising_group=3)
+
+
+def taught(labels, scores, of=None):
+    """The same labels with a teacher that predicts their boxes, or those of `of`, with these scores."""
+    return [
+        {**label, "teacher_labels": one["class_labels"], "teacher_boxes": one["boxes"], "teacher_scores": score}
+        for label, one, score in zip(labels, of or labels, scores, strict=True)
+    ]
+
+
+TERMS = ("loss_ce", "loss_bbox", "loss_giou")
+
+
+def test_a_certain_teacher_that_repeats_the_annotations_has_the_loss_of_the_annotations(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT), teacher="predictions.json", teacher_weight=0.5).train()
+    labels = taught(labels_of(3, 1), [torch.ones(3), torch.ones(1)])
+    output, alone = model(images(2), labels=labels), model.detector(images(2), labels=labels)
+    torch.testing.assert_close(output.loss, 1.5 * alone.loss)
+    for term in TERMS:
+        layers = [value for name, value in alone.loss_dict.items() if name == term or name.startswith(f"{term}_")]
+        assert len(layers) == 2
+        torch.testing.assert_close(output.loss_dict[f"{term}_teacher"], sum(layers))
+
+
+def test_the_scores_of_a_teacher_weight_its_boxes(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT), teacher="predictions.json").train()
+    labels, counts = labels_of(3, 1), (3, 1)
+
+    def terms(value):
+        scores = [torch.full((count,), value) for count in counts]
+        return model(images(2), labels=taught(labels, scores)).loss_dict
+
+    full, half, tiny = terms(1.0), terms(0.5), terms(1e-6)
+    torch.testing.assert_close(half["loss_bbox_teacher"], 0.5 * full["loss_bbox_teacher"])
+    torch.testing.assert_close(half["loss_giou_teacher"], 0.5 * full["loss_giou_teacher"])
+    torch.testing.assert_close(
+        full["loss_ce_teacher"] - half["loss_ce_teacher"], half["loss_ce_teacher"] - tiny["loss_ce_teacher"]
+    )
+
+
+def test_images_without_annotations_learn_from_the_teacher(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT), teacher="predictions.json", **BOTH).train()
+    scores = [torch.ones(2), torch.ones(0)]
+    output = model(images(2), labels=taught(labels_of(0, 0), scores, of=labels_of(2, 0)))
+    assert output.loss_dict["loss_bbox_teacher"] > 0
+    assert output.loss_dict["loss_bbox_denoising"] == output.loss_dict["loss_bbox_encoder"] == 0
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.denoising.parameters())
+
+
+def test_without_boxes_of_the_teacher_the_loss_is_that_of_the_annotations(tiny_detector):
+    model = build_training_model(tiny_detector(**NO_DROPOUT), teacher="predictions.json").train()
+    labels = labels_of(3, 1)
+    alone = model.detector(images(2), labels=labels).loss
+    for empty in (labels, taught(labels, [torch.ones(0)] * 2, of=labels_of(0, 0))):
+        output = model(images(2), labels=empty)
+        assert torch.equal(output.loss, alone)
+        assert all(output.loss_dict[f"{term}_teacher"] == 0 for term in TERMS)
+
+
+def test_more_boxes_of_a_teacher_than_queries_are_assigned_as_far_as_they_go(tiny_detector):
+    model = build_training_model(tiny_detector(), teacher="predictions.json").train()
+    output = model(images(1), labels=taught(labels_of(1), [torch.ones(20)], of=labels_of(20)))
+    assert output.loss.isfinite()
+
+
+def test_a_teacher_adds_no_weights(tiny_detector):
+    model = build_training_model(tiny_detector(), teacher="predictions.json")
+    assert {name.removeprefix("detector.") for name in model.state_dict()} == {*model.detector.state_dict()}

@@ -19,6 +19,7 @@ from modeling_detr.segmentation_detr import Detector
 from modeling_detr.training.aids.denoising import Denoising
 from modeling_detr.training.aids.encoder_supervision import EncoderSupervision
 from modeling_detr.training.aids.local_start import start_local
+from modeling_detr.training.aids.teacher import Teacher
 from modeling_detr.training.aids.training_aid import AidedBatch, TrainingAid
 from modeling_detr.training.aids.training_model import TrainingModel
 
@@ -32,13 +33,16 @@ class Aid:
 
     Attributes:
         key: The recipe key that activates it.
-        supervise: Builds its module from the detector's config and the key's value; None if it has no module.
+        supervise: Builds its module from the detector's config, the key's value, and the options by name; None if it
+            has no module.
         initialize: Changes the weights of a new detector before training; None if it does not.
+        options: Further recipe keys that its module depends on.
     """
 
     key: str
-    supervise: Callable[[DetrConfig, Any], TrainingAid] | None = None
+    supervise: Callable[..., TrainingAid] | None = None
     initialize: Callable[[DetrForObjectDetection], None] | None = None
+    options: tuple[str, ...] = ()
 
 
 def _encoder_supervision(config: DetrConfig, _active: bool) -> TrainingAid:
@@ -49,18 +53,23 @@ def _denoising(config: DetrConfig, num_groups: int) -> TrainingAid:
     return Denoising(config.num_classes, config.d_model, num_groups, float(config.position_temperature))
 
 
+def _teacher(config: DetrConfig, _source: str, teacher_weight: float = 1.0) -> TrainingAid:
+    return Teacher(float(config.eos_coefficient), teacher_weight)
+
+
 # Name, which is also the prefix of its parameters in a checkpoint → aid. Their losses are added in this order.
 AIDS: dict[str, Aid] = {
     "encoder_supervision": Aid(key="encoder_supervision", supervise=_encoder_supervision),
     "denoising": Aid(key="denoising_groups", supervise=_denoising),
+    "teacher": Aid(key="teacher", supervise=_teacher, options=("teacher_weight",)),
     "local_start": Aid(key="local_start", initialize=start_local),
 }
 
 
 def active_aids(recipe: object) -> dict[str, Any]:
-    """Return key and value of the aids that a recipe activates."""
-    values = {aid.key: getattr(recipe, aid.key, None) for aid in AIDS.values()}
-    return {key: value for key, value in values.items() if value}
+    """Return key and value of the aids that a recipe activates, and of their options."""
+    active = [aid for aid in AIDS.values() if getattr(recipe, aid.key, None)]
+    return {key: getattr(recipe, key) for aid in active for key in (aid.key, *aid.options)}
 
 
 def build_training_model(detector: Detector, **settings: Any) -> TrainingModel:
@@ -73,12 +82,14 @@ def build_training_model(detector: Detector, **settings: Any) -> TrainingModel:
     Raises:
         ValueError: No aid has such a key.
     """
-    keys = [aid.key for aid in AIDS.values()]
+    keys = [key for aid in AIDS.values() for key in (aid.key, *aid.options)]
     for key in settings:
         if key not in keys:
             raise ValueError(f"{key}: not the key of a training aid; {did_you_mean(key, keys)}")
     aids = {
-        name: aid.supervise(detector.config, settings[aid.key])
+        name: aid.supervise(
+            detector.config, settings[aid.key], **{key: settings[key] for key in aid.options if key in settings}
+        )
         for name, aid in AIDS.items()
         if aid.supervise is not None and settings.get(aid.key)
     }

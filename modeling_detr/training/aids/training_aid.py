@@ -25,6 +25,8 @@ class AidedBatch:
         labels: One dict per image.
         num_boxes: Number of boxes in the whole optimizer step, the divisor of the losses.
         extra_states: (L, B, E, D) decoder states of the queries that the aid added; None if it added none.
+        class_weight_sum: Class weights of all queries in the whole step, the divisor of the detector's class loss.
+        num_teacher_boxes: Number of the teacher's boxes in the whole step, at least 1.
     """
 
     detector: DetrForObjectDetection
@@ -33,6 +35,8 @@ class AidedBatch:
     labels: Sequence[DetectionLabels]
     num_boxes: float | Tensor
     extra_states: Tensor | None
+    class_weight_sum: float | Tensor = 1.0
+    num_teacher_boxes: float | Tensor = 1.0
 
 
 class TrainingAid(nn.Module):
@@ -46,11 +50,18 @@ class TrainingAid(nn.Module):
 
     suffix: ClassVar[str]
 
+    def has_targets(self, labels: Sequence[DetectionLabels]) -> bool:
+        """Whether a batch has anything to learn from; if not, the aid is not used for it.
+
+        A loss must not depend on this: an image without targets contributes nothing to it in any batch.
+        """
+        return any(len(label["class_labels"]) for label in labels)
+
     def extra_queries(self, labels: Sequence[DetectionLabels], num_queries: int) -> ExtraQueries | None:  # noqa: ARG002
         """Return queries to add to the decoder, or None.
 
         Args:
-            labels: One dict per image; at least one image has a target.
+            labels: One dict per image, for which `has_targets` is true.
             num_queries: Q, the number of learned queries, which must not attend to the extra ones.
         """
         return None

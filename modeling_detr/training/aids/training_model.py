@@ -37,33 +37,65 @@ class TrainingModel(nn.Module):
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         labels: Sequence[DetectionLabels] | None = None,
+        num_teacher_boxes: float | Tensor | None = None,
         **arguments: Any,
     ) -> DetrObjectDetectionOutput:
-        """Run the detector. During training and with labels, the loss and its terms include those of the aids."""
-        if not (self.training and labels is not None and any(len(label["class_labels"]) for label in labels)):
-            return self._touch_unused(self.detector(pixel_values, pixel_mask, labels, **arguments))
+        """Run the detector. During training and with labels, the loss and its terms include those of the aids.
 
+        Args:
+            pixel_values: See the detector.
+            pixel_mask: See the detector.
+            labels: See the detector.
+            num_teacher_boxes: The teacher's boxes of the whole optimizer step. None: this batch's, at least 1.
+            **arguments: See the detector.
+        """
+        if not self.training or labels is None:
+            output: DetrObjectDetectionOutput = self.detector(pixel_values, pixel_mask, labels, **arguments)
+            return output
+        aids = {name: aid for name, aid in self.aids.items() if aid.has_targets(labels)}
         num_queries = self.detector.config.num_queries
-        extra = {name: aid.extra_queries(labels, num_queries) for name, aid in self.aids.items()}
+        extra = {name: aid.extra_queries(labels, num_queries) for name, aid in aids.items()}
         added = {name: queries for name, queries in extra.items() if queries is not None}
         if added:
             arguments["extra_queries"] = join_queries([*added.values()], num_queries)
-        output: DetrObjectDetectionOutput = self.detector(pixel_values, pixel_mask, labels, **arguments)
+        output = self.detector(pixel_values, pixel_mask, labels, **arguments)
 
-        num_boxes = arguments.get("num_boxes")
-        if num_boxes is None:
-            num_boxes = sum(len(label["class_labels"]) for label in labels)
+        divisors = self._divisors(labels, {**arguments, "num_teacher_boxes": num_teacher_boxes})
         states = dict(zip(added, self._extra_states(output, [*added.values()]), strict=True))
         terms: dict[str, Tensor] = {}
-        for name, aid in self.aids.items():
-            terms |= aid.losses(
-                AidedBatch(self._heads, output, pixel_mask, labels, num_boxes, extra_states=states.get(name))
-            )
-        if terms:
-            weights = self._loss_weights()
-            weighted = torch.stack([weights[name] * value for name, value in terms.items()])
-            output.add_loss(weighted.sum(), {name: value.detach() for name, value in terms.items()})
+        for name, aid in aids.items():
+            batch = AidedBatch(self._heads, output, pixel_mask, labels, extra_states=states.get(name), **divisors)
+            terms |= aid.losses(batch)
+        self._add_terms(output, terms, unused=[aid for name, aid in self.aids.items() if name not in aids])
         return output
+
+    def _divisors(self, labels: Sequence[DetectionLabels], given: Mapping[str, Any]) -> dict[str, float | Tensor]:
+        """The divisors of the losses; those of the batch where the ones of the whole step are not given."""
+        counts = [len(label["class_labels"]) for label in labels]
+        names = ("num_boxes", "class_weight_sum", "num_teacher_boxes")
+        divisors: dict[str, float | Tensor] = {name: given[name] for name in names if given.get(name) is not None}
+        of_batch: dict[str, float | Tensor] = {
+            "num_boxes": max(sum(counts), 1),
+            "class_weight_sum": self._heads.criterion.class_weight_sum(counts, self.detector.config.num_queries),
+            "num_teacher_boxes": max(sum(len(label.get("teacher_labels", ())) for label in labels), 1),
+        }
+        return of_batch | divisors
+
+    def _add_terms(
+        self, output: DetrObjectDetectionOutput, terms: Mapping[str, Tensor], unused: Sequence[TrainingAid]
+    ) -> None:
+        """Add the weighted terms of the aids to the loss of a batch.
+
+        Aids without targets in this batch get terms and gradients of zero, since other processes wait for both.
+        """
+        weights = self._loss_weights()
+        if output.loss is None or not weights:
+            return
+        zero = output.loss.detach().new_zeros(())
+        touched = [0.0 * parameter.sum() for aid in unused for parameter in aid.parameters()]
+        weighted = [weights[name] * value for name, value in terms.items()]
+        logged = {name: terms[name].detach() if name in terms else zero for name in weights}
+        output.add_loss(torch.stack([zero, *weighted, *touched]).sum(), logged)
 
     @property
     def _heads(self) -> DetrForObjectDetection:
@@ -81,18 +113,6 @@ class TrainingModel(nn.Module):
         layers = self._heads.layers_for_heads(output.intermediate_hidden_states)
         sizes = [queries.content.shape[1] for queries in added]
         return [*layers[:, :, self.detector.config.num_queries :].split(sizes, dim=2)]
-
-    def _touch_unused(self, output: DetrObjectDetectionOutput) -> DetrObjectDetectionOutput:
-        """Give every parameter of the aids a gradient and every term a value.
-
-        A batch without objects does not use the aids, but other processes wait for their gradients and terms.
-        """
-        if not self.training or output.loss is None:
-            return output
-        zero = output.loss.detach().new_zeros(())
-        unused = [parameter.sum() for aid in self.aids.values() for parameter in aid.parameters()]
-        output.add_loss(0.0 * torch.stack([zero, *unused]).sum(), dict.fromkeys(self._loss_weights(), zero))
-        return output
 
 
 def join_queries(added: Sequence[ExtraQueries], num_queries: int) -> ExtraQueries:
