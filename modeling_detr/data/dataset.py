@@ -130,6 +130,8 @@ class DetectionDataset(Dataset[DetectionSample]):
         except Exception as error:
             error.add_note(f"while transforming {self.index.images[key.image_index].path}")
             raise
+        if self.teacher is not None:
+            _check_teacher_scores(sample["target"], self.transform)
         if unreadable:
             sample["unreadable"] = unreadable
         return sample
@@ -178,7 +180,7 @@ class DetectionDataset(Dataset[DetectionSample]):
             return self.transform.apply(sample, self.plan(key))
         with _global_seed(sample_seed(self.seed, key)):
             transformed = self.transform(sample)
-        _check_sample(transformed, self.transform, has_teacher=self.teacher is not None)
+        _check_sample(transformed, self.transform)
         return transformed
 
 
@@ -198,9 +200,24 @@ def _global_seed(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _check_sample(sample: DetectionSample, transform: SampleTransform, has_teacher: bool) -> None:
+def _check_teacher_scores(target: DetectionTarget, transform: SampleTransform | None) -> None:
+    """Raise a ValueError if rows have lost their `teacher_scores`: those of a teacher would count as annotated."""
+    num_boxes, num_scores = len(target["boxes"]), len(target.get("teacher_scores", ()))
+    if num_scores != num_boxes:
+        raise ValueError(
+            f"{_name_of(transform)}: returned {num_boxes} boxes with {num_scores} teacher_scores, expected one for "
+            f"each; if it drops boxes, drop their scores too: SanitizeBoundingBoxes(labels_getter=lambda sample: "
+            f"(sample['target']['class_labels'], sample['target']['area'], sample['target']['teacher_scores']))."
+        )
+
+
+def _name_of(transform: SampleTransform | None) -> str:
+    return f"transform {getattr(transform, '__qualname__', type(transform).__qualname__)}"
+
+
+def _check_sample(sample: DetectionSample, transform: SampleTransform) -> None:
     """Raise a ValueError if a custom transform did not return what the collator expects."""
-    where = f"transform {getattr(transform, '__qualname__', type(transform).__qualname__)}"
+    where = _name_of(transform)
     try:
         image, target = sample["image"], sample["target"]
         boxes, labels, area, _ = target["boxes"], target["class_labels"], target["area"], target["image_index"]
@@ -220,13 +237,6 @@ def _check_sample(sample: DetectionSample, transform: SampleTransform, has_teach
             f"areas, expected (N, 4), N and N; if it drops boxes, drop the other fields too: "
             f"SanitizeBoundingBoxes(labels_getter=lambda sample: (sample['target']['class_labels'], "
             f"sample['target']['area']))."
-        )
-    scores = target.get("teacher_scores", ())
-    if has_teacher and len(scores) != len(boxes):
-        raise ValueError(
-            f"{where}: returned {len(boxes)} boxes with {len(scores)} teacher_scores, expected one for each; if it "
-            f"drops boxes, drop their scores too: SanitizeBoundingBoxes(labels_getter=lambda sample: "
-            f"(sample['target']['class_labels'], sample['target']['area'], sample['target']['teacher_scores']))."
         )
     masks = target.get("masks")
     if masks is not None and masks.shape != (len(boxes), *image.shape[-2:]):

@@ -7,10 +7,12 @@ from accelerate import Accelerator
 from launched_runs import launch
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrTorchvisionImageProcessor
-from modeling_detr.data import open_dataset
+from modeling_detr.data import DetectionDataset, open_dataset
 from modeling_detr.data.convert import convert_dataset
+from modeling_detr.data.loaders import build_eval_loader
 from modeling_detr.errors_detr import ModelNotFoundError, PredictionError
 from modeling_detr.prediction import predict_objects
+from modeling_detr.training import teacher_predictions
 from modeling_detr.training.recipe_parsing import parse_recipe
 from modeling_detr.training.run_folder import TEACHER
 from modeling_detr.training.setup import open_splits, prepare_run
@@ -52,11 +54,13 @@ def recipe(tiny_recipe, tmp_path):
 @pytest.fixture
 def predicting(monkeypatch):
     """The number of times that a model has predicted the images."""
-    from modeling_detr.training import teacher_predictions
-
     calls = []
-    predict = teacher_predictions._predict
-    monkeypatch.setattr(teacher_predictions, "_predict", lambda *arguments: calls.append(1) or predict(*arguments))
+
+    def build(*arguments, **options):
+        calls.append(1)
+        return build_eval_loader(*arguments, **options)
+
+    monkeypatch.setattr(teacher_predictions, "build_eval_loader", build)
     return calls
 
 
@@ -70,8 +74,6 @@ def test_a_model_teaches_what_it_predicts_with_classes_by_name(recipe, tmp_path)
     teacher = load(one)
     model = DetrForObjectDetection.from_pretrained(tmp_path / "model").eval()
     processor = DetrTorchvisionImageProcessor.from_pretrained(tmp_path / "model")
-    from modeling_detr.data import DetectionDataset
-
     expected = []
     for image in range(len(index)):
         result = predict_objects(model, processor, DetectionDataset(index)[image]["image"], 0.2)
