@@ -28,7 +28,7 @@ from modeling_detr.atomic_output import replaced_file
 from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import first_items
 from modeling_detr.data.loaders import BatchLoader, build_eval_loader, resize_transform
-from modeling_detr.errors_detr import DetrError, PredictionError
+from modeling_detr.errors_detr import DetrError, ModelError, PredictionError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device
 from modeling_detr.runtimes.exported_detector import ExportedDetector
 from modeling_detr.runtimes.manifest import is_exported
@@ -101,7 +101,7 @@ def predictions_of(
         return kept[1] if kept is not None else _EMPTY
     with _unchanged_random_state():
         with accelerator.main_process_first():  # the others then use what it has downloaded or converted
-            model, processor = load_detector(source)
+            model, processor = _load(source)
         _check_classes(source, tuple(model.config.class_names), index)
         wanted = replace(wanted, weights=_digest_of_model(source, model, processor))
         if _from_main(accelerator, kept is not None and _fits(kept[0], wanted)):
@@ -114,6 +114,15 @@ def predictions_of(
             predictions = _joined(found, tuple(model.config.class_names))
             _write(path, wanted, predictions)
     return predictions
+
+
+def _load(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
+    try:
+        return load_detector(source)
+    except ModelError as error:
+        if "trust_code" not in error.settings:
+            raise
+        raise ModelError(error.where, error.problem, "pass the model that it was exported from") from error
 
 
 def _check_classes(source: str, class_names: Sequence[str], index: DetectionIndex) -> None:
@@ -197,7 +206,7 @@ def _results(
         total=len(index),
         desc=f"teacher {recipe.teacher}",
         unit="image",
-        leave=False,
+        leave=not sys.stderr.isatty(),  # the next line of a log must not continue that of the bar
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 30.0,
         disable=not accelerator.is_main_process,
