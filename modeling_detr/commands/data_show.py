@@ -188,7 +188,8 @@ def _draw(samples: DetectionDataset, image: int, num_draws: int) -> list[_Drawin
 
     annotated = DetectionDataset(samples.index, masks=samples.masks)[image]
     titled = [("as annotated", annotated)]
-    titled += [(f"epoch {epoch + 1}", samples[SampleKey(image, epoch)]) for epoch in range(num_draws)]
+    for key in (SampleKey(image, epoch) for epoch in range(num_draws)):
+        titled.append((f"epoch {key.epoch + 1}{', mosaic' if samples.is_mosaic(key) else ''}", samples[key]))
     drawn = []
     for title, sample in titled:
         large, small = (
@@ -230,4 +231,7 @@ def _facts(arguments: argparse.Namespace, recipe: "Recipe", samples: DetectionDa
         ]
         source = f"none given, so augmented as in {DEFAULT_RECIPE}"
         source += f", apart from {' and '.join(options)}" if options else ""
-    return [("data", recipe.data_source), ("recipe", source), ("transform", shown)]
+    facts: list[Fact] = [("data", recipe.data_source), ("recipe", source), ("transform", shown)]
+    if samples.mosaic is not None:
+        facts.append(("mosaics", f"{samples.mosaic.probability:.0%} of the samples"))
+    return facts

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from modeling_detr.data.augmentation import POLICIES
-from modeling_detr.data.augmentation.geometry import GeometryPlan
+from modeling_detr.data.augmentation.geometry import GeometryPlan, apply_plan, clip_boxes
+from modeling_detr.data.augmentation.mosaic import Mosaic, MosaicLayout, compose
 from modeling_detr.data.augmentation.policy import GeometryPolicy, SampleTransform
 from modeling_detr.data.formats import FORMATS
 from modeling_detr.data.image_decoding import read_image
@@ -36,9 +37,13 @@ class SampleKey(NamedTuple):
     epoch: int = 0
 
 
-def sample_seed(seed: int, key: SampleKey) -> int:
-    """A unique integer for each (seed, epoch, image index)."""
-    return (seed % 2**32) << 96 | (key.epoch % 2**32) << 64 | key.image_index
+# Streams of random numbers of a sample, so that the geometry is the same with and without the others.
+_GEOMETRY, _PHOTOMETRY, _MOSAIC, _TILES = range(4)  # _TILES + n: of tile n
+
+
+def sample_seed(seed: int, key: SampleKey, stream: int = _GEOMETRY) -> int:
+    """A unique integer for each (stream, seed, epoch, image index)."""
+    return stream << 128 | (seed % 2**32) << 96 | (key.epoch % 2**32) << 64 | key.image_index
 
 
 class DetectionDataset(Dataset[DetectionSample]):
@@ -53,6 +58,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         replace_unreadable: Whether another image takes the place of one that cannot be read.
         teacher: What a teacher predicts in the images, with the attribute `score`; these objects are added to the
             annotated ones, see `teacher_objects`. None: there is no teacher.
+        mosaic: Which samples are mosaics of four images; None: none. Transforms other than policies get them as input.
 
     Raises:
         DatasetError: `masks` is True and the index has none; a class in `no_flip_classes` does not exist; or there are
@@ -68,6 +74,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         no_flip_classes: Sequence[str] = (),
         replace_unreadable: bool = False,
         teacher: AnnotationTable | None = None,
+        mosaic: Mosaic | None = None,
     ) -> None:
         if masks and index.annotations.masks is None:
             able = [name for name, entry in FORMATS.items() if "instance" in entry.tasks]
@@ -80,6 +87,8 @@ class DetectionDataset(Dataset[DetectionSample]):
         self.no_flip_labels = self._labels_of(no_flip_classes)
         self.replace_unreadable = replace_unreadable
         self.teacher = teacher
+        self.mosaic = mosaic
+        self._stuff_labels = [label for label, category in enumerate(index.categories) if not category.is_thing]
 
     def _labels_of(self, names: Sequence[str]) -> NDArray[np.int64]:
         if names and not isinstance(self.transform, GeometryPolicy):
@@ -116,20 +125,15 @@ class DetectionDataset(Dataset[DetectionSample]):
             expected = f"0 to {len(self.index) - 1}"
             raise IndexError(f"{self.index.name}: got image index {key.image_index}, expected {expected}.")
         unreadable: dict[int, str] = {}
-        while True:
-            try:
-                sample = self._read(key.image_index)
-                break
-            except (DatasetReadError, DatasetNotFoundError) as error:
-                unreadable[key.image_index] = f"{error.where}: {error.problem}"
-                key = key._replace(image_index=(key.image_index + 1) % len(self.index))
-                if not self.replace_unreadable or len(unreadable) == _MAX_UNREADABLE or key.image_index in unreadable:
-                    raise
-        try:
+        sample = self._read_or_replace(key.image_index, unreadable)
+        key = key._replace(image_index=sample["target"]["image_index"])
+        layout = self.mosaic_layout(key)
+        if layout is not None:
+            sample = self._compose(sample, layout, key, unreadable)
+        with self._named_errors(key.image_index):
+            if layout is None and isinstance(self.transform, GeometryPolicy):
+                sample = self.transform.apply(sample, self.plan(key))
             sample = self._transform(sample, key)
-        except Exception as error:
-            error.add_note(f"while transforming {self.index.images[key.image_index].path}")
-            raise
         if self.teacher is not None:
             _check_teacher_scores(sample["target"], self.transform)
         if unreadable:
@@ -137,22 +141,84 @@ class DetectionDataset(Dataset[DetectionSample]):
         return sample
 
     def plan(self, key: SampleKey) -> GeometryPlan:
-        """Plan the geometry of a sample without reading it; the image's own size if the transform cannot plan."""
-        record = self.index.images[key.image_index]
+        """Plan the geometry of a sample without reading it; the image's own size if the transform cannot plan.
+
+        A mosaic has the planned size; crop and flips are then those of the first image before it becomes a tile.
+        """
+        return self._plan(key.image_index, self._generator(key, _GEOMETRY))
+
+    def is_mosaic(self, key: SampleKey) -> bool:
+        """Whether a sample is a mosaic."""
+        return self.mosaic_layout(key) is not None
+
+    def count_objects(self, key: SampleKey) -> int:
+        """Count the objects of a sample without reading it; those of its image if the transform cannot plan.
+
+        In a mosaic, stuff of one class counts once for each tile.
+        """
+        layout = self.mosaic_layout(key)
+        if layout is None:
+            return self._num_visible(key.image_index, self.plan(key), layout)
+        images = enumerate([key.image_index, *layout.partners])
+        plans = [(image_index, self.plan_tile(number, image_index, layout, key)) for number, image_index in images]
+        return sum(self._num_visible(image_index, plan, layout) for image_index, plan in plans)
+
+    def _num_visible(self, image_index: int, plan: GeometryPlan, layout: MosaicLayout | None) -> int:
+        rows = self._objects(image_index)
+        if plan.crop is None:
+            return len(rows)
+        boxes = torch.from_numpy(self.index.annotations.boxes_xyxy[rows].astype(np.float32))
+        labels = torch.from_numpy(self.index.annotations.label[rows])
+        return int(clip_boxes(boxes, plan.crop, self._min_visibility(labels, layout))[1].sum())
+
+    def mosaic_layout(self, key: SampleKey) -> MosaicLayout | None:
+        """The layout of a mosaic; None if the sample is plain."""
+        if self.mosaic is None or not self.mosaic.in_epoch(key.epoch):
+            return None
+        plan = self.plan(key)
+        size = plan.height, plan.width
+        return self.mosaic.draw(key.image_index, len(self.index), size, self._generator(key, _MOSAIC))
+
+    def _generator(self, key: SampleKey, stream: int) -> random.Random:
+        return random.Random(sample_seed(self.seed, key, stream))
+
+    def _plan(self, image_index: int, generator: random.Random) -> GeometryPlan:
+        record = self.index.images[image_index]
         if not isinstance(self.transform, GeometryPolicy):
             return GeometryPlan(record.height, record.width)
-        plan = self.transform.plan(record.height, record.width, random.Random(sample_seed(self.seed, key)))
-        if plan.flip and len(self.no_flip_labels):
-            labels = self.index.annotations.label[self.index.annotation_rows(key.image_index)]
+        plan = self.transform.plan(record.height, record.width, generator)
+        if (plan.flip or plan.vertical_flip) and len(self.no_flip_labels):
+            labels = self.index.annotations.label[self.index.annotation_rows(image_index)]
             if self.teacher is not None:
-                labels = np.concatenate([labels, objects_of(self.teacher, key.image_index).label])
-            plan = plan._replace(flip=not np.isin(labels, self.no_flip_labels).any())
+                labels = np.concatenate([labels, objects_of(self.teacher, image_index).label])
+            if np.isin(labels, self.no_flip_labels).any():
+                plan = plan._replace(flip=False, vertical_flip=False)
         return plan
+
+    def _read_or_replace(self, image_index: int, unreadable: dict[int, str]) -> DetectionSample:
+        """Read an image, or with `replace_unreadable` the next readable one; add the others to `unreadable`."""
+        failed: dict[int, str] = {}
+        while True:
+            try:
+                sample = self._read(image_index)
+            except (DatasetReadError, DatasetNotFoundError) as error:
+                failed[image_index] = f"{error.where}: {error.problem}"
+                image_index = (image_index + 1) % len(self.index)
+                if not self.replace_unreadable or len(failed) == _MAX_UNREADABLE or image_index in failed:
+                    raise
+            else:
+                unreadable.update(failed)
+                return sample
+
+    def _objects(self, image_index: int) -> NDArray[np.int64]:
+        """The rows of an image's annotations that are not crowd regions."""
+        rows = self.index.annotation_rows(image_index)
+        objects: NDArray[np.int64] = np.flatnonzero(~self.index.annotations.is_crowd[rows]) + rows.start
+        return objects
 
     def _read(self, image_index: int) -> DetectionSample:
         record, table = self.index.images[image_index], self.index.annotations
-        rows = self.index.annotation_rows(image_index)
-        objects = np.flatnonzero(~table.is_crowd[rows]) + rows.start
+        objects = self._objects(image_index)
         boxes = torch.from_numpy(table.boxes_xyxy[objects].astype(np.float32))
         target: DetectionTarget = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(record.height, record.width)),
@@ -173,11 +239,50 @@ class DetectionDataset(Dataset[DetectionSample]):
             target = add_teacher_objects(target, objects_of(self.teacher, image_index))
         return {"image": read_image(record), "target": target}
 
+    @contextmanager
+    def _named_errors(self, image_index: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"while transforming {self.index.images[image_index].path}")
+            raise
+
+    def _compose(
+        self, first: DetectionSample, layout: MosaicLayout, key: SampleKey, unreadable: dict[int, str]
+    ) -> DetectionSample:
+        """Compose a mosaic of the image of its first tile and those that are read for the others."""
+        parts = []
+        for number in range(len(layout.tiles)):
+            sample = first if number == 0 else self._read_or_replace(layout.partners[number - 1], unreadable)
+            image_index, labels = sample["target"]["image_index"], sample["target"]["class_labels"]
+            with self._named_errors(image_index):
+                plan = self.plan_tile(number, image_index, layout, key)
+                parts.append(apply_plan(sample, plan, self._min_visibility(labels, layout)))
+        return compose(parts, layout.tiles, self._stuff_labels)
+
+    def plan_tile(self, number: int, image_index: int, layout: MosaicLayout, key: SampleKey) -> GeometryPlan:
+        """Plan the tile, by its `number` in the layout of a mosaic, that shows an image."""
+        record, generator = self.index.images[image_index], self._generator(key, _TILES + number)
+        # the first image is seen as in the plain sample, which gave the mosaic its size
+        plan = self._plan(image_index, generator) if number else self.plan(key)
+        size = record.height, record.width
+        return cast(Mosaic, self.mosaic).plan_tile(plan, size, layout.tiles[number], generator)
+
+    def _min_visibility(self, labels: Tensor, layout: MosaicLayout | None) -> float | Tensor:
+        """The share of an object that must remain visible; in a mosaic that of each (N,), 0 for stuff."""
+        least = self.transform.min_visibility if isinstance(self.transform, GeometryPolicy) else 0.0
+        if layout is None:
+            return least
+        is_stuff = torch.isin(labels, torch.tensor(self._stuff_labels, dtype=torch.int64))
+        return torch.where(is_stuff, least, max(least, cast(Mosaic, self.mosaic).min_visibility))
+
     def _transform(self, sample: DetectionSample, key: SampleKey) -> DetectionSample:
+        """Apply what comes after the geometry: jitter of a policy, or all of another transform."""
         if self.transform is None:
             return sample
         if isinstance(self.transform, GeometryPolicy):
-            return self.transform.apply(sample, self.plan(key))
+            photometry = self.transform.draw_photometry(self._generator(key, _PHOTOMETRY))
+            return sample if photometry is None else photometry.apply(sample)
         with _global_seed(sample_seed(self.seed, key)):
             transformed = self.transform(sample)
         _check_sample(transformed, self.transform)

@@ -6,6 +6,7 @@ Shapes: I images · B images of a batch.
 import numpy as np
 from numpy.typing import NDArray
 
+from modeling_detr.data.dataset import DetectionDataset, SampleKey
 from modeling_detr.data.findings import counted
 from modeling_detr.loss_detr import MAX_MASK_PIXELS
 from modeling_detr.structures_detr import DetectionIndex
@@ -13,6 +14,7 @@ from modeling_detr.training.aids import TrainingModel
 
 
 _WORTH_A_NOTE = 1e9  # bytes
+_PLANNED = 500  # samples in which mosaics are looked for: well below a second
 
 
 def capacity_notes(
@@ -48,6 +50,21 @@ def _surplus(counts: NDArray[np.int64], num_queries: int) -> str | None:
         f"{counted(int((surplus > 0).sum()), 'image has', 'images have')} more objects than the model has queries "
         f"({num_queries}), up to {int(counts.max()):,}; {int(surplus.sum()):,} objects are not trained on. Raise "
         f"model_config.num_queries."
+    )
+
+
+def mosaic_note(dataset: DetectionDataset, num_queries: int) -> str | None:
+    """Return a note if mosaics have more objects than queries, as some of the first epoch show."""
+    indices = np.unique(np.linspace(0, len(dataset) - 1, _PLANNED).astype(np.int64)).tolist()
+    keys = [key for key in map(SampleKey, indices) if dataset.is_mosaic(key)]
+    counts = np.array([dataset.count_objects(key) for key in keys], dtype=np.int64)
+    exceeding = int((counts > num_queries).sum())
+    if not exceeding:
+        return None
+    return (
+        f"{exceeding} of {counted(len(keys), 'mosaic')} that were tried have more objects than the model has queries "
+        f"({num_queries}), up to {int(counts.max()):,}; the surplus is not trained on. Raise "
+        f"model_config.num_queries, or lower mosaic_probability."
     )
 
 

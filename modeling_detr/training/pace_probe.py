@@ -39,7 +39,7 @@ from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.preflight import unchanged_states
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.report_page import BestPage
-from modeling_detr.training.setup import PreparedRun, Schedule
+from modeling_detr.training.setup import PreparedRun, Schedule, close_mosaics
 from modeling_detr.visualization import draw_curves
 
 
@@ -134,6 +134,7 @@ def fit_to_minutes(run: PreparedRun) -> tuple[PreparedRun, str | None]:
 def _with_recipe(run: PreparedRun, recipe: Recipe) -> PreparedRun:
     """The run with another schedule, before its next step."""
     schedule = Schedule.of(recipe, run.schedule.steps_per_epoch, run.state)
+    close_mosaics(recipe, run.loaders, schedule)
     for group in run.raw_optimizer.param_groups:
         group["lr"] = group["initial_lr"]  # the present schedule has scaled it
     return dataclasses.replace(

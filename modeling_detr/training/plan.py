@@ -13,7 +13,7 @@ from modeling_detr.conversion.transformers import unsupported_by_stock
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import printable
 from modeling_detr.structures_detr import DetectionIndex
-from modeling_detr.training.capacity import capacity_notes
+from modeling_detr.training.capacity import capacity_notes, mosaic_note
 from modeling_detr.training.expectations import too_short_note
 from modeling_detr.training.optimization import num_parameters
 from modeling_detr.training.setup import PreparedRun, rate_factor
@@ -42,6 +42,7 @@ def plan(run: PreparedRun) -> str:
         f"evaluate  {_describe(run.eval_index)}",
         f"classes   {_class_counts(run.train_index)}",
         f"sizes     {_describe_sizes(run)}",
+        *_describe_mosaics(run),
         f"steps     {_describe_steps(run)}",
         *_parts_table(run),
         f"schedule  {_describe_schedule(run)}",
@@ -57,8 +58,9 @@ def plan(run: PreparedRun) -> str:
     limits = capacity_notes(run.train_index, model, recipe.batch_size, _largest_image(run))
     absent = _absent_classes(run.train_index)
     notes = [*run.train_index.notes, *run.eval_index.notes, *run.notes, *limits]
+    surplus = mosaic_note(run.loaders.train_sampler.dataset, weights.detector.config.num_queries)
     too_short = too_short_note(recipe, run.schedule.total_steps) if run.steps_are_known else None
-    notes += [note for note in (absent, too_short) if note is not None]
+    notes += [note for note in (surplus, absent, too_short) if note is not None]
     notes += _conversion_notes(run)
     return "\n".join(map(printable, [*lines, *(f"note      {note}" for note in dict.fromkeys(notes))]))
 
@@ -118,6 +120,16 @@ def _describe_sizes(run: PreparedRun) -> str:
         return "images keep their size"
     edges = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(dict(size).items(), reverse=True) if value]
     return f"{', '.join(edges)} pixels{source}; augmentation '{recipe.transform}'"
+
+
+def _describe_mosaics(run: PreparedRun) -> list[str]:
+    mosaic, num_epochs = run.loaders.train_sampler.dataset.mosaic, run.schedule.epochs
+    if mosaic is None:
+        return []
+    if mosaic.num_epochs == 0:
+        return ["mosaics   none: close_mosaic_share leaves no epoch for them"]
+    when = "in all epochs" if mosaic.num_epochs == num_epochs else f"until epoch {mosaic.num_epochs} of {num_epochs}"
+    return [f"mosaics   {mosaic.probability:.0%} of the samples, {when}"]
 
 
 def _describe_steps(run: PreparedRun) -> str:

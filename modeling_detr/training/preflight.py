@@ -70,10 +70,12 @@ class LoadingCheck:
 
     Attributes:
         num_images: Number of images.
+        most_objects: Largest number of objects of a sample.
         images_per_second: Speed of a single loader process.
     """
 
     num_images: int
+    most_objects: int
     images_per_second: float
 
 
@@ -123,7 +125,7 @@ def _check_everything(run: PreparedRun) -> list[str]:
     return [
         *_truth_lines(run, truth),
         f"{loading.num_images} training images after the transforms: labels and boxes are in range",
-        _queries_line(run),
+        _queries_line(run, loading.most_objects),
         memory,
         *_shared_memory_line(run, batch),
         _speed_line(loading, run.recipe.num_workers, len(batch["labels"]), step_seconds),
@@ -227,22 +229,25 @@ def _check_training_images(run: PreparedRun, deadline: float) -> LoadingCheck:
         OSError: An image cannot be read.
     """
     dataset = run.loaders.train_sampler.dataset
-    seconds, num_images = 0.0, 0
+    seconds, num_images, most = 0.0, 0, 0
     for image_index in _spread(len(dataset), MAX_IMAGES):
         started = time.monotonic()
         if started > deadline and num_images:
             break
-        _collate(run.loaders.train, [dataset[SampleKey(image_index)]])
+        (labels,) = _collate(run.loaders.train, [dataset[SampleKey(image_index)]])["labels"]
+        most = max(most, len(labels["class_labels"]))
         seconds, num_images = seconds + time.monotonic() - started, num_images + 1
-    return LoadingCheck(num_images, num_images / max(seconds, 1e-9))
+    return LoadingCheck(num_images, most, num_images / max(seconds, 1e-9))
 
 
-def _queries_line(run: PreparedRun) -> str:
+def _queries_line(run: PreparedRun, most_loaded: int) -> str:
     table = run.train_index.annotations
     most = int(np.bincount(table.image_index[~table.is_crowd], minlength=1).max()) if len(table) else 0
     num_queries = int(run.weights.detector.config.num_queries)
-    surplus = "" if most <= num_queries else "; surplus objects are not trained on: raise model_config.num_queries"
-    return f"at most {most} objects per image, {num_queries} queries{surplus}"
+    in_mosaics = f" ({most_loaded} in mosaics)" if most_loaded > most else ""
+    fits = max(most, most_loaded) <= num_queries
+    surplus = "" if fits else "; surplus objects are not trained on: raise model_config.num_queries"
+    return f"at most {most} objects per image{in_mosaics}, {num_queries} queries{surplus}"
 
 
 def _speed_line(loading: LoadingCheck, num_workers: int, batch_size: int, step_seconds: float | None) -> str:

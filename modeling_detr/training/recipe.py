@@ -189,6 +189,20 @@ class Recipe:
         "image at all, set transform_options.flip_probability to 0.",
         resume=Resume.ORDER,
     )
+    mosaic_probability: float = key(
+        0.0,
+        "Share of the training samples that are mosaics of four images, from 0 (none) to 1 (all). They help to learn "
+        "from few images.",
+        at_least=0,
+        at_most=1,
+    )
+    close_mosaic_share: float = key(
+        0.15,
+        "Share of the epochs, at the end of the run, that have no mosaics, so that the model is finished on images as "
+        "they are: 0.1 is the last 3 of 30 epochs and the last 30 of 300.",
+        at_least=0,
+        below=1,
+    )
 
     # Batches
 

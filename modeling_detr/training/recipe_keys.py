@@ -42,6 +42,7 @@ class Key:
         help: What it does, for `--help`.
         at_least: Inclusive lower bound.
         below: Exclusive upper bound.
+        at_most: Inclusive upper bound.
         choices: Allowed values; None: any. It may be a table that plug-ins add to.
         examples: Values that `--help` lists although others are allowed too. It may be such a table as well.
         resume: Effect of a changed value on a resume, or a function of the current and the previous value.
@@ -55,6 +56,7 @@ class Key:
     help: str
     at_least: float | None
     below: float | None
+    at_most: float | None
     choices: Collection[str] | None
     examples: Collection[str]
     resume: Resume | Callable[[Any, Any], Resume]
@@ -82,9 +84,11 @@ class Key:
             # `not >=` also refuses NaN
             too_small = self.at_least is not None and not value >= self.at_least
             too_large = self.below is not None and not value < self.below
+            too_large = too_large or (self.at_most is not None and not value <= self.at_most)
             if too_small or too_large:
                 bounds = [] if self.at_least is None else [f"at least {self.at_least:g}"]
                 bounds += [] if self.below is None else [f"below {self.below:g}"]
+                bounds += [] if self.at_most is None else [f"at most {self.at_most:g}"]
                 raise RecipeError(where or self.name, f"got {value}, expected {' and '.join(bounds)}")
         if self.choices is not None and isinstance(value, str) and value not in self.choices:
             raise RecipeError(where or self.name, f"got '{value}'", did_you_mean(value, self.choices))
@@ -100,6 +104,7 @@ def key(
     *,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
     choices: Collection[str] | None = None,
     examples: Collection[str] = (),
     resume: Resume | Callable[[Any, Any], Resume] = Resume.FREE,
@@ -114,6 +119,7 @@ def key(
         "help": help,
         "at_least": at_least,
         "below": below,
+        "at_most": at_most,
         "choices": choices,
         "examples": examples,
         "resume": resume,

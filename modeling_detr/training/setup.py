@@ -24,6 +24,7 @@ from modeling_detr.data import (
     open_dataset,
     train_transform,
 )
+from modeling_detr.data.augmentation.mosaic import Mosaic
 from modeling_detr.data.augmentation.policy import SampleTransform
 from modeling_detr.data.formats import reading_options
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
@@ -257,6 +258,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     problem = "the processes see different checkpoints; output_dir must be a folder that all machines share"
     check_same((run.state.step, run.state.epoch), f"{recipe.run_dir}: {problem}.")
     schedule = Schedule.of(recipe, loaders.train_sampler.steps_per_epoch, run.state)
+    close_mosaics(recipe, loaders, schedule)
     return PreparedRun(
         recipe=recipe,
         accelerator=accelerator,
@@ -427,10 +429,25 @@ def build_train_set(
         no_flip_classes=recipe.no_flip_classes,
         replace_unreadable=recipe.unreadable_images == "skip",
         teacher=None if teacher is None else teacher.objects,
+        mosaic=build_mosaic(recipe, recipe.epochs),
     )
 
 
+def build_mosaic(recipe: Recipe, num_epochs: int) -> Mosaic | None:
+    """Build the mosaics of a run of `num_epochs` epochs, the last of which have none; None: no mosaics at all."""
+    if not recipe.mosaic_probability:
+        return None
+    return Mosaic(recipe.mosaic_probability, num_epochs - round(recipe.close_mosaic_share * num_epochs))
+
+
 # Loaders
+
+
+def close_mosaics(recipe: Recipe, loaders: Loaders, schedule: Schedule) -> None:
+    """Let the mosaics end as the recipe says before the last epoch of a schedule, which `max_steps` may limit."""
+    if loaders.train_sampler.dataset.mosaic is not None:
+        loaders.train_sampler.dataset.mosaic = build_mosaic(recipe, schedule.epochs)
+        loaders.train.close()  # loader processes have a copy of the dataset
 
 
 def build_loaders(

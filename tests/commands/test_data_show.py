@@ -56,6 +56,7 @@ def recipe(tmp_path):
         "transform": "original",
         "transform_options": {"flip_probability": 1.0},
         "no_flip_classes": ["left"],
+        "mosaic_probability": 0.5,
         "processor_config": {"size": {"shortest_edge": 40, "longest_edge": 48}},
         "model_config": TINY_MODEL,
         "num_workers": 0,
@@ -107,8 +108,10 @@ def test_the_gallery_has_the_samples_of_the_run(dataset, recipe, drawn, tmp_path
             assert is_drawn(trained[SampleKey(image, epoch)], drawn)
     page = (tmp_path / "out/gallery.html").read_text(encoding="utf-8")
     sizes = [tuple(trained[SampleKey(image)]["image"].shape[:0:-1]) for image in range(6)]
-    assert [tuple(map(int, size)) for size in re.findall(r">epoch 1, (\d+)x(\d+), \d box", page)] == sizes
+    assert [tuple(map(int, size)) for size in re.findall(r">epoch 1(?:, mosaic)?, (\d+)x(\d+), \d box", page)] == sizes
     assert "OriginalPolicy" in page
+    assert "50% of the samples" in page
+    assert page.count(">epoch 1, mosaic, ") == sum(trained.is_mosaic(SampleKey(image)) for image in range(6)) > 0
 
 
 def test_the_dataset_of_the_command_line_replaces_the_recipes(dataset, recipe, drawn, tmp_path):

@@ -1,6 +1,7 @@
 """The plan says what images of very many objects, or very many classes, mean for a run."""
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIn
 from modeling_detr.training.aids import build_training_model
 from modeling_detr.training.capacity import capacity_notes
 from modeling_detr.training.plan import plan
+from modeling_detr.training.setup import prepare_run
 from modeling_detr.training.trainer import Trainer
 
 
@@ -69,6 +71,21 @@ def test_large_memory_is_announced(tiny_detector):
     many = {"num_labels": 10_000, "num_queries": 100, "decoder_layers": 6}
     (note,) = notes(tiny_detector, index_of(3), batch_size=16, config=many)
     assert note.startswith("the class scores of a batch take about 1.5 GB: 6 decoder layers x 16 images x 100 queries")
+
+
+def test_mosaics_of_more_objects_than_queries_are_announced(tiny_recipe):
+    def mosaic_notes(**changes):
+        config = {**tiny_recipe().model_config, "num_queries": 6}
+        lines = plan(prepare_run(tiny_recipe(model_config=config, **changes))).splitlines()
+        return [line for line in lines if "mosaic" in line and line.startswith("note")]
+
+    assert mosaic_notes() == []
+    (note,) = mosaic_notes(mosaic_probability=1.0)
+    assert re.fullmatch(
+        r"note      \d+ of 20 mosaics that were tried have more objects than the model has queries \(6\), up to "
+        r"\d+; the surplus is not trained on. Raise model_config.num_queries, or lower mosaic_probability.",
+        note,
+    )
 
 
 def test_the_plan_has_these_notes_and_does_not_list_thousands_of_classes(tiny_recipe):

@@ -100,3 +100,19 @@ def test_the_option_is_a_key_or_the_error_names_what_the_page_names(option):
         word for word in ("CUDA_VISIBLE_DEVICES", "detr evaluate", "torchrun", "continues after") if word in message
     ]
     assert named or any(word in ROWS[option] for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("mosaic", "did you mean '--mosaic_probability'"),
+        ("close_mosaic", "set close_mosaic_share to a share of the epochs"),
+        ("hsv_h", "did you mean '--transform_options.hue'"),
+        ("hsv_v", "did you mean '--transform_options.brightness'"),
+        ("flipud", "did you mean '--transform_options.vertical_flip_probability'"),
+    ],
+)
+def test_augmentation_options_of_ultralytics_are_recognised(option, meant):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe([f"--{option}", "1"])
+    assert meant.replace("'", "") in str(error.value).replace("'", "")

@@ -1,4 +1,5 @@
 import random
+import re
 import shutil
 import types
 
@@ -29,6 +30,12 @@ def test_a_valid_run_passes_and_nothing_changes(run):
     assert torch.equal(torch.get_rng_state(), states[1])
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_objects_of_mosaics_are_counted(tiny_recipe):
+    (line,) = [line for line in preflight(prepare_run(tiny_recipe(mosaic_probability=1.0))) if "queries" in line]
+    pattern = r"at most \d objects per image \(\d+ in mosaics\), 6 queries; surplus objects are not trained on: .*"
+    assert re.fullmatch(pattern, line)
 
 
 def test_batches_of_loaders_are_compared_with_the_free_shared_memory(tiny_recipe, monkeypatch):

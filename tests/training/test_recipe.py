@@ -78,6 +78,8 @@ def test_a_written_recipe_parses_to_the_same_recipe(tmp_path):
         (["--gradient_checkpointing", "2"], "expected true or false"),
         (["--lr_schedule", "stp"], "--lr_schedule: got 'stp'; did you mean 'step'?"),
         (["--batch_size", "0"], "batch_size: got 0, expected at least 1."),
+        (["--mosaic_probability", "50"], "mosaic_probability: got 50.0, expected at least 0 and at most 1."),
+        (["--close_mosaic_share", "10"], "close_mosaic_share: got 10.0, expected at least 0 and below 1."),
         (["--data.x", "3"], "--data.x: unknown option; 'data' is a single value"),
         (["--epochs"], "--epochs: expected a value; see 'detr train --help epochs'"),
         (["a.yaml", "b.yaml"], "command line: unexpected 'b.yaml'; expected one recipe"),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from modeling_detr.data import open_dataset
+from modeling_detr.data import SampleKey, open_dataset
 from modeling_detr.structures_detr import UNSPLIT, DetectionIndex
 from modeling_detr.training.setup import number_labels, open_splits, prepare_run
 
@@ -43,6 +43,21 @@ def test_a_misspelt_transform_is_reported_before_weights_are_downloaded(tiny_rec
     for wrong in ({"transform": "lite"}, {"processor_config": {"sise": 3}}):
         with pytest.raises(ValueError, match=r"lite|sise"):
             prepare_run(tiny_recipe(backbone_weights="resnet10t.c3_in1k", **wrong))
+
+
+def test_the_last_epochs_of_a_run_have_no_mosaics(tiny_recipe):
+    def epochs_with_mosaics(**changes):
+        run = prepare_run(tiny_recipe(**changes))
+        dataset = run.loaders.train.dataset
+        assert dataset is run.loaders.train_sampler.dataset
+        keys = [[SampleKey(image, epoch) for image in range(20)] for epoch in range(run.schedule.epochs)]
+        return [all(map(dataset.is_mosaic, keys_of_epoch)) for keys_of_epoch in keys]
+
+    assert epochs_with_mosaics() == [False] * 2
+    assert epochs_with_mosaics(mosaic_probability=1.0, epochs=10) == [True] * 8 + [False] * 2  # 15 %
+    assert epochs_with_mosaics(mosaic_probability=1.0, epochs=10, close_mosaic_share=0.5) == [True] * 5 + [False] * 5
+    # 5 steps of 4 images are an epoch
+    assert epochs_with_mosaics(mosaic_probability=1.0, epochs=100, max_steps=48) == [True] * 8 + [False] * 2
 
 
 def test_labels_are_dense_raw_or_those_of_the_model(tiny_recipe, tiny_detector, tmp_path):

@@ -81,6 +81,7 @@ def test_a_run_writes_log_checkpoints_pictures_and_a_model(tiny_recipe):
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_recipe, tmp_path, monkeypatch, step):
     options = {"denoising_groups": 1, "gradient_accumulation_steps": 1, "log_every_steps": 2, "ema_decay": 0.9}
+    options |= {"mosaic_probability": 0.5, "close_mosaic_share": 0.5}  # in the first of two epochs
     whole = tiny_recipe(**options, output_dir=str(tmp_path / "whole"))
     Trainer.from_recipe(whole).train()
 

@@ -7,10 +7,12 @@ from modeling_detr.data.augmentation.light import LightPolicy
 from modeling_detr.data.augmentation.none import ResizePolicy
 from modeling_detr.data.augmentation.original import OriginalPolicy
 from modeling_detr.data.augmentation.policy import GeometryPolicy
+from modeling_detr.data.augmentation.strong import StrongPolicy
 
 
 POLICIES: dict[str, type[GeometryPolicy]] = {
     "original": OriginalPolicy,
     "light": LightPolicy,
+    "strong": StrongPolicy,
     "none": ResizePolicy,
 }

@@ -1,6 +1,6 @@
 """Geometric transforms of a sample: image, boxes, areas and masks change together.
 
-`crop`, `horizontal_flip` and `resize` treat boxes and areas as the original does (datasets/transforms.py).
+`crop`, the flips and `resize` treat boxes and areas as the original does (datasets/transforms.py).
 """
 
 from typing import NamedTuple, cast
@@ -27,32 +27,57 @@ class GeometryPlan(NamedTuple):
 
     height: int
     width: int
-    flip: bool = False
+    flip: bool = False  # left to right
     crop: Crop | None = None
+    vertical_flip: bool = False
+
+
+def apply_plan(sample: DetectionSample, plan: GeometryPlan, min_visibility: float | Tensor = 0.0) -> DetectionSample:
+    """Apply a plan that was made for an image of this size; see `crop` for `min_visibility`."""
+    if plan.crop is not None:
+        sample = crop(sample, *plan.crop, min_visibility=min_visibility)
+    if plan.flip:
+        sample = horizontal_flip(sample)
+    if plan.vertical_flip:
+        sample = vertical_flip(sample)
+    return resize(sample, plan.height, plan.width)
 
 
 def crop(
-    sample: DetectionSample, top: int, left: int, height: int, width: int, min_visibility: float = 0.0
+    sample: DetectionSample, top: int, left: int, height: int, width: int, min_visibility: float | Tensor = 0.0
 ) -> DetectionSample:
     """Crop the image. Boxes are clipped to the crop, and areas become those of the clipped boxes.
 
-    Objects are dropped if their clipped box has no area, or less than the share `min_visibility` of its former area.
+    Objects are dropped if their clipped box has no area, or less than the share `min_visibility` of its former area,
+    one for all objects or one for each (N,).
 
     Original: datasets/transforms.py, `crop`.
     """
     target = sample["target"]
-    boxes = target["boxes"].as_subclass(Tensor) - torch.tensor([left, top, left, top], dtype=torch.float32)
-    corners = boxes.reshape(-1, 2, 2).minimum(torch.tensor([width, height], dtype=torch.float32)).clamp(min=0)
-    sides = corners[:, 1] - corners[:, 0]
-    # The factor keeps boxes that are entirely inside, in spite of rounding.
-    least = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * (min_visibility * (1 - 1e-5))
-    changed = _with_boxes(target, corners.reshape(-1, 4), sides.prod(dim=1), (height, width))
+    region = Crop(top, left, height, width)
+    corners, is_visible = clip_boxes(target["boxes"].as_subclass(Tensor), region, min_visibility)
+    area = (corners[:, 2:] - corners[:, :2]).prod(dim=1)
+    changed = _with_boxes(target, corners, area, (height, width))
     if "masks" in target:
         changed["masks"] = functional.crop(target["masks"], top, left, height, width)
     return {
         "image": functional.crop(sample["image"], top, left, height, width),
-        "target": take_objects(changed, (sides > 0).all(dim=1) & (sides.prod(dim=1) >= least)),
+        "target": take_objects(changed, is_visible),
     }
+
+
+def clip_boxes(boxes: Tensor, region: Crop, min_visibility: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
+    """Clip boxes (N, 4), XYXY in pixels, to a region; return them relative to it, and whether each (N,) is kept.
+
+    See `crop` for which are.
+    """
+    top, left, height, width = region
+    boxes = boxes - torch.tensor([left, top, left, top], dtype=torch.float32)
+    corners = boxes.reshape(-1, 2, 2).minimum(torch.tensor([width, height], dtype=torch.float32)).clamp(min=0)
+    sides = corners[:, 1] - corners[:, 0]
+    # The factor keeps boxes that are entirely inside, in spite of rounding.
+    least = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * (min_visibility * (1 - 1e-5))
+    return corners.reshape(-1, 4), (sides > 0).all(dim=1) & (sides.prod(dim=1) >= least)
 
 
 def horizontal_flip(sample: DetectionSample) -> DetectionSample:
@@ -65,6 +90,18 @@ def horizontal_flip(sample: DetectionSample) -> DetectionSample:
     if "masks" in target:
         changed["masks"] = functional.horizontal_flip(target["masks"])
     return {"image": functional.horizontal_flip(sample["image"]), "target": changed}
+
+
+def vertical_flip(sample: DetectionSample) -> DetectionSample:
+    """Mirror the image top to bottom."""
+    target = sample["target"]
+    height, width = sample["image"].shape[-2:]
+    boxes = target["boxes"].as_subclass(Tensor)
+    mirrored = boxes[:, [0, 3, 2, 1]] * torch.tensor([1.0, -1.0, 1.0, -1.0]) + torch.tensor([0, height, 0, height])
+    changed = _with_boxes(target, mirrored, target["area"], (height, width))
+    if "masks" in target:
+        changed["masks"] = functional.vertical_flip(target["masks"])
+    return {"image": functional.vertical_flip(sample["image"]), "target": changed}
 
 
 def resize(sample: DetectionSample, height: int, width: int) -> DetectionSample:

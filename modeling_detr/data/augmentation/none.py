@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from modeling_detr.data.augmentation.geometry import GeometryPlan
+from modeling_detr.data.augmentation.photometric import PhotometricJitter
 from modeling_detr.data.augmentation.policy import LONGEST_EDGE, GeometryPolicy, check_pixels
 from modeling_detr.image_processing_detr import resize_output_size
 
 
 @dataclass(frozen=True)
-class ResizePolicy(GeometryPolicy):
+class ResizePolicy(PhotometricJitter, GeometryPolicy):
     """Resize only: the policy `none`, and the transform for evaluation.
 
     Attributes:
@@ -25,6 +26,7 @@ class ResizePolicy(GeometryPolicy):
         check_pixels("shortest_edge", self.shortest_edge)
         if self.longest_edge is not None:
             check_pixels("longest_edge", self.longest_edge)
+        self.check_jitter()
 
     @classmethod
     def sizes_for(cls, shortest_edge: int, longest_edge: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modeling_detr.data.augmentation.geometry import Crop, GeometryPlan
+from modeling_detr.data.augmentation.photometric import PhotometricJitter
 from modeling_detr.data.augmentation.policy import (
     LONGEST_EDGE,
     SCALES,
@@ -20,7 +21,7 @@ CROP_MIN, CROP_MAX = 384, 600
 
 
 @dataclass(frozen=True)
-class OriginalPolicy(GeometryPolicy):
+class OriginalPolicy(PhotometricJitter, GeometryPolicy):
     """The original's training policy: flip; then either resize, or resize, crop and resize again.
 
     Paper: sec. 4. Original: datasets/coco.py, `make_coco_transforms`. Sizes are drawn in the same way. Differs from
@@ -55,6 +56,7 @@ class OriginalPolicy(GeometryPolicy):
             check_share(name, getattr(self, name))
         if self.crop_min > self.crop_max:
             raise ValueError(f"crop_min: got {self.crop_min}, expected at most crop_max ({self.crop_max}).")
+        self.check_jitter()
 
     @classmethod
     def sizes_for(cls, shortest_edge: int, longest_edge: int) -> dict[str, Any]:

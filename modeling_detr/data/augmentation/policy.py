@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from modeling_detr.data.augmentation.geometry import GeometryPlan, crop, horizontal_flip, resize
+from modeling_detr.data.augmentation.geometry import GeometryPlan, apply_plan
+from modeling_detr.data.augmentation.photometric import Photometry
 from modeling_detr.structures_detr import DetectionSample
 
 
@@ -45,19 +46,21 @@ class GeometryPolicy(ABC):
         """
         return {}
 
+    def draw_photometry(self, generator: random.Random) -> Photometry | None:  # noqa: ARG002
+        """Draw the change of brightness and colour of an image; None: no change."""
+        return None
+
     def __call__(self, sample: DetectionSample, generator: random.Random | None = None) -> DetectionSample:
         """Draw a plan (with the global `random` if `generator` is None) and apply it."""
         height, width = sample["image"].shape[-2:]
         generator = generator or random.Random(random.getrandbits(64))
-        return self.apply(sample, self.plan(height, width, generator))
+        sample = self.apply(sample, self.plan(height, width, generator))
+        photometry = self.draw_photometry(generator)
+        return sample if photometry is None else photometry.apply(sample)
 
     def apply(self, sample: DetectionSample, plan: GeometryPlan) -> DetectionSample:
         """Apply a plan that was made for an image of this size."""
-        if plan.crop is not None:
-            sample = crop(sample, *plan.crop, min_visibility=self.min_visibility)
-        if plan.flip:
-            sample = horizontal_flip(sample)
-        return resize(sample, plan.height, plan.width)
+        return apply_plan(sample, plan, self.min_visibility)
 
 
 def check_pixels(name: str, value: object) -> None:

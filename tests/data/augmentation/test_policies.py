@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from modeling_detr.data import eval_transform, train_transform
-from modeling_detr.data.augmentation.geometry import crop, horizontal_flip, resize
+from modeling_detr.data.augmentation.geometry import GeometryPlan, crop, horizontal_flip, resize, vertical_flip
 from modeling_detr.data.augmentation.original import CROP_MAX, CROP_MIN, OriginalPolicy
 from modeling_detr.data.augmentation.policy import SCALES, GeometryPolicy
 from modeling_detr.image_processing_detr import resize_output_size
@@ -74,6 +74,7 @@ def test_masks_are_dropped_with_their_boxes():
     for change in (
         lambda it: crop(it, 10, 25, 20, 20),
         horizontal_flip,
+        vertical_flip,
         lambda it: resize(it, 80, 120),
     ):
         changed = change(sample)
@@ -94,7 +95,7 @@ def test_evaluation_resizes_as_the_original_does():
     rows = json.loads((REFERENCE / "golden" / "resize_sizes.json").read_text())["rows"]
     for height, width, shortest, longest, out_height, out_width in rows:
         plan = eval_transform(shortest, longest).plan(height, width, random.Random(0))
-        assert plan == (out_height, out_width, False, None)
+        assert plan == GeometryPlan(out_height, out_width, flip=False, crop=None)
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 427), (333, 500), (1080, 1920), (60, 2000)])
@@ -167,7 +168,7 @@ def test_sizes_follow_from_the_shortest_edge():
     assert train_transform("none", scales=[240, 320]).shortest_edge == 320
 
 
-@pytest.mark.parametrize("name", ["original", "light", "none"])
+@pytest.mark.parametrize("name", ["original", "light", "strong", "none"])
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (240, 320), (1, 1), (3, 500)])
 def test_every_policy_handles_small_images(name, height, width):
     policy = train_transform(name, scales=128)
@@ -186,6 +187,32 @@ def test_the_light_policy_keeps_images_of_one_size_in_one_shape():
     assert any(plan.crop for plan in plans)
     assert any(plan.flip for plan in plans)
     assert all(plan.crop is None or plan.crop.height >= 0.7 * 480 - 1 for plan in plans)
+
+
+def test_the_strong_policy_crops_more_and_keeps_the_shape():
+    policy, generator = train_transform("strong", scales=240), random.Random(0)
+    plans = [policy.plan(480, 640, generator) for _ in range(400)]
+    assert {(plan.height, plan.width) for plan in plans} == {(240, 320)}
+    crops = [plan.crop for plan in plans if plan.crop]
+    assert 0.7 < len(crops) / len(plans) < 0.8
+    shares = [(crop.height / 480, crop.width / 640) for crop in crops]
+    assert 0.39 < min(map(min, shares)) < 0.45
+    assert all(0.8 < height / width < 1.25 for height, width in shares)
+    assert not any(plan.vertical_flip for plan in plans)
+
+
+def test_vertical_flips_are_an_option_that_leaves_the_rest_as_it_is():
+    plain, flipping = (train_transform("light", scales=64, vertical_flip_probability=share) for share in (0, 0.5))
+    pairs = [(plain.plan(60, 80, random.Random(k)), flipping.plan(60, 80, random.Random(k))) for k in range(200)]
+    assert 70 < sum(flipped.vertical_flip for _, flipped in pairs) < 130
+    assert all(flipped._replace(vertical_flip=False) == upright for upright, flipped in pairs)
+
+
+def test_a_vertical_flip_moves_boxes_with_the_pixels():
+    sample = make_sample(40, 60, [(10, 5, 30, 20)])
+    flipped = vertical_flip(sample)
+    assert flipped["target"]["boxes"].tolist() == [[10, 20, 30, 35]]
+    assert torch.equal(flipped["image"], sample["image"].flip(-2))
 
 
 def test_without_a_generator_a_policy_uses_pythons_random_state():
@@ -252,10 +279,19 @@ def test_a_recipe_cannot_create_anything_but_a_transform(tmp_path, name):
         ("my_augment.number", {}, ValueError, "got a int, expected a callable"),
         ("my_augment.mirror", {"scales": (32,)}, ValueError, "got the options scales, but it is not a class"),
         ("original", {"crop_mn": 3}, ValueError, "has no option 'crop_mn'; did you mean 'crop_min'"),
-        ("none", {"crop_min": 3}, ValueError, "'none' has no option 'crop_min'; expected one of longest_edge, scales"),
+        ("none", {"crop_min": 3}, ValueError, "'none' has no option 'crop_min'; expected one of .*longest_edge, "),
         ("original", {"scales": (0,)}, ValueError, "scales: got 0, expected a number of pixels"),
         ("original", {"scales": ()}, ValueError, "scales: got an empty list"),
         ("original", {"flip_probability": 50}, ValueError, "flip_probability: got 50, expected a number from 0 to 1"),
+        (
+            "strong",
+            {"vertical_flip_probability": 3},
+            ValueError,
+            "vertical_flip_probability: got 3, expected a",
+        ),
+        ("light", {"hue": 0.7}, ValueError, "hue: got 0.7, expected a number from 0 to 0.5"),
+        ("none", {"brightness": -1}, ValueError, "brightness: got -1, expected a number from 0 to 1"),
+        ("original", {"contrast": "much"}, ValueError, "contrast: got 'much', expected a number from 0 to 1"),
         ("original", {"crop_min": 700}, ValueError, "crop_min: got 700, expected at most crop_max \\(600\\)"),
     ],
 )
