@@ -143,6 +143,10 @@ class RecipeNotFoundError(DetrError, FileNotFoundError):
     """A recipe that is neither a file nor built in."""
 
 
+class StudyError(DetrError, ValueError):
+    """A study of `detr benchmark` that does not exist or is not valid."""
+
+
 class RunInUseError(DetrError, ValueError):
     """A run's folder that another process is training in."""
 

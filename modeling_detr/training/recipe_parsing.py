@@ -34,10 +34,18 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def builtin_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name; in a checkout they are in `configs/`, else in the package."""
+    """The recipes that come with the package, by name."""
+    return builtin_files("*.yaml")
+
+
+def builtin_files(pattern: str) -> dict[str, Path]:
+    """The YAML files that come with the package and match a glob, by name.
+
+    In a checkout they are in `configs/`, else in the package.
+    """
     folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob(pattern))}
 
 
 def find_recipe(name: str) -> Path:

@@ -73,6 +73,7 @@ def inputs(tmp_path, monkeypatch, backbone_weights, config):
         "data check, page": ["data", "check", "dataset", "--html"],
         "data show": ["data", "show", "dataset", "--output_dir"],
         "plot": ["plot", str(log), "--output"],
+        "benchmark convergence": ["benchmark", "convergence", "shapes", "--output_dir"],
     }
 
 
@@ -94,6 +95,7 @@ COMMANDS = [
     "data check, page",
     "data show",
     "plot",
+    "benchmark convergence",
 ]
 
 

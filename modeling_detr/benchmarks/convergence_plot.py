@@ -1,0 +1,76 @@
+"""The picture of a study: AP50 over time and over images seen, and over the number of training images."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modeling_detr.atomic_output import replaced_file
+from modeling_detr.benchmarks.convergence import CurvePoint, RunResult, mean_curve
+from modeling_detr.benchmarks.study import Study
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+_AXES: dict[str, Callable[[CurvePoint], float]] = {
+    "minutes": lambda point: point.minutes,
+    "images seen": lambda point: point.images,
+}
+
+
+def plot_convergence(study: Study, results: Sequence[RunResult], path: Path) -> Path:
+    """Draws one row of panels for each number of training images, and a learning curve if there are several.
+
+    Lines are means over the seeds, bands reach from the lowest to the highest.
+    """
+    from matplotlib.figure import Figure
+
+    counts = [images for images in study.train_images if any(result.train_images == images for result in results)]
+    rows = len(counts) + (len(counts) > 1)
+    figure = Figure(figsize=(10, 3.6 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for row, images in zip(panels, counts, strict=False):
+        of_images = [result for result in results if result.train_images == images]
+        for axes, (name, x) in zip(row, _AXES.items(), strict=True):
+            axes.set_title(f"{of_images[0].num_images:,} training images", fontsize=10)
+            _prepare(axes, name)
+            _plot_curves(axes, study, of_images, x)
+    if len(counts) > 1:
+        _prepare(panels[-1][0], "training images")
+        _plot_learning_curves(panels[-1][0], study, results)
+        panels[-1][1].remove()
+    lines = [figure.axes[0].plot([], [], color=f"C{number % 10}")[0] for number in range(len(study.variants))]
+    figure.legend(lines, [*study.variants], loc="outside lower center", ncols=min(4, len(lines)), fontsize=9)
+    with replaced_file(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    return path
+
+
+def _prepare(axes: "Axes", name: str) -> None:
+    axes.set_xlabel(name)
+    axes.set_ylabel("AP50")
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+
+
+def _plot_curves(axes: "Axes", study: Study, results: Sequence[RunResult], x: Callable[[CurvePoint], float]) -> None:
+    for number, variant in enumerate(study.variants):
+        runs = [result for result in results if result.variant == variant]
+        if runs:
+            grid, mean, lowest, highest = mean_curve(runs, x)
+            axes.plot(grid, mean, marker=".", color=f"C{number % 10}")
+            axes.fill_between(grid, lowest, highest, alpha=0.2, color=f"C{number % 10}", linewidth=0)
+
+
+def _plot_learning_curves(axes: "Axes", study: Study, results: Sequence[RunResult]) -> None:
+    axes.set_xscale("log")
+    for number, variant in enumerate(study.variants):
+        runs = [result for result in results if result.variant == variant]
+        counts = sorted({run.num_images for run in runs})
+        values = [[run.ap50 for run in runs if run.num_images == count] for count in counts]
+        if counts:
+            axes.plot(counts, [*map(statistics.mean, values)], marker=".", color=f"C{number % 10}")
+            lowest, highest = [*map(min, values)], [*map(max, values)]
+            axes.fill_between(counts, lowest, highest, alpha=0.2, color=f"C{number % 10}", linewidth=0)

@@ -1,0 +1,155 @@
+"""Train the variants of a study with several seeds, and compare them.
+
+    detr benchmark convergence shapes
+    detr benchmark convergence bccd --data BCCD --minutes 40 --variants plain,aided
+    detr benchmark convergence my_study.yaml --seeds 7,8,9 --output_dir runs/study
+
+A study is a YAML file or the name of a built-in one. Keys of its recipe can be set for all variants: `--data FOLDER`,
+`--minutes 10`, `--model_config.num_queries 50`. Each run is a `detr train` in a process of its own, followed by a
+`detr evaluate`. Stop the command at any time: started again, it keeps the runs that are finished, and continues the
+others from their last checkpoint.
+
+The results are `results.json` (every run and its curve), `results.md` (a table) and `curves.png`. The exit code is 1
+if a run failed.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling_detr.atomic_output import make_folder, replace_text
+from modeling_detr.benchmarks.convergence import read_results, results_json, results_markdown
+from modeling_detr.benchmarks.convergence_plot import plot_convergence
+from modeling_detr.benchmarks.study import (
+    START,
+    PlannedRun,
+    Study,
+    builtin_studies,
+    parse_images,
+    parse_seeds,
+    parse_thresholds,
+    plan_runs,
+    read_study,
+    with_keys,
+    with_variants,
+)
+from modeling_detr.benchmarks.study_runs import check_arguments, is_finished, run_study
+from modeling_detr.commands.command_parser import CommandParser, check_at_least
+from modeling_detr.commands.results import RUNS, link_to
+from modeling_detr.data.findings import counted
+from modeling_detr.errors_detr import printable
+from modeling_detr.line_breaks import fitted
+from modeling_detr.output_errors import check_folder
+from modeling_detr.provenance import command_line
+from modeling_detr.training.recipe import recipe_class
+from modeling_detr.training.recipe_keys import keys_of
+
+
+RESULTS = ("results.json", "results.md", "curves.png")
+_KEY = "key:"  # prefix of the recipe's keys in the namespace of the arguments
+
+
+def add_convergence(commands: "argparse._SubParsersAction[CommandParser]", argv: Sequence[str]) -> None:
+    """Add the sub-command; `argv` may have keys of mappings, such as `--model_config.num_queries`."""
+    parser = commands.add_parser(
+        "convergence", help="train variants of a recipe with several seeds, and compare them", description=__doc__
+    )
+    studies = ", ".join(builtin_studies())
+    parser.add_argument("study", help=f"a YAML file, or a built-in study: {studies}")
+    parser.add_argument("--seeds", help="how many seeds, from 0, or a list such as 7,8,9 (default: the study's)")
+    parser.add_argument("--variants", help="only these variants, such as plain,aided; the first is the reference")
+    parser.add_argument("--train_images", help="numbers of training images, such as 25,50,all (default: the study's)")
+    parser.add_argument("--thresholds", help="AP50 to report the time to, such as 0.5,0.7 (default: the study's)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores (default: 1)")
+    parser.add_argument("--output_dir", type=Path, help="folder for the results (default: runs/benchmarks/STUDY)")
+    keys = parser.add_argument_group("keys of the recipe", "see 'detr train --help'; --minutes N limits each run")
+    own = {option for action in parser._actions for option in action.option_strings}
+    declared = keys_of(recipe_class())
+    dotted = {text.partition("=")[0].removeprefix("--") for text in argv if text.startswith("--") and "." in text}
+    for name in [*declared, *sorted(dotted)]:
+        mapping, _, inner = name.partition(".")
+        if f"--{name}" in own or mapping not in declared or (inner and not declared[mapping].is_mapping):
+            continue
+        is_switch = not inner and declared[mapping].type is bool
+        keys.add_argument(
+            f"--{name}",
+            dest=_KEY + name,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+            nargs="?" if is_switch else None,
+            const="true" if is_switch else None,
+        )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    check_at_least("jobs", arguments.jobs, 1)
+    study = _study(arguments)
+    folder = arguments.output_dir or RUNS / "benchmarks" / study.name
+    runs = plan_runs(study, folder)
+    check_folder(folder, files=RESULTS)
+    check_arguments(runs)
+    make_folder(folder)
+    done = sum(map(is_finished, runs))
+    print(
+        fitted(
+            f"{study.name}: {counted(len(runs), 'run')} ({', '.join(study.variants)}; seeds "
+            f"{', '.join(map(str, study.seeds))}), {done} finished; results in {folder}"
+        ),
+        flush=True,
+    )
+    command = command_line("detr benchmark", arguments.argv)
+    failures: dict[Path, str] = {}
+
+    # Train what is missing; the results so far are there after each run.
+    def report(run: PlannedRun, failure: str | None) -> None:
+        nonlocal done
+        done += failure is None
+        if failure is not None:
+            failures[run.folder] = f"{run}: {failure}"
+        print(fitted(printable(f"[{done}/{len(runs)}] {run}: {_outcome(run, failure)}"), indent=2), flush=True)
+        if failure is None and run.variant != START:
+            _write(study, runs, [*failures.values()], folder, command)
+
+    sentences = run_study(runs, arguments.jobs, report)
+
+    # The results.
+    _write(study, runs, sentences, folder, command)
+    if (folder / "results.md").is_file():
+        print(f"\n{(folder / 'results.md').read_text(encoding='utf-8')}")
+        print(link_to(folder))
+    return 1 if sentences else 0
+
+
+def _study(arguments: argparse.Namespace) -> Study:
+    """The study with the changes of the command line."""
+    study = read_study(arguments.study)
+    if arguments.variants is not None:
+        study = with_variants(study, [name.strip() for name in arguments.variants.split(",")])
+    if arguments.seeds is not None:
+        study = dataclasses.replace(study, seeds=parse_seeds(arguments.seeds))
+    if arguments.train_images is not None:
+        study = dataclasses.replace(study, train_images=parse_images(arguments.train_images))
+    if arguments.thresholds is not None:
+        study = dataclasses.replace(study, thresholds=parse_thresholds(arguments.thresholds))
+    keys = {name.removeprefix(_KEY): value for name, value in vars(arguments).items() if name.startswith(_KEY)}
+    return with_keys(study, keys)
+
+
+def _outcome(run: PlannedRun, failure: str | None) -> str:
+    if failure is not None:
+        return f"FAILED; {failure}"
+    (result,) = read_results([dataclasses.replace(run, variant="")])  # a first stage has a result, too
+    return f"AP50 {result.ap50:.3f}, AP {result.ap:.3f} after {result.seconds / 60:.1f} minutes"
+
+
+def _write(study: Study, runs: Sequence[PlannedRun], failures: Sequence[str], folder: Path, command: str) -> None:
+    """Writes the results of the runs that are finished."""
+    results = read_results(runs)
+    text = json.dumps(results_json(study, results, failures, command), indent=1, ensure_ascii=False)
+    replace_text(folder / "results.json", f"{text}\n")
+    replace_text(folder / "results.md", results_markdown(study, results, failures, command))
+    if results:
+        plot_convergence(study, results, folder / "curves.png")
