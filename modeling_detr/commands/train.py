@@ -4,6 +4,10 @@ r"""Trains a model from a recipe.
     accelerate launch --config_file configs/accelerate/several_gpus.yaml scripts/train.py configs/detr_r50.yaml \
         --data COCO_FOLDER
 
+    detr train auto --data MY_DATASET --minutes 60
+
+chooses the settings for the data and the time, and says why.
+
 A recipe is a YAML file or the name of a built-in one. Every key can also be set on the command line, which takes
 precedence. The run's folder contains the recipe, `log.jsonl`, the trackers' files, the newest checkpoints and the best
 model so far, in `model/`, ready to use.
@@ -21,7 +25,8 @@ from pathlib import Path
 from modeling_detr.commands.results import link_to
 from modeling_detr.errors_detr import printable
 from modeling_detr.line_breaks import fitted
-from modeling_detr.training.recipe_parsing import parse_recipe
+from modeling_detr.training.recipe import Recipe
+from modeling_detr.training.recipe_parsing import builtin_recipes, parse_arguments, parse_recipe
 
 
 OPTION_NAMES = {"format": "data_format"}
@@ -32,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if any(argument.partition("=")[0] == "--replay" for argument in arguments):
         return _replay(arguments)
-    notes: list[str] = []
-    recipe = parse_recipe(arguments, notes=notes)
+    recipe, notes, choices = _recipe(arguments)
 
     # Slow imports come after parsing, so that `--help` and errors in the recipe appear at once.
     from modeling_detr.data.findings import counted
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = prepare_run(recipe, notes + push_notes(recipe))
     on_main_process = run.accelerator.is_main_process
     if on_main_process:
-        print(fitted(plan(run), indent=10), flush=True)
+        print(fitted("\n".join([*map(printable, choices), plan(run)]), indent=10), flush=True)
     if recipe.preflight:
         for line in preflight(run):
             print(fitted(f"preflight {printable(line)}", indent=10), flush=True)
@@ -88,6 +92,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{report.primary_metric.name} {run.state.best_ap:.3f} after epoch {run.state.best_epoch}"
         print(f"pushed to {push_model(model_dir, recipe.push_to_hub, recipe.hub_private, message)}")
     return 0
+
+
+def _recipe(arguments: Sequence[str]) -> tuple[Recipe, list[str], list[str]]:
+    """Returns the recipe, notes for its plan, and a line for each choice of the recipe `auto`."""
+    notes: list[str] = []
+    recipe = parse_recipe(arguments, notes=notes)
+    parsed = parse_arguments(arguments)
+    if parsed.path != builtin_recipes()["auto"]:
+        return recipe, notes, []
+
+    from modeling_detr.training.auto.choosing import auto_recipe
+
+    chosen = auto_recipe(parsed.given)
+    return chosen.recipe, [], chosen.lines
 
 
 def _replay(arguments: Sequence[str]) -> int:

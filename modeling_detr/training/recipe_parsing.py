@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from modeling_detr.errors_detr import (
     FileContentError,
@@ -94,40 +94,72 @@ def parse_recipe(
     """
     kind = recipe_class()
     keys = keys_of(kind)
-    given, unknown = _argument_parser(program, arguments, keys).parse_known_args(list(arguments))
+    parsed = parse_arguments(arguments, program)
+    values = {} if parsed.path is None else read_recipe_file(parsed.path)
+    if values.get("model") is None and parsed.given.get("model") is not None:
+        dropped = _drop_new_model(values, keys, parsed.given["model"])
+        if notes is not None:
+            notes += dropped
+    values = with_given(values, parsed.given)
+    if values.get("output_dir") is None and parsed.path is not None:
+        values["output_dir"] = str(Path("runs", parsed.path.stem))
+    return kind(**values)
+
+
+class RecipeArguments(NamedTuple):
+    """The arguments of `detr train`, checked.
+
+    Attributes:
+        path: The file of the recipe; None if none is named.
+        given: The values of keys; `mapping.key` for those of a mapping that are set one by one.
+    """
+
+    path: Path | None
+    given: dict[str, Any]
+
+
+def parse_arguments(arguments: Sequence[str], program: str = "detr train") -> RecipeArguments:
+    """Parses command line arguments without reading the recipe; see `parse_recipe`.
+
+    Raises:
+        RecipeError: A key is unknown, or a value has the wrong type or is out of bounds.
+        RecipeNotFoundError: The recipe does not exist.
+    """
+    keys = keys_of(recipe_class())
+    namespace, unknown = _argument_parser(program, arguments, keys).parse_known_args(list(arguments))
     for token in unknown:
         if token.startswith("-"):
             raise _unknown_option(token.split("=")[0], keys)
-    for token in filter(None, [given.config, *unknown]):
+    for token in filter(None, [namespace.config, *unknown]):
         name, equals, value = token.partition("=")
         if equals and name.isidentifier() and not Path(token).exists():
             remedy = f"write --{name} {value}" if name in keys else _key_remedy(name, keys, prefix="--")
             raise RecipeError("command line", f"unexpected '{token}'", remedy)
     if unknown:
         raise RecipeError("command line", f"unexpected '{unknown[0]}'", "expected one recipe and --key value pairs")
-    texts = vars(given)
+    texts = vars(namespace)
     config = texts.pop("config")
     path = None if config is None else find_recipe(config)
-    values = {} if path is None else read_recipe_file(path)
-    if values.get("model") is None and _from_text(keys["model"], texts.get("model", "none")) is not None:
-        dropped = _drop_new_model(values, keys, texts["model"])
-        if notes is not None:
-            notes += dropped
-    if _from_text(keys["minutes"], texts.get("minutes", "none")) is not None:
+    given = {
+        name: _yaml_value(f"--{name}", text, "a value") if "." in name else _from_text(keys[name], text)
+        for name, text in texts.items()
+    }
+    if given.get("minutes") is not None:
         for name in DECIDED_BY_MINUTES:
-            if name in texts:
+            if name in given:
                 raise RecipeError(
                     f"--{name}", "cannot be combined with --minutes, which decides it", "drop one of them"
                 )
-    for name, text in texts.items():
+    return RecipeArguments(path, given)
+
+
+def with_given(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe, overridden by those of the command line; see `RecipeArguments.given`."""
+    merged = dict(values)
+    for name, value in given.items():
         mapping, _, inner = name.partition(".")
-        if inner:
-            values[mapping] = _merged(values.get(mapping, {}), inner, _yaml_value(f"--{name}", text, "a value"))
-        else:
-            values[name] = _from_text(keys[name], text)
-    if values.get("output_dir") is None and path is not None:
-        values["output_dir"] = str(Path("runs", path.stem))
-    return kind(**values)
+        merged[mapping] = _merged(merged.get(mapping, {}), inner, value) if inner else value
+    return merged
 
 
 def _drop_new_model(values: dict[str, Any], keys: Mapping[str, Key], model: str) -> list[str]:
