@@ -184,7 +184,7 @@ def test_a_file_with_a_model_keeps_its_model_options(tmp_path):
         ("nowhere.yaml", "nowhere.yaml: no such file; expected a YAML file."),
         ("configs/finetune.yaml", "configs/finetune.yaml: no such file; use the built-in recipe 'finetune'."),
         ("finetun", "finetun: no such file or built-in recipe; did you mean 'finetune'?"),
-        ("xyz", "xyz: no such file or built-in recipe; expected one of bccd, detr_r101, "),
+        ("xyz", "xyz: no such file or built-in recipe; expected one of auto, bccd, detr_r101, "),
     ],
 )
 def test_a_recipe_that_does_not_exist_is_named(tmp_path, monkeypatch, name, message):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import Any
 
 from modeling_detr.backbone_detr import create_timm_backbone
 from modeling_detr.configuration_detr import DetrConfig
@@ -26,6 +27,5 @@ def chosen_stride(situation: Situation) -> int:
 @functools.cache
 def _strides(backbone: str, kwargs: str) -> list[int]:
     settings = {"backbone": backbone, "backbone_kwargs": json.loads(kwargs)}
-    features = create_timm_backbone(DetrConfig(**{key: value for key, value in settings.items() if value}))
-    count = len(features.feature_info.info)  # all maps of the backbone, also those that are not computed
-    return [int(features.feature_info.info[index]["reduction"]) for index in range(count)]
+    features: Any = create_timm_backbone(DetrConfig(**{key: value for key, value in settings.items() if value}))
+    return [int(feature["reduction"]) for feature in features.feature_info.info]  # of all maps, computed or not
