@@ -123,7 +123,7 @@ class HungarianMatcher:
     ) -> list[list[Assignment]]:
         """Matches each decoder layer separately: (L, B, Q, C + 1) logits and (L, B, Q, 4) boxes → L lists of B."""
         counts = [len(label["class_labels"]) for label in labels]
-        costs = self._costs(logits, pred_boxes, labels, counts).to("cpu", torch.float64).numpy()  # (L, T, Q)
+        costs = self.costs(logits, pred_boxes, labels).to("cpu", torch.float64).numpy()  # (L, T, Q)
         if not np.isfinite(costs).all():
             # scipy rejects NaN; the loss of such a step is not finite either, so the training loop stops
             costs = np.nan_to_num(costs, nan=_UNUSABLE_COST, posinf=_UNUSABLE_COST, neginf=-_UNUSABLE_COST)
@@ -132,11 +132,10 @@ class HungarianMatcher:
             [_assign(layer[end - count : end]) for count, end in zip(counts, ends, strict=True)] for layer in costs
         ]
 
-    def _costs(
-        self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels], counts: list[int]
-    ) -> Tensor:
-        """(L, T, Q) costs of every target and each query of its image."""
+    def costs(self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]) -> Tensor:
+        """(L, T, Q) costs of every target and each query of its image; see `match_layers` for the arguments."""
         device = logits.device
+        counts = [len(label["class_labels"]) for label in labels]
         image_of_target = torch.repeat_interleave(
             torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64)
         ).to(device, non_blocking=True)  # (T,), its length known on the host

@@ -152,8 +152,8 @@ class Recipe:
     )
     local_start: bool = key(
         False,
-        "Initialise the queries of a new model so that each attends to one place, instead of at random as in "
-        "the original.",
+        "Initialise the decoder of a new model so that each query reads one place of the image, instead of at random "
+        "as in the original.",
         resume=Resume.START,
         describes_new_model=True,
     )
@@ -300,6 +300,14 @@ class Recipe:
         resume=Resume.MODEL,
     )
 
+    anchored_matching: float = key(
+        0.0,
+        "Matching cost of the distance between an object's centre and the place where a query starts, per side of the "
+        "image, such as 10: fewer duplicates. Needs local_start. 0: matching as in the original.",
+        at_least=0,
+        resume=Resume.FREE,
+        describes_new_model=True,
+    )
     teacher: str | None = key(
         None,
         "Another detector whose boxes are further targets, weighted by their scores: a model, as for 'model', which "
@@ -396,6 +404,9 @@ class Recipe:
         for name in ("backbone_weights", "local_start"):
             if self.model is not None and getattr(self, name):
                 raise RecipeError(name, "initialises a new model, but 'model' is given", "drop one of the two")
+        if self.anchored_matching and not self.local_start:
+            problem = "needs local_start: other queries do not start at a place of the image"
+            raise RecipeError("anchored_matching", problem, "turn it off", {"anchored_matching": 0})
         if self.label_mapping and self.model is None:
             raise RecipeError("label_mapping", "needs a model to start from", "give one", {"model": "FOLDER"})
         if self.label_mapping and self.head_init == "fresh":

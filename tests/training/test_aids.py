@@ -4,9 +4,10 @@ from launched_runs import logged
 
 from modeling_detr.modeling_detr import ExtraQueries
 from modeling_detr.training.aids import AIDS, Aid, AidedBatch, TrainingAid, active_aids, build_training_model
+from modeling_detr.training.aids.anchored_matching import AnchoredMatching
 from modeling_detr.training.aids.denoising import Denoising
 from modeling_detr.training.aids.encoder_supervision import EncoderSupervision, token_centres
-from modeling_detr.training.aids.local_start import start_local
+from modeling_detr.training.aids.local_start import query_points, start_local
 from modeling_detr.training.aids.training_model import join_queries
 from modeling_detr.training.plan import plan
 from modeling_detr.training.recipe import PLUGIN_KEYS, recipe_class
@@ -214,6 +215,43 @@ def test_with_a_local_start_every_query_attends_to_its_own_region(tiny_detector,
         row, column = divmod(int(weights.argmax()), 10)
         assert abs((row + 1) / 10 - y) <= 0.15
         assert abs((column + 1) / 10 - x) <= 0.15
+
+
+def test_with_a_local_start_the_cross_attention_passes_on_what_it_reads(tiny_detector):
+    detector = tiny_detector()
+    start_local(detector)
+    for layer in detector.model.decoder.layers:
+        attention = layer.encoder_attn
+        torch.testing.assert_close(
+            attention.out_proj.weight @ attention.v_proj.weight, torch.eye(32), atol=1e-5, rtol=0
+        )
+
+
+def test_anchored_matching_assigns_the_query_that_starts_nearest_to_the_object(tiny_detector):
+    detector = tiny_detector(num_queries=50)
+    matcher = AnchoredMatching(50, 10.0).matcher(detector.criterion.matcher)
+    centres = torch.tensor([[0.2, 0.3], [0.7, 0.6]])
+    labels = [{"class_labels": torch.tensor([0, 1]), "boxes": torch.cat([centres, torch.full((2, 2), 0.2)], dim=1)}]
+    boxes = torch.tensor([0.45, 0.45, 0.5, 0.5]).expand(1, 50, 4)  # all queries predict the same
+    (assignment,) = matcher(torch.zeros(1, 50, 6), boxes, labels)
+    nearest = torch.cdist(centres, query_points(50), p=1).argmin(1)
+    assert dict(zip(assignment.targets.tolist(), assignment.queries.tolist(), strict=True)) == dict(
+        enumerate(nearest.tolist())
+    )
+
+
+def test_anchored_matching_is_for_training_only(tiny_detector):
+    detector = tiny_detector()
+    start_local(detector)
+    model = build_training_model(detector, anchored_matching=50.0)
+    plain, inputs = type(detector.criterion.matcher), (images(2), None, labels_of(3, 2))
+    with torch.no_grad():
+        alone = {name: detector.train()(*inputs).loss_dict[name] for name in ("loss_ce", "loss_bbox")}
+        assert model.eval()(*inputs).loss == detector.eval()(*inputs).loss
+        trained = model.train()(*inputs).loss_dict
+    assert trained["loss_bbox"] > alone["loss_bbox"]  # of all assignments, the plain one has the lowest costs
+    assert trained.keys() == detector(*inputs).loss_dict.keys()
+    assert type(detector.criterion.matcher) is plain
 
 
 def test_a_local_start_needs_sine_positions(tiny_detector):

@@ -1,8 +1,8 @@
 """Training aids: parts that a DETR has only during training, which help it to learn from little data.
 
 An aid is one file in this package and one entry in `AIDS`. Supervising aids are modules beside the detector in a
-`TrainingModel` and add terms to its loss; initialising aids change the weights of a new model before training. The
-exported model is the plain DETR.
+`TrainingModel` and add terms to its loss, or change its matching; initialising aids change the weights of a new model
+before training. The exported model is the plain DETR.
 
 A plug-in adds an aid with `AIDS["my_aid"] = Aid(key="my_aid", supervise=…)`. It is active if the recipe has this key
 and its value is neither false nor 0; `recipe.PLUGIN_KEYS` adds the key.
@@ -16,6 +16,7 @@ from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.errors_detr import did_you_mean
 from modeling_detr.modeling_detr import DetrForObjectDetection
 from modeling_detr.segmentation_detr import Detector
+from modeling_detr.training.aids.anchored_matching import AnchoredMatching
 from modeling_detr.training.aids.denoising import Denoising
 from modeling_detr.training.aids.encoder_supervision import EncoderSupervision
 from modeling_detr.training.aids.local_start import start_local
@@ -57,11 +58,16 @@ def _teacher(config: DetrConfig, _source: str, teacher_weight: float = 1.0) -> T
     return Teacher(float(config.eos_coefficient), teacher_weight)
 
 
+def _anchored_matching(config: DetrConfig, distance_cost: float) -> TrainingAid:
+    return AnchoredMatching(config.num_queries, distance_cost)
+
+
 # Name, which is also the prefix of its parameters in a checkpoint → aid. Their losses are added in this order.
 AIDS: dict[str, Aid] = {
     "encoder_supervision": Aid(key="encoder_supervision", supervise=_encoder_supervision),
     "denoising": Aid(key="denoising_groups", supervise=_denoising),
     "teacher": Aid(key="teacher", supervise=_teacher, options=("teacher_weight",)),
+    "anchored_matching": Aid(key="anchored_matching", supervise=_anchored_matching),
     "local_start": Aid(key="local_start", initialize=start_local),
 }
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from modeling_detr.loss_detr import HungarianMatcher
 from modeling_detr.modeling_detr import DetrForObjectDetection, DetrObjectDetectionOutput, ExtraQueries
 from modeling_detr.structures_detr import DetectionLabels
 
@@ -42,7 +43,8 @@ class AidedBatch:
 class TrainingAid(nn.Module):
     """Extra supervision of a detector while it trains; the exported model does not contain it.
 
-    A subclass adds loss terms (`losses`) and possibly queries to the decoder (`extra_queries`).
+    A subclass adds loss terms (`losses`), and possibly queries to the decoder (`extra_queries`); or it changes which
+    learned queries are matched (`matcher`).
 
     Attributes:
         suffix: Suffix of the names of its loss terms, as in `loss_ce_SUFFIX`.
@@ -65,6 +67,10 @@ class TrainingAid(nn.Module):
             num_queries: Q, the number of learned queries, which must not attend to the extra ones.
         """
         return None
+
+    def matcher(self, matcher: HungarianMatcher) -> HungarianMatcher:
+        """Return what matches the learned queries while the detector trains; by default `matcher`, the detector's."""
+        return matcher
 
     def losses(self, batch: AidedBatch) -> dict[str, Tensor]:
         """Return the unweighted loss terms of a batch; their names are the keys of `loss_weights`."""

@@ -1,6 +1,7 @@
 """The module that trains: a detector and its training aids, called like the detector."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -58,7 +59,8 @@ class TrainingModel(nn.Module):
         added = {name: queries for name, queries in extra.items() if queries is not None}
         if added:
             arguments["extra_queries"] = join_queries([*added.values()], num_queries)
-        output = self.detector(pixel_values, pixel_mask, labels, **arguments)
+        with self._training_matcher():
+            output = self.detector(pixel_values, pixel_mask, labels, **arguments)
 
         divisors = self._divisors(labels, {**arguments, "num_teacher_boxes": num_teacher_boxes})
         states = dict(zip(added, self._extra_states(output, [*added.values()]), strict=True))
@@ -96,6 +98,18 @@ class TrainingModel(nn.Module):
         weighted = [weights[name] * value for name, value in terms.items()]
         logged = {name: terms[name].detach() if name in terms else zero for name in weights}
         output.add_loss(torch.stack([zero, *weighted, *touched]).sum(), logged)
+
+    @contextmanager
+    def _training_matcher(self) -> Iterator[None]:
+        """Match as the aids do, but only during training: the detector alone has the loss of the paper."""
+        criterion = self._heads.criterion
+        plain = criterion.matcher
+        for aid in self.aids.values():
+            criterion.matcher = aid.matcher(criterion.matcher)
+        try:
+            yield
+        finally:
+            criterion.matcher = plain
 
     @property
     def _heads(self) -> DetrForObjectDetection:
