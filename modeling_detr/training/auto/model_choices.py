@@ -16,6 +16,7 @@ _ROUND_TO = 10  # queries
 _FEWEST_QUERIES = 20
 _TWICE_UP_TO = 300  # queries; for more objects, fewer are spare, since attention grows with their square
 _MOST_QUERIES = 1500
+_LEAST_EOS, _MOST_EOS = 0.1, 0.5  # the original's, and little more than what was measured
 
 
 def backbone(situation: Situation) -> Choice | None:
@@ -97,6 +98,18 @@ def num_queries(situation: Situation) -> Choice | None:
     if wanted > _MOST_QUERIES:
         return Choice(_MOST_QUERIES, f"{basis}; more queries take too much memory. Cut the images into tiles")
     return Choice(wanted, f"{basis}; a quarter more, since attention grows with their square")
+
+
+def eos_coefficient(situation: Situation) -> Choice | None:
+    """The weight of "no object": about that of the objects, for the queries that find none."""
+    if not situation.is_new:
+        return None
+    objects, queries = situation.data.median_objects, int(situation.get("model_config.num_queries"))
+    weight = min(_MOST_EOS, max(_LEAST_EOS, objects / max(1, queries - objects)))
+    return Choice(
+        float(f"{weight:.1g}"),
+        f"of {queries} queries, {objects} have an object in the median image; the others should weigh as much",
+    )
 
 
 def _rounded(number: float) -> int:

@@ -118,10 +118,17 @@ def test_less_than_an_epoch_is_a_part_of_one():
     assert 300 < CHOICES["max_steps"](now).value < 400
 
 
+@pytest.mark.parametrize(("queries", "weight"), [(60, 0.3), (1000, 0.1), (20, 0.5)])
+def test_no_object_weighs_as_much_as_the_objects_of_an_image_within_limits(queries, weight):
+    settings = {"model_config.num_queries": queries}.items()
+    assert CHOICES["model_config.eos_coefficient"](situation(settings=settings)).value == weight
+    assert CHOICES["model_config.eos_coefficient"](situation(settings=settings, pretrained=object())) is None
+
+
 def test_rates_follow_the_batch_and_the_average_follows_the_steps():
     assert CHOICES["learning_rate"](situation()).value == pytest.approx(7e-4)
     assert CHOICES["learning_rate"](situation(settings={"batch_size": 8}.items())).value == pytest.approx(9.9e-4)
-    assert CHOICES["backbone_learning_rate"](situation()).value == pytest.approx(7e-5)
+    assert CHOICES["backbone_learning_rate"](situation()).value == pytest.approx(3.5e-4)
     random = situation(settings={"backbone_weights": None}.items())
     assert CHOICES["backbone_learning_rate"](random).value == 7e-4
     assert CHOICES["model_config.freeze_batch_norm"](random).value is False
