@@ -20,7 +20,7 @@ def batch_size(situation: Situation) -> Choice:
     if images < 8:
         return Choice(max(1, images // 2), f"only {situation.data.num_images} images")
     if situation.device == "cpu":
-        return Choice(2, "on a CPU an image costs as much in a small batch, and more steps help more")
+        return Choice(2, "on a CPU, an image costs hardly more in a small batch, and more steps help more")
     if images <= _SMALL_DATA or not situation.is_new:
         return Choice(4, "small data: more steps help more than smoother ones")
     if images <= _LARGE_DATA:
