@@ -4,20 +4,16 @@ The folder of a run also has `planned.json`, the arguments that it was started w
 scored, `finished.json`. What the processes print is in `train.txt` and `evaluate.txt`.
 """
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from modeling_detr.atomic_output import make_folder, replace_text
+from modeling_detr.benchmarks.detr_process import failure_of, start_detr, stopped_at_the_end
 from modeling_detr.benchmarks.study import PlannedRun
 from modeling_detr.errors_detr import FileContentError, StudyError
 from modeling_detr.input_files import read_json
@@ -27,17 +23,6 @@ from modeling_detr.training.recipe_parsing import parse_recipe
 PLANNED, FINISHED = "planned.json", "finished.json"
 SCORED = "scored"  # folder of `detr evaluate`
 _SECONDS_BETWEEN_LOOKS = 0.2
-_SECONDS_TO_STOP = 120.0
-_PACKAGE_PARENT = Path(__file__).parents[2]
-# `detr`, which ends with this process even if that is killed (on Linux), with a checkpoint.
-_DETR = (
-    "import signal, sys\n"
-    "if sys.platform == 'linux':\n"
-    "    from modeling_detr.data.loader_processes import end_with_parent\n"
-    "    end_with_parent(signal.SIGTERM)\n"
-    "from modeling_detr.commands import main\n"
-    "sys.exit(main(sys.argv[1:]))\n"
-)
 
 
 @dataclass
@@ -101,7 +86,7 @@ def run_study(runs: Sequence[PlannedRun], jobs: int, report: Callable[[PlannedRu
     check_arguments(runs)
     waiting, failures = [run for run in runs if not is_finished(run)], dict[Path, str]()
     active: list[_Job] = []
-    with _stopped_at_the_end(active):
+    with stopped_at_the_end(lambda: [job.process for job in active if job.process is not None]):
         while waiting or active:
             for job in [*active]:
                 failure = _look_at(job)
@@ -144,16 +129,7 @@ def _start_next(job: _Job) -> None:
     make_folder(job.run.folder)
     if job.current == "train":
         replace_text(job.run.folder / PLANNED, json.dumps(list(job.run.arguments)))
-    paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    if job.cores is not None:
-        environment["OMP_NUM_THREADS"] = str(len(job.cores))
-    with _output(job).open("ab") as output:
-        command = [sys.executable, "-c", _DETR, *arguments]
-        job.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    if job.cores is not None and hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(OSError):  # it has ended already
-            os.sched_setaffinity(job.process.pid, job.cores)
+    job.process = start_detr(arguments, _output(job), job.cores)
 
 
 def _share_of_cores(slot: int, jobs: int) -> list[int]:
@@ -169,9 +145,7 @@ def _look_at(job: _Job) -> str | None:
         return None
     job.process = None
     if code != 0:
-        lines = [line for line in _output(job).read_text(errors="replace").splitlines() if line.strip()]
-        last = lines[-1].strip() if lines else "it printed nothing"
-        return f"detr {job.current} ended with exit code {code}: {last} ({_output(job)})"
+        return failure_of(job.current, code, _output(job))
     if job.commands:
         _start_next(job)
     else:
@@ -181,25 +155,3 @@ def _look_at(job: _Job) -> str | None:
 
 def _output(job: _Job) -> Path:
     return job.run.folder / f"{job.current}.txt"
-
-
-@contextlib.contextmanager
-def _stopped_at_the_end(active: Sequence[_Job]) -> Iterator[None]:
-    """Stops the processes of the jobs, which then write a checkpoint, if the block is left early; also by SIGTERM."""
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        processes = [job.process for job in active if job.process is not None]
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            try:
-                process.wait(_SECONDS_TO_STOP)
-            except subprocess.TimeoutExpired:
-                process.kill()

@@ -37,18 +37,16 @@ from modeling_detr.benchmarks.study import (
 )
 from modeling_detr.benchmarks.study_runs import check_arguments, is_finished, run_study
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
+from modeling_detr.commands.recipe_options import add_recipe_keys, recipe_keys_of
 from modeling_detr.commands.results import RUNS, link_to
 from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import printable
 from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import check_folder
 from modeling_detr.provenance import command_line
-from modeling_detr.training.recipe import recipe_class
-from modeling_detr.training.recipe_keys import keys_of
 
 
 RESULTS = ("results.json", "results.md", "curves.png")
-_KEY = "key:"  # prefix of the recipe's keys in the namespace of the arguments
 
 
 def add_convergence(commands: "argparse._SubParsersAction[CommandParser]", argv: Sequence[str]) -> None:
@@ -64,23 +62,7 @@ def add_convergence(commands: "argparse._SubParsersAction[CommandParser]", argv:
     parser.add_argument("--thresholds", help="AP50 to report the time to, such as 0.5,0.7 (default: the study's)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores (default: 1)")
     parser.add_argument("--output_dir", type=Path, help="folder for the results (default: runs/benchmarks/STUDY)")
-    keys = parser.add_argument_group("keys of the recipe", "see 'detr train --help'; --minutes N limits each run")
-    own = {option for action in parser._actions for option in action.option_strings}
-    declared = keys_of(recipe_class())
-    dotted = {text.partition("=")[0].removeprefix("--") for text in argv if text.startswith("--") and "." in text}
-    for name in [*declared, *sorted(dotted)]:
-        mapping, _, inner = name.partition(".")
-        if f"--{name}" in own or mapping not in declared or (inner and not declared[mapping].is_mapping):
-            continue
-        is_switch = not inner and declared[mapping].type is bool
-        keys.add_argument(
-            f"--{name}",
-            dest=_KEY + name,
-            default=argparse.SUPPRESS,
-            help=argparse.SUPPRESS,
-            nargs="?" if is_switch else None,
-            const="true" if is_switch else None,
-        )
+    add_recipe_keys(parser, argv, "see 'detr train --help'; --minutes N limits each run")
     parser.set_defaults(run=_run)
 
 
@@ -134,8 +116,7 @@ def _study(arguments: argparse.Namespace) -> Study:
         study = dataclasses.replace(study, train_images=parse_images(arguments.train_images))
     if arguments.thresholds is not None:
         study = dataclasses.replace(study, thresholds=parse_thresholds(arguments.thresholds))
-    keys = {name.removeprefix(_KEY): value for name, value in vars(arguments).items() if name.startswith(_KEY)}
-    return with_keys(study, keys)
+    return with_keys(study, recipe_keys_of(arguments))
 
 
 def _outcome(run: PlannedRun, failure: str | None) -> str:

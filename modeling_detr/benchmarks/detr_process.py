@@ -1,0 +1,82 @@
+"""A `detr` command in a process of its own, which ends, with a checkpoint, when this one does."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+
+_SECONDS_TO_STOP = 120.0
+_PACKAGE_PARENT = Path(__file__).parents[2]
+# `detr`, which ends with this process even if that is killed (on Linux), with a checkpoint.
+_DETR = (
+    "import signal, sys\n"
+    "if sys.platform == 'linux':\n"
+    "    from modeling_detr.data.loader_processes import end_with_parent\n"
+    "    end_with_parent(signal.SIGTERM)\n"
+    "from modeling_detr.commands import main\n"
+    "sys.exit(main(sys.argv[1:]))\n"
+)
+
+
+def start_detr(
+    arguments: Sequence[str], output: Path, cores: Sequence[int] | None = None
+) -> "subprocess.Popen[bytes]":
+    """Starts `detr ARGUMENTS`.
+
+    Args:
+        arguments: The command and its arguments.
+        output: The file to which what it prints is appended.
+        cores: The cores that it may use; None: all.
+    """
+    paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if cores is not None:
+        environment["OMP_NUM_THREADS"] = str(len(cores))
+    with output.open("ab") as file:
+        command = [sys.executable, "-c", _DETR, *arguments]
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    if cores is not None and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):  # it has ended already
+            os.sched_setaffinity(process.pid, cores)
+    return process
+
+
+def failure_of(command: str, code: int, output: Path) -> str:
+    """A sentence about a command that failed: its exit code and the last line that it printed."""
+    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    last = lines[-1].strip() if lines else "it printed nothing"
+    return f"detr {command} ended with exit code {code}: {last} ({output})"
+
+
+def stop_all(processes: "Iterable[subprocess.Popen[bytes]]") -> None:
+    """Stops processes by SIGTERM, after which `detr train` writes a checkpoint; kills those that do not end."""
+    stopped = [*processes]
+    for process in stopped:
+        process.terminate()
+    for process in stopped:
+        try:
+            process.wait(_SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def stopped_at_the_end(running: "Callable[[], Iterable[subprocess.Popen[bytes]]]") -> Iterator[None]:
+    """Stops the processes that run if the block is left early; also by SIGTERM."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        stop_all(running())
