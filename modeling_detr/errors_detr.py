@@ -147,6 +147,10 @@ class StudyError(DetrError, ValueError):
     """A study of `detr benchmark` that does not exist or is not valid."""
 
 
+class SearchError(DetrError, ValueError):
+    """A search of `detr tune` that is not valid, or cannot start or continue."""
+
+
 class RunInUseError(DetrError, ValueError):
     """A run's folder that another process is training in."""
 

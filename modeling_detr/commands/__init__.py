@@ -44,6 +44,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train a model from a recipe", "modeling_detr.commands.train"),
+    "tune": Command("search for better values of a recipe's keys", "modeling_detr.commands.tune"),
     "evaluate": Command("compute AP and panoptic quality of a model on a dataset", "modeling_detr.commands.evaluate"),
     "predict": Command("detect objects in images and draw them", "modeling_detr.commands.predict"),
     "explain": Command("show which parts of an image a detection depends on", "modeling_detr.commands.explain"),

@@ -1,0 +1,1 @@
+"""`detr tune`: a search for better values of a recipe's keys."""

@@ -1,0 +1,130 @@
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from launched_runs import ENVIRONMENT, RECIPE
+
+from modeling_detr.commands import run_command
+from modeling_detr.commands.tune import main
+from modeling_detr.errors_detr import RunInUseError
+from modeling_detr.training.metric_logger import read_log
+from modeling_detr.training.run_folder import checkpoint_folders, locked
+from modeling_detr.tuning.search import Search
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """The command, without its trials."""
+    monkeypatch.setattr(Search, "run", lambda self, report: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trials", "0"], "--trials: got 0, expected at least 1."),
+        (["--trials", "2", "--minutes_per_trial", "0"], "--minutes_per_trial: got 0, expected a positive number."),
+        (["--trials", "2", "--epoch", "5"], "unknown option --epoch; did you mean '--epochs'?"),
+        (["--trials", "2", "--keys", "learning"], "'learning' has no range; did you mean 'learning_rate'?"),
+        (["--trials", "2", "--batch_size", "0"], "--batch_size: got 0, expected at least 1."),
+        (["--trials", "2", "--space", "none.yaml"], "none.yaml: no such file"),
+        ([], "the following arguments are required: --trials"),
+    ],
+)
+def test_wrong_arguments_are_answered_in_one_line(untrained, tmp_path, capsys, arguments, message):
+    folder = tmp_path / "out"
+    try:
+        code = run_command("tune", ["small_dataset", "--data", "shapes", "--output_dir", str(folder), *arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_recipe_without_data_and_an_unknown_recipe_are_errors(untrained, tmp_path, capsys):
+    options = ["--trials", "2", "--output_dir", str(tmp_path)]
+    assert run_command("tune", ["small_dataset", *options]) == 2
+    assert "data: not set" in capsys.readouterr().err
+    assert run_command("tune", ["small_datset", *options]) == 2
+    assert "did you mean 'small_dataset'?" in capsys.readouterr().err
+
+
+def test_without_optuna_the_error_names_the_extra(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run_command("tune", ["shapes", "--trials", "2", "--output_dir", str(tmp_path)]) == 2
+    message = "detr tune: needs optuna, which is not installed; pip install 'modeling-detr[tune]'."
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_continues_the_same_search_only(untrained, tmp_path):
+    arguments = ["shapes", "--output_dir", str(tmp_path), "--keys", "learning_rate", "--batch_size", "8"]
+    assert main([*arguments, "--trials", "2"]) == 0
+    assert yaml.safe_load((tmp_path / "base.yaml").read_text())["batch_size"] == 8
+    assert main([*arguments, "--trials", "5"]) == 0
+    with pytest.raises(ValueError, match=r"contains another search: minutes_per_trial was null, now 3\.0; choose"):
+        main([*arguments, "--trials", "5", "--minutes_per_trial", "3"])
+    with pytest.raises(ValueError, match="the range of ema_decay was null, now"):
+        main([*arguments[:-4], "--trials", "5", "--keys", "learning_rate,ema_decay", "--batch_size", "8"])
+
+
+def test_two_searches_do_not_share_a_folder(untrained, tmp_path):
+    code = "import sys; from pathlib import Path; from modeling_detr.training.run_folder import locked\n"
+    code += "with locked(Path(sys.argv[1])):\n    print('locked', flush=True)\n    input()\n"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(RunInUseError, match="choose another output_dir"):
+            main(["shapes", "--output_dir", str(tmp_path), "--trials", "2"])
+        holder.stdin.write(b"\n")
+        holder.stdin.close()
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_search_that_is_killed_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", {**os.environ, **ENVIRONMENT})
+    recipe = tmp_path / "tiny.yaml"
+    text = RECIPE.replace("model_config:", "model_config:\n  freeze_batch_norm: false\n  freeze_backbone_stem: false")
+    recipe.write_text(f"{text}batch_size: 4\nnum_images_to_log: 1\n".replace("epochs: 1", "epochs: 3"))
+    out = tmp_path / "out"
+    arguments = [str(recipe), "--trials", "3", "--keys", "learning_rate,denoising_groups", "--output_dir", str(out)]
+    code = "import sys; from modeling_detr.commands import run_command; sys.exit(run_command('tune'))"
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=os.environ)
+    second = out / "trials" / "0002"
+    until = time.monotonic() + 300
+    while not checkpoint_folders(second):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    journal = (out / "search.journal").read_text()
+    values = yaml.safe_load((second / "recipe.yaml").read_text())
+
+    assert main(arguments) == 0
+    assert (out / "search.journal").read_text().startswith(journal)
+    printed = capsys.readouterr().out
+    assert "[2/3] learning_rate" in printed
+    assert "[3/3] learning_rate" in printed
+    results = json.loads((out / "results.json").read_text())
+    assert [trial["state"] for trial in results["trials"]] == ["complete"] * 3
+    assert results["trials"][0]["values"] == {"learning_rate": 1e-4, "denoising_groups": 0}
+    assert results["trials"][1]["values"]["learning_rate"] == values["learning_rate"]
+    assert "Stopped by SIGTERM" in (second / "train.txt").read_text()
+    steps = [entry["epoch"] for entry in read_log(second / "log.jsonl") if entry["kind"] == "epoch"]
+    assert steps == [1, 2, 3]
+    assert (second / "model" / "model.safetensors").is_file()
+
+    assert (
+        run_command("train", [str(out / "best.yaml"), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]) == 0
+    )
+    best = results["trials"][results["best"] - 1]["values"]
+    trained = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert {key: trained[key] for key in best} == best
