@@ -145,7 +145,7 @@ def _base_recipe(arguments: argparse.Namespace, given: dict[str, str], folder: P
     if parsed.path == builtin_recipes()["auto"]:
         from modeling_detr.training.auto.choosing import auto_recipe
 
-        chosen = auto_recipe({**parsed.given, "output_dir": str(folder)})
+        chosen = auto_recipe({**parsed.given, "output_dir": str(folder / "auto")})
         print(fitted("\n".join(map(printable, chosen.lines)), indent=10), flush=True)
         recipe = dataclasses.replace(chosen.recipe, minutes=arguments.minutes_per_trial)
     return dataclasses.replace(recipe, output_dir=None, resume=None, push_to_hub=None)

@@ -36,6 +36,7 @@ SPACE: dict[str, Any] = {
     "mosaic_probability": [0.0, 0.3, 0.6, 1.0],
     "close_mosaic_share": {"low": 0.05, "high": 0.5},
     "denoising_groups": {"low": 0, "high": 5},
+    "anchored_matching": [0.0, 10.0],
 }
 # Key → another key without which it has no effect.
 NEEDS = {"close_mosaic_share": "mosaic_probability"}
@@ -56,6 +57,7 @@ class _Obstacle(NamedTuple):
 
 _OBSTACLES = {
     "denoising_groups": _Obstacle(lambda recipe: recipe.freeze_detector, "freeze_detector excludes it"),
+    "anchored_matching": _Obstacle(lambda recipe: not recipe.local_start, "it needs local_start"),
     "processor_config.size": _Obstacle(
         lambda recipe: "scales" in recipe.transform_options, "transform_options.scales decides the sizes"
     ),
