@@ -1,8 +1,8 @@
 """Search for better values of a recipe's keys, with Optuna.
 
-    detr tune small_dataset --data MY_DATASET --trials 20 --minutes_per_trial 10
-    detr tune small_dataset --data MY_DATASET --trials 20 --keys learning_rate,batch_size
-    detr tune auto --data MY_DATASET --trials 20 --minutes_per_trial 10 --space ranges.yaml
+    detr tune small_dataset --data DATA --trials 20 --minutes_per_trial 10
+    detr tune small_dataset --data DATA --trials 20 --keys ema_decay,batch_size
+    detr tune auto --data DATA --trials 20 --minutes 10 --space ranges.yaml
 
 The first argument is a recipe, as for `detr train`. The first trial is the recipe itself; each further one changes the
 searched keys. Every other key can be set for all trials: `--seed 3`, `--model_config.d_model 192`. Each trial is a
