@@ -42,7 +42,7 @@ def test_an_unknown_command_suggests_the_nearest(capsys):
     assert commands.main(["trian"]) == 2
     assert capsys.readouterr().err == "detr: unknown command 'trian'; did you mean 'train'?\n"
     assert commands.main(["xyz"]) == 2
-    assert "expected one of train, evaluate" in capsys.readouterr().err
+    assert "expected one of train, tune, evaluate" in capsys.readouterr().err
 
 
 def test_a_command_is_added_from_outside_with_one_line(package, capsys):

@@ -58,7 +58,8 @@ class FakeTraining:
 @pytest.fixture
 def make_search(tmp_path):
     def make(trials, folder=tmp_path, keys=("learning_rate", "batch_size"), started=None, **faults):
-        recipe = parse_recipe(["small_dataset", "--data", "shapes", "--epochs", str(EPOCHS)])
+        options = ["--learning_rate", "1e-3", "--batch_size", "8", "--mosaic_probability", "0"]
+        recipe = parse_recipe(["small_dataset", "--data", "shapes", "--epochs", str(EPOCHS), *options])
         recipe = dataclasses.replace(recipe, output_dir=None)
 
         def start(arguments, output):

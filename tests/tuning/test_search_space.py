@@ -9,8 +9,14 @@ from modeling_detr.training.recipe_parsing import parse_recipe
 from modeling_detr.tuning.search_space import NEEDS, SPACE, read_space, search_space
 
 
+VALUES = {"batch_size": 8, "learning_rate": 1e-3, "backbone_learning_rate": 1e-4, "ema_decay": 0.0}
+VALUES |= {"mosaic_probability": 0.0, "close_mosaic_share": 0.15, "anchored_matching": 0.0}
+
+
 def small_dataset(*arguments):
-    return parse_recipe(["small_dataset", "--data", "shapes", *arguments])
+    """The recipe with values that its tuning does not change."""
+    options = [text for name, value in VALUES.items() for text in (f"--{name}", str(value))]
+    return parse_recipe(["small_dataset", "--data", "shapes", *options, *arguments])
 
 
 def test_every_key_of_the_table_is_one_of_the_recipe():
