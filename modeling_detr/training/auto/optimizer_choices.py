@@ -51,7 +51,9 @@ def backbone_learning_rate(situation: Situation) -> Choice:
         return Choice(rate, "the backbone starts from random weights, like the rest")
     if not situation.is_new:
         return Choice(_short(_TRAINED_BACKBONE_SHARE * rate), "a tenth, as in the original: the backbone is trained")
-    return Choice(_short(_BACKBONE_SHARE * rate), "half; on blood cells, that beat the original's tenth by .03 AP")
+    return Choice(
+        _short(_BACKBONE_SHARE * rate), "half; on blood cells, AP .28 instead of .26 with a seventh, one run each"
+    )
 
 
 def mixed_precision(situation: Situation) -> Choice | None:
