@@ -5,16 +5,12 @@ Times are those of training with its evaluations, without the start of the proce
 
 import dataclasses
 import math
-import os
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
+from modeling_detr.benchmarks.machine import machine
 from modeling_detr.benchmarks.study import START, PlannedRun, Study
 from modeling_detr.benchmarks.study_runs import SCORED, is_finished
 from modeling_detr.input_files import read_json
@@ -219,18 +215,6 @@ def _to_reference(runs: Sequence[RunResult], reference: Mapping[int, RunResult])
 def _share(run: RunResult, reference: RunResult) -> float | None:
     mine, theirs = (result.minutes_to(reference.best_ap50) for result in (run, reference))
     return mine / theirs if mine is not None and theirs else None
-
-
-def machine() -> str:
-    """Processor, cores that may be used, and GPUs of this machine."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = (line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line)
-        name = next(names, name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return ", ".join([name, f"{cores} cores", *gpus, platform.system()])
 
 
 # For plots

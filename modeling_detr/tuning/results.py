@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from modeling_detr.atomic_output import replace_text, replaced_file
-from modeling_detr.benchmarks.convergence import machine
+from modeling_detr.benchmarks.machine import machine
 from modeling_detr.markup import markdown_cell, markdown_text
 from modeling_detr.provenance import provenance
 from modeling_detr.training.recipe import Recipe, recipe_class

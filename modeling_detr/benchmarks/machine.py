@@ -1,0 +1,42 @@
+"""The machine that a benchmark runs on."""
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+
+# Instructions of a CPU that decide which precisions are fast, as Linux names them
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+_ARM_FLAGS = ("asimd", "sve", "sve2", "i8mm", "bf16")
+
+
+def machine() -> str:
+    """Processor, cores that may be used, and GPUs of this machine."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join([cpu_name(), f"{num_cores()} cores", *gpus, platform.system()])
+
+
+def cpu_name() -> str:
+    """The model of the processor."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_flags() -> Sequence[str]:
+    """Which of the instructions that decide about fast precisions the CPU has; empty where that is not known."""
+    present = {*(_cpu_info("flags") or _cpu_info("Features")).split()}
+    return [flag for flag in (*_FLAGS, *_ARM_FLAGS) if flag in present]
+
+
+def _cpu_info(key: str) -> str:
+    """The first value of a key in Linux's list of processors; empty elsewhere."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
