@@ -147,6 +147,10 @@ class StudyError(DetrError, ValueError):
     """A study of `detr benchmark` that does not exist or is not valid."""
 
 
+class BenchmarkError(DetrError, ValueError):
+    """A measurement of `detr benchmark` that cannot be made, or that would compare different results."""
+
+
 class SearchError(DetrError, ValueError):
     """A search of `detr tune` that is not valid, or cannot start or continue."""
 

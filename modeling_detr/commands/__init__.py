@@ -54,7 +54,9 @@ COMMANDS = {
     ),
     "export": Command("export a model to ONNX, OpenVINO or torch.export", "modeling_detr.commands.export"),
     "data": Command("check, convert or show a dataset", "modeling_detr.commands.data", has_subcommands=True),
-    "benchmark": Command("measure how fast a recipe learns", "modeling_detr.commands.benchmark", has_subcommands=True),
+    "benchmark": Command(
+        "measure how fast a recipe learns, and speed", "modeling_detr.commands.benchmark", has_subcommands=True
+    ),
     "plot": Command("plot the training curves of one or more runs", "modeling_detr.commands.plot"),
 }
 _FAMILIAR_COMMANDS = {  # commands of other tools

@@ -1,6 +1,7 @@
-"""Measure a recipe, in a way that anyone can repeat.
+"""Measure recipes and speed, in a way that anyone can repeat.
 
 detr benchmark convergence shapes          how fast recipes learn, and what they reach
+detr benchmark speed --quick               times beside Transformers' DETR and the original
 """
 
 import argparse
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from modeling_detr.commands.benchmark_convergence import add_convergence
+from modeling_detr.commands.benchmark_speed import add_speed
 from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.errors_detr import did_you_mean
 
@@ -15,6 +17,7 @@ from modeling_detr.errors_detr import did_you_mean
 # Name of a sub-command → adds its parser, which sets `run`; it is given the arguments of the command, too.
 SUBCOMMANDS: dict[str, Callable[["argparse._SubParsersAction[CommandParser]", Sequence[str]], None]] = {
     "convergence": add_convergence,
+    "speed": add_speed,
 }
 
 

@@ -1,0 +1,55 @@
+"""How long imports and commands take before they do anything."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from modeling_detr.benchmarks.speed.measurement import OURS, STOCK, TIME, Measurement
+from modeling_detr.benchmarks.speed.settings import SpeedSettings
+from modeling_detr.benchmarks.speed.timing import Work, time_in_turn
+from modeling_detr.errors_detr import BenchmarkError
+
+
+# Work → contender → Python code
+CASES: dict[str, dict[str, str]] = {
+    "import the package": {OURS: "import modeling_detr", STOCK: "import torch, transformers"},
+    "import the model class": {
+        OURS: "from modeling_detr import DetrForObjectDetection",
+        STOCK: "from transformers import DetrForObjectDetection",
+    },
+    "detr --help": {OURS: "from modeling_detr.commands import main; main(['--help'])"},
+    "detr predict --help": {OURS: "from modeling_detr.commands import main; main(['predict', '--help'])"},
+}
+NOTES = ("CPU time of a new Python process, from its start to its end.",)
+_PACKAGE_PARENT = Path(__file__).parents[4]
+
+
+def measure(settings: SpeedSettings, cases: Mapping[str, Mapping[str, str]] | None = None) -> Iterator[Measurement]:
+    """Measures Python processes that import and end."""
+    rounds = 3 if settings.quick else settings.rounds
+    for work, codes in (CASES if cases is None else cases).items():
+        works: dict[str, Work] = {name: _process(code) for name, code in codes.items()}
+        yield Measurement(work, TIME, time_in_turn(works, child_seconds, rounds, settings.seconds))
+
+
+def child_seconds(work: Callable[[], object]) -> float:
+    """The CPU time of the processes that `work` starts and waits for."""
+    before = os.times()
+    work()
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def _process(code: str) -> Work:
+    path = os.pathsep.join(filter(None, [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+
+    def run() -> None:
+        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        if result.returncode != 0:
+            lines = result.stderr.strip().splitlines() or ["no output"]
+            raise BenchmarkError(f"python -c {code!r}", f"ended with exit code {result.returncode}: {lines[-1]}")
+
+    return run

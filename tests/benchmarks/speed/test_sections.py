@@ -1,0 +1,124 @@
+import pytest
+
+from modeling_detr.benchmarks.speed.agreement import check_agreement
+from modeling_detr.benchmarks.speed.measurement import TIME, Measurement
+from modeling_detr.benchmarks.speed.sections import (
+    SECTIONS,
+    Section,
+    epoch,
+    evaluation,
+    inference,
+    loader,
+    loss,
+    padding,
+    parse_sections,
+    run_sections,
+    startup,
+    step,
+)
+from modeling_detr.errors_detr import BenchmarkError
+
+
+def measured(measurements):
+    """The only measurement, with as many values of each contender as there are rounds."""
+    (measurement,) = measurements
+    assert len({len(values) for values in measurement.samples.values()}) == 1
+    assert all(value > 0 for values in measurement.samples.values() for value in values)
+    return measurement
+
+
+def test_the_loss_is_measured_beside_stock(settings):
+    measurement = measured(loss.measure(settings, [loss.LossCase(2, 3, 10)]))
+    assert measurement.work == "batch 2 x 3 boxes, 10 queries"
+    assert [*measurement.samples] == ["modeling_detr", "transformers"]
+    assert 0 <= measurement.differences["transformers"] < 1e-4
+
+
+def test_the_loader_is_measured_without_the_original(settings):
+    measurement = measured(loader.measure(settings, num_images=2))
+    assert [*measurement.samples] == ["modeling_detr"]
+    assert measurement.quantity.unit == "images/s"
+
+
+def test_padding_is_less_than_in_random_batches(settings):
+    measurement = measured(padding.measure(settings, num_images=64, batch_sizes=[8]))
+    assert measurement.ratio("transformers") > 1.5
+
+
+def test_the_share_of_padding_counts_pixels():
+    import numpy as np
+
+    assert padding.padding_share([np.array([[2, 2], [2, 4]])]) == pytest.approx(4 / 16)
+    assert padding.padding_share([np.array([[2, 3], [2, 3]])]) == 0
+
+
+def test_a_step_is_measured_in_float32_and_bfloat16(settings, small_config):
+    measurements = [*step.measure(settings, small_config, [step.StepCase(1, 64, 64)])]
+    assert [measurement.work for measurement in measurements] == [
+        "resnet18, batch 1, 64x64, float32",
+        "resnet18, batch 1, 64x64, bfloat16",
+    ]
+    assert all([*measurement.samples] == ["modeling_detr", "transformers"] for measurement in measurements)
+
+
+def test_an_epoch_is_measured_from_files(settings, small_config):
+    measurement = measured(epoch.measure(settings, small_config, [2], shortest_edge=64, longest_edge=96))
+    assert measurement.work == "resnet18, batch 2, edges 38-96, 6 images"
+
+
+def test_inference_is_measured_in_each_form(settings, small_config):
+    measurements = [*inference.measure(settings, small_config, [inference.InferenceCase(2, 64, 96)])]
+    assert [measurement.work.rpartition(", ")[2] for measurement in measurements] == [*inference.FORMS]
+    assert all(measurement.differences["transformers"] < 0.05 for measurement in measurements)
+
+
+def test_the_figures_of_the_evaluation_equal_those_of_pycocotools(settings):
+    measurement = measured(evaluation.measure(settings, num_images=4))
+    assert measurement.differences["pycocotools"] <= 1e-9
+
+
+def test_processes_are_measured_in_cpu_time(settings):
+    cases = {"sum": {"modeling_detr": "sum(range(10**6))", "transformers": "pass"}}
+    measurement = measured(startup.measure(settings, cases))
+    assert len(measurement.samples["transformers"]) == 3
+
+
+def test_a_process_that_fails_is_an_error(settings):
+    with pytest.raises(BenchmarkError, match=r"ended with exit code 1: ZeroDivisionError"):
+        next(startup.measure(settings, {"fault": {"modeling_detr": "1 / 0"}}))
+
+
+# The table
+
+
+def test_sections_are_chosen_by_name_in_the_order_of_the_table():
+    assert parse_sections("step, loss") == ["loss", "step"]
+    assert parse_sections(None) == [*SECTIONS]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("los", r"--sections: unknown section 'los'; did you mean 'loss'"),
+        (",", r"--sections: names no section; choose from loss, loader"),
+    ],
+)
+def test_unknown_sections_are_refused(text, message):
+    with pytest.raises(BenchmarkError, match=message):
+        parse_sections(text)
+
+
+def test_a_section_with_different_results_is_refused_and_the_others_go_on(settings, monkeypatch):
+    def different(_settings):
+        yield Measurement("first", TIME, {"modeling_detr": [1.0]})
+        check_agreement("second", {"modeling_detr": {"loss": 1.0}, "transformers": {"loss": 2.0}}, 0.1)
+
+    def fine(_settings):
+        yield Measurement("third", TIME, {"modeling_detr": [1.0]})
+
+    monkeypatch.setitem(SECTIONS, "different", Section("different results", different))
+    monkeypatch.setitem(SECTIONS, "fine", Section("equal results", fine, ["A note."]))
+    refused, measured_after = run_sections(["different", "fine"], settings)
+    assert "second: loss of transformers differs" in refused.refused
+    assert [measurement.work for measurement in refused.measurements] == ["first"]
+    assert (measured_after.refused, [*measured_after.notes]) == ("", ["A note."])
