@@ -17,9 +17,12 @@ import glob
 import os
 import platform
 import shutil
+import signal
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from modeling_detr.errors_detr import DetrError, OutputExistsError
 from modeling_detr.output_errors import explained_output, output_error, write_failure
@@ -29,6 +32,23 @@ _PARTIAL, _PREVIOUS = ".partial-", ".previous"
 _CANNOT_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP}
 _MAX_BYTES = 150  # of the target's name in a hidden name; file systems allow 255 in all
 _MAX_STEM_BYTES = 230
+
+
+# Signals
+
+
+@contextlib.contextmanager
+def exits_on_sigterm() -> Iterator[None]:
+    """Raises a SystemExit with code 143 if SIGTERM arrives in the block, so that partial output is removed."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 # New files and folders

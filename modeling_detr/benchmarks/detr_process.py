@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+
+from modeling_detr.atomic_output import exits_on_sigterm
 
 
 _SECONDS_TO_STOP = 120.0
@@ -71,12 +70,8 @@ def stop_all(processes: "Iterable[subprocess.Popen[bytes]]") -> None:
 def stopped_at_the_end(running: "Callable[[], Iterable[subprocess.Popen[bytes]]]") -> Iterator[None]:
     """Stops the processes that run if the block is left early; also by SIGTERM."""
 
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with exits_on_sigterm():
+            yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
         stop_all(running())

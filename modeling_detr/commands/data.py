@@ -13,17 +13,14 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from tqdm import tqdm
 
-from modeling_detr.atomic_output import replace_text
+from modeling_detr.atomic_output import exits_on_sigterm, replace_text
 from modeling_detr.commands import as_option
 from modeling_detr.commands.command_parser import CommandParser, boolean
 from modeling_detr.commands.data_show import add_show, annotated_images
@@ -190,7 +187,7 @@ def _fix(report: CheckReport, arguments: argparse.Namespace) -> str:
     if not _can_be_fixed(report):
         raise DatasetError(arguments.path, "no image or no object can be used, so there is nothing to write")
     to = report.format if report.format in writable_formats() else "coco"
-    with _terminating():
+    with exits_on_sigterm():
         written = convert_dataset(clean, arguments.fix, to, link=True)
     duplicates = len(report.index.select(report.good_images).annotations) - len(clean.annotations)
     if duplicates:
@@ -233,7 +230,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise type(error)(error.where, error.problem, remedy) from error
     for note in index.notes:
         print(fitted(f"note      {printable(note)}", indent=10))
-    with _terminating():
+    with exits_on_sigterm():
         written = convert_dataset(
             index, arguments.target, arguments.to, link=arguments.link, without=arguments.without
         )
@@ -259,17 +256,3 @@ def _summary(written: Conversion, target: Path, to: str) -> str:
         f"{masks}.",
     ]
     return "\n".join(map(printable, lines))
-
-
-@contextmanager
-def _terminating() -> Iterator[None]:
-    """Turn SIGTERM into an exception during the block, so that partial output is removed."""
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -1,5 +1,8 @@
 """OpenVINO models of any precision compute nearly the same, and the heads stay in float32."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -93,3 +96,25 @@ def test_a_damaged_file_is_an_error_with_its_name(onnx_file, tmp_path):
     (tmp_path / "model.xml").write_text("<net>")
     with pytest.raises(ValueError, match=r"model\.xml: OpenVINO cannot open it"):
         opened(tmp_path, options)
+
+
+def test_a_process_survives_signals_after_its_models_are_gone(onnx_file, tmp_path):
+    write_openvino(onnx_file, tmp_path, "float32")
+    code = f"""
+import faulthandler, gc, os, signal
+from pathlib import Path
+from modeling_detr.runtimes.openvino import open_model
+
+faulthandler.enable()  # as pytest does
+export = {{"file": "model.xml", "outputs": ["logits", "pred_boxes"], "runtime_options": {{}}}}
+first = open_model(Path({str(tmp_path)!r}), export)
+second = open_model(Path({str(tmp_path)!r}), export)
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
