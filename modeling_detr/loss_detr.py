@@ -28,10 +28,11 @@ from .structures_detr import Assignment, DetectionLabels
 
 _logger = logging.getLogger(__name__)
 
-# Limits of memory. The masks of a batch of usual size stay below theirs, and are computed as a whole.
-_PAIRS_PER_CHUNK = (
-    2**18
-)  # of a query and a target, whose cost takes about 200 bytes; larger chunks are slower on a CPU
+# Pairs of a query and a target whose costs are computed at once, about 100 bytes each. On a CPU, larger chunks do not
+# fit into the cache and are slower; on a GPU, smaller ones take more kernels.
+_PAIRS_PER_CHUNK_ON_CPU = 2**16
+_PAIRS_PER_CHUNK = 2**18
+# Limit of memory. The masks of a batch of usual size stay below it, and are computed as a whole.
 MAX_MASK_PIXELS = 2**27  # of all masks of a batch, 125 of 800x1333, about 6 GB until the backward pass
 
 # Replaces costs that are not finite. Real costs, sums of a probability, an L1 distance and a GIoU, are far smaller.
@@ -41,48 +42,58 @@ _NO_MATCH_CLASS_ERROR = 100.0  # percent; the original's, where no query is matc
 
 def boxes_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """(…, 4) boxes as (centre x, centre y, width, height) → corners (x0, y0, x1, y1), in the same unit."""
-    centre, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
+    centre, size = boxes_cxcywh.split(2, dim=-1)
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
 def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
-    """Generalised IoU of corresponding boxes, in [-1, 1].
+    """Generalised IoU of corresponding boxes, in [-1, 1]; see `box_distances`.
 
     Args:
         boxes_xyxy: (…, 4) corners.
         others_xyxy: (…, 4) corners, broadcast against `boxes_xyxy`.
-
-    Returns:
-        (…) one value per pair. Two boxes without area have an IoU of 0, not NaN.
-
-    Paper: app. A.2. Original: util/box_ops.py. Differs from the original: pairs instead of all against all, and no
-    assertions on the boxes, because the training loop stops when a model diverges, and explains why.
     """
-    area = _area(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2])
-    other_area = _area(others_xyxy[..., 2:] - others_xyxy[..., :2])
-    overlap = torch.minimum(boxes_xyxy[..., 2:], others_xyxy[..., 2:]) - torch.maximum(
-        boxes_xyxy[..., :2], others_xyxy[..., :2]
-    )
-    intersection = _area(overlap.clamp(min=0))
-    union = area + other_area - intersection
-    hull = torch.maximum(boxes_xyxy[..., 2:], others_xyxy[..., 2:]) - torch.minimum(
-        boxes_xyxy[..., :2], others_xyxy[..., :2]
-    )
-    hull_area = _area(hull.clamp(min=0))
-    smallest = 1e-12  # a box with sides of a millionth of the image's: only empty boxes are smaller
-    return intersection / union.clamp(min=smallest) - (hull_area - union) / hull_area.clamp(min=smallest)
+    return 1 - box_distances(_xyxy_to_cxcywh(boxes_xyxy), _xyxy_to_cxcywh(others_xyxy))[1]
 
 
-def _area(sides: Tensor) -> Tensor:
-    """(…, 2) → (…). Not `prod`, whose gradient synchronises with the device to look for zeros."""
-    return sides[..., 0] * sides[..., 1]
+def _xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
+    low, high = boxes_xyxy.split(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def box_distances(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """The two box losses of corresponding (…, 4) cxcywh boxes: (…) L1 distance over the four values, and 1 - GIoU."""
-    l1 = (boxes_cxcywh - targets_cxcywh).abs().sum(-1)
-    giou = generalized_iou(boxes_cxcywh_to_xyxy(boxes_cxcywh), boxes_cxcywh_to_xyxy(targets_cxcywh))
-    return l1, 1 - giou
+    """The two box losses of corresponding boxes: L1 distance over the four values, and 1 - GIoU.
+
+    Args:
+        boxes_cxcywh: (…, 4).
+        targets_cxcywh: (…, 4), broadcast against `boxes_cxcywh`.
+
+    Returns:
+        (…) each, one value per pair. Two boxes without area have an IoU of 0, not NaN.
+
+    Paper: app. A.2. Original: models/detr.py, `loss_boxes`; util/box_ops.py. Differs from the original: pairs instead
+    of all against all; without corners, which saves a third of the arithmetic; and no assertions on the boxes, because
+    the training loop stops when a model diverges, and explains why.
+    """
+    difference = (boxes_cxcywh - targets_cxcywh).abs()
+    # In x as in y, intersection and hull have sides a - d and a + d. a is the mean of both boxes' sides; d is the
+    # distance of their centres, or half the difference of their sides if one reaches beyond the other at both ends.
+    centre_distance, size_difference = difference.split(2, dim=-1)
+    size, target_size = boxes_cxcywh[..., 2:], targets_cxcywh[..., 2:]
+    mean_size = (size + target_size) / 2
+    shift = torch.maximum(centre_distance, size_difference / 2)
+    intersection = _area((mean_size - shift).clamp(min=0))  # negative: a gap
+    union = _area(size) + _area(target_size) - intersection
+    hull = _area(mean_size + shift)
+    smallest = 1e-12  # a box with sides of a millionth of the image's: only empty boxes are smaller
+    giou = intersection / union.clamp(min=smallest) - (hull - union) / hull.clamp(min=smallest)
+    return difference.sum(-1), 1 - giou
+
+
+def _area(size: Tensor) -> Tensor:
+    """(…, 2) → (…). Not `prod`, whose gradient synchronises with the device to look for zeros."""
+    width, height = size.unbind(-1)
+    return width * height
 
 
 class HungarianMatcher:
@@ -123,43 +134,45 @@ class HungarianMatcher:
     ) -> list[list[Assignment]]:
         """Matches each decoder layer separately: (L, B, Q, C + 1) logits and (L, B, Q, 4) boxes → L lists of B."""
         counts = [len(label["class_labels"]) for label in labels]
-        costs = self.costs(logits, pred_boxes, labels).to("cpu", torch.float64).numpy()  # (L, T, Q)
-        if not np.isfinite(costs).all():
+        costs = self.costs(logits, pred_boxes, labels).to("cpu", torch.float64)  # (L, T, Q)
+        if not costs.sum().isfinite():
             # scipy rejects NaN; the loss of such a step is not finite either, so the training loop stops
-            costs = np.nan_to_num(costs, nan=_UNUSABLE_COST, posinf=_UNUSABLE_COST, neginf=-_UNUSABLE_COST)
-        ends = np.cumsum(counts)
+            costs = costs.nan_to_num(nan=_UNUSABLE_COST, posinf=_UNUSABLE_COST, neginf=-_UNUSABLE_COST)
+        ends = [*itertools.accumulate(counts)]
         return [
-            [_assign(layer[end - count : end]) for count, end in zip(counts, ends, strict=True)] for layer in costs
+            [_assign(layer[end - count : end]) for count, end in zip(counts, ends, strict=True)]
+            for layer in costs.numpy()
         ]
 
     def costs(self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]) -> Tensor:
         """(L, T, Q) costs of every target and each query of its image; see `match_layers` for the arguments."""
         device = logits.device
+        num_layers, num_images, num_queries = logits.shape[:3]
         counts = [len(label["class_labels"]) for label in labels]
-        image_of_target = torch.repeat_interleave(
-            torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64)
-        ).to(device, non_blocking=True)  # (T,), its length known on the host
+        # (T,), made on the host, which knows its length
+        image_of_target = torch.from_numpy(np.repeat(np.arange(num_images), counts)).to(device, non_blocking=True)
         classes = torch.cat([label["class_labels"] for label in labels]).to(device, torch.int64)  # (T,)
         boxes = torch.cat([label["boxes"] for label in labels]).to(device, pred_boxes.dtype)  # (T, 4)
-        num_layers, _, num_queries = logits.shape[:3]
-        costs = pred_boxes.new_empty(num_layers, len(classes), num_queries)
-        step = max(1, _PAIRS_PER_CHUNK // (num_layers * num_queries))
-        chunks = zip(
-            image_of_target.split(step), classes.split(step), boxes.split(step), costs.split(step, 1), strict=True
-        )
         probability = logits.softmax(-1)
-        for images, chunk_classes, chunk_boxes, out in chunks:
+        costs = pred_boxes.new_empty(num_layers, len(classes), num_queries)
+        pairs = _PAIRS_PER_CHUNK_ON_CPU if device.type == "cpu" else _PAIRS_PER_CHUNK
+        step = max(1, pairs // (num_layers * num_queries))
+        queries = pred_boxes.movedim(-1, 0).contiguous()  # (4, L, B, Q): arithmetic is fast on adjacent numbers
+        for first in range(0, len(classes), step):
+            chunk = slice(first, first + step)  # of t targets
+            images = image_of_target[chunk]
             # the two index tensors are not adjacent, so the result is (t, L, Q); (L, t, Q, C + 1) is never allocated
-            class_score = probability[:, images, :, chunk_classes].transpose(0, 1)  # (L, t, Q)
-            l1, giou_loss = box_distances(pred_boxes[:, images], chunk_boxes[:, None])  # (L, t, Q)
-            out.copy_(self.bbox_cost * l1 - self.class_cost * class_score + self.giou_cost * (giou_loss - 1))
+            class_score = probability[:, images, :, classes[chunk]].transpose(0, 1)  # (L, t, Q)
+            own_queries = queries.index_select(2, images).movedim(0, -1)  # (L, t, Q, 4)
+            l1, giou_loss = box_distances(own_queries, boxes[chunk, None])  # (L, t, Q)
+            costs[:, chunk] = self.bbox_cost * l1 - self.class_cost * class_score + self.giou_cost * (giou_loss - 1)
         return costs
 
 
 def _assign(costs: NDArray[np.float64]) -> Assignment:
     """(N, Q) costs of one image → the one-to-one assignment of lowest cost, ordered by query."""
     targets, queries = linear_sum_assignment(costs)
-    order = np.argsort(queries)
+    order = queries.argsort()
     return Assignment(torch.from_numpy(queries[order]), torch.from_numpy(targets[order]))
 
 
@@ -305,9 +318,7 @@ class SetCriterion:
                 "loss_bbox": l1.sum(1) / num_boxes,
                 "loss_giou": giou_loss.sum(1) / num_boxes,
             }
-            total = sum(
-                (self.weights[name] * values.sum() for name, values in per_layer.items()), logits.new_zeros(())
-            )
+            total = torch.stack([self.weights[name] * values for name, values in per_layer.items()]).sum()
             per_layer["cardinality_error"] = _cardinality_error(logits, counts)
 
         terms = {}
@@ -357,28 +368,22 @@ def flat_matches(
 
     Every layer matches min(N, Q) pairs per image, so layers can be stacked. Both are copied to the device at once.
     """
-    target_offsets = np.cumsum([0, *counts[:-1]])
-    pairs = torch.stack(
-        [
-            torch.stack(
-                [
-                    torch.cat([match.queries + image_index * num_queries for image_index, match in enumerate(layer)]),
-                    torch.cat(
-                        [match.targets + int(start) for start, match in zip(target_offsets, layer, strict=True)]
-                    ),
-                ]
-            )
-            for layer in assignments
-        ]
-    )  # (L, 2, M)
-    queries, targets = pairs.to(device, non_blocking=True).unbind(1)
+    matches = [match for layer in assignments for match in layer]
+    pairs = torch.cat([match.queries for match in matches] + [match.targets for match in matches])
+    pairs = pairs.view(2, len(assignments), -1)
+    first_query = range(0, len(counts) * num_queries, num_queries)
+    first_target = itertools.accumulate(counts[:-1], initial=0)
+    matched = [min(count, num_queries) for count in counts]
+    pairs += torch.from_numpy(np.array([[*first_query], [*first_target]]).repeat(matched, axis=1))[:, None]
+    queries, targets = pairs.to(device, non_blocking=True)
     return queries, targets
 
 
 @torch.no_grad()
 def _cardinality_error(logits: Tensor, counts: Sequence[int]) -> Tensor:
     """(L,) mean over images of |queries that predict an object - targets|. For the log only, without a gradient."""
-    predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)  # (L, B)
+    is_object = logits[..., :-1].amax(-1) >= logits[..., -1]  # (L, B, Q); several times faster than argmax
+    predicted = is_object.sum(-1)  # (L, B)
     expected = torch.tensor(counts).to(logits.device, non_blocking=True)
     return (predicted - expected).abs().to(logits.dtype).mean(-1)
 

@@ -10,6 +10,7 @@ from modeling_detr.loss_detr import (
     HungarianMatcher,
     MaskCriterion,
     SetCriterion,
+    box_distances,
     boxes_cxcywh_to_xyxy,
     generalized_iou,
 )
@@ -38,6 +39,18 @@ def test_pairwise_giou_is_the_diagonal_of_torchvisions():
     torch.testing.assert_close(generalized_iou(first, second), generalized_box_iou(first, second).diag())
 
 
+def test_giou_and_its_gradient_are_those_of_corners_in_any_arrangement():
+    """Boxes beside each other, that overlap, and one inside the other: in x, in y and in both."""
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.2]], dtype=torch.float64).repeat(9, 1).requires_grad_()
+    offsets = torch.cartesian_prod(torch.tensor([0.01, 0.15, 0.45]), torch.tensor([0.02, 0.12, 0.3])).double()
+    targets = boxes.detach() * torch.tensor([1, 1, 0.6, 1.3]) + torch.cat([offsets, torch.zeros(9, 2)], dim=1)
+    _, giou_loss = box_distances(boxes, targets)
+    expected = 1 - generalized_box_iou(boxes_cxcywh_to_xyxy(boxes), boxes_cxcywh_to_xyxy(targets)).diag()
+    torch.testing.assert_close(giou_loss, expected)
+    gradients = [torch.autograd.grad(loss.sum(), boxes)[0] for loss in (giou_loss, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_boxes_of_zero_area_have_a_finite_loss_and_gradient():
     point = torch.tensor([[0.5, 0.5, 0.5, 0.5]], requires_grad=True)
     giou = generalized_iou(point, point.detach())
@@ -53,6 +66,25 @@ def test_matching_all_layers_at_once_equals_matching_each():
         for together, alone in zip(matches, matcher(logits[layer], boxes[layer], labels), strict=True):
             assert together.queries.tolist() == alone.queries.tolist()
             assert together.targets.tolist() == alone.targets.tolist()
+
+
+def test_costs_do_not_depend_on_the_other_images_of_the_batch():
+    """Bit for bit: a step that is split over processes has the same assignment."""
+    logits, boxes, labels = batch([3, 0, 60, 1], num_queries=100)
+    logits, boxes = logits.detach().float(), boxes.detach().float()
+    labels = [{**label, "boxes": label["boxes"].float()} for label in labels]
+    matcher = HungarianMatcher()
+    together = matcher.costs(logits, boxes, labels)
+    alone = [matcher.costs(logits[:, i : i + 1], boxes[:, i : i + 1], labels[i : i + 1]) for i in range(4)]
+    assert torch.equal(torch.cat(alone, dim=1), together)
+
+
+def test_no_object_counts_only_if_it_is_likelier_than_every_class():
+    logits = torch.zeros(1, 1, 3, 3)
+    logits[..., 0, 2] = 1.0  # no object; of the other two queries, one is a tie
+    logits[..., 2, 0] = 1.0
+    output = SetCriterion(HungarianMatcher())(logits, random_boxes(1, 1, 3), batch([0])[2])
+    assert output.loss_dict["cardinality_error"] == 2
 
 
 def test_perfect_predictions_match_themselves():
