@@ -1,7 +1,9 @@
 """The comparison of outputs before times: contenders that compute different results are not measured."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +45,21 @@ def check_agreement(work: str, outputs: Mapping[str, Outputs], tolerance: float)
             worst = max(worst, difference)
         differences[contender] = worst
     return differences
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Computes products and convolutions on a GPU in full float32, in which the contenders are compared: TF32 rounds
+    to three digits, differently for each order of the same sums."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    allowed = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, value in zip(backends, allowed, strict=True):
+            backend.allow_tf32 = value
 
 
 def relative_difference(expected: Tensor | float, value: Tensor | float) -> float:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from modeling_detr.benchmarks.speed.agreement import Outputs
+from modeling_detr.benchmarks.speed.agreement import Outputs, without_tf32
 from modeling_detr.benchmarks.speed.contenders import Contenders, Original, Stock
 from modeling_detr.benchmarks.speed.generated_images import MEAN, STD
 from modeling_detr.benchmarks.speed.measurement import ORIGINAL, OURS, STOCK
@@ -147,9 +147,10 @@ class Trainings:
 
         The original does not train under autocast.
         """
-        outputs = {OURS: self.ours.outputs(batch, autocast), STOCK: self.stock.outputs(batch, autocast)}
-        if self.original is not None and not autocast:
-            outputs[ORIGINAL] = self.original.outputs(batch)
+        with without_tf32():
+            outputs = {OURS: self.ours.outputs(batch, autocast), STOCK: self.stock.outputs(batch, autocast)}
+            if self.original is not None and not autocast:
+                outputs[ORIGINAL] = self.original.outputs(batch)
         return outputs
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from modeling_detr.benchmarks.speed.agreement import check_agreement, relative_difference
+from modeling_detr.benchmarks.speed.agreement import check_agreement, relative_difference, without_tf32
 from modeling_detr.errors_detr import BenchmarkError
 
 
@@ -34,3 +34,11 @@ def test_values_that_cannot_be_compared_differ(value):
     assert relative_difference(1.0, value) == math.inf
     with pytest.raises(BenchmarkError):
         check_agreement("step", {"modeling_detr": {"loss": 1.0}, "transformers": {"loss": value}}, 1e6)
+
+
+def test_results_are_compared_without_tf32():
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    with without_tf32():
+        assert [backend.allow_tf32 for backend in backends] == [False, False]
+    assert [backend.allow_tf32 for backend in backends] == before

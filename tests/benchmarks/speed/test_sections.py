@@ -122,3 +122,13 @@ def test_a_section_with_different_results_is_refused_and_the_others_go_on(settin
     assert "second: loss of transformers differs" in refused.refused
     assert [measurement.work for measurement in refused.measurements] == ["first"]
     assert (measured_after.refused, [*measured_after.notes]) == ("", ["A note."])
+
+
+def test_a_section_that_runs_out_of_memory_does_not_stop_the_others(settings, monkeypatch):
+    def too_large(_settings):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        yield
+
+    monkeypatch.setitem(SECTIONS, "too_large", Section("too much", too_large))
+    (result,) = run_sections(["too_large"], settings)
+    assert result.refused == "RuntimeError: DefaultCPUAllocator: not enough memory"

@@ -66,4 +66,6 @@ def run_sections(names: Sequence[str], settings: SpeedSettings) -> Iterator[Sect
                 settings.report(f"{name}: {measurement.work}")
         except BenchmarkError as error:
             refused = error.to_text()
+        except RuntimeError as error:  # of PyTorch, such as too little memory; the other sections may fit
+            refused = f"{type(error).__name__}: {error}"
         yield SectionResult(name, measurements, sections[name].notes, refused, time.perf_counter() - started)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from modeling_detr.benchmarks.speed.agreement import Outputs, check_agreement
+from modeling_detr.benchmarks.speed.agreement import Outputs, check_agreement, without_tf32
 from modeling_detr.benchmarks.speed.contenders import Contenders, build_contenders, coco_config
 from modeling_detr.benchmarks.speed.generated_images import MEAN, STD, random_batch
 from modeling_detr.benchmarks.speed.measurement import ORIGINAL, OURS, STOCK, TIME, Measurement
@@ -61,8 +61,11 @@ def measure(
         for name, form in FORMS.items():
             work = f"{config.backbone}, batch {case.images}, {case.width}x{case.height}, {name}"
             works = _works(contenders, settings, pixels, form)
-            differences = check_agreement(work, {key: item() for key, item in works.items()}, form.tolerance)
-            yield Measurement(work, TIME, settings.time(works, warm_up=False), differences)
+            with without_tf32():
+                outputs = {key: item() for key, item in works.items()}
+            differences = check_agreement(work, outputs, form.tolerance)
+            samples = settings.time(works, warm_up=settings.device.type != "cpu")
+            yield Measurement(work, TIME, samples, differences)
 
 
 def _works(
