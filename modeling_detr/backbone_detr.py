@@ -17,9 +17,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.utils.import_utils import is_tracing
 
 from .configuration_detr import DetrConfig, check_backbone
 from .errors_detr import ModelError, did_you_mean
+from .folding_detr import InferenceCopies
 
 
 _MOST_BACKBONE_WEIGHTS = 10_000_000_000
@@ -251,6 +253,7 @@ class DetrConvEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = create_timm_backbone(config)
+        self.copies = InferenceCopies(FrozenBatchNorm2d)
         if config.freeze_batch_norm:
             freeze_batch_norms(self.model)
         self.freeze_stem()
@@ -263,10 +266,21 @@ class DetrConvEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) → one (B, channels, h, w) feature map for each of `out_indices`."""
-        features: list[Tensor] = self.model(pixel_values)
+        backbone = self.model if is_tracing(pixel_values) else self.copies.select(self.model, pixel_values)
+        features: list[Tensor] = backbone(pixel_values)
         if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC"):
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         return features
+
+    def train(self, mode: bool = True) -> "DetrConvEncoder":
+        """See `nn.Module.train`. A model that trains keeps no copies for predicting."""
+        if mode:
+            self.copies.clear()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "DetrConvEncoder":
+        self.copies.clear()  # of weights that are about to move
+        return super()._apply(*args, **kwargs)
 
     def freeze_stem(self) -> None:
         """Freezes all layers up to the last map of stride 4 or less, if the config says so.

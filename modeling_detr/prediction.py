@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, RawImage, to_rgb
+from modeling_detr.precision import ComputeDtype, in_precision
 from modeling_detr.segmentation_detr import Detector, DetrForSegmentation, has_masks
 from modeling_detr.structures_detr import DetectionResult, PanopticResult, Task
 
@@ -27,6 +28,7 @@ def predict_objects(
     processor: DetrTorchvisionImageProcessor,
     image: RawImage,
     threshold: float = OBJECT_THRESHOLD,
+    dtype: ComputeDtype = "float32",
 ) -> DetectionResult:
     """Detects the objects in one image.
 
@@ -35,6 +37,7 @@ def predict_objects(
         processor: The model's image processor.
         image: Any image, see `to_rgb`.
         threshold: Objects with a lower score are left out; their masks are not computed.
+        dtype: The precision that the model computes in; see `compute_dtype`.
 
     Returns:
         The objects by descending score, on the CPU, with masks if the model has them.
@@ -44,12 +47,14 @@ def predict_objects(
     inputs = processor(pixels, device=model.device)
     result: DetectionResult
     if has_masks(model):
-        outputs = model(**inputs, output_masks=False)
+        outputs = in_precision(model, dtype, model.device)(**inputs, output_masks=False)
+        predict_masks = in_precision(partial(model.predict_masks, outputs), dtype, model.device)
         (result,) = processor.post_process_instance_segmentation(
-            outputs, threshold, target_sizes=sizes, predict_masks=partial(model.predict_masks, outputs)
+            outputs, threshold, target_sizes=sizes, predict_masks=predict_masks
         )
     else:
-        (result,) = processor.post_process_object_detection(model(**inputs), threshold, sizes)
+        outputs = in_precision(model, dtype, model.device)(**inputs)
+        (result,) = processor.post_process_object_detection(outputs, threshold, sizes)
     order = result["scores"].argsort(descending=True)
     objects: DetectionResult = {
         "scores": result["scores"][order].cpu(),
@@ -67,6 +72,7 @@ def predict_segments(
     processor: DetrTorchvisionImageProcessor,
     image: RawImage,
     threshold: float = SEGMENT_THRESHOLD,
+    dtype: ComputeDtype = "float32",
 ) -> PanopticResult:
     """Splits one image into panoptic segments.
 
@@ -75,14 +81,17 @@ def predict_segments(
         processor: The model's image processor.
         image: Any image, see `to_rgb`.
         threshold: Only queries with a higher score become segments.
+        dtype: The precision that the model computes in; see `compute_dtype`.
 
     Returns:
         The segments, on the CPU.
     """
     pixels = to_rgb(image)
-    outputs = model(**processor(pixels, device=model.device), output_masks=False)
+    inputs = processor(pixels, device=model.device)
+    outputs = in_precision(model, dtype, model.device)(**inputs, output_masks=False)
+    predict_masks = in_precision(partial(model.predict_masks, outputs), dtype, model.device)
     (result,) = processor.post_process_panoptic_segmentation(
-        outputs, threshold, target_sizes=[_size(pixels)], predict_masks=partial(model.predict_masks, outputs)
+        outputs, threshold, target_sizes=[_size(pixels)], predict_masks=predict_masks
     )
     return {"segmentation": result["segmentation"].cpu(), "segments_info": result["segments_info"]}
 

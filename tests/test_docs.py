@@ -39,7 +39,7 @@ def test_the_examples_run(capsys):
 
 
 def test_the_examples_are_short():
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
     for example in EXAMPLES:
         imports = [node for node in ast.parse(example).body if isinstance(node, ast.Import | ast.ImportFrom)]
         lines = [line for line in example.splitlines() if line.strip()]

@@ -4,6 +4,8 @@ import pytest
 import torch
 from reference_cases import load_case
 
+from modeling_detr import folding_detr
+from modeling_detr.backbone_detr import DetrConvEncoder
 from modeling_detr.conversion.original_names import original_name_to_ours
 from modeling_detr.training.optimization import build_optimizer
 
@@ -88,6 +90,23 @@ def test_six_training_steps_in_float64_follow_the_original():
     buffers = dict(model.named_buffers())
     for key, expected in values["final_parameter_norms"].items():
         assert norm_of_original(key, parameters | buffers) == pytest.approx(expected, rel=1e-6), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_predicting_computes_what_the_original_computes(name, monkeypatch):
+    """Without gradients, a copy of the backbone computes, with its batch norms folded into the convolutions."""
+    monkeypatch.setattr(folding_detr, "FEWEST_PIXELS", 0)
+    case = load_case(name)
+    model = case.model()
+    with torch.inference_mode():
+        output = model(*case.images())
+    (encoder,) = (module for module in model.modules() if isinstance(module, DetrConvEncoder))
+    assert encoder.copies.folded[torch.float32] is not None
+    assert_logits_close(output.logits, case.tensors["pred_logits"])
+    torch.testing.assert_close(output.pred_boxes, case.tensors["pred_boxes"], atol=1e-5, rtol=0)
+    assert_logits_close(output.auxiliary_outputs[0]["logits"], case.tensors["aux0_logits"])
+    if case.has_masks:
+        torch.testing.assert_close(output.pred_masks, case.tensors["pred_masks"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

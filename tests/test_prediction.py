@@ -43,3 +43,14 @@ def test_the_prediction_equals_the_post_processed_output(tiny_segmenter):
     (expected,) = PROCESSOR.post_process_panoptic_segmentation(outputs, target_sizes=[(60, 90)])
     assert torch.equal(segments["segmentation"], expected["segmentation"])
     assert segments["segments_info"] == expected["segments_info"]
+
+
+def test_16_bits_change_predictions_little(tiny_detector, tiny_segmenter):
+    model = tiny_detector()
+    exact, half = (predict_objects(model, PROCESSOR, PIXELS, 0, dtype) for dtype in ("float32", "bfloat16"))
+    assert not torch.equal(exact["scores"], half["scores"])
+    assert torch.allclose(exact["scores"], half["scores"], atol=0.02)
+    segmenter = tiny_segmenter(certain_label=1, stuff_labels=[1])
+    for dtype in ("float32", "bfloat16"):
+        assert predict_segments(segmenter, PROCESSOR, PIXELS, dtype=dtype)["segmentation"].shape == (60, 90)
+    assert predict_objects(segmenter, PROCESSOR, PIXELS, dtype="bfloat16")["masks"].dtype == torch.bool

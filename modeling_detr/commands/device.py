@@ -1,8 +1,14 @@
-"""The options of commands that run a model: `--device`, and `--trust_code` for exported ones."""
+"""The options of commands that run a model: `--device`, `--dtype`, and `--trust_code` for exported ones."""
+
+from typing import get_args
 
 import torch
+from torch import nn
 
 from modeling_detr.commands.command_parser import CommandParser
+from modeling_detr.errors_detr import ModelError
+from modeling_detr.precision import ComputeDtype, described_dtype
+from modeling_detr.runtimes.exported_detector import ExportedDetector
 
 
 def add_device(parser: CommandParser) -> None:
@@ -21,6 +27,39 @@ def add_trust_code(parser: CommandParser) -> None:
         action="store_true",
         help="open an exported model that can run any code, of torch or aotinductor; only if you trust its source",
     )
+
+
+def add_dtype(parser: CommandParser) -> None:
+    """Add the option; its value is that of `precision_of`."""
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(ComputeDtype),
+        help="precision to compute in; auto: bfloat16 where the device is fast in it, else float32 (default: float32)",
+    )
+
+
+def precision_of(
+    dtype: ComputeDtype | None, model: nn.Module, device: torch.device, source: str, quiet: bool = False
+) -> ComputeDtype:
+    """The value of `--dtype` for a model; prints what was chosen, if it was given.
+
+    Args:
+        dtype: The option as it was given, or None.
+        model: The model.
+        device: Where it will be.
+        source: What the user passed for the model.
+        quiet: Print nothing.
+
+    Raises:
+        ModelError: The model is exported, so its precision is fixed.
+    """
+    if dtype is None:
+        return "float32"
+    if isinstance(model, ExportedDetector):
+        raise ModelError(source, "its precision was chosen by `detr export --precision`", "drop --dtype")
+    if not quiet:
+        print(f"computing in {described_dtype(dtype, device)}")
+    return dtype
 
 
 def check_device(name: str) -> None:

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from modeling_detr.analysis import duplicate_cost
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options
-from modeling_detr.commands.device import add_trust_code
+from modeling_detr.commands.device import add_dtype, add_trust_code, precision_of
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
 from modeling_detr.commands.trained_on import (
     CHOICE_OPTION_NAMES,
@@ -49,6 +49,7 @@ from modeling_detr.evaluation.report import REPORT_FILES, REPORT_PAGE, Evaluatio
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.output_errors import check_folder
 from modeling_detr.pages import Fact, Section
+from modeling_detr.precision import ComputeDtype, described_dtype
 from modeling_detr.prediction import OBJECT_THRESHOLD, task_of
 from modeling_detr.provenance import command_line, provenance
 from modeling_detr.segmentation_detr import Detector
@@ -98,23 +99,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_workers=arguments.num_workers,
         loader_timeout_minutes=arguments.loader_timeout_minutes,
     )
+    dtype = precision_of(
+        arguments.dtype, model, accelerator.device, arguments.model, quiet=not accelerator.is_main_process
+    )
     evaluators = default_evaluators(index, task)
     saving = [evaluator for evaluator in evaluators if isinstance(evaluator, SavesPredictions)]
     for evaluator in saving:
         evaluator.start_saving(output_dir)
-    report = evaluate(
-        model.float().to(accelerator.device), loader, processor, index, accelerator, evaluators, progress=True
-    )
+    model.float().to(accelerator.device)
+    report = evaluate(model, loader, processor, index, accelerator, evaluators, progress=True, dtype=dtype)
 
     # Print and write the report and the predictions.
     if accelerator.is_main_process:
         report = _with_duplicates(report, evaluators)
         print(f"{report.metrics_table()}\n\n{report.summary()}")
         sections = [
-            *_worst_images(arguments.num_pictures, evaluators, model, processor, index, task),
+            *_worst_images(arguments.num_pictures, evaluators, model, processor, index, task, dtype),
             *([] if run_dir is None else curve_section(run_dir)),
         ]
-        facts = _facts(arguments, choice, index, sys.argv[1:] if argv is None else argv)
+        facts = _facts(arguments, choice, index, described_dtype(dtype, accelerator.device), argv)
         written = report.save(output_dir, facts, sections)
         written += [file for evaluator in saving for file in evaluator.save({one.id for one in dataset.categories})]
         print("\n".join(map(str, written)))
@@ -151,6 +154,7 @@ def build_parser() -> CommandParser:
         default=DEFAULT_TIMEOUT_MINUTES,
         help="longest wait for a batch of the loader processes; 0: no limit (default: %(default)g)",
     )
+    add_dtype(parser)
     add_trust_code(parser)
     add_output_dir(parser, "evaluate", "the report and the predictions")
     return parser
@@ -186,6 +190,7 @@ def _worst_images(
     processor: DetrTorchvisionImageProcessor,
     index: DetectionIndex,
     task: Task,
+    dtype: ComputeDtype,
 ) -> list[Section]:
     """The images with the most wrong objects, beside their ground truth."""
     boxes = _box_evaluator(evaluators)
@@ -194,11 +199,20 @@ def _worst_images(
     matches = boxes.matches()
     worst = matches.worst_images(count, dict.fromkeys(matches.class_names, OBJECT_THRESHOLD))
     indices = [image.image_index for image in worst if image.f1 < 1]
-    return comparison_section("Images with the most errors", draw_predictions(model, processor, index, task, indices))
+    pictures = draw_predictions(model, processor, index, task, indices, dtype)
+    return comparison_section("Images with the most errors", pictures)
 
 
-def _facts(arguments: argparse.Namespace, choice: Choice, index: DetectionIndex, argv: Sequence[str]) -> list[Fact]:
+def _facts(
+    arguments: argparse.Namespace, choice: Choice, index: DetectionIndex, precision: str, argv: Sequence[str] | None
+) -> list[Fact]:
     """The head of the page."""
     images = f"{index.name}, {choice.reason}" if choice.reason else index.name
-    command = command_line("detr evaluate", argv)
-    return [("model", arguments.model), ("data", arguments.dataset), ("images", images), *provenance(command)]
+    command = command_line("detr evaluate", sys.argv[1:] if argv is None else argv)
+    return [
+        ("model", arguments.model),
+        ("data", arguments.dataset),
+        ("images", images),
+        *([] if arguments.dtype is None else [("precision", precision)]),
+        *provenance(command),
+    ]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from modeling_detr.atomic_output import output_stem, replace_text, synced_file
 from modeling_detr.commands.command_parser import CommandParser
-from modeling_detr.commands.device import add_device, add_trust_code, check_device
+from modeling_detr.commands.device import add_device, add_dtype, add_trust_code, check_device, precision_of
 from modeling_detr.commands.results import RUNS, add_output_dir, link_to, new_results_folder
 from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import counted
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_folder(output_dir, files=[PREDICTIONS, *images], folders=[SEGMENTS])
     model, processor = load_detector(arguments.model, arguments.trust_code)
     model.to(arguments.device, torch.float32)  # some are saved with 16 bits
+    dtype = precision_of(arguments.dtype, model, torch.device(arguments.device), arguments.model)
     names = dict(enumerate(model.config.class_names))
     is_panoptic = task_of(model) == "panoptic"
     threshold: float = arguments.threshold
@@ -71,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         prediction: DetectionResult | PanopticResult
         if is_panoptic:
-            prediction = predict_segments(cast(DetrForSegmentation, model), processor, pixels, threshold)
+            prediction = predict_segments(cast(DetrForSegmentation, model), processor, pixels, threshold, dtype)
             content = _save_segments(prediction, names, output_dir, name)
         else:
-            prediction = predict_objects(model, processor, pixels, threshold)
+            prediction = predict_objects(model, processor, pixels, threshold, dtype)
             content = {"detections": _detections(prediction, names)}
         picture = draw_prediction(pixels, prediction, names)
         with synced_file(output_dir / name) as file:
@@ -118,6 +119,7 @@ def build_parser() -> CommandParser:
         help=f"lowest score to keep (default: {OBJECT_THRESHOLD}, for panoptic segments {SEGMENT_THRESHOLD})",
     )
     add_device(parser)
+    add_dtype(parser)
     return parser
 
 

@@ -21,6 +21,7 @@ from modeling_detr.evaluation.losses import LossAverages
 from modeling_detr.evaluation.metrics import Metrics
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device
+from modeling_detr.precision import ComputeDtype, in_precision
 from modeling_detr.segmentation_detr import has_masks
 from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionLabels, Task
 
@@ -38,6 +39,7 @@ def evaluate(
     evaluators: Sequence[Evaluator] | None = None,
     *,
     progress: bool = False,
+    dtype: ComputeDtype = "float32",
 ) -> EvaluationReport:
     """Runs a model over a dataset and scores its predictions.
 
@@ -56,6 +58,7 @@ def evaluate(
         evaluators: The evaluators to run. They keep their predictions, for use after the call. None: the
             `default_evaluators` for everything that the model predicts and the dataset has.
         progress: Whether to show a progress bar, on the main process and if the output is a terminal.
+        dtype: The precision that the model computes in; see `compute_dtype`. AP is usually reported in float32.
 
     Returns:
         The report, the same on every process.
@@ -71,7 +74,7 @@ def evaluate(
     if evaluators is None:
         evaluators = default_evaluators(index, _scorable_task(module, index))
     device = accelerator.device if accelerator is not None else next(model.parameters()).device
-    predict = _Predictor(module, processor, index, device, {evaluator.needs for evaluator in evaluators})
+    predict = _Predictor(module, processor, index, device, {evaluator.needs for evaluator in evaluators}, dtype)
     losses = LossAverages(module)
     with _evaluation_mode(model), torch.inference_mode(), _ProgressBar(index, accelerator, progress) as bar:
         for batch in batches:
@@ -111,12 +114,14 @@ class _Predictor:
         index: DetectionIndex,
         device: torch.device,
         needs: set[PredictionKind],
+        dtype: ComputeDtype,
     ) -> None:
         self.model: Any = model
         self.processor = processor
         self.index = index
         self.device = device
         self.needs = needs
+        self.dtype = dtype
         self.has_masks = has_masks(model)
         for kind in needs - set(get_args(PredictionKind)):
             raise ValueError(f"needs: got '{kind}', expected one of {', '.join(get_args(PredictionKind))}.")
@@ -132,14 +137,18 @@ class _Predictor:
             if any("masks" not in label for label in inputs.get("labels", ())):
                 del inputs["labels"]  # without masks there is no segmentation loss
         sizes = [(self.index.images[i].height, self.index.images[i].width) for i in image_indices]
-        outputs = self.model(**inputs)
+        outputs = in_precision(self.model, self.dtype, self.device)(**inputs)
         predictions: dict[PredictionKind, Any] = {"outputs": outputs}
         if "boxes" in self.needs:
             predictions["boxes"] = self.processor.post_process_object_detection(outputs, 0.0, sizes)
         if "masks" in self.needs:
             predictions["masks"] = self.processor.post_process_instance_segmentation(outputs, 0.0, target_sizes=sizes)
         if "segments" in self.needs:
-            predict_masks = None if every_mask else partial(self.model.predict_masks, outputs)
+            predict_masks = (
+                None
+                if every_mask
+                else in_precision(partial(self.model.predict_masks, outputs), self.dtype, self.device)
+            )
             predictions["segments"] = self.processor.post_process_panoptic_segmentation(
                 outputs, target_sizes=sizes, predict_masks=predict_masks
             )

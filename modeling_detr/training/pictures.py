@@ -11,6 +11,7 @@ from modeling_detr.atomic_output import output_stem
 from modeling_detr.data import read_image
 from modeling_detr.data.image_copies import file_name_of
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.precision import ComputeDtype
 from modeling_detr.prediction import predict_objects, predict_segments
 from modeling_detr.segmentation_detr import Detector, has_masks
 from modeling_detr.structures_detr import DetectionIndex, DetectionResult, PanopticResult, Task
@@ -24,6 +25,7 @@ def draw_predictions(
     index: DetectionIndex,
     task: Task,
     image_indices: Iterable[int],
+    dtype: ComputeDtype = "float32",
 ) -> dict[str, NDArray[np.uint8]]:
     """Draw images of a dataset with predictions and ground truth side by side.
 
@@ -33,6 +35,7 @@ def draw_predictions(
         index: The dataset.
         task: Selects whether boxes, boxes and masks, or panoptic segments are drawn.
         image_indices: Indices of the images.
+        dtype: The precision that the model computes in; see `compute_dtype`.
 
     Returns:
         Name → picture, (H, W, 3).
@@ -45,10 +48,10 @@ def draw_predictions(
         predicted: DetectionResult | PanopticResult
         truth: Mapping[str, object]
         if task == "panoptic" and has_masks(detector):
-            predicted = predict_segments(detector, processor, image)
+            predicted = predict_segments(detector, processor, image, dtype=dtype)
             truth = _true_segments(index, image_index)
         else:
-            predicted = predict_objects(detector, processor, image)
+            predicted = predict_objects(detector, processor, image, dtype=dtype)
             truth = _true_objects(index, image_index, with_masks="masks" in predicted)
         drawn = draw_comparison(image, predicted, truth, index.id2label, longest_side=640)
         pictures[f"{image_index:03d}_{file_name_of(output_stem(record.path))}"] = np.asarray(drawn)

@@ -281,3 +281,13 @@ def test_a_segmentation_model_is_scored_on_masks_and_segments(
     for position, found in read_panoptic_predictions(out / "predictions_panoptic.json", judge.index):
         judge.update([position], [found])
     assert judge.compute().as_dict() == report["panoptic"]
+
+
+def test_the_precision_is_in_the_report(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    arguments = [str(model_folder), str(data), "--num_workers", "0", "--dtype", "bfloat16", "--output_dir", str(out)]
+    assert main(arguments) == 0
+    assert "computing in bfloat16" in capsys.readouterr().out
+    assert "<dt>precision</dt><dd>bfloat16</dd>" in (out / "evaluation.html").read_text(encoding="utf-8")

@@ -59,6 +59,13 @@ def test_an_exported_model_predicts_like_a_model(model, exported, tmp_path):
         assert one["box_xyxy"] == pytest.approx(other["box_xyxy"], abs=1e-2)
 
 
+def test_the_precision_of_an_exported_model_is_fixed(exported, tmp_path, capsys):
+    Image.new("RGB", (90, 70)).save(tmp_path / "black.png")
+    arguments = ["predict", str(exported), str(tmp_path / "black.png"), "--trust_code", "--dtype", "auto"]
+    assert main([*arguments, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "was chosen by `detr export --precision`; drop --dtype" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_exported_program_that_can_run_code_is_opened_only_if_it_is_trusted(exported, tmp_path, capsys):
     Image.new("RGB", (90, 70)).save(tmp_path / "black.png")
     assert main(["predict", str(exported), str(tmp_path / "black.png")]) == 2

@@ -190,3 +190,18 @@ def test_a_panoptic_model_writes_its_segments(
     assert entry["segments"] == []
     with Image.open(out / entry["segmentation"]) as ids:
         assert not np.array(ids).any()
+
+
+def test_the_precision_is_chosen_and_said(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, scores = picture(tmp_path / "a.png"), {}
+    for dtype in ("float32", "bfloat16", "auto"):
+        arguments = [str(model_folder), str(image), "--device", "cpu", "--threshold", "0", "--dtype", dtype]
+        assert main([*arguments, "--output_dir", str(tmp_path / dtype)]) == 0
+        entries = json.loads((tmp_path / dtype / "predictions.json").read_text())
+        scores[dtype] = np.array([found["score"] for found in entries[0]["detections"]])
+        assert f"computing in {'' if dtype == 'auto' else dtype}" in capsys.readouterr().out
+    assert (scores["float32"] != scores["bfloat16"]).any()
+    assert any((scores["auto"] == scores[dtype]).all() for dtype in ("float32", "bfloat16"))
+    np.testing.assert_allclose(scores["bfloat16"], scores["float32"], rtol=0, atol=0.02)
