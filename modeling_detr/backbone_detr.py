@@ -280,7 +280,8 @@ class DetrConvEncoder(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> "DetrConvEncoder":
         self.copies.clear()  # of weights that are about to move
-        return super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)
+        return self
 
     def freeze_stem(self) -> None:
         """Freezes all layers up to the last map of stride 4 or less, if the config says so.
