@@ -25,7 +25,7 @@ class Quantity:
 
 
 TIME = Quantity("ms", factor=1000.0)
-RATE = Quantity("images/s", higher_is_better=True)
+RATE = Quantity("images per s", higher_is_better=True)
 SHARE = Quantity("%", factor=100.0)
 
 

@@ -37,7 +37,7 @@ def test_the_loss_is_measured_beside_stock(settings):
 def test_the_loader_is_measured_without_the_original(settings):
     measurement = measured(loader.measure(settings, num_images=2))
     assert [*measurement.samples] == ["modeling_detr"]
-    assert measurement.quantity.unit == "images/s"
+    assert measurement.quantity.unit == "images per s"
 
 
 def test_padding_is_less_than_in_random_batches(settings):

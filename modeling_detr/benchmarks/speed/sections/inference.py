@@ -15,6 +15,7 @@ from modeling_detr.benchmarks.speed.measurement import ORIGINAL, OURS, STOCK, TI
 from modeling_detr.benchmarks.speed.settings import SpeedSettings
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.image_processing_detr import batch_to_device
+from modeling_detr.precision import compute_dtype
 
 
 class InferenceCase(NamedTuple):
@@ -26,26 +27,29 @@ class InferenceCase(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A form in which all contenders are run.
+    """A form in which the contenders are run.
 
     Attributes:
-        context: Makes the context of a forward pass on a type of device.
+        context: Makes the context of a forward pass of a contender on a device.
         tolerance: The largest relative difference of logits and boxes.
     """
 
-    context: Callable[[str], AbstractContextManager[object]]
+    context: Callable[[str, torch.device], AbstractContextManager[object]]
     tolerance: float
 
 
 CASES = (InferenceCase(1, 480, 640), InferenceCase(1, 800, 1066), InferenceCase(4, 480, 640))
 QUICK_CASES = (InferenceCase(1, 480, 640), InferenceCase(2, 480, 640))
 FORMS = {
-    "float32": Form(lambda _device: nullcontext(), 1e-4),
-    "bfloat16 autocast": Form(lambda device: torch.autocast(device, torch.bfloat16), 5e-2),
+    "float32": Form(lambda _contender, _device: nullcontext(), 1e-4),
+    "bfloat16 autocast": Form(lambda _contender, device: torch.autocast(device.type, torch.bfloat16), 5e-2),
+    "dtype auto beside float32": Form(lambda contender, device: _auto(contender, device), 5e-2),
 }
 NOTES = (
     "Measured as a user runs the models: in evaluation mode under torch.inference_mode, stock with sdpa attention; "
     "from normalised pixels on the device to logits and boxes.",
+    "'dtype auto' is the precision in which `detr predict` and `detr evaluate` run a model on this device; the others "
+    "run in float32, as they do unless a user changes it.",
 )
 
 
@@ -84,12 +88,21 @@ def _works(
             return {"logits": outputs["pred_logits"], "boxes": outputs["pred_boxes"]}
 
         models[ORIGINAL] = original
-    return {name: partial(_forward, forward, form, settings.device.type) for name, forward in models.items()}
+    return {
+        name: partial(_forward, forward, partial(form.context, name, settings.device))
+        for name, forward in models.items()
+    }
 
 
-def _forward(forward: Callable[[], Outputs], form: Form, device: str) -> Outputs:
-    with torch.inference_mode(), form.context(device):
+def _forward(forward: Callable[[], Outputs], context: Callable[[], AbstractContextManager[object]]) -> Outputs:
+    with torch.inference_mode(), context():
         return forward()
+
+
+def _auto(contender: str, device: torch.device) -> AbstractContextManager[object]:
+    """The precision in which `detr predict` and the pipeline run a model, beside float32 of the others."""
+    dtype = compute_dtype("auto", device) if contender == OURS else torch.float32
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def _named(output: object) -> Outputs:
