@@ -144,7 +144,7 @@ class _TensorState(NamedTuple):
 
 
 class _Snapshot:
-    """What a copy was made from; tells whether the backbone is still the same.
+    """What a copy was made from; reports whether the backbone is still the same.
 
     A change in place increments a tensor's version, but not one through `.data` or NumPy. So some values of each
     weight, and all of small ones, are compared too.
@@ -289,7 +289,7 @@ def _fold(
                 return None
             for norm, convolution in pairs.items():
                 _fold_into(convolution, norm)
-            _replace(copied, {norm: _after_norm(norm) for norm in pairs})
+            _replace_modules(copied, {norm: _after_norm(norm) for norm in pairs})
             if dtype != torch.float32 and not _agree(copied(probe), expected):  # checked before weights are rounded
                 return None
             _store_channels_last(copied, dtype)
@@ -382,10 +382,10 @@ def _store_channels_last(backbone: nn.Module, dtype: torch.dtype) -> None:
             module.weight = nn.Parameter(weight, requires_grad=False)
             if module.bias is not None:
                 module.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
-    _replace(backbone, replacements)
+    _replace_modules(backbone, replacements)
 
 
-def _replace(backbone: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+def _replace_modules(backbone: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     """Puts other modules in the places of some."""
     for module in list(backbone.modules()):
         for name, child in module._modules.items():

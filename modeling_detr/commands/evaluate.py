@@ -99,9 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_workers=arguments.num_workers,
         loader_timeout_minutes=arguments.loader_timeout_minutes,
     )
-    dtype = precision_of(
-        arguments.dtype, model, accelerator.device, arguments.model, quiet=not accelerator.is_main_process
-    )
+    quiet = not accelerator.is_main_process
+    dtype = precision_of(arguments.dtype, model, accelerator.device, arguments.model, quiet=quiet)
     evaluators = default_evaluators(index, task)
     saving = [evaluator for evaluator in evaluators if isinstance(evaluator, SavesPredictions)]
     for evaluator in saving:
