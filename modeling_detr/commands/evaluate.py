@@ -3,6 +3,9 @@
     detr evaluate runs/demo shapes --split val
     torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
 
+COCO's metrics are computed by pycocotools, or by hotcoco if it is installed (`pip install 'modeling-detr[fast]'`):
+the same numbers many times faster. The output names the package.
+
 The metrics are printed and written to `evaluation.json`, `.md` and `.html`; the page also shows the images with the
 most errors, and the training curves if the model is that of a run. "Duplicates" says by how much AP50 would rise
 without second detections of an object. All predictions are written in COCO's
@@ -41,6 +44,7 @@ from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
 from modeling_detr.data.loaders import build_eval_loader, resize_transform
 from modeling_detr.errors_detr import ModelError, printable
+from modeling_detr.evaluation.coco_engines import engine_and_version
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluator import Evaluator, SavesPredictions
 from modeling_detr.evaluation.evaluators import default_evaluators
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Print and write the report and the predictions.
     if accelerator.is_main_process:
         report = _with_duplicates(report, evaluators)
-        print(f"{report.metrics_table()}\n\n{report.summary()}")
+        print(f"{report.metrics_table()}\n\n{report.summary()}{_scored_by(evaluators)}")
         sections = [
             *_worst_images(arguments.num_pictures, evaluators, model, processor, index, task, dtype),
             *([] if run_dir is None else curve_section(run_dir)),
@@ -215,3 +219,9 @@ def _facts(
         *([] if arguments.dtype is None else [("precision", precision)]),
         *provenance(command),
     ]
+
+
+def _scored_by(evaluators: Sequence[Evaluator]) -> str:
+    """Which package computed COCO's metrics."""
+    boxes = _box_evaluator(evaluators)
+    return "" if boxes is None else f"\nCOCO metrics: computed by {engine_and_version(boxes.engine)}"

@@ -15,6 +15,7 @@ from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorch
 from modeling_detr.commands.evaluate import main, resize_transform
 from modeling_detr.data import open_dataset, read_panoptic_predictions
 from modeling_detr.data.splits import evaluation_images
+from modeling_detr.evaluation.coco_engines import choose_engine
 from modeling_detr.evaluation.evaluators.panoptic import PanopticEvaluator
 from modeling_detr.structures_detr import UNSPLIT
 from modeling_detr.training.recipe import Recipe
@@ -85,7 +86,9 @@ def test_metrics_and_predictions_are_written(
     assert {row["image_id"] for row in predictions} <= {104, 105}
     assert {row["category_id"] for row in predictions} <= {7, 9}  # none of the model's "ring"
     assert {"evaluation.md", "evaluation.html"} <= {path.name for path in out.iterdir()}
-    assert "AP50" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "AP50" in printed
+    assert f"COCO metrics: computed by {choose_engine()} " in printed
 
 
 def test_the_page_names_model_data_and_command_and_shows_the_worst_images(model_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""COCO average precision, by pycocotools. Its ground truth is built in memory, so all formats are scored the same way.
+"""COCO average precision. Its ground truth is built in memory, so all formats are scored the same way.
 
 Shapes: K predictions of one image · T IoU thresholds · R recall thresholds · C classes · A object sizes (all, small,
 medium, large) · M limits on the number of detections.
@@ -8,7 +8,7 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -19,6 +19,13 @@ from numpy.typing import NDArray
 
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.errors_detr import DatasetError, PredictionError
+from modeling_detr.evaluation.coco_engines import (
+    ENGINES,
+    CocoScoring,
+    ScoredObjects,
+    choose_engine,
+    pycocotools_evaluation,
+)
 from modeling_detr.evaluation.evaluators.checks import check_label_range, pair_with_images
 from modeling_detr.evaluation.matches import DetectionMatches
 from modeling_detr.evaluation.metrics import Metric, Metrics, MetricTable, unique_class_names
@@ -189,13 +196,13 @@ class _Row(NamedTuple):
 
     image_index: int
     label: int
-    box_xyxy: list[float]
+    box_xywh: list[float]
     score: float
     mask: Any  # compressed RLE, or None
 
 
 class CocoEvaluator:
-    """Collects predictions and scores them with pycocotools: call `update` for each batch, `gather`, then `compute`.
+    """Collects predictions and scores them by COCO's rules: call `update` for each batch, `gather`, then `compute`.
 
     All images of the index count: all objects of an image without predictions are missed. Predictions are stored by
     image index, so an image that is seen twice counts once. Stuff classes have no separate objects and are not scored,
@@ -206,13 +213,24 @@ class CocoEvaluator:
         max_detections: Limits on the detections per image and class, for the three recall metrics; the last one
             also applies to AP.
         masks: Whether to score masks instead of boxes; they are stored run-length encoded.
+        engine: What computes precision and recall, one of `coco_engines.ENGINES`; all have the same result. None: the
+            fastest that is installed.
+
+    Attributes:
+        engine: The engine that is used.
 
     Raises:
         DatasetError: `masks` is set, but the dataset has none.
+        ValueError: There is no such engine.
+        ImportError: The engine is not installed.
     """
 
     def __init__(
-        self, index: DetectionIndex, max_detections: tuple[int, int, int] = (1, 10, 100), masks: bool = False
+        self,
+        index: DetectionIndex,
+        max_detections: tuple[int, int, int] = (1, 10, 100),
+        masks: bool = False,
+        engine: str | None = None,
     ) -> None:
         if masks and index.annotations.masks is None:
             raise DatasetError(
@@ -221,6 +239,7 @@ class CocoEvaluator:
         self.index = index
         self.max_detections = max_detections
         self.masks = masks
+        self.engine = choose_engine(engine)
         things = [label for label, category in enumerate(index.categories) if category.is_thing]
         self._scored_labels = things or list(range(len(index.categories)))
         self._predictions: dict[int, _Predictions] = {}
@@ -290,17 +309,13 @@ class CocoEvaluator:
 
     def compute(self) -> CocoMetrics:
         """Computes the metrics of all predictions so far; without any predictions, AP is 0."""
-        coco_eval = self.coco_eval()
-        if len(self.index):
-            with contextlib.redirect_stdout(io.StringIO()):
-                coco_eval.evaluate()
-                coco_eval.accumulate()
         num_classes, num_sizes, num_limits = len(self.index.categories), len(_OBJECT_SIZES), len(self.max_detections)
         precision = np.full((_NUM_IOU_THRESHOLDS, _NUM_RECALL_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
         recall = np.full((_NUM_IOU_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
-        if coco_eval.eval:  # empty for a dataset without images
-            precision[:, :, self._scored_labels] = coco_eval.eval["precision"]
-            recall[:, self._scored_labels] = coco_eval.eval["recall"]
+        if len(self.index):
+            scored = ENGINES[self.engine](self._scoring())
+            precision[:, :, self._scored_labels] = scored.precision
+            recall[:, self._scored_labels] = scored.recall
         return self._metrics(precision, recall)
 
     def matches(self, iou: float = 0.5) -> DetectionMatches:
@@ -342,13 +357,55 @@ class CocoEvaluator:
 
     def coco_eval(self) -> Any:
         """pycocotools' evaluation of the predictions so far, not run yet; its category ids are labels."""
-        from pycocotools.cocoeval import COCOeval
+        return pycocotools_evaluation(self._scoring())
 
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            coco_eval = COCOeval(self._ground_truth(), self._detections(), iouType="segm" if self.masks else "bbox")
-        coco_eval.params.maxDets = list(self.max_detections)
-        coco_eval.params.catIds = self._scored_labels
-        return coco_eval
+    def _scoring(self) -> CocoScoring:
+        """What the engines score; category ids are labels, image ids those of `_ids_in_order`."""
+        return CocoScoring(
+            images=[
+                {"id": image_id, "height": image.height, "width": image.width}
+                for image_id, image in zip(self._image_ids, self.index.images, strict=True)
+            ],
+            categories=[{"id": label, "name": category.name} for label, category in enumerate(self.index.categories)],
+            truth=self._ground_truth(),
+            detections=self._detections(),
+            scored_labels=self._scored_labels,
+            max_detections=self.max_detections,
+        )
+
+    def _ground_truth(self) -> ScoredObjects:
+        table = self.index.annotations
+        return ScoredObjects(
+            image_ids=np.array(self._image_ids, np.int64)[table.image_index],
+            labels=table.label.astype(np.int64),
+            boxes_xywh=_xywh(table.boxes_xyxy),
+            areas=table.area.astype(np.float64),
+            is_crowd=table.is_crowd.astype(np.bool_),
+            scores=np.zeros(len(table)),
+            masks=[*self._true_masks()] if self.masks else None,
+        )
+
+    def _true_masks(self) -> Iterator[Any]:
+        """The RLE of every annotation; only the masks of one image are in memory at a time."""
+        for image_index in range(len(self.index)):
+            yield from encode_masks(self.index.read_masks(image_index))
+
+    def _detections(self) -> ScoredObjects:
+        by_image = sorted(self._predictions.items())
+        everything = [predictions for _, predictions in by_image]
+        counts = [len(predictions.labels) for predictions in everything]
+        image_ids = [self._image_ids[image_index] for image_index, _ in by_image]
+        boxes = _xywh(np.concatenate([np.zeros((0, 4)), *(predictions.boxes_xyxy for predictions in everything)]))
+        masks = [mask for predictions in everything for mask in predictions.masks]
+        return ScoredObjects(
+            image_ids=np.repeat(np.array(image_ids, np.int64), counts),
+            labels=np.concatenate([np.zeros(0, np.int64), *(predictions.labels for predictions in everything)]),
+            boxes_xywh=boxes,
+            areas=_areas(masks) if self.masks else boxes[:, 2] * boxes[:, 3],
+            is_crowd=np.zeros(len(boxes), np.bool_),
+            scores=np.concatenate([np.zeros(0), *(predictions.scores for predictions in everything)]),
+            masks=masks if self.masks else None,
+        )
 
     def _metrics(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> CocoMetrics:
         """The metrics from precision (T, R, C, A, M) and recall (T, C, A, M)."""
@@ -386,7 +443,7 @@ class CocoEvaluator:
                 "image_id": self.index.images[row.image_index].coco_id,
                 "category_id": self.index.categories[row.label].id,
                 **(
-                    {"bbox": _xywh(row.box_xyxy)}
+                    {"bbox": row.box_xywh}
                     if row.mask is None
                     else {"segmentation": {**row.mask, "counts": row.mask["counts"].decode("ascii")}}
                 ),
@@ -400,74 +457,12 @@ class CocoEvaluator:
         for image_index, predictions in sorted(self._predictions.items()):
             for label, box, score, mask in zip(
                 predictions.labels.tolist(),
-                predictions.boxes_xyxy.tolist(),
+                _xywh(predictions.boxes_xyxy).tolist(),
                 predictions.scores.tolist(),
                 predictions.masks or [None] * len(predictions.labels),
                 strict=True,
             ):
                 yield _Row(image_index, label, box, score, mask)
-
-    def _ground_truth(self) -> Any:
-        table = self.index.annotations
-        return self._coco(
-            {
-                "image_id": self._image_ids[image_index],
-                "category_id": label,
-                "bbox": _xywh(box),
-                "area": area,
-                "iscrowd": int(crowd),
-                **({} if mask is None else {"segmentation": mask}),
-            }
-            for image_index, label, box, area, crowd, mask in zip(
-                table.image_index.tolist(),
-                table.label.tolist(),
-                table.boxes_xyxy.tolist(),
-                table.area.tolist(),
-                table.is_crowd.tolist(),
-                self._true_masks() if self.masks else [None] * len(table),
-                strict=True,
-            )
-        )
-
-    def _true_masks(self) -> Iterator[Any]:
-        """The RLE of every annotation; only the masks of one image are in memory at a time."""
-        for image_index in range(len(self.index)):
-            yield from encode_masks(self.index.read_masks(image_index))
-
-    def _detections(self) -> Any:
-        return self._coco(
-            {
-                "image_id": self._image_ids[row.image_index],
-                "category_id": row.label,
-                "bbox": (box := _xywh(row.box_xyxy)),
-                "area": box[2] * box[3] if row.mask is None else _area(row.mask),
-                "iscrowd": 0,
-                "score": row.score,
-                **({} if row.mask is None else {"segmentation": row.mask}),
-            }
-            for row in self._rows()
-        )
-
-    def _coco(self, annotations: Iterable[dict[str, Any]]) -> Any:
-        """Builds pycocotools' dataset; category ids are labels, image ids those of `_ids_in_order`.
-
-        pycocotools treats a match with an annotation whose id is 0 as no match, so ids start at 1.
-        """
-        from pycocotools.coco import COCO
-
-        dataset = COCO()
-        dataset.dataset = {
-            "images": [
-                {"id": image_id, "height": image.height, "width": image.width}
-                for image_id, image in zip(self._image_ids, self.index.images, strict=True)
-            ],
-            "categories": [
-                {"id": label, "name": category.name} for label, category in enumerate(self.index.categories)
-            ],
-            "annotations": [{"id": row_id, **entry} for row_id, entry in enumerate(annotations, start=1)],
-        }
-        dataset.createIndex()
-        return dataset
 
 
 def encode_masks(masks: NDArray[np.bool_]) -> list[Any]:
@@ -477,15 +472,16 @@ def encode_masks(masks: NDArray[np.bool_]) -> list[Any]:
     return [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
 
 
-def _xywh(box_xyxy: Sequence[float]) -> list[float]:
-    x0, y0, x1, y1 = box_xyxy
-    return [x0, y0, x1 - x0, y1 - y0]
+def _xywh(boxes_xyxy: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """(N, 4) corners → (N, 4) x, y, width and height in float64, whatever the precision of the corners."""
+    corners = boxes_xyxy.astype(np.float64).reshape(-1, 4)
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
-def _area(rle: Any) -> float:
+def _areas(masks: Sequence[Any]) -> NDArray[np.float64]:
     from pycocotools import mask as coco_mask
 
-    return float(coco_mask.area(rle))
+    return np.array([coco_mask.area(mask) for mask in masks], np.float64)
 
 
 def _ids_in_order(index: DetectionIndex) -> list[int]:
