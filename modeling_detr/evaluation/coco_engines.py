@@ -133,7 +133,7 @@ def _score_with_hotcoco(scoring: CocoScoring) -> PrecisionAndRecall:
         columns = (found.image_ids.tolist(), found.labels.tolist(), found.scores.tolist(), found.masks)
         keys = ("image_id", "category_id", "score", "segmentation")  # without `bbox`, the area is that of the mask
         results = dataset.load_res([dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)])
-    evaluation = COCOeval(dataset, results, scoring.iou_type)
+    evaluation: Any = COCOeval(dataset, results, scoring.iou_type)
     evaluation.params.max_dets = list(scoring.max_detections)
     evaluation.params.cat_ids = scoring.scored_labels
     evaluation.evaluate()
