@@ -42,8 +42,14 @@ _NO_MATCH_CLASS_ERROR = 100.0  # percent; the original's, where no query is matc
 
 def boxes_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """(…, 4) boxes as (centre x, centre y, width, height) → corners (x0, y0, x1, y1), in the same unit."""
+    return torch.cat(_corners(boxes_cxcywh), dim=-1)
+
+
+def _corners(boxes_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
+    """(…, 4) cxcywh → (x0, y0) and (x1, y1), (…, 2) each."""
     centre, size = boxes_cxcywh.split(2, dim=-1)
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    half = size / 2
+    return centre - half, centre + half
 
 
 def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
@@ -72,22 +78,20 @@ def box_distances(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor,
         (…) each, one value per pair. Two boxes without area have an IoU of 0, not NaN.
 
     Paper: app. A.2. Original: models/detr.py, `loss_boxes`; util/box_ops.py. Differs from the original: pairs instead
-    of all against all; without corners, which saves a third of the arithmetic; and no assertions on the boxes, because
-    the training loop stops when a model diverges, and explains why.
+    of all against all, and no assertions on the boxes, because the training loop stops when a model diverges, and
+    explains why.
     """
-    difference = (boxes_cxcywh - targets_cxcywh).abs()
-    # In x as in y, intersection and hull have sides a - d and a + d. a is the mean of both boxes' sides; d is the
-    # distance of their centres, or half the difference of their sides if one reaches beyond the other at both ends.
-    centre_distance, size_difference = difference.split(2, dim=-1)
+    low, high = _corners(boxes_cxcywh)  # (…, 2) each, as all sizes
+    target_low, target_high = _corners(targets_cxcywh)
     size, target_size = boxes_cxcywh[..., 2:], targets_cxcywh[..., 2:]
-    mean_size = (size + target_size) / 2
-    shift = torch.maximum(centre_distance, size_difference / 2)
-    intersection = _area((mean_size - shift).clamp(min=0))  # negative: a gap
+    overlap = torch.minimum(high, target_high) - torch.maximum(low, target_low)  # negative: a gap
+    intersection = _area(overlap.clamp(min=0))
     union = _area(size) + _area(target_size) - intersection
-    hull = _area(mean_size + shift)
+    hull = _area(size + target_size - overlap)
     smallest = 1e-12  # a box with sides of a millionth of the image's: only empty boxes are smaller
     giou = intersection / union.clamp(min=smallest) - (hull - union) / hull.clamp(min=smallest)
-    return difference.sum(-1), 1 - giou
+    l1 = (boxes_cxcywh - targets_cxcywh).abs().sum(-1)
+    return l1, 1 - giou
 
 
 def _area(size: Tensor) -> Tensor:
