@@ -12,6 +12,7 @@ import itertools
 import logging
 import operator
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ def boxes_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
 
 def _corners(boxes_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
     """(…, 4) cxcywh → (x0, y0) and (x1, y1), (…, 2) each."""
-    centre, size = boxes_cxcywh.split(2, dim=-1)
+    centre, size = boxes_cxcywh.chunk(2, dim=-1)
     half = size / 2
     return centre - half, centre + half
 
@@ -63,7 +64,7 @@ def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
 
 
 def _xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    low, high = boxes_xyxy.split(2, dim=-1)
+    low, high = boxes_xyxy.chunk(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
@@ -154,7 +155,7 @@ class HungarianMatcher:
         num_layers, num_images, num_queries = logits.shape[:3]
         counts = [len(label["class_labels"]) for label in labels]
         # (T,), made on the host, which knows its length
-        image_of_target = torch.from_numpy(np.repeat(np.arange(num_images), counts)).to(device, non_blocking=True)
+        image_of_target = torch.from_numpy(np.arange(num_images).repeat(counts)).to(device, non_blocking=True)
         classes = torch.cat([label["class_labels"] for label in labels]).to(device, torch.int64)  # (T,)
         boxes = torch.cat([label["boxes"] for label in labels]).to(device, pred_boxes.dtype)  # (T, 4)
         probability = logits.softmax(-1)
@@ -308,7 +309,7 @@ class SetCriterion:
         if class_weight_sum is None:
             class_weight_sum = self.class_weight_sum(counts, num_queries)
 
-        with torch.autocast(logits.device.type, enabled=False):
+        with _without_autocast(logits.device.type):
             assignments = self.matcher.match_layers(logits, pred_boxes, labels)
             queries, targets = flat_matches(assignments, counts, num_queries, logits.device)  # (L, M) each
             classes = torch.cat([label["class_labels"] for label in labels]).to(logits.device, torch.int64)  # (T,)
@@ -363,6 +364,11 @@ class SetCriterion:
 
 def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Computes in the dtype of the inputs; `torch.autocast` takes time, so it is entered only where it is on."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 def flat_matches(
@@ -455,7 +461,7 @@ class MaskCriterion:
             logits = logits.flatten(1)  # (K, H·W)
             return _focal_loss(logits, masks).mean(1), _dice_loss(logits, masks)
 
-        with torch.autocast(mask_logits.device.type, enabled=False):
+        with _without_autocast(mask_logits.device.type):
             logits = _at_least_float32(mask_logits)
             pixels = canvas_size[0] * canvas_size[1]
             if len(logits) * pixels <= self.max_pixels:
