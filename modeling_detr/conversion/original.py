@@ -244,28 +244,28 @@ def export_original(model: Detector, target: Path) -> list[str]:
         )
     with new_file(target) as path, path.open("wb") as file:  # given a path, PyTorch hides the cause of a write error
         torch.save({"model": ours_to_original(model.state_dict())}, file)
-    options = {
-        "--backbone": config.backbone,
+    words = original_options(config) + ["--masks"] * isinstance(model, DetrForSegmentation)
+    return [
+        f"build it in the original with {' '.join(words)}",
+        f"set num_classes = {config.num_labels} in models/detr.py of the original",
+    ]
+
+
+def original_options(config: DetrConfig) -> list[str]:
+    """The words of the original's command line that build the network of a config, without its masks."""
+    values = {
+        "--backbone": config.backbone.split(".")[0],
         "--hidden_dim": config.d_model,
         "--nheads": config.encoder_attention_heads,
         "--enc_layers": config.encoder_layers,
         "--dec_layers": config.decoder_layers,
         "--dim_feedforward": config.encoder_ffn_dim,
         "--num_queries": config.num_queries,
+        "--position_embedding": config.position_embedding_type,
     }
-    flags = {
-        "--dilation": config.dilation,
-        "--pre_norm": config.pre_norm,
-        "--position_embedding learned": config.position_embedding_type == "learned",
-        "--masks": isinstance(model, DetrForSegmentation),
-    }
-    words = [f"{option} {value}" for option, value in options.items()] + [
-        flag for flag, is_on in flags.items() if is_on
-    ]
-    return [
-        f"build it in the original with {' '.join(words)}",
-        f"set num_classes = {config.num_labels} in models/detr.py of the original",
-    ]
+    flags = {"--dilation": config.dilation, "--pre_norm": config.pre_norm}
+    words = [word for option, value in values.items() for word in (option, str(value))]
+    return words + [flag for flag, is_on in flags.items() if is_on]
 
 
 def unsupported_by_original(config: DetrConfig) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from modeling_detr.configuration_detr import DetrConfig
-from modeling_detr.conversion.original import unsupported_by_original
+from modeling_detr.conversion.original import original_options, unsupported_by_original
 from modeling_detr.errors_detr import BenchmarkError
 
 
@@ -81,18 +81,7 @@ class OriginalCheckout:
 
     def options(self, config: DetrConfig, device: str = "cpu") -> argparse.Namespace:
         """The original's options for a model, with its own training defaults."""
-        values = {
-            "--backbone": config.backbone.split(".")[0],
-            "--hidden_dim": config.d_model,
-            "--nheads": config.encoder_attention_heads,
-            "--enc_layers": config.encoder_layers,
-            "--dec_layers": config.decoder_layers,
-            "--dim_feedforward": config.encoder_ffn_dim,
-            "--num_queries": config.num_queries,
-            "--dropout": config.dropout,
-            "--device": device,
-        }
-        words = [word for name, value in values.items() for word in (name, str(value))]
+        words = [*original_options(config), "--dropout", str(config.dropout), "--device", device]
         options: argparse.Namespace = self.main.get_args_parser().parse_args(words)
         return options
 

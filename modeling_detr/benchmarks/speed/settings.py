@@ -1,7 +1,7 @@
 """The settings of a benchmark run, which all sections get."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ class SpeedSettings:
     """
 
     folder: Path
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 1
     quick: bool = False
     rounds: int = 9

@@ -1,6 +1,7 @@
 """The share of padding in the pixels of training batches."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,11 @@ def measure(
     for batch_size in batch_sizes:
         work = f"batch {batch_size}, {num_images} images of COCO's sizes"
         contenders: dict[str, Callable[[int], _Batches]] = {
-            OURS: lambda epoch, size=batch_size: _planned(dataset, size, "size", epoch),  # type: ignore[misc]
-            STOCK: lambda epoch, size=batch_size: _planned(dataset, size, "random", epoch),  # type: ignore[misc]
+            OURS: partial(_planned, dataset, batch_size, "size"),
+            STOCK: partial(_planned, dataset, batch_size, "random"),
         }
         if originals:
-            contenders[ORIGINAL] = lambda epoch, size=batch_size: _shuffled(originals[epoch], size, epoch)  # type: ignore[misc]
+            contenders[ORIGINAL] = partial(_shuffled, originals, batch_size)
         epochs = {name: [batches(epoch) for epoch in range(_ROUNDS)] for name, batches in contenders.items()}
         differences = check_agreement(work, _mean_pixels(epochs), _TOLERANCE)
         shares = {name: [*map(padding_share, values)] for name, values in epochs.items()}
@@ -86,7 +87,8 @@ def _original_sizes(checkout: OriginalCheckout, index: DetectionIndex) -> list[N
     return epochs
 
 
-def _shuffled(sizes: NDArray[np.int64], batch_size: int, epoch: int) -> _Batches:
+def _shuffled(epochs: Sequence[NDArray[np.int64]], batch_size: int, epoch: int) -> _Batches:
+    sizes = epochs[epoch]
     order = np.random.default_rng(epoch).permutation(len(sizes))
     return [sizes[order[start : start + batch_size]] for start in range(0, len(order) - batch_size + 1, batch_size)]
 
