@@ -163,6 +163,10 @@ class RunNotFoundError(DetrError, FileNotFoundError):
     """The folder of a training run that does not exist or has no log."""
 
 
+class CurveError(DetrError, ValueError):
+    """Training curves that cannot be drawn as requested."""
+
+
 class PreflightError(DetrError, ValueError):
     """A problem that the checks before the first step have found."""
 

@@ -20,9 +20,11 @@ from PIL import Image
 
 from modeling_detr.errors_detr import printable
 from modeling_detr.pages.chart import Chart
+from modeling_detr.pages.curves import Curves
 
 
 _NUMBER = re.compile(r"-?\d{1,3}(,\d{3})*(\.\d+)?%?|-?\d{1,15}(\.\d+)?%?", re.ASCII)
+_SCRIPTS = {"heat": "heat.js", "curves": "curves.js"}  # kinds of blocks that need a script of their own
 _LONGEST_TEXT = 100  # characters of a text in a table, unless the column is for long texts
 
 
@@ -217,7 +219,7 @@ class Section:
     note: str = ""
 
 
-Block: TypeAlias = Text | Table | Figures | Chart | Heat | Section
+Block: TypeAlias = Text | Table | Figures | Chart | Curves | Heat | Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +242,9 @@ class Page:
 
     def to_html(self) -> str:
         """The page as one HTML file. Its policy lets only the scripts of this package run, and nothing load."""
+        kinds = set[str]().union(*map(_kinds, self.sections))
         style, scripts = _file("page.css"), [_file("page.js")]
-        if any(_has_heat(section) for section in self.sections):
-            scripts.append(_file("heat.js"))
+        scripts += [_file(script) for kind, script in _SCRIPTS.items() if kind in kinds]
         policy = (
             f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
             f"script-src {' '.join(map(_hash, scripts))}; base-uri 'none'; form-action 'none'"
@@ -250,8 +252,10 @@ class Page:
         return _template().render(page=self, policy=policy, style=Markup(style), scripts=list(map(Markup, scripts)))
 
 
-def _has_heat(block: Block) -> bool:
-    return isinstance(block, Heat) or (isinstance(block, Section) and any(map(_has_heat, block.blocks)))
+def _kinds(block: Block) -> set[str]:
+    """The kinds of a block and of those in it."""
+    inner = block.blocks if isinstance(block, Section) else ()
+    return {block.kind}.union(*map(_kinds, inner))
 
 
 @cache

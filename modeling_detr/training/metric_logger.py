@@ -6,7 +6,8 @@
 - `"epoch"`: the means over the epoch and, if it was evaluated, the metrics;
 - `"warning"`: a `text`, if an evaluation indicates that training is going wrong.
 
-The first two also have `images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`; see `Pace`.
+The first two also have `images`, the images that the run has trained on so far, `seconds`, its duration so far, and
+`images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`; see `Pace`.
 """
 
 import json
@@ -54,10 +55,19 @@ class MetricLogger:
         if self.accelerator.is_main_process:
             self.display.advance(epoch + 1, step_in_epoch, loss)
 
-    def step(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Log an entry of kind `"step"`: means since the previous one, learning rates, and the values of a `Pace`."""
+    def step(
+        self, epoch: int, step: int, values: Mapping[str, float], progress: Mapping[str, float] | None = None
+    ) -> None:
+        """Log an entry of kind `"step"`.
+
+        Args:
+            epoch: From 0.
+            step: Optimizer steps taken so far.
+            values: Means since the previous entry, learning rates, and the values of a `Pace`.
+            progress: Images and seconds so far, which the trackers do not need.
+        """
         if self.accelerator.is_main_process:
-            self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values})
+            self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values, **(progress or {})})
             self.display.show_pace(values)
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
 
@@ -156,6 +166,8 @@ def read_original_log(path: Path) -> list[dict[str, Any]]:
         terms = {name.removeprefix("train_"): value for name, value in line.items() if name.startswith("train_")}
         unweighted = {name: terms.get(f"{name}_unscaled", value) for name, value in terms.items()}
         losses = {name: value for name, value in unweighted.items() if not name.endswith("_unscaled")}
+        if "lr" in losses:
+            losses["learning_rate"] = losses.pop("lr")
         metrics = {
             f"{prefix}ap{threshold}": line[name][index]
             for name, prefix in (("test_coco_eval_bbox", ""), ("test_coco_eval_masks", "mask_"))

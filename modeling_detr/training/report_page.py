@@ -38,10 +38,11 @@ def comparison_section(title: str, pictures: Mapping[str, NDArray[np.uint8]]) ->
 def curve_section(run_dir: Path) -> list[Section]:
     """The training curves of a run so far; empty before its second epoch has ended."""
     log = run_dir / LOG
-    entries = [entry for entry in read_log(log) if entry.get("kind") == "epoch"] if log.is_file() else []
-    if len(entries) < 2:
+    entries = read_log(log) if log.is_file() else []
+    epochs = [entry["epoch"] for entry in entries if entry.get("kind") == "epoch"]
+    if len(epochs) < 2:
         return []
-    caption = f"{run_dir.name}, epochs {entries[0]['epoch']} to {entries[-1]['epoch']}"
+    caption = f"{run_dir.name}, epochs {epochs[0]} to {epochs[-1]}"
     plot = Figure.of(draw_curves({run_dir.name: entries}), caption, longest_side=2000, lossless=True)
     return [Section("Training curves", [Figures([plot], "plot")])]
 

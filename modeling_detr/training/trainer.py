@@ -278,8 +278,15 @@ class Trainer:
         if state.step % self.run.recipe.log_every_steps == 0:
             named_rates = {"learning_rate": rates[0], "backbone_learning_rate": rates[1]}
             values = {**state.step_averages.take(), **named_rates, **pace.take()}
+            progress = {"images": self._images_so_far, "seconds": self._stopwatch.seconds}
             with in_main_process(self.run.accelerator):
-                self._logger.step(state.epoch, state.step, values)
+                self._logger.step(state.epoch, state.step, values, progress)
+
+    @property
+    def _images_so_far(self) -> int:
+        """The images that the run has trained on; earlier epochs count as they are now, if the dataset has changed."""
+        per_epoch, step_size = len(self.run.train_index), self.run.loaders.train_sampler.step_size
+        return self.state.epoch * per_epoch + min(self.state.step_in_epoch * step_size, per_epoch)
 
     def _report_unreadable(self) -> None:
         """Warn once of each training image that cannot be read and was replaced."""
@@ -299,7 +306,8 @@ class Trainer:
         averages = {**state.epoch_averages.means(), **pace}
         headline = () if report is None else report.headline()
         with in_main_process(self.run.accelerator):
-            self._logger.epoch(state.epoch, state.step, averages, {**metrics, "seconds": state.seconds}, headline)
+            progress = {"images": self._images_so_far, "seconds": state.seconds}
+            self._logger.epoch(state.epoch, state.step, averages, {**metrics, **progress}, headline)
         if report is not None:
             due = is_due(state.step, schedule.total_steps, schedule.warmup_steps)
             for warning in find_symptoms(report, state.symptoms, due):

@@ -13,6 +13,7 @@ hundred objects, have one colour of text, and need PyAV (113 MB with its other r
 
 from modeling_detr.visualization.canvas import Canvas
 from modeling_detr.visualization.colours import class_colour
+from modeling_detr.visualization.curve_page import curve_block
 from modeling_detr.visualization.curves import draw_curves, plot_curves
 from modeling_detr.visualization.gallery import tile
 from modeling_detr.visualization.heat import draw_heat, draw_heats
@@ -24,6 +25,7 @@ __all__ = [
     "OVERLAYS",
     "Canvas",
     "class_colour",
+    "curve_block",
     "draw_comparison",
     "draw_curves",
     "draw_heat",

@@ -1,18 +1,25 @@
-"""Training curves: losses, class error and AP over the epochs.
-
-To add a panel, add a line to `PANELS`.
-"""
+"""Training curves as a picture: losses, learning rates, gradient norm, AP and speed; see `curve_series`."""
 
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from modeling_detr.atomic_output import replaced_file
+from modeling_detr.visualization.curve_series import (
+    DEFAULT_SMOOTHING,
+    Axis,
+    RunCurves,
+    chosen_axis,
+    is_smoothed,
+    panels,
+    read_curves,
+    smoothed,
+)
 from modeling_detr.visualization.text import drawable, font_file
 
 
@@ -21,28 +28,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-PANELS = {
-    "loss (dashed: evaluation)": ("loss", "eval_loss"),
-    "class loss": ("loss_ce",),
-    "box loss (L1)": ("loss_bbox",),
-    "box loss (generalised IoU)": ("loss_giou",),
-    "mask loss (focal)": ("loss_mask",),
-    "mask loss (dice)": ("loss_dice",),
-    "class error, %": ("class_error",),
-    "AP (solid), AP50 (dashed)": ("ap", "ap50"),
-    "mask AP (solid), AP50 (dashed)": ("mask_ap", "mask_ap50"),
-    "PQ (solid), of things (dashed)": ("pq", "pq_things"),
-}
-"""Title of each panel → the logged values in it, the first drawn solid and the second dashed. A panel without any
-logged value is left out."""
+_FEW = 40  # points of a line up to which each has a marker
 
 
-def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
-    """Plots losses, class error and AP over the epochs, with one colour per run.
+def plot_curves(
+    runs: Mapping[str, Iterable[Mapping[str, Any]]],
+    path: Path,
+    axis: Axis | None = None,
+    smoothing: float = DEFAULT_SMOOTHING,
+) -> Path:
+    """Plots losses, learning rates, gradient norm, AP and speed, with one colour per run.
 
     Args:
         runs: See `draw_curves`.
         path: The picture to write; its suffix is the format (png, svg, pdf …).
+        axis: See `draw_curves`.
+        smoothing: See `draw_curves`.
 
     Returns:
         `path`.
@@ -51,44 +52,54 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         ValueError: See `draw_curves`.
         OutputError: The picture cannot be written.
     """
-    figure = _figure(runs)
+    figure = _figure(runs, axis, smoothing)
     with replaced_file(path) as partial:
         _save(figure, partial, path.suffix.removeprefix(".").lower() or None)
     return path
 
 
-def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
+def draw_curves(
+    runs: Mapping[str, Iterable[Mapping[str, Any]]],
+    axis: Axis | None = None,
+    smoothing: float = DEFAULT_SMOOTHING,
+) -> Image.Image:
     """Draws the plot of `plot_curves` as a picture.
 
     Args:
-        runs: Name of each run → the entries of its `log.jsonl`; those of kind `"epoch"` are plotted.
+        runs: Name of each run → the entries of its `log.jsonl`.
+        axis: What the curves are drawn over; see `curve_series.chosen_axis`.
+        smoothing: Smoothing of what is logged every few steps, from 0 (none) to less than 1; the values themselves are
+            drawn behind it in a paler colour.
 
     Raises:
-        ValueError: There are no runs, or a run has not finished an epoch.
+        ValueError: There are no runs, or a run has no entries of steps or epochs.
+        CurveError: The runs cannot be drawn over `axis`.
     """
     buffer = io.BytesIO()
-    _save(_figure(runs), buffer, "png")
+    _save(_figure(runs, axis, smoothing), buffer, "png")
     return Image.open(buffer)
 
 
-def _figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+def _figure(runs: Mapping[str, Iterable[Mapping[str, Any]]], axis: Axis | None, smoothing: float) -> "Figure":
     from matplotlib.figure import Figure  # unlike pyplot, needs no display and keeps no figure open
 
-    epochs = {name: [entry for entry in entries if entry.get("kind") == "epoch"] for name, entries in runs.items()}
-    unfinished = [name for name, entries in epochs.items() if not entries]
-    if unfinished or not epochs:
-        problem = f"no finished epoch in {', '.join(unfinished)}" if unfinished else "no runs"
-        raise ValueError(f"nothing to plot: {problem}; expected at least one epoch per run.")
-    logged = {key for entries in epochs.values() for entry in entries for key in entry}
-    panels = {title: keys for title, keys in PANELS.items() if logged & set(keys)}
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    curves = {name: read_curves(entries) for name, entries in runs.items()}
+    empty = [name for name, run in curves.items() if not any(table.y for table in run.tables)]
+    if empty or not curves:
+        problem = f"no steps or epochs in {', '.join(empty)}" if empty else "no runs"
+        raise ValueError(f"nothing to plot: {problem}; expected at least one log entry per run.")
+    axis = chosen_axis(curves, axis)
+    shown = panels(curves.values())
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(4.5 * columns, 3.2 * rows + 0.5), layout="constrained")
-    for axes, (title, keys) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
-        _plot_panel(axes, title, keys, list(epochs.values()))
-    for unused in figure.axes[len(panels) :]:
+    last = max(places[-1] for run in curves.values() for table in run.tables if (places := table.x.get(axis)))
+    for axes, (title, keys) in zip(figure.subplots(rows, columns, squeeze=False).flat, shown.items(), strict=False):
+        _plot_panel(axes, title, keys, [*curves.values()], axis, smoothing)
+        axes.set_xlim(-0.03 * last, 1.03 * last or 1.0)  # the same for all, so that they can be compared
+    for unused in figure.axes[len(shown) :]:
         unused.remove()
-    _add_legend(figure, list(epochs))
+    _add_legend(figure, list(curves))
     return figure
 
 
@@ -98,20 +109,33 @@ def _save(figure: "Figure", target: Path | io.BytesIO, suffix: str | None) -> No
         figure.savefig(target, dpi=120, format=suffix)
 
 
-def _plot_panel(axes: "Axes", title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Plots the values `keys` of each run over the epochs."""
+def _plot_panel(
+    axes: "Axes", title: str, keys: Sequence[str], runs: Sequence[RunCurves], axis: Axis, smoothing: float
+) -> None:
+    """Plots the values `keys` of each run over an axis."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel(axis.removesuffix("s") if axis in ("steps", "epochs") else axis)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=axis != "minutes", min_n_ticks=1))
     axes.grid(alpha=0.3)
-    for run_index, entries in enumerate(runs):
+    for run_index, run in enumerate(runs):
         for key, style in zip(keys, ("-", "--"), strict=False):
-            points = [(entry["epoch"], entry[key]) for entry in entries if entry.get(key) is not None]
-            if points:
-                marker = "." if len(points) < 40 else ""
-                axes.plot(*zip(*points, strict=True), style, marker=marker, color=_run_colour(run_index))
+            table = run.training if key in run.training.y else run.epochs
+            if key not in table.y:
+                continue
+            values = table.y[key]
+            look = {"linestyle": style, "color": _run_colour(run_index)}
+            if table is run.training and smoothing > 0 and is_smoothed(key) and len(values) > 2:
+                _plot_line(axes, table.x[axis], values, {**look, "alpha": 0.3, "linewidth": 0.8})
+                _plot_line(axes, table.x[axis], smoothed(values, smoothing), look)
+            else:
+                _plot_line(axes, table.x[axis], values, look)
+
+
+def _plot_line(axes: "Axes", x: Sequence[float], values: Sequence[float | None], look: Mapping[str, Any]) -> None:
+    points = [(place, value) for place, value in zip(x, values, strict=True) if value is not None]
+    axes.plot(*zip(*points, strict=True), marker="." if len(points) < _FEW else "", **look)
 
 
 def _add_legend(figure: "Figure", names: Sequence[str]) -> None:

@@ -1,9 +1,11 @@
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from modeling_detr.commands import plot
+from modeling_detr.commands import plot, run_command
 from modeling_detr.commands.plot import main, run_names
 from modeling_detr.errors_detr import OutputError, RunNotFoundError
 from modeling_detr.training.metric_logger import read_original_log
@@ -49,11 +51,41 @@ def test_a_file_that_is_not_a_log_is_an_error(tmp_path: Path) -> None:
         main([str(photo)])
 
 
-@pytest.mark.parametrize("content", ["", '{"kind": "step", "step": 1}\n'])
-def test_a_run_without_a_finished_epoch_is_an_error(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["", '{"kind": "warning", "step": 1}\n', '{"kind": "st'])
+def test_a_run_without_an_entry_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "log.jsonl").write_text(content)
-    with pytest.raises(RunNotFoundError, match=f"^{tmp_path}: no finished epoch yet"):
+    with pytest.raises(RunNotFoundError, match=rf"^{tmp_path}: no log entries yet|not a log"):
         main([str(tmp_path)])
+
+
+def test_a_run_in_its_first_epoch_is_plotted(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"kind": "step", "epoch": 1, "step": 10, "loss": 3.0}\n{"kind": "st')
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "curves.png").stat().st_size > 5_000
+
+
+def test_a_page_has_the_curves_and_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = run(tmp_path / "<b>first"), run(tmp_path / "second")
+    page = tmp_path / "curves.html"
+    assert main([str(first), str(second), "--output", str(page), "--smooth", "0.9", "--x", "epochs"]) == 0
+    assert capsys.readouterr().out == f"see {page.as_uri()}\n"
+    text = page.read_text(encoding="utf-8")
+    assert "<b>first" not in text
+    data = json.loads(html.unescape(re.search('data-curves="(.*?)"', text)[1]))
+    assert [one["name"] for one in data["runs"]] == ["<b>first", "second"]
+    assert (data["axis"], data["smoothing"]) == ("epochs", 0.9)
+    assert data["runs"][0]["tables"][1]["y"]["ap"] == [0.1, 0.2]
+
+
+def test_an_axis_that_a_log_does_not_have_is_an_error_that_names_another(tmp_path, capsys):
+    assert run_command("plot", [str(run(tmp_path / "old")), "--x", "images"]) == 2
+    expected = "detr plot: old: its log does not count images; choose another axis (--axis steps)."
+    assert " ".join(capsys.readouterr().err.split()) == expected.replace("--axis", "--x")
+
+
+def test_smoothing_is_less_than_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--smooth: got 1, expected at least 0 and less than 1"):
+        main([str(run(tmp_path / "run")), "--smooth", "1"])
 
 
 def test_a_log_of_the_original_is_plotted_with_unweighted_losses(tmp_path):
@@ -64,10 +96,10 @@ def test_a_log_of_the_original_is_plotted_with_unweighted_losses(tmp_path):
         "test_coco_eval_masks": [0.3, 0.4],
         "test_PQ_all": {"pq": 0.5, "n": 7},
     }
-    log.write_text(json.dumps({**line, "train_class_error": 80.0, **tested}) + "\n")
+    log.write_text(json.dumps({**line, "train_class_error": 80.0, "train_lr": 1e-4, **tested}) + "\n")
     (entry,) = read_original_log(log)
     assert [entry[name] for name in ("ap50", "mask_ap", "mask_ap50", "pq")] == [0.2, 0.3, 0.4, 0.5]
-    assert entry["loss_bbox"] == 1.0
+    assert (entry["loss_bbox"], entry["learning_rate"]) == (1.0, 1e-4)
     assert (entry["epoch"], entry["ap"], entry["class_error"]) == (1, 0.1, 80.0)
     assert plot.main([str(log), "--output", str(tmp_path / "curves.png")]) == 0
     assert (tmp_path / "curves.png").stat().st_size > 0
@@ -75,7 +107,7 @@ def test_a_log_of_the_original_is_plotted_with_unweighted_losses(tmp_path):
 
 def test_a_folder_with_both_logs_is_plotted_from_ours(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(plot, "plot_curves", lambda runs, path: drawn.update(runs))
+    monkeypatch.setattr(plot, "plot_curves", lambda runs, *_: drawn.update(runs))
     theirs, ours = tmp_path / "theirs", run(tmp_path / "ours")
     theirs.mkdir()
     for folder in (theirs, ours):

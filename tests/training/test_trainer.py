@@ -61,6 +61,7 @@ def test_a_run_writes_log_checkpoints_pictures_and_a_model(tiny_recipe):
     steps = [entry for entry in entries(recipe) if entry["kind"] == "step"]
     epochs = [entry for entry in entries(recipe) if entry["kind"] == "epoch"]
     assert [entry["step"] for entry in steps] == [2, 4, 6, 8, 10]
+    assert [entry["images"] for entry in [*steps, *epochs]] == [8, 16, 24, 32, 40, 20, 40]
     assert {"loss", "loss_ce", "loss_giou_0", "loss_ce_encoder", "grad_norm", "learning_rate"} <= set(steps[0])
     assert [entry["step"] for entry in epochs] == [5, 10]
     assert epochs[-1]["ap"] == pytest.approx(report.results["metrics"].ap)

@@ -44,10 +44,18 @@ def test_no_figure_stays_open(tmp_path: Path) -> None:
     assert pyplot.get_fignums() == []
 
 
-def test_a_run_without_a_finished_epoch_cannot_be_plotted(tmp_path: Path) -> None:
+def test_a_run_without_an_entry_cannot_be_plotted(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="nothing to plot: no finished epoch in young; expected at least one epoch per run"
+        ValueError, match="nothing to plot: no steps or epochs in young; expected at least one log entry per run"
     ):
-        plot_curves({"old": entries(2), "young": entries(0)[:1]}, tmp_path / "curves.png")
+        plot_curves({"old": entries(2), "young": []}, tmp_path / "curves.png")
     with pytest.raises(ValueError, match="nothing to plot: no runs"):
         plot_curves({}, tmp_path / "curves.png")
+
+
+def test_smoothed_lines_are_drawn_over_the_values(tmp_path: Path) -> None:
+    steps = [{"kind": "step", "epoch": 1, "step": step, "loss": float(step % 2)} for step in range(1, 50)]
+    for smoothing, lines in ((0.0, 1), (0.9, 2)):
+        plot_curves({"run": steps}, tmp_path / "curves.svg", smoothing=smoothing)
+        paths = ElementTree.parse(tmp_path / "curves.svg").iter("{http://www.w3.org/2000/svg}path")
+        assert len([path for path in paths if path.get("d", "").count("L") >= 48]) == lines
