@@ -97,7 +97,8 @@ def _read_result(run: PlannedRun) -> RunResult:
         )
         for entry in evaluations
     )
-    duplicates = read_json(run.folder / SCORED / "evaluation.json").get("duplicates", {}).get("points")
+    errors = read_json(run.folder / SCORED / "evaluation.json").get("errors", {})
+    duplicates = errors.get("points", {}).get("duplicate")
     return RunResult(
         variant=run.variant,
         seed=run.seed,

@@ -46,6 +46,7 @@ COMMANDS = {
     "train": Command("train a model from a recipe", "modeling_detr.commands.train"),
     "tune": Command("search for better values of a recipe's keys", "modeling_detr.commands.tune"),
     "evaluate": Command("compute AP and panoptic quality of a model on a dataset", "modeling_detr.commands.evaluate"),
+    "compare": Command("compare models on the same images", "modeling_detr.commands.compare"),
     "predict": Command("detect objects in images and draw them", "modeling_detr.commands.predict"),
     "explain": Command("show which parts of an image a detection depends on", "modeling_detr.commands.explain"),
     "slots": Command("show what each query slot predicts over a dataset", "modeling_detr.commands.slots"),

@@ -2,6 +2,7 @@
 
 detr benchmark convergence shapes          how fast recipes learn, and what they reach
 detr benchmark speed --quick               times beside Transformers' DETR and the original
+detr benchmark labels runs/demo shapes     how many labels that are wrong on purpose a model finds
 """
 
 import argparse
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from modeling_detr.commands.benchmark_convergence import add_convergence
+from modeling_detr.commands.benchmark_labels import add_labels
 from modeling_detr.commands.benchmark_speed import add_speed
 from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.errors_detr import did_you_mean
@@ -18,6 +20,7 @@ from modeling_detr.errors_detr import did_you_mean
 SUBCOMMANDS: dict[str, Callable[["argparse._SubParsersAction[CommandParser]", Sequence[str]], None]] = {
     "convergence": add_convergence,
     "speed": add_speed,
+    "labels": add_labels,
 }
 
 

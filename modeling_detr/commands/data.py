@@ -2,6 +2,7 @@
 
     detr data check my_dataset                         counts, problems, a page
     detr data check my_dataset --fix clean             also a copy without them
+    detr data check my_dataset --model runs/mine       also doubtful labels
     detr data convert my_dataset coco_copy --to coco   write another format
     detr data show my_dataset --recipe small_dataset   pictures, also augmented
 
@@ -10,6 +11,7 @@ silently spoil it; warnings are handled automatically. The exit code is 1 if the
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -20,11 +22,15 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from modeling_detr.analysis.suspected_labels import SuspectedLabel
+from modeling_detr.analysis.suspected_report import SUSPECTED_LABELS, save_suspected, suspected_section
 from modeling_detr.atomic_output import exits_on_sigterm, replace_text
 from modeling_detr.commands import as_option
 from modeling_detr.commands.command_parser import CommandParser, boolean
 from modeling_detr.commands.data_show import add_show, annotated_images
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
+from modeling_detr.commands.device import add_trust_code
+from modeling_detr.commands.model_check import LEAST_CERTAINTY, as_findings, ask_model
 from modeling_detr.commands.results import RUNS, link_to, new_results_folder
 from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.check_page import check_page
@@ -45,6 +51,7 @@ PAGE = "data_check.html"
 EXAMPLES = 3  # findings of each kind that are printed
 _NOT_COUNTED = ("areas", "image_ids")  # in what was converted: hardly anyone misses them
 PICTURES = 10  # images on the page
+SUSPECTED_PICTURES = 20
 # Argument of the library → option of this command, for error messages.
 OPTION_NAMES = {"format": "data_format"}
 
@@ -98,6 +105,18 @@ def _add_check(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         help="decode the images (default: true); false, or --no_images: read only headers that are needed",
     )
     parser.add_argument("--no_images", dest="pixels", action="store_false", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--model",
+        help="also look for wrong and missing labels with this model: a model folder, the folder of a run, a Hub id, "
+        f"an original checkpoint or an exported model; all are listed in {SUSPECTED_LABELS} beside the page",
+    )
+    parser.add_argument(
+        "--certainty",
+        type=float,
+        default=LEAST_CERTAINTY,
+        help="lowest certainty, from 0 to 1, of a suspected label that is a finding (default: %(default)g)",
+    )
+    add_trust_code(parser)
     parser.set_defaults(run=_check)
 
 
@@ -107,6 +126,10 @@ def _check(arguments: argparse.Namespace) -> int:
         if not arguments.pixels:
             raise ValueError("--fix: must know which images can be read; drop --pixels false.")
 
+    if arguments.model is not None and not arguments.pixels:
+        raise ValueError("--model: needs the pixels of the images; drop --pixels false.")
+    if not 0 <= arguments.certainty <= 1:
+        raise ValueError(f"--certainty: got {arguments.certainty:g}, expected a number from 0 to 1.")
     page = _page_file(arguments)
 
     # Read and decode everything.
@@ -119,6 +142,13 @@ def _check(arguments: argparse.Namespace) -> int:
             reading=dataset_options(arguments),
             task="detection" if arguments.fix is None else "conversion",
         )
+
+    # Ask the model about the labels.
+    evidence, suspected = None, list[SuspectedLabel]()
+    if arguments.model is not None:
+        evidence, suspected = ask_model(arguments.model, report.index.select(report.good_images), arguments.trust_code)
+        doubts = as_findings(evidence, suspected, arguments.certainty)
+        report = dataclasses.replace(report, findings=(*report.findings, *doubts))
 
     # Print the report.
     if arguments.json:
@@ -136,7 +166,11 @@ def _check(arguments: argparse.Namespace) -> int:
         if arguments.html is None:  # another process may have written this page in the meantime
             page = new_results_folder("check") / PAGE
         facts = [("data", arguments.path), *provenance(command_line("detr data", arguments.argv))]
-        replace_text(page, check_page(report, facts, _as_option, _pictures(report)).to_html())
+        sections = [] if evidence is None else suspected_section(evidence, suspected, SUSPECTED_PICTURES)
+        replace_text(page, check_page(report, facts, _as_option, _pictures(report), sections).to_html())
+        if evidence is not None:
+            category_ids = {category.id for category in report.index.categories}
+            print(save_suspected(evidence, suspected, page.parent, category_ids))
         print(link_to(page), file=sys.stderr if arguments.json else sys.stdout)
 
     # Write a clean copy.

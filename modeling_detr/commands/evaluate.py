@@ -1,22 +1,20 @@
-"""Compute the COCO AP of a model on a dataset, for boxes and masks, and its panoptic quality.
+"""Compute the COCO AP of a model on a dataset, for boxes and masks, and its panoptic quality; find what goes wrong.
 
     detr evaluate runs/demo shapes --split val
     torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
 
-COCO's metrics are computed by pycocotools, or by hotcoco if it is installed (`pip install 'modeling-detr[fast]'`):
-the same numbers many times faster. The output names the package.
+The metrics are printed and written to `evaluation.json`, `.md` and `.html`. The report also has intervals of AP, what
+each kind of error costs and what to do about it, confusions, the best score threshold of each class, how well scores
+are calibrated, the images with the most errors, labels that are probably wrong (as a COCO file too,
+`suspected_labels.json`), and the training curves if the model is that of a run. See docs/reports.md.
 
-The metrics are printed and written to `evaluation.json`, `.md` and `.html`; the page also shows the images with the
-most errors, and the training curves if the model is that of a run. "Duplicates" says by how much AP50 would rise
-without second detections of an object. All predictions are written in COCO's
-results formats: `predictions.json` (boxes), `predictions_masks.json` (RLE), and `predictions_panoptic.json` with a
-folder of PNG files. They have the dataset's own ids, or those that `detr data convert --to coco` gives it. Classes of
-the dataset and the model are matched by name.
+All predictions are written in COCO's results formats: `predictions.json` (boxes), `predictions_masks.json` (RLE), and
+`predictions_panoptic.json` with a folder of PNG files. They have the dataset's own ids, or those that
+`detr data convert --to coco` gives it. Classes of the dataset and the model are matched by name.
 On a machine without GPUs, several processes require ACCELERATE_USE_CPU=true in the environment.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,11 @@ from typing import get_args
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from modeling_detr.analysis import duplicate_cost
+from modeling_detr.analysis import AnalysisOptions, Evidence, thresholds_of, with_analyses
+from modeling_detr.analysis.error_pictures import error_pictures
+from modeling_detr.analysis.intervals import SAMPLES
+from modeling_detr.analysis.suspected_labels import suspected_labels
+from modeling_detr.analysis.suspected_report import SUSPECTED_LABELS, save_suspected, suspected_section
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options
 from modeling_detr.commands.device import add_dtype, add_trust_code, precision_of
@@ -43,7 +45,7 @@ from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
 from modeling_detr.data.loaders import build_eval_loader, resize_transform
-from modeling_detr.errors_detr import ModelError, printable
+from modeling_detr.errors_detr import FileContentError, ModelError, printable
 from modeling_detr.evaluation.coco_engines import engine_and_version
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluator import Evaluator, SavesPredictions
@@ -51,11 +53,14 @@ from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.evaluation.report import REPORT_FILES, REPORT_PAGE, EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.input_files import read_json
+from modeling_detr.model_folder_detr import model_folder
 from modeling_detr.output_errors import check_folder
-from modeling_detr.pages import Fact, Section
+from modeling_detr.pages import Fact, Section, Table
 from modeling_detr.precision import ComputeDtype, described_dtype
 from modeling_detr.prediction import OBJECT_THRESHOLD, task_of
 from modeling_detr.provenance import command_line, provenance
+from modeling_detr.saved_thresholds import THRESHOLDS
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex, Task
 from modeling_detr.training.distributed import end_with_launcher
@@ -73,20 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator = Accelerator()
     folders = [arguments.output_dir or new_results_folder("evaluate")]
     output_dir: Path = broadcast_object_list(folders)[0]  # a process that starts late finds the folder of the first
-    check_folder(output_dir, files=REPORT_FILES)
+    check_folder(output_dir, files=[*REPORT_FILES, SUSPECTED_LABELS])
 
     # Open the dataset and the model, and put the classes in the model's order.
-    task: Task = arguments.task or "detection"
     choice, run_dir = choose_images(arguments), run_folder_of(arguments.model)
-    dataset = open_images(arguments, task, choice)
-    model, processor = load_detector(arguments.model, arguments.trust_code)
-    if task != "detection" and task_of(model) == "detection":
-        raise ModelError(
-            arguments.model, "predicts boxes only", f"the task {task} needs a segmentation model; drop --task"
-        )
-    if arguments.task is None and task_of(model) != task:
-        task = task_of(model)
-        dataset = open_images(arguments, task, choice)
+    model, processor, task, dataset = _open(arguments, choice)
     index = adopt_model_labels(dataset, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
 
     if accelerator.is_main_process:
@@ -114,19 +110,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Print and write the report and the predictions.
     if accelerator.is_main_process:
-        report = _with_duplicates(report, evaluators)
+        category_ids = {one.id for one in dataset.categories}
+        written = [file for evaluator in saving for file in evaluator.save(category_ids)]
+        sections: list[Section] = []
+        evidence = Evidence.of(evaluators)
+        if evidence is not None:
+            report = with_analyses(report, evidence, AnalysisOptions(arguments.bootstrap, arguments.at_precision))
+            suspected = suspected_labels(evidence)
+            written.append(save_suspected(evidence, suspected, output_dir, category_ids))
+            sections += _pictures(arguments.num_pictures, evidence, model, processor, task, dtype)
+            sections += suspected_section(evidence, suspected, arguments.num_pictures)
         print(f"{report.metrics_table()}\n\n{report.summary()}{_scored_by(evaluators)}")
-        sections = [
-            *_worst_images(arguments.num_pictures, evaluators, model, processor, index, task, dtype),
-            *([] if run_dir is None else curve_section(run_dir)),
-        ]
         facts = _facts(arguments, choice, index, described_dtype(dtype, accelerator.device), argv)
-        written = report.save(output_dir, facts, sections)
-        written += [file for evaluator in saving for file in evaluator.save({one.id for one in dataset.categories})]
+        written += report.save(output_dir, facts, [*sections, *_sections_of_run(run_dir, report)])
+        if arguments.save_thresholds:
+            written += _save_thresholds(report, arguments.model)
         print("\n".join(map(str, written)))
         print(link_to(output_dir / REPORT_PAGE))
     accelerator.end_training()
     return 0
+
+
+def _open(
+    arguments: argparse.Namespace, choice: Choice
+) -> tuple[Detector, DetrTorchvisionImageProcessor, Task, DetectionIndex]:
+    """The model and its image processor, the task, and the dataset for it.
+
+    Raises:
+        ModelError: The model does not predict what the task needs.
+    """
+    task: Task = arguments.task or "detection"
+    dataset = open_images(arguments, task, choice)
+    model, processor = load_detector(arguments.model, arguments.trust_code)
+    if task != "detection" and task_of(model) == "detection":
+        raise ModelError(
+            arguments.model, "predicts boxes only", f"the task {task} needs a segmentation model; drop --task"
+        )
+    if arguments.task is None and task_of(model) != task:
+        task = task_of(model)
+        dataset = open_images(arguments, task, choice)
+    return model, processor, task, dataset
 
 
 def build_parser() -> CommandParser:
@@ -148,8 +171,25 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--num_pictures",
         type=int,
-        default=8,
-        help="images drawn in the report, the worst first (default: %(default)s)",
+        default=20,
+        help="images drawn in the report: those with the most errors, and suspected labels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=SAMPLES,
+        help="draws of images for the intervals of AP; 0: no intervals (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--at_precision",
+        type=float,
+        help="thresholds with at least this precision, instead of those with the best F1",
+    )
+    parser.add_argument(
+        "--save_thresholds",
+        action="store_true",
+        help=f"write the thresholds and what calibrates the scores to {THRESHOLDS} in the model's folder, for "
+        "'detr predict --threshold best' and '--calibrated'",
     )
     parser.add_argument(
         "--loader_timeout_minutes",
@@ -168,6 +208,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
     check_at_least("num_pictures", arguments.num_pictures, 0)
+    check_at_least("bootstrap", arguments.bootstrap, 0)
+    if arguments.at_precision is not None and not 0 < arguments.at_precision <= 1:
+        raise ValueError(f"--at_precision: got {arguments.at_precision:g}, expected a precision above 0 and up to 1.")
+    if arguments.save_thresholds and not Path(model_folder(arguments.model)).is_dir():
+        raise ModelError(
+            arguments.model, "is not a folder of this machine", "--save_thresholds needs one: download the model first"
+        )
     check_at_least("loader_timeout_minutes", arguments.loader_timeout_minutes, 0)
     return arguments
 
@@ -177,33 +224,58 @@ def _box_evaluator(evaluators: Sequence[Evaluator]) -> CocoEvaluator | None:
     return next((one for one in evaluators if isinstance(one, CocoEvaluator) and not one.masks), None)
 
 
-def _with_duplicates(report: EvaluationReport, evaluators: Sequence[Evaluator]) -> EvaluationReport:
-    """The report with what duplicate detections cost, if boxes were scored."""
-    boxes = _box_evaluator(evaluators)
-    if boxes is None:
-        return report
-    found = duplicate_cost(boxes.coco_eval())
-    return dataclasses.replace(report, results={**report.results, found.key: found})
-
-
-def _worst_images(
+def _pictures(
     count: int,
-    evaluators: Sequence[Evaluator],
+    evidence: Evidence,
     model: Detector,
     processor: DetrTorchvisionImageProcessor,
-    index: DetectionIndex,
     task: Task,
     dtype: ComputeDtype,
 ) -> list[Section]:
-    """The images with the most wrong objects, beside their ground truth."""
-    boxes = _box_evaluator(evaluators)
-    if count == 0 or boxes is None:
+    """The images with the most errors, beside their ground truth."""
+    if count == 0:
         return []
-    matches = boxes.matches()
-    worst = matches.worst_images(count, dict.fromkeys(matches.class_names, OBJECT_THRESHOLD))
+    if task != "panoptic":
+        return error_pictures(evidence, count, OBJECT_THRESHOLD)
+    worst = evidence.matches.worst_images(count, dict.fromkeys(evidence.class_names, OBJECT_THRESHOLD))
     indices = [image.image_index for image in worst if image.f1 < 1]
-    pictures = draw_predictions(model, processor, index, task, indices, dtype)
+    pictures = draw_predictions(model, processor, evidence.index, task, indices, dtype)
     return comparison_section("Images with the most errors", pictures)
+
+
+def _save_thresholds(report: EvaluationReport, model: str) -> list[Path]:
+    """Writes what `--save_thresholds` asks for; nothing if no class has a threshold."""
+    thresholds = thresholds_of(report)
+    if thresholds is None:
+        print("note      no thresholds to save: no class has both objects and hits", file=sys.stderr)
+        return []
+    return [thresholds.save(Path(model_folder(model)))]
+
+
+def _sections_of_run(run_dir: Path | None, report: EvaluationReport) -> list[Section]:
+    """The change since the run's own report, and the run's curves."""
+    return [] if run_dir is None else [*_change_since_training(run_dir, report), *curve_section(run_dir)]
+
+
+def _change_since_training(run_dir: Path, report: EvaluationReport) -> list[Section]:
+    """The headline metrics beside those of the run's own report, if that is of the same images."""
+    if not (run_dir / REPORT_FILES[0]).is_file():
+        return []
+    try:
+        before = read_json(run_dir / REPORT_FILES[0])
+    except FileContentError:  # it is only a comparison
+        return []
+    if before.get("dataset") != report.dataset or before.get("num_images") != report.num_images:
+        return []
+    rows = []
+    for key, result in report.results.items():
+        values = before.get(key)
+        for metric in result.headline():
+            old = None if not isinstance(values, dict) else values.get(metric.key.removeprefix("mask_"))
+            if isinstance(old, int | float):
+                rows.append((metric.name, metric.value, float(old), f"{metric.value - old:+.3f}"))
+    table = Table(("metric", "now", "in training", "difference"), rows)
+    return [Section("Beside the run's own report", [table])] if rows else []
 
 
 def _facts(

@@ -11,10 +11,11 @@ Images that cannot be read are reported and skipped; the exit code is then 1.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from modeling_detr.commands.device import add_device, add_dtype, add_trust_code,
 from modeling_detr.commands.results import RUNS, add_output_dir, link_to, new_results_folder
 from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import counted
-from modeling_detr.errors_detr import printable
+from modeling_detr.errors_detr import ModelError, printable
 from modeling_detr.evaluation.evaluators.coco import encode_masks
 from modeling_detr.evaluation.evaluators.panoptic import segment_colours
 from modeling_detr.image_processing_detr import to_rgb
@@ -41,12 +42,14 @@ from modeling_detr.prediction import (
     predict_segments,
     task_of,
 )
+from modeling_detr.saved_thresholds import THRESHOLDS, Calibration, load_thresholds
 from modeling_detr.segmentation_detr import DetrForSegmentation
 from modeling_detr.structures_detr import DetectionResult, PanopticResult
 from modeling_detr.visualization import draw_prediction
 
 
 PREDICTIONS, SEGMENTS = "predictions.json", "segments"
+BEST = "best"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = precision_of(arguments.dtype, model, torch.device(arguments.device), arguments.model)
     names = dict(enumerate(model.config.class_names))
     is_panoptic = task_of(model) == "panoptic"
-    threshold: float = arguments.threshold
-    if threshold is None:
-        threshold = SEGMENT_THRESHOLD if is_panoptic else OBJECT_THRESHOLD
+    scores = _ScoreRules.of(arguments, names, is_panoptic)
 
     # One image at a time: padding to a batch would change the predictions.
     entries: list[dict[str, Any]] = []
@@ -72,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         prediction: DetectionResult | PanopticResult
         if is_panoptic:
-            prediction = predict_segments(cast(DetrForSegmentation, model), processor, pixels, threshold, dtype)
+            prediction = predict_segments(cast(DetrForSegmentation, model), processor, pixels, scores.lowest, dtype)
             content = _save_segments(prediction, names, output_dir, name)
         else:
-            prediction = predict_objects(model, processor, pixels, threshold, dtype)
+            prediction = scores(predict_objects(model, processor, pixels, scores.lowest, dtype))
             content = {"detections": _detections(prediction, names)}
         picture = draw_prediction(pixels, prediction, names)
         with synced_file(output_dir / name) as file:
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     num_objects = sum(len(entry[key]) for entry in entries)
     print(f"{counted(num_objects, noun)} in {counted(len(entries), 'image')}, listed in {written}")
     if entries and num_objects == 0:
-        print(f"no score reaches {threshold:g}; a lower --threshold keeps more")
+        print(f"no score reaches {scores.lowest:g}; a lower --threshold keeps more")
     print(link_to(output_dir))
     num_unreadable = len(images) - len(entries)
     if num_unreadable:
@@ -115,8 +116,14 @@ def build_parser() -> CommandParser:
     add_output_dir(parser, "predict", "the pictures and predictions.json")
     parser.add_argument(
         "--threshold",
-        type=float,
-        help=f"lowest score to keep (default: {OBJECT_THRESHOLD}, for panoptic segments {SEGMENT_THRESHOLD})",
+        help=f"lowest score to keep (default: {OBJECT_THRESHOLD}, for panoptic segments {SEGMENT_THRESHOLD}), or "
+        f"{BEST}: that of each class in the model's {THRESHOLDS}, which 'detr evaluate --save_thresholds' writes",
+    )
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help=f"write scores that are shares of hits, by the model's {THRESHOLDS}; thresholds are those of the scores "
+        "before",
     )
     add_device(parser)
     add_dtype(parser)
@@ -125,10 +132,65 @@ def build_parser() -> CommandParser:
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = build_parser().parse_args(argv)
-    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
-        raise ValueError(f"--threshold: got {arguments.threshold:g}, expected a score from 0 to 1.")
+    if arguments.threshold not in (None, BEST):
+        arguments.threshold = _score(arguments.threshold)
     check_device(arguments.device)
     return arguments
+
+
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"--threshold: got {text}, expected a score from 0 to 1, or {BEST}.")
+    return value
+
+
+class _ScoreRules(NamedTuple):
+    """Which objects count, and which score is written for them.
+
+    by_label: (C,) the lowest score of each class. lowest: the lowest of all. calibration: None: scores are written as
+    they are.
+    """
+
+    by_label: Tensor
+    lowest: float
+    calibration: Calibration | None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, names: Mapping[int, str], is_panoptic: bool) -> "_ScoreRules":
+        """The rules that the options choose.
+
+        Raises:
+            ModelError: The model has no `thresholds.json`, or predicts segments.
+        """
+        wants_file = arguments.threshold == BEST or arguments.calibrated
+        if wants_file and is_panoptic:
+            option = "--calibrated" if arguments.calibrated else f"--threshold {BEST}"
+            raise ModelError(arguments.model, f"predicts panoptic segments, for which there is no {option}")
+        saved = load_thresholds(arguments.model) if wants_file else None
+        default = SEGMENT_THRESHOLD if is_panoptic else OBJECT_THRESHOLD
+        chosen = dict.fromkeys(names.values(), default if arguments.threshold is None else arguments.threshold)
+        if arguments.threshold == BEST and saved is not None:
+            chosen = {name: saved.thresholds.get(name, default) for name in chosen}
+        by_label = torch.tensor([chosen[names[label]] for label in range(len(names))], dtype=torch.float64)
+        return cls(by_label, float(by_label.min()), saved.calibration if saved and arguments.calibrated else None)
+
+    def __call__(self, objects: DetectionResult) -> DetectionResult:
+        """The objects that count, with the scores to write."""
+        keep = objects["scores"].double() >= self.by_label[objects["labels"]]
+        kept: DetectionResult = {
+            "scores": objects["scores"][keep],
+            "labels": objects["labels"][keep],
+            "boxes": objects["boxes"][keep],
+        }
+        if "masks" in objects:
+            kept["masks"] = objects["masks"][keep]
+        if self.calibration is not None:
+            kept["scores"] = torch.from_numpy(self.calibration(kept["scores"].double().numpy())).float()
+        return kept
 
 
 def _read(path: Path) -> Tensor | None:

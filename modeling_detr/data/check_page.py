@@ -19,6 +19,7 @@ def check_page(
     facts: Sequence[Fact] = (),
     format_setting: Callable[[str, object], str] = python_argument,
     pictures: Sequence[Figure] = (),
+    sections: Sequence[Section] = (),
 ) -> Page:
     """The report as a page: findings by kind, pictures, then splits, classes and sizes.
 
@@ -27,6 +28,7 @@ def check_page(
         facts: Further lines for the head of the page.
         format_setting: Formats a setting the way the user can give it.
         pictures: Some images with their boxes.
+        sections: What to show after the findings.
     """
     content = report.as_dict()
     counts = {"images": content["images"], "boxes": content["boxes"], "classes": len(content["classes"])}
@@ -44,6 +46,7 @@ def check_page(
         title=f"Check of {content['name']}",
         sections=[
             Section("Findings", kinds or [Text("No problems found.")]),
+            *sections,
             *([Section("Images", [Figures(pictures)], note=_PICTURES_NOTE)] if pictures else []),
             *_contents(content),
         ],

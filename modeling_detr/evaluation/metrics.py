@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from modeling_detr.pages import Section, Table
 from modeling_detr.structures_detr import DetectionIndex
 
 
@@ -48,10 +49,12 @@ class Metrics:
     Attributes:
         key: Name of its section in `evaluation.json`.
         priority: Of all results in a report, the one with the highest priority decides which model is best.
+        leads_page: Whether the web page begins with its sections.
     """
 
     key: ClassVar[str]
     priority: ClassVar[int] = 0
+    leads_page: ClassVar[bool] = False
 
     def headline(self) -> Sequence[Metric]:
         """The metrics shown in summaries and in the log line of an epoch, the primary one first."""
@@ -65,6 +68,10 @@ class Metrics:
         """The tables of the report; by default one with the headline metrics."""
         rows = [(metric.name, metric.value) for metric in self.headline()]
         return (MetricTable(self.key.capitalize(), ("metric", "value"), rows),) if rows else ()
+
+    def sections(self) -> Sequence[Section]:
+        """The sections of the web page; by default one for each table."""
+        return [Section(table.title, [Table(table.header, table.rows)]) for table in self.tables()]
 
     def log_values(self) -> dict[str, object]:
         """What the training log records, with unique names; by default the headline metrics, NaN as None."""

@@ -100,7 +100,8 @@ class EvaluationReport:
             Section(table.title, [Table(table.header, table.rows)], folded=table.title == EARLIER_LAYERS)
             for table in loss_tables(self.losses)
         ]
-        metrics = [Section(table.title, [Table(table.header, table.rows)]) for table in self._metric_tables()]
+        results = sorted(self._results_in_order(), key=lambda result: not result.leads_page)
+        metrics = [section for result in results for section in result.sections()]
         return Page(
             title=f"Evaluation of {self.dataset}",
             sections=[*metrics, *sections, *losses],
@@ -146,10 +147,11 @@ class EvaluationReport:
         return sorted(self.results.values(), key=lambda result: result.priority, reverse=True)
 
     def _metric_tables(self) -> list[MetricTable]:
-        """The tables of all results, the result with the highest priority first."""
-        results = list(self.results.values())
-        results.sort(key=lambda result: result is not self._by_priority()[0])
-        return [table for result in results for table in result.tables()]
+        return [table for result in self._results_in_order() for table in result.tables()]
+
+    def _results_in_order(self) -> list[Metrics]:
+        """The result with the highest priority, then the others in their order."""
+        return sorted(self.results.values(), key=lambda result: result is not self._by_priority()[0])
 
 
 def _cell(value: str | int | float) -> str:

@@ -45,8 +45,9 @@ if (pictures.length > 0) {
   const caption = document.createElement("p");
   let shown = 0;
 
-  const show = (number) => {
+  const show = (number, step = 1) => {
     shown = (number + pictures.length) % pictures.length;
+    if (pictures[shown].closest("figure").hidden) return show(shown + step, step);
     large.src = pictures[shown].src;
     large.alt = pictures[shown].alt;
     const heading = pictures[shown].closest("section, details").querySelector("h2, h3").textContent;
@@ -62,7 +63,7 @@ if (pictures.length > 0) {
     return element;
   };
   bar.append(
-    button("←", "Previous picture", () => show(shown - 1)),
+    button("←", "Previous picture", () => show(shown - 1, -1)),
     caption,
     button("→", "Next picture", () => show(shown + 1)),
     button("Close", "Close", () => dialog.close()),
@@ -72,7 +73,7 @@ if (pictures.length > 0) {
   document.body.append(dialog);
   large.addEventListener("click", () => dialog.close());
   dialog.addEventListener("keydown", ({ key }) => {
-    if (key === "ArrowLeft") show(shown - 1);
+    if (key === "ArrowLeft") show(shown - 1, -1);
     if (key === "ArrowRight") show(shown + 1);
   });
   dialog.addEventListener("close", () => pictures[shown].closest("button").focus());
@@ -81,4 +82,34 @@ if (pictures.length > 0) {
     picture.replaceWith(opener);
     opener.append(picture);
   });
+}
+
+// Pictures with tags: a list for each question; only pictures that fit all answers are shown.
+for (const group of document.querySelectorAll(".figures:has([data-tags])")) {
+  const figures = [...group.querySelectorAll("figure[data-tags]")];
+  const tags = new Map(figures.map((figure) => [figure, JSON.parse(figure.dataset.tags)]));
+  const questions = [...new Set([...tags.values()].flatMap(Object.keys))];
+  const form = document.createElement("form");
+  form.className = "filter";
+  const count = document.createElement("output");
+  const lists = questions.map((question) => {
+    const list = document.createElement("select");
+    const answers = [...new Set([...tags.values()].flatMap((tag) => tag[question] ?? []))].sort(collator.compare);
+    list.append(new Option("all", ""), ...answers.map((answer) => new Option(answer, answer)));
+    const label = document.createElement("label");
+    label.append(question, list);
+    form.append(label);
+    return [question, list];
+  });
+  const update = () => {
+    for (const [figure, tag] of tags) {
+      figure.hidden = lists.some(([question, { value }]) => value !== "" && !(tag[question] ?? []).includes(value));
+    }
+    count.textContent = `${figures.filter((figure) => !figure.hidden).length} of ${figures.length} pictures`;
+  };
+  form.append(count);
+  form.addEventListener("input", update);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  group.before(form);
+  update();
 }

@@ -3,11 +3,12 @@
 import base64
 import hashlib
 import io
+import json
 import math
 import re
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modeling_detr.errors_detr import printable
+from modeling_detr.pages.bars import Bars
 from modeling_detr.pages.chart import Chart
 from modeling_detr.pages.curves import Curves
 
@@ -106,15 +108,25 @@ class Figure:
         caption: The text below it, and in its place for those who cannot see it.
         width: Its width in pixels.
         height: Its height in pixels.
+        tags: What a reader can choose pictures by: a question, such as "class" → the answers for this picture.
     """
 
     source: str
     caption: str
     width: int
     height: int
+    tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, picture: Image.Image, caption: str, longest_side: int = 640, *, lossless: bool = False) -> "Figure":
+    def of(
+        cls,
+        picture: Image.Image,
+        caption: str,
+        longest_side: int = 640,
+        *,
+        lossless: bool = False,
+        tags: Mapping[str, Sequence[str]] | None = None,
+    ) -> "Figure":
         """Embeds a picture.
 
         Args:
@@ -122,6 +134,7 @@ class Figure:
             caption: See `Figure`.
             longest_side: A larger picture is reduced to this.
             lossless: Whether to keep every pixel, as lines and text need.
+            tags: See `Figure`.
         """
         scale = min(1.0, longest_side / max(picture.size))
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
@@ -130,7 +143,12 @@ class Figure:
             picture = picture.resize(size, Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         picture.save(buffer, "WEBP", quality=72, lossless=lossless)
-        return cls(f"data:image/webp;base64,{_base64(buffer.getvalue())}", caption, *size)
+        return cls(f"data:image/webp;base64,{_base64(buffer.getvalue())}", caption, *size, tags or {})
+
+    @property
+    def tags_json(self) -> str:
+        """The tags for the page's script."""
+        return json.dumps({printable(name): [*map(printable, values)] for name, values in self.tags.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +237,7 @@ class Section:
     note: str = ""
 
 
-Block: TypeAlias = Text | Table | Figures | Chart | Curves | Heat | Section
+Block: TypeAlias = Text | Table | Figures | Chart | Curves | Bars | Heat | Section
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from modeling_detr.atomic_output import replace_text
-from modeling_detr.evaluation.report import REPORT_PAGE, EvaluationReport
+from modeling_detr.analysis import Evidence, thresholds_of, with_analyses
+from modeling_detr.analysis.error_pictures import error_pictures
+from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.pages import Fact, Figure, Figures, Section, Text
+from modeling_detr.prediction import OBJECT_THRESHOLD
 from modeling_detr.provenance import provenance
 from modeling_detr.training.checkpointing import TrainingState
 from modeling_detr.training.metric_logger import read_log
@@ -20,6 +22,7 @@ from modeling_detr.training.run_folder import LOG, MODEL
 from modeling_detr.visualization import draw_curves
 
 
+_ERROR_PICTURES = 8
 _COMPARISON_SIDE = 1280  # longest side of an image beside its ground truth, in pixels
 
 
@@ -57,6 +60,7 @@ class BestPage:
         state: The progress of the run.
         command: The command that started it; may be empty.
         pictures: See `comparison_section`.
+        evidence: The predictions of the evaluation, which are analysed at the end of the run; None: they are not.
     """
 
     report: EvaluationReport
@@ -64,6 +68,7 @@ class BestPage:
     state: TrainingState
     command: str
     pictures: Mapping[str, NDArray[np.uint8]]
+    evidence: Evidence | None = None
 
     @cached_property
     def content(self) -> tuple[Sequence[Fact], Sequence[Section]]:
@@ -75,12 +80,18 @@ class BestPage:
         ]
         return facts, comparison_section("Predictions", self.pictures)
 
-    def add_curves(self) -> None:
-        """Write the page again, with the curves of all epochs so far.
+    def finish(self) -> None:
+        """Write the report again, with an analysis of the errors and the curves of all epochs, and the thresholds.
 
         Raises:
             OutputError: It cannot be written.
         """
         facts, sections = self.content
-        sections = [*sections, *curve_section(self.recipe.run_dir)]
-        replace_text(self.recipe.run_dir / REPORT_PAGE, self.report.to_html(facts, sections))
+        report = self.report
+        if self.evidence is not None:
+            report = with_analyses(report, self.evidence)
+            sections = [*error_pictures(self.evidence, _ERROR_PICTURES, OBJECT_THRESHOLD), *sections]
+            thresholds = thresholds_of(report)
+            if thresholds is not None:
+                thresholds.save(self.recipe.run_dir / MODEL)
+        report.save(self.recipe.run_dir, facts, [*sections, *curve_section(self.recipe.run_dir)])

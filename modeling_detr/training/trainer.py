@@ -6,7 +6,7 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 from PIL import Image
 
+from modeling_detr.analysis import Evidence
 from modeling_detr.atomic_output import make_folder, replace_text, replaced_file
 from modeling_detr.errors_detr import OutputError, RunInUseError
 from modeling_detr.evaluation.engine import evaluate
+from modeling_detr.evaluation.evaluator import Evaluator
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.line_breaks import fitted
@@ -61,6 +63,7 @@ class Trainer:
         self.run = run
         self._command = command
         self._page: BestPage | None = None
+        self._evaluators: Sequence[Evaluator] = ()  # of the last evaluation
         self.state = run.state
         self._signals = StopSignals(alone=run.accelerator.num_processes == 1)
         self._stopwatch = Stopwatch()
@@ -98,7 +101,7 @@ class Trainer:
                     is_best = report is not None and self._keep_if_best(report)
                     self._log_epoch(pace, report)
                     if is_best or self._is_last_epoch or self._stops_early():
-                        self._add_curves()
+                        self._finish_page()
                     self._end_epoch(is_best)
                 if report is None:  # the run had already finished
                     report = self._evaluate_to_the_end()
@@ -203,6 +206,7 @@ class Trainer:
             broadcast(list(run.weights.result.buffers()))
         # Mask AP is skipped: it needs the masks of all queries, panoptic segments only those of a few.
         skip = ("masks",) if run.recipe.task == "panoptic" else ()
+        self._evaluators = default_evaluators(run.eval_index, run.recipe.task, skip=skip)
         with run.accelerator.autocast():
             return evaluate(
                 run.weights.result,
@@ -210,7 +214,7 @@ class Trainer:
                 run.processor,
                 run.eval_index,
                 run.accelerator,
-                default_evaluators(run.eval_index, run.recipe.task, skip=skip),
+                self._evaluators,
                 progress=sys.stderr.isatty(),
             )
 
@@ -232,17 +236,18 @@ class Trainer:
             if is_best and is_main:
                 card = model_card(run.recipe, run.weights.detector.config, run.train_index, report, state)
                 export_model(run.recipe.run_dir, run.weights.result, run.processor, card)
-                self._page = BestPage(report, run.recipe, state, self._command, pictures)
+                evidence = Evidence.of(self._evaluators)
+                self._page = BestPage(report, run.recipe, state, self._command, pictures, evidence)
                 report.save(run.recipe.run_dir, *self._page.content)
                 _save_pictures(run.recipe.run_dir / PREDICTIONS, pictures)
             self._logger.images("predictions", list(pictures.values()), state.step)
         return is_best
 
-    def _add_curves(self) -> None:
-        """Show the training so far on the page of the best evaluation, if this process knows it."""
+    def _finish_page(self) -> None:
+        """Add analyses and curves to the page of the best evaluation, if this process knows it."""
         with in_main_process(self.run.accelerator):
             if self._page is not None:
-                self._page.add_curves()
+                self._page.finish()
 
     def _end_epoch(self, is_best: bool) -> None:
         """Move on to the next epoch, and write a checkpoint if one is due.

@@ -20,8 +20,9 @@ def draw_boxes(canvas: Canvas, prediction: Mapping[str, object], colours: Sequen
 
     Args:
         canvas: The canvas to draw on.
-        prediction: With `boxes` (K, 4) xyxy in image pixels, `labels` (K,), and optionally `scores` (K,) and
-            `is_match` (K,) bool; the lines of objects that are no match are dashed.
+        prediction: With `boxes` (K, 4) xyxy in image pixels, `labels` (K,), and optionally `scores` (K,),
+            `is_match` (K,) bool, and `notes`, K texts to write behind the names. The lines of objects that are no
+            match are dashed.
         colours: The colour of each object. None: that of its class.
 
     Raises:
@@ -36,6 +37,7 @@ def draw_boxes(canvas: Canvas, prediction: Mapping[str, object], colours: Sequen
     boxes = torch.as_tensor(detection["boxes"]).reshape(-1, 4).double().cpu().numpy() * canvas.scale
     scores = cast(Tensor | None, prediction.get("scores"))
     is_match = cast(Tensor | None, prediction.get("is_match"))
+    notes = cast(Sequence[str] | None, prediction.get("notes"))
     line_width, labels = canvas.line_width(len(boxes)), []
     for index in order:
         label = int(detection["labels"][index])
@@ -44,7 +46,8 @@ def draw_boxes(canvas: Canvas, prediction: Mapping[str, object], colours: Sequen
         dashed = is_match is not None and not is_match[index]
         canvas.draw_box((x0, y0, x1, y1), colour, line_width, dashed)
         score = None if scores is None else float(scores[index])
-        labels.append(Label(canvas.name_of(label), score, colour, around_box((x0, y0, x1, y1))))
+        name = " ".join(filter(None, [canvas.name_of(label), "" if notes is None else notes[index]]))
+        labels.append(Label(name, score, colour, around_box((x0, y0, x1, y1))))
     canvas.write(labels[::-1], boxes)
 
 

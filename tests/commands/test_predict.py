@@ -9,7 +9,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
+from modeling_detr.commands import run_command
 from modeling_detr.commands.predict import find_images, main
+from modeling_detr.saved_thresholds import Calibration, SavedThresholds
 
 
 @pytest.fixture
@@ -205,3 +207,29 @@ def test_the_precision_is_chosen_and_said(
     assert (scores["float32"] != scores["bfloat16"]).any()
     assert any((scores["auto"] == scores[dtype]).all() for dtype in ("float32", "bfloat16"))
     np.testing.assert_allclose(scores["bfloat16"], scores["float32"], rtol=0, atol=0.02)
+
+
+def test_the_thresholds_of_the_model_are_used_by_class(model_folder: Path, tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    arguments = [str(model_folder), str(image), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    main([*arguments, "--threshold", "0"])
+    (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    every = entry["detections"]
+    scores = sorted(one["score"] for one in every)
+    middle = {"disc": scores[2], "star": scores[4]}
+    SavedThresholds(middle, Calibration(2.0, -1.0), "best F1", "val").save(model_folder)
+    main([*arguments, "--threshold", "best", "--calibrated"])
+    (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    expected = [one for one in every if one["score"] >= middle[one["name"]]]
+    assert len(entry["detections"]) == len(expected) < len(every)
+    calibrated = Calibration(2.0, -1.0)(np.array([one["score"] for one in expected]))
+    assert [one["score"] for one in entry["detections"]] == pytest.approx(calibrated, abs=1e-6)
+
+
+def test_a_model_without_thresholds_says_how_to_get_them(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = picture(tmp_path / "a.png")
+    arguments = [str(model_folder), str(image), "--threshold", "best", "--output_dir", str(tmp_path / "out")]
+    assert run_command("predict", arguments) == 2
+    assert "--save_thresholds writes one" in capsys.readouterr().err

@@ -191,3 +191,32 @@ def test_a_click_or_the_list_shows_the_map_of_an_object(chromium, maps):
     assert "about the large one" in chromium.evaluate(shown)
     chromium.press("Enter")  # sends no form
     assert chromium.problems == []
+
+
+def test_pictures_are_chosen_by_their_tags(chromium, tmp_path):
+    tags = [
+        {"error": ["missed"], "class": ["<b>"]},
+        {"error": ["class", "missed"], "class": ["dog"]},
+        {"error": ["class"]},
+    ]
+    figures = [Figure.of(Image.new("RGB", (90, 60)), f"picture {n}", tags=tag) for n, tag in enumerate(tags)]
+    file = tmp_path / "page.html"
+    file.write_text(Page("tags", [Section("Pictures", [Figures(figures)])]).to_html(), encoding="utf-8")
+    chromium.open(file)
+    shown = (
+        "[...document.querySelectorAll('figure')].filter((figure) => figure.checkVisibility())"
+        ".map((figure) => figure.querySelector('figcaption').textContent)"
+    )
+    choose = (
+        "(([list, value]) => {{ const select = document.querySelectorAll('select')[list]; select.value = value; "
+        "select.dispatchEvent(new Event('input', {{ bubbles: true }})); }})([{}, {!r}])"
+    )
+    assert chromium.evaluate(shown) == ["picture 0", "picture 1", "picture 2"]
+    chromium.evaluate(choose.format(0, "missed"))
+    assert chromium.evaluate(shown) == ["picture 0", "picture 1"]
+    assert chromium.evaluate("document.querySelector('output').textContent") == "2 of 3 pictures"
+    chromium.evaluate(choose.format(1, "<b>"))
+    assert chromium.evaluate(shown) == ["picture 0"]
+    chromium.evaluate("document.querySelector('figure:not([hidden]) button').click()")
+    chromium.evaluate("document.querySelector('dialog [aria-label=\"Next picture\"]').click()")
+    assert chromium.evaluate("document.querySelector('dialog img').alt") == "picture 0"  # hidden ones are skipped

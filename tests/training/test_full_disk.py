@@ -69,10 +69,10 @@ def test_a_disk_that_fails_while_a_run_trains_is_a_clear_error(tiny_recipe, monk
         raise OSError(number, os.strerror(number), str(path))
 
     class FailingLog(MetricLogger):
-        def step(self, epoch, step, values):
+        def step(self, epoch, step, values, progress):
             if step == 3:
                 self.path = FailingPath(self.path)
-            super().step(epoch, step, values)
+            super().step(epoch, step, values, progress)
 
     class FailingPath(type(recipe.run_dir)):
         def open(self, *_, **__):

@@ -118,7 +118,9 @@ def test_the_page_of_a_run_has_pictures_curves_and_the_command(tiny_recipe):
     assert "<dt>data</dt><dd>shapes?size=64&amp;train=20&amp;val=4</dd>" in page
     assert "<h2>Predictions</h2>" in page
     assert "epochs 1 to 3" in page  # also if the best epoch was an earlier one
-    assert page.count("data:image/webp") == recipe.num_images_to_log + 1
+    assert "<h2>Images with the most errors</h2>" in page
+    assert page.count("data:image/webp") == 4 + recipe.num_images_to_log + 1  # all evaluation images have errors
+    assert json.loads((recipe.run_dir / "evaluation.json").read_text())["errors"]["counts"]["missed"] >= 0
     assert "<summary><h2>Losses of the earlier decoder layers</h2></summary>" in page
 
 

@@ -313,7 +313,7 @@ class CocoEvaluator:
         precision = np.full((_NUM_IOU_THRESHOLDS, _NUM_RECALL_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
         recall = np.full((_NUM_IOU_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
         if len(self.index):
-            scored = ENGINES[self.engine](self._scoring())
+            scored = ENGINES[self.engine](self.scoring())
             precision[:, :, self._scored_labels] = scored.precision
             recall[:, self._scored_labels] = scored.recall
         return self._metrics(precision, recall)
@@ -357,10 +357,10 @@ class CocoEvaluator:
 
     def coco_eval(self) -> Any:
         """pycocotools' evaluation of the predictions so far, not run yet; its category ids are labels."""
-        return pycocotools_evaluation(self._scoring())
+        return pycocotools_evaluation(self.scoring())
 
-    def _scoring(self) -> CocoScoring:
-        """What the engines score; category ids are labels, image ids those of `_ids_in_order`."""
+    def scoring(self) -> CocoScoring:
+        """The objects and the predictions so far, as the engines score them; category ids are labels."""
         return CocoScoring(
             images=[
                 {"id": image_id, "height": image.height, "width": image.width}

@@ -1,0 +1,205 @@
+"""Compare models on the same images: differences of AP with intervals, kinds of errors, images better and worse.
+
+    detr compare runs/old runs/new --data my_dataset
+    detr compare runs/evaluate runs/evaluate-2 --data my_dataset     (reports)
+    detr compare runs/old exported --data my_dataset --fail_if_worse 0.01
+
+The first one is the baseline that each of the others is compared with. Each is a model, an exported model, the folder
+of a report of `detr evaluate`, or a file with predictions in COCO's results format. The results are `comparison.html`
+and `comparison.json`. With `--fail_if_worse`, the exit code is 1 if AP fell by more than that.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+
+from modeling_detr.analysis.comparison import Comparison
+from modeling_detr.analysis.evidence import Evidence
+from modeling_detr.analysis.intervals import SAMPLES
+from modeling_detr.atomic_output import replace_text
+from modeling_detr.commands.command_parser import CommandParser, check_at_least
+from modeling_detr.commands.dataset_options import add_dataset_options
+from modeling_detr.commands.device import add_dtype, add_trust_code, precision_of
+from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
+from modeling_detr.commands.trained_on import CHOICE_OPTION_NAMES, add_choice_options, choose_images, open_images
+from modeling_detr.conversion.sources import load_detector
+from modeling_detr.data.coco_results import match_images, read_results
+from modeling_detr.data.findings import counted
+from modeling_detr.data.labels import adopt_model_labels
+from modeling_detr.data.loaders import build_eval_loader, resize_transform
+from modeling_detr.errors_detr import PredictionError, printable
+from modeling_detr.evaluation.engine import evaluate
+from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
+from modeling_detr.evaluation.report import REPORT_FILES
+from modeling_detr.output_errors import check_folder
+from modeling_detr.pages import Page, Section, Table
+from modeling_detr.prediction import OBJECT_THRESHOLD
+from modeling_detr.provenance import command_line, provenance
+from modeling_detr.structures_detr import DetectionIndex
+
+
+OPTION_NAMES = CHOICE_OPTION_NAMES
+RESULTS = ("comparison.html", "comparison.json")
+_PREDICTIONS = "predictions.json"
+
+
+class _Contender(NamedTuple):
+    """A model or report: its name, what it detects, and the time per image; None if it is a report."""
+
+    name: str
+    evidence: Evidence
+    seconds_per_image: float | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    arguments = _parse_arguments(argv)
+    output_dir: Path = arguments.output_dir or new_results_folder("compare")
+    check_folder(output_dir, files=RESULTS)
+    arguments.dataset, arguments.model = arguments.data, arguments.contenders[0]  # for the options that choose images
+    index = open_images(arguments, "detection", choose_images(arguments))
+    print(f"comparing on {printable(index.name)}: {counted(len(index), 'image')}")
+    baseline, *others = [_contender(source, index, arguments) for source in arguments.contenders]
+
+    sections, content, falls = [_times([baseline, *others])], [], []
+    for other in others:
+        comparison = Comparison.of(baseline.evidence, other.evidence, OBJECT_THRESHOLD, arguments.bootstrap)
+        names = baseline.name, other.name
+        print(f"\n{comparison.text(names)}")
+        blocks = comparison.sections(names, arguments.num_pictures)
+        sections += blocks if len(others) == 1 else [Section(f"{names[0]} and {names[1]}", blocks)]
+        content.append({"baseline": names[0], "model": names[1], **comparison.as_dict()})
+        falls.append(-comparison.differences["ap"].value)
+
+    command = command_line("detr compare", sys.argv[1:] if argv is None else argv)
+    facts = [("data", arguments.data), ("images", f"{len(index):,} of {index.name}"), *provenance(command)]
+    title = f"Comparison on {index.name}"
+    page = Page(title, [*sections[1:], sections[0]], facts=facts)
+    replace_text(output_dir / RESULTS[0], page.to_html())
+    replace_text(output_dir / RESULTS[1], json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    print(f"\n{link_to(output_dir / RESULTS[0])}")
+    limit = arguments.fail_if_worse
+    if limit is not None and max(falls) > limit:
+        print(f"AP fell by {max(falls):.4f}, more than --fail_if_worse {limit:g}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> CommandParser:
+    """The parser of the command; its help and its page of the documentation come from it."""
+    parser = CommandParser("detr compare", __doc__)
+    parser.add_argument(
+        "contenders",
+        nargs="+",
+        metavar="model_or_report",
+        help="a model (see detr evaluate), the folder of a report of detr evaluate, or a .json file in COCO's results "
+        "format; the first is the baseline",
+    )
+    parser.add_argument(
+        "--data", required=True, help="a dataset's folder or file, a Hugging Face dataset, or 'shapes'"
+    )
+    add_dataset_options(parser)
+    add_choice_options(parser)
+    parser.add_argument(
+        "--fail_if_worse",
+        type=float,
+        metavar="AP",
+        help="exit with code 1 if AP falls by more than this, such as 0.01",
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, default=SAMPLES, help="draws of images for the intervals (default: %(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
+    parser.add_argument(
+        "--num_pictures",
+        type=int,
+        default=8,
+        help="images drawn of those that became better, and of those that became worse (default: %(default)s)",
+    )
+    add_dtype(parser)
+    add_trust_code(parser)
+    add_output_dir(parser, "compare", "the results")
+    return parser
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if len(arguments.contenders) < 2:
+        parser.error(f"got only {arguments.contenders[0]}, expected at least two models or reports")
+    check_at_least("bootstrap", arguments.bootstrap, 1)
+    check_at_least("batch_size", arguments.batch_size, 1)
+    check_at_least("num_workers", arguments.num_workers, 0)
+    check_at_least("num_pictures", arguments.num_pictures, 0)
+    if arguments.fail_if_worse is not None and not 0 <= arguments.fail_if_worse <= 1:
+        raise ValueError(f"--fail_if_worse: got {arguments.fail_if_worse:g}, expected a difference of AP from 0 to 1.")
+    return arguments
+
+
+def _contender(source: str, index: DetectionIndex, arguments: argparse.Namespace) -> _Contender:
+    path = Path(source)
+    if (path / REPORT_FILES[0]).is_file() and (path / _PREDICTIONS).is_file():
+        return _Contender(source, _of_results(path / _PREDICTIONS, index), None)
+    if path.suffix == ".json" and path.is_file():
+        return _Contender(source, _of_results(path, index), None)
+    return _of_model(source, index, arguments)
+
+
+def _of_model(source: str, index: DetectionIndex, arguments: argparse.Namespace) -> _Contender:
+    accelerator = Accelerator()
+    model, processor = load_detector(source, arguments.trust_code)
+    adopted = adopt_model_labels(index, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
+    loader = build_eval_loader(
+        adopted,
+        resize_transform(processor),
+        accelerator,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+    )
+    evaluator = CocoEvaluator(adopted)
+    dtype = precision_of(arguments.dtype, model, accelerator.device, source)
+    model.float().to(accelerator.device)
+    started = time.perf_counter()
+    evaluate(model, loader, processor, adopted, accelerator, [evaluator], progress=True, dtype=dtype)
+    seconds = (time.perf_counter() - started) / max(1, len(index))
+    return _Contender(source, _in_labels_of(index, evaluator), seconds)
+
+
+def _in_labels_of(index: DetectionIndex, evaluator: CocoEvaluator) -> Evidence:
+    """The detections with the labels of the dataset, so that models with another order of classes compare."""
+    results = evaluator.to_coco_results()
+    image_of = {image.coco_id: number for number, image in enumerate(index.images)}
+    boxes = np.array([row["bbox"] for row in results], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return Evidence.of_rows(
+        index,
+        np.array([image_of[row["image_id"]] for row in results], np.int64),
+        np.array([row["category_id"] for row in results], np.int64),
+        boxes,
+        np.array([row["score"] for row in results], np.float64),
+    )
+
+
+def _of_results(path: Path, index: DetectionIndex) -> Evidence:
+    rows = read_results(path)
+    images = match_images(rows, index)
+    if not (images >= 0).any():
+        raise PredictionError(path, f"has no predictions for the images of {index.name}", "evaluate on these images")
+    keep = images >= 0
+    return Evidence.of_rows(index, images[keep], rows.category_ids[keep], rows.boxes_xyxy[keep], rows.scores[keep])
+
+
+def _times(contenders: Sequence[_Contender]) -> Section:
+    rows = [
+        (one.name, "-" if one.seconds_per_image is None else f"{1000 * one.seconds_per_image:.1f}")
+        for one in contenders
+    ]
+    return Section("Time", [Table(("model", "ms per image, with loading"), rows)])

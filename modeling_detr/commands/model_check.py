@@ -1,0 +1,66 @@
+"""What a model says about the labels of a dataset, for `detr data check --model`."""
+
+from accelerate import Accelerator
+
+from modeling_detr.analysis.evidence import Evidence
+from modeling_detr.analysis.suspected_labels import SuspectedLabel, suspected_labels
+from modeling_detr.conversion.sources import load_detector
+from modeling_detr.data.findings import Finding
+from modeling_detr.data.labels import adopt_model_labels
+from modeling_detr.data.loaders import build_eval_loader, resize_transform
+from modeling_detr.evaluation.engine import evaluate
+from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
+from modeling_detr.structures_detr import DetectionIndex
+
+
+LEAST_CERTAINTY = 0.5
+_BATCH_SIZE, _NUM_WORKERS = 8, 2
+
+
+def ask_model(model: str, index: DetectionIndex, trust_code: bool = False) -> tuple[Evidence, list[SuspectedLabel]]:
+    """Detects the objects in all images of a dataset, and compares them with the labels.
+
+    Args:
+        model: What `load_detector` takes.
+        index: The dataset, with readable images only.
+        trust_code: Whether code in the model's folder may run.
+
+    Returns:
+        What was detected, and all suspected labels, the most certain first.
+    """
+    accelerator = Accelerator()
+    detector, processor = load_detector(model, trust_code)
+    index = adopt_model_labels(index, dict(enumerate(detector.config.class_names)), detector.config.stuff_labels)
+    loader = build_eval_loader(
+        index, resize_transform(processor), accelerator, batch_size=_BATCH_SIZE, num_workers=_NUM_WORKERS
+    )
+    evaluator = CocoEvaluator(index)
+    detector.float().to(accelerator.device)
+    evaluate(detector, loader, processor, index, accelerator, [evaluator], progress=True)
+    evidence = Evidence(evaluator)
+    return evidence, suspected_labels(evidence)
+
+
+def as_findings(evidence: Evidence, suspected: list[SuspectedLabel], least_certainty: float) -> list[Finding]:
+    """The suspected labels of at least some certainty as warnings."""
+    return [_finding(evidence, one) for one in suspected if one.certainty >= least_certainty]
+
+
+def _finding(evidence: Evidence, one: SuspectedLabel) -> Finding:
+    truth, found, names = evidence.scoring.truth, evidence.scoring.detections, evidence.class_names
+    place = ", ".join(f"{value:.0f}" for value in one.box_xyxy)
+    detected = "" if one.detection < 0 else f"the model sees '{names[one.label]}' ({found.scores[one.detection]:.2f})"
+    annotated = "" if one.annotation < 0 else f"'{names[truth.labels[one.annotation]]}' is annotated"
+    message = {
+        "not annotated": f"{detected} at {place}, where nothing is annotated",
+        "wrong class": f"{annotated}, but {detected} at {place}",
+        "badly placed": f"{annotated}, but {detected} elsewhere, at {place}",
+        "no such object": f"{annotated} at {place}, but the model sees nothing there",
+    }[one.suspicion]
+    return Finding(
+        severity="warning",
+        kind=f"suspected label, {one.suspicion}",
+        where=evidence.index.images[one.image_index].path,
+        message=message,
+        action="look at it before you change it; the model may be wrong",
+    )
