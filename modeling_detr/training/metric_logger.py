@@ -34,6 +34,9 @@ from modeling_detr.training.run_folder import LOG, TRACKERS
 from modeling_detr.training.trackers import log_images
 
 
+_PROGRESS = ("images", "seconds")
+
+
 class MetricLogger:
     """Writes the log of a run on the main process; on the others every method does nothing.
 
@@ -55,21 +58,20 @@ class MetricLogger:
         if self.accelerator.is_main_process:
             self.display.advance(epoch + 1, step_in_epoch, loss)
 
-    def step(
-        self, epoch: int, step: int, values: Mapping[str, float], progress: Mapping[str, float] | None = None
-    ) -> None:
+    def step(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Log an entry of kind `"step"`.
 
         Args:
             epoch: From 0.
             step: Optimizer steps taken so far.
-            values: Means since the previous entry, learning rates, and the values of a `Pace`.
-            progress: Images and seconds so far, which the trackers do not need.
+            values: Means since the previous entry, learning rates, the values of a `Pace`, and images and seconds so
+                far, which the trackers do not get.
         """
         if self.accelerator.is_main_process:
-            self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values, **(progress or {})})
+            self._append({"kind": "step", "epoch": epoch + 1, "step": step, **values})
             self.display.show_pace(values)
-            self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+            tracked = {f"train/{name}": value for name, value in values.items() if name not in _PROGRESS}
+            self.accelerator.log(tracked, step=step)
 
     def epoch(
         self,

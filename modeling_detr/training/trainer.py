@@ -282,10 +282,10 @@ class Trainer:
         self._report_unreadable()
         if state.step % self.run.recipe.log_every_steps == 0:
             named_rates = {"learning_rate": rates[0], "backbone_learning_rate": rates[1]}
-            values = {**state.step_averages.take(), **named_rates, **pace.take()}
             progress = {"images": self._images_so_far, "seconds": self._stopwatch.seconds}
+            values = {**state.step_averages.take(), **named_rates, **pace.take(), **progress}
             with in_main_process(self.run.accelerator):
-                self._logger.step(state.epoch, state.step, values, progress)
+                self._logger.step(state.epoch, state.step, values)
 
     @property
     def _images_so_far(self) -> int:

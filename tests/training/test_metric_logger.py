@@ -30,7 +30,7 @@ def test_every_line_is_json_even_if_a_number_is_not_finite(tmp_path):
     step, epoch = entries(tmp_path)
     assert step == {"kind": "step", "epoch": 1, "step": 2, "loss": None, **PACE}
     assert epoch["kind"] == "epoch"
-    logger.step(0, 4, {"loss": 1.0, **PACE}, {"images": 8, "seconds": 2.5})
+    logger.step(0, 4, {"loss": 1.0, **PACE, "images": 8, "seconds": 2.5})
     assert entries(tmp_path)[-1] == {
         "kind": "step",
         "epoch": 1,
