@@ -267,6 +267,9 @@ class DetrConvEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) → one (B, channels, h, w) feature map for each of `out_indices`."""
         backbone = self.model if is_tracing(pixel_values) else self.copies.select(self.model, pixel_values)
+        if self.training and pixel_values.device.type == "cpu":
+            # A fifth less time for a step with a small backbone, and none lost with a ResNet-50; other rounding.
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features: list[Tensor] = backbone(pixel_values)
         if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC"):
             features = [feature.permute(0, 3, 1, 2) for feature in features]
