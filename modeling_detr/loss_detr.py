@@ -43,14 +43,12 @@ _NO_MATCH_CLASS_ERROR = 100.0  # percent; the original's, where no query is matc
 
 def boxes_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """(…, 4) boxes as (centre x, centre y, width, height) → corners (x0, y0, x1, y1), in the same unit."""
-    return torch.cat(_corners(boxes_cxcywh), dim=-1)
+    return torch.cat(_corners(*boxes_cxcywh.chunk(2, dim=-1)), dim=-1)
 
 
-def _corners(boxes_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """(…, 4) cxcywh → (x0, y0) and (x1, y1), (…, 2) each."""
-    centre, size = boxes_cxcywh.chunk(2, dim=-1)
-    half = size / 2
-    return centre - half, centre + half
+def _corners(centre: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """(…, 2) each → (x0, y0) and (x1, y1), (…, 2) each."""
+    return torch.sub(centre, size, alpha=0.5), torch.add(centre, size, alpha=0.5)
 
 
 def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
@@ -82,10 +80,9 @@ def box_distances(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor,
     of all against all, and no assertions on the boxes, because the training loop stops when a model diverges, and
     explains why.
     """
-    low, high = _corners(boxes_cxcywh)  # (…, 2) each, as all sizes
-    target_low, target_high = _corners(targets_cxcywh)
-    size, target_size = boxes_cxcywh[..., 2:], targets_cxcywh[..., 2:]
-    overlap = torch.minimum(high, target_high) - torch.maximum(low, target_low)  # negative: a gap
+    centre, size = boxes_cxcywh.chunk(2, dim=-1)  # (…, 2) each, as all sizes
+    target_centre, target_size = targets_cxcywh.chunk(2, dim=-1)
+    overlap = _overlap(centre, size, target_centre, target_size)
     intersection = _area(overlap.clamp(min=0))
     union = _area(size) + _area(target_size) - intersection
     hull = _area(size + target_size - overlap)
@@ -93,6 +90,16 @@ def box_distances(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor,
     giou = intersection / union.clamp(min=smallest) - (hull - union) / hull.clamp(min=smallest)
     l1 = (boxes_cxcywh - targets_cxcywh).abs().sum(-1)
     return l1, 1 - giou
+
+
+def _overlap(centre: Tensor, size: Tensor, target_centre: Tensor, target_size: Tensor) -> Tensor:
+    """(…, 2) each → (…, 2) overlap in x and y; negative where there is a gap.
+
+    A function of its own, because it frees the corners: large tensors at the same time are slow to allocate.
+    """
+    low, high = _corners(centre, size)
+    target_low, target_high = _corners(target_centre, target_size)
+    return torch.minimum(high, target_high) - torch.maximum(low, target_low)
 
 
 def _area(size: Tensor) -> Tensor:
@@ -131,15 +138,25 @@ class HungarianMatcher:
         Returns:
             An `Assignment` per image, min(N, Q) pairs ordered by query, on the host.
         """
-        return self.match_layers(logits[None], pred_boxes[None], labels)[0]
+        log_probabilities = _at_least_float32(logits).log_softmax(-1)
+        return self.match_layers(log_probabilities[None], pred_boxes[None], labels)[0]
 
     @torch.no_grad()
     def match_layers(
-        self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]
+        self, log_probabilities: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]
     ) -> list[list[Assignment]]:
-        """Matches each decoder layer separately: (L, B, Q, C + 1) logits and (L, B, Q, 4) boxes → L lists of B."""
+        """Matches each decoder layer separately.
+
+        Args:
+            log_probabilities: (L, B, Q, C + 1), the log-softmax of the logits, which the class loss needs too.
+            pred_boxes: (L, B, Q, 4) cxcywh in [0, 1].
+            labels: As for one layer.
+
+        Returns:
+            L lists of B assignments.
+        """
         counts = [len(label["class_labels"]) for label in labels]
-        costs = self.costs(logits, pred_boxes, labels).to("cpu", torch.float64)  # (L, T, Q)
+        costs = self.costs(log_probabilities, pred_boxes, labels).to("cpu", torch.float64)  # (L, T, Q)
         if not costs.sum().isfinite():
             # scipy rejects NaN; the loss of such a step is not finite either, so the training loop stops
             costs = costs.nan_to_num(nan=_UNUSABLE_COST, posinf=_UNUSABLE_COST, neginf=-_UNUSABLE_COST)
@@ -149,16 +166,15 @@ class HungarianMatcher:
             for layer in costs.numpy()
         ]
 
-    def costs(self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]) -> Tensor:
+    def costs(self, log_probabilities: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]) -> Tensor:
         """(L, T, Q) costs of every target and each query of its image; see `match_layers` for the arguments."""
-        device = logits.device
-        num_layers, num_images, num_queries = logits.shape[:3]
+        device = log_probabilities.device
+        num_layers, num_images, num_queries = log_probabilities.shape[:3]
         counts = [len(label["class_labels"]) for label in labels]
         # (T,), made on the host, which knows its length
         image_of_target = torch.from_numpy(np.arange(num_images).repeat(counts)).to(device, non_blocking=True)
         classes = torch.cat([label["class_labels"] for label in labels]).to(device, torch.int64)  # (T,)
         boxes = torch.cat([label["boxes"] for label in labels]).to(device, pred_boxes.dtype)  # (T, 4)
-        probability = logits.softmax(-1)
         costs = pred_boxes.new_empty(num_layers, len(classes), num_queries)
         pairs = _PAIRS_PER_CHUNK_ON_CPU if device.type == "cpu" else _PAIRS_PER_CHUNK
         step = max(1, pairs // (num_layers * num_queries))
@@ -167,10 +183,11 @@ class HungarianMatcher:
             chunk = slice(first, first + step)  # of t targets
             images = image_of_target[chunk]
             # the two index tensors are not adjacent, so the result is (t, L, Q); (L, t, Q, C + 1) is never allocated
-            class_score = probability[:, images, :, classes[chunk]].transpose(0, 1)  # (L, t, Q)
+            class_score = log_probabilities[:, images, :, classes[chunk]].exp_().transpose(0, 1)  # (L, t, Q)
             own_queries = queries.index_select(2, images).movedim(0, -1)  # (L, t, Q, 4)
             l1, giou_loss = box_distances(own_queries, boxes[chunk, None])  # (L, t, Q)
-            costs[:, chunk] = self.bbox_cost * l1 - self.class_cost * class_score + self.giou_cost * (giou_loss - 1)
+            cost = self.bbox_cost * l1 - self.class_cost * class_score
+            costs[:, chunk] = cost.add_(giou_loss - 1, alpha=self.giou_cost)
         return costs
 
 
@@ -310,12 +327,13 @@ class SetCriterion:
             class_weight_sum = self.class_weight_sum(counts, num_queries)
 
         with _without_autocast(logits.device.type):
-            assignments = self.matcher.match_layers(logits, pred_boxes, labels)
+            log_probabilities = logits.log_softmax(-1)  # for the matcher and the class loss
+            assignments = self.matcher.match_layers(log_probabilities, pred_boxes, labels)
             queries, targets = flat_matches(assignments, counts, num_queries, logits.device)  # (L, M) each
             classes = torch.cat([label["class_labels"] for label in labels]).to(logits.device, torch.int64)  # (T,)
             boxes = torch.cat([label["boxes"] for label in labels]).to(logits.device, pred_boxes.dtype)  # (T, 4)
 
-            class_loss = self._class_loss(logits, queries, classes[targets])  # (L,)
+            class_loss = self._class_loss(log_probabilities, queries, classes[targets])  # (L,)
             matched_boxes = pred_boxes.flatten(1, 2).take_along_dim(queries[..., None], dim=1)  # (L, M, 4)
             l1, giou_loss = box_distances(matched_boxes, boxes[targets])  # (L, M)
             per_layer = {
@@ -339,14 +357,15 @@ class SetCriterion:
         num_matched = sum(min(count, num_queries) for count in counts)
         return float(sum_class_weights(len(counts), num_matched, num_queries, self.eos_coefficient))
 
-    def _class_loss(self, logits: Tensor, queries: Tensor, matched_classes: Tensor) -> Tensor:
-        """(L, B, Q, C + 1) logits, (L, M) matched queries and their (L, M) classes → (L,) sums of cross-entropy."""
-        num_layers, no_object = logits.shape[0], logits.shape[-1] - 1
-        target_classes = queries.new_full((num_layers, logits.shape[1] * logits.shape[2]), no_object)
+    def _class_loss(self, log_probabilities: Tensor, queries: Tensor, matched_classes: Tensor) -> Tensor:
+        """(L, B, Q, C + 1), (L, M) matched queries and their (L, M) classes → (L,) sums of cross-entropy."""
+        num_layers, num_images, num_queries, num_classes = log_probabilities.shape
+        no_object = num_classes - 1
+        target_classes = queries.new_full((num_layers, num_images * num_queries), no_object)
         target_classes.scatter_(1, queries, matched_classes)  # (L, B·Q)
-        class_weights = logits.new_ones(no_object + 1)
+        class_weights = log_probabilities.new_ones(num_classes)
         class_weights[no_object].fill_(self.eos_coefficient)  # assigning a number would synchronise
-        loss = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), class_weights, reduction="none")
+        loss = F.nll_loss(log_probabilities.flatten(0, 2), target_classes.flatten(), class_weights, reduction="none")
         return loss.view(num_layers, -1).sum(1)
 
     def _report_surplus(self, counts: Sequence[int], num_queries: int) -> None:

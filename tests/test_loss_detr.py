@@ -62,7 +62,7 @@ def test_boxes_of_zero_area_have_a_finite_loss_and_gradient():
 def test_matching_all_layers_at_once_equals_matching_each():
     logits, boxes, labels = batch([3, 0, 5])
     matcher = HungarianMatcher()
-    for layer, matches in enumerate(matcher.match_layers(logits, boxes, labels)):
+    for layer, matches in enumerate(matcher.match_layers(logits.log_softmax(-1), boxes, labels)):
         for together, alone in zip(matches, matcher(logits[layer], boxes[layer], labels), strict=True):
             assert together.queries.tolist() == alone.queries.tolist()
             assert together.targets.tolist() == alone.targets.tolist()

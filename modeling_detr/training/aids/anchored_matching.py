@@ -28,9 +28,9 @@ class AnchoredMatcher(HungarianMatcher):
         self.points = points
         self.distance_cost = distance_cost
 
-    def costs(self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]) -> Tensor:
+    def costs(self, log_probabilities: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]) -> Tensor:
         """Return the (L, T, Q) costs of every target and each query of its image."""
-        costs = super().costs(logits, pred_boxes, labels)
+        costs = super().costs(log_probabilities, pred_boxes, labels)
         centres = torch.cat([label["boxes"] for label in labels]).to(costs)[:, :2]  # (T, 2)
         points = self.points.to(costs.device, costs.dtype, non_blocking=True)
         return costs + self.distance_cost * torch.cdist(centres, points, p=1)  # (T, Q)

@@ -63,7 +63,8 @@ class Teacher(TrainingAid):
         has_boxes = (torch.tensor(counts) > 0).to(device, logits.dtype, non_blocking=True)  # (B,)
 
         with torch.autocast(device.type, enabled=False):
-            assignments = batch.detector.criterion.matcher.match_layers(logits, pred_boxes, targets)
+            log_probabilities = logits.log_softmax(-1)
+            assignments = batch.detector.criterion.matcher.match_layers(log_probabilities, pred_boxes, targets)
             queries, matched = flat_matches(assignments, counts, num_queries, device)  # (L, M) each
             weights = scores[matched]  # (L, M)
             matched_boxes = pred_boxes.flatten(1, 2).take_along_dim(queries[..., None], dim=1)  # (L, M, 4)
@@ -74,7 +75,7 @@ class Teacher(TrainingAid):
             target_classes.scatter_(1, queries, classes[matched])  # (L, B·Q)
             class_weights = (self.eos_coefficient * has_boxes).repeat_interleave(num_queries).repeat(len(logits), 1)
             class_weights.scatter_(1, queries, weights)  # (L, B·Q)
-            class_loss = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), reduction="none")
+            class_loss = F.nll_loss(log_probabilities.flatten(0, 2), target_classes.flatten(), reduction="none")
         return {
             "loss_ce_teacher": (class_loss * class_weights.flatten()).sum() / batch.class_weight_sum,
             "loss_bbox_teacher": (l1 * weights).sum() / batch.num_teacher_boxes,
