@@ -171,6 +171,28 @@ class PreflightError(DetrError, ValueError):
     """A problem that the checks before the first step have found."""
 
 
+class OutOfMemoryError(DetrError, RuntimeError):
+    """A step that does not fit into memory, even in parts.
+
+    Attributes:
+        image_indices: Indices in the dataset of the images that do not fit.
+    """
+
+    def __init__(
+        self,
+        where: object,
+        problem: str = "",
+        remedy: str = "",
+        settings: Mapping[str, object] | None = None,
+        image_indices: Iterable[int] = (),
+    ) -> None:
+        super().__init__(where, problem, remedy, settings)
+        self.image_indices = tuple(image_indices)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.where, self.problem, self.remedy, self.settings, self.image_indices)
+
+
 class LoaderError(DetrError, RuntimeError):
     """Data loading processes that cannot start, have ended, keep the run waiting, or have raised an error."""
 

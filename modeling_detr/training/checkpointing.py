@@ -98,6 +98,7 @@ class TrainingState:
         epoch_averages: Means since the start of the epoch.
         symptoms: Signs in the evaluations that training is going wrong.
         id2label: Names of the classes in the order of the class head's rows; empty in checkpoints of older versions.
+        max_pixels: Limit of the pixels in one forward pass, found when a step ran out of memory; None if none did.
     """
 
     epoch: int = 0
@@ -117,6 +118,7 @@ class TrainingState:
     epoch_averages: Averages = field(default_factory=Averages)
     symptoms: dict[str, Symptom] = field(default_factory=dict)
     id2label: dict[int, str] = field(default_factory=dict)
+    max_pixels: int | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingState":

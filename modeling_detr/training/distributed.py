@@ -21,9 +21,11 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from modeling_detr.data.loader_processes import end_with_parent
 from modeling_detr.errors_detr import DetrError
+from modeling_detr.training.memory import limit_memory
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import TRACKERS
 
@@ -40,7 +42,7 @@ _DISTRIBUTED_TYPES = (
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Set up Accelerate for a run: device, processes, precision, trackers.
+    """Set up Accelerate for a run: device, processes, precision, trackers; and limit the memory of this process.
 
     Raises:
         ValueError: Accelerate does not support the requested precision on this machine, or its configuration
@@ -74,6 +76,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             f"Accelerate is configured for {accelerator.gradient_accumulation_steps} accumulation steps; set them in "
             f"the recipe instead: --gradient_accumulation_steps {accelerator.gradient_accumulation_steps}."
         )
+    if recipe.max_memory_gb is not None:
+        limit_memory(accelerator.device, recipe.max_memory_gb)
     return accelerator
 
 
@@ -223,6 +227,66 @@ def _launch_arguments(command: Sequence[str]) -> list[str] | None:
             case ["accelerate-launch" | "accelerate.commands.launch", *arguments]:
                 return arguments
     return None
+
+
+# Gradients
+
+
+def keep_buffers_local(model: nn.Module) -> None:
+    """Let `DistributedDataParallel` not copy the main process's buffers to the others in each forward pass.
+
+    Frozen ones are equal, and of running statistics only the main process's count (see `Trainer.evaluate`). A forward
+    pass then exchanges nothing, and a process may repeat it by itself.
+
+    Args:
+        model: The training model as prepared by Accelerate.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model.broadcast_buffers = False
+
+
+class Reduction:
+    """The averaging of gradients over processes, which `DistributedDataParallel` does in a step's last backward pass.
+
+    If that pass fails in one process, the others wait for its gradients; `complete` sends zeros in place of those that
+    are missing. The sum is then wrong in all processes, which have to agree to repeat the step.
+
+    Without `DistributedDataParallel`, nothing is averaged and both methods do nothing.
+
+    Args:
+        model: The training model as prepared by Accelerate.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model if isinstance(model, DistributedDataParallel) else None
+        self._before: list[tuple[int, int]] | None = None
+
+    def begin(self) -> None:
+        """Note that the last pass begins."""
+        if self._model is not None:
+            self._before = _gradient_versions(self._model)
+
+    def complete(self) -> None:
+        """Send zeros for all gradients that the failed pass has not sent."""
+        if self._model is None:
+            return
+        after = _gradient_versions(self._model)
+        before = self._before or after
+        missing = [p for p, old, new in zip(_trained(self._model), before, after, strict=True) if old == new]
+        if len(missing) == len(after):  # the pass may not have got as far as its backward pass
+            self._model.reducer._rebuild_buckets()
+            self._model.reducer.prepare_for_backward([])
+        torch.autograd.backward(missing, [parameter.new_zeros(()).expand_as(parameter) for parameter in missing])
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _gradient_versions(model: nn.Module) -> list[tuple[int, int]]:
+    """What changes when a parameter gets a gradient: where it is in memory, and how often it was written."""
+    gradients = [parameter.grad for parameter in _trained(model)]
+    return [(0, 0) if gradient is None else (gradient.data_ptr(), gradient._version) for gradient in gradients]
 
 
 # FSDP

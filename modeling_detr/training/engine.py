@@ -6,28 +6,38 @@ gradient is that of a single process with one large batch.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from modeling_detr.configuration_detr import DetrConfig
-from modeling_detr.data.batch import split_batch
+from modeling_detr.errors_detr import OutOfMemoryError
 from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.loss_detr import LossNumbers, sum_class_weights
 from modeling_detr.structures_detr import DetectionBatch
-from modeling_detr.training.distributed import any_process, gather_full
+from modeling_detr.training.distributed import Reduction, any_process, gather_full
 from modeling_detr.training.divergence import StepShare, non_finite_loss
+from modeling_detr.training.memory import release_memory
+from modeling_detr.training.out_of_memory import (
+    PartFailure,
+    PixelLimit,
+    StepStart,
+    is_out_of_memory,
+    running_statistics,
+)
 from modeling_detr.training.signals import StopRequested
 
 
@@ -69,6 +79,7 @@ class Engine:
         scheduler: The learning rate schedule, built on the raw optimizer; it advances by one each step.
         accelerator: All of its processes take each step together.
         options: How the steps are computed.
+        limit: The limit of pixels found when a step ran out of memory; a step may lower it.
     """
 
     model: nn.Module
@@ -77,6 +88,12 @@ class Engine:
     scheduler: LRScheduler
     accelerator: Accelerator
     options: StepOptions = StepOptions()
+    limit: PixelLimit = field(default_factory=PixelLimit)
+
+    @functools.cached_property
+    def running_statistics(self) -> list[Tensor]:
+        """The buffers that a forward pass changes."""
+        return running_statistics(self.model)
 
 
 class StepRequest(NamedTuple):
@@ -194,6 +211,9 @@ def training_step(
 ) -> StepResult:
     """Take one optimizer step over the batches of all processes, which call it together.
 
+    If a part does not fit into memory, it is halved and the step repeated, with the same gradient; `Engine.limit` then
+    holds for the following steps. All processes repeat the step, under the same limit.
+
     Args:
         engine: Model, optimizer and options.
         batches: The batches of this process, each with one forward and backward pass, or several (see
@@ -203,15 +223,12 @@ def training_step(
 
     Raises:
         NonFiniteLossError: A loss or the gradient is not finite. Raised in all processes, before the optimizer steps.
+        OutOfMemoryError: A single image does not fit into memory. Raised in all processes; with FSDP a batch that does
+            not fit is an error as well, raised in its process.
     """
     accelerator, options = engine.accelerator, engine.options
     dtype = torch.float64 if next(engine.model.parameters()).dtype == torch.float64 else torch.float32
     normalizers = step_normalizers(batches, engine.config, accelerator, dtype, options.loss_normalization)
-    parts = [
-        (part, class_weight_sum)
-        for batch, class_weight_sum in zip(batches, normalizers.class_weight_sums, strict=True)
-        for part in ([batch] if options.max_pixels is None else split_batch(batch, options.max_pixels))
-    ]
     losses_of = StepLosses(
         accelerator,
         normalizers.num_boxes,
@@ -221,7 +238,7 @@ def training_step(
         step,
         normalizers.num_teacher_boxes,
     )
-    losses = _backward(engine, parts, losses_of)
+    parts, losses = _accumulate(engine, batches, normalizers.class_weight_sums, losses_of)
     grad_norm = _clip_gradient(engine)
     table = torch.stack([torch.stack([loss.float() for loss in part.values()]) for part in losses])  # (parts, terms)
     numbers = [_numbers(part, engine.config) for part, _ in parts]
@@ -281,22 +298,82 @@ class StepLosses:
         return {"loss": output.loss, **output.loss_dict}
 
 
+_Parts = list[tuple[DetectionBatch, float | Tensor]]  # with the divisor of the class losses of each
+
+
+def _accumulate(
+    engine: Engine,
+    batches: Sequence[DetectionBatch],
+    class_weight_sums: Sequence[float | Tensor],
+    losses_of: StepLosses,
+) -> tuple[_Parts, list[dict[str, Tensor]]]:
+    """Compute the gradient of a step, in smaller parts if it does not fit; return the parts and the losses of each."""
+    accelerator = engine.accelerator
+    start = StepStart(accelerator.device, engine.running_statistics)
+    while True:
+        parts = [
+            (part, class_weight_sum)
+            for batch, class_weight_sum in zip(batches, class_weight_sums, strict=True)
+            for part in engine.limit.split(batch, engine.options.max_pixels)
+        ]
+        losses, failure = _backward(engine, parts, losses_of)
+        failures = [] if failure is None else [failure]
+        if accelerator.num_processes > 1 and any_process(accelerator, failure is not None):
+            failures = gather_object(failures)
+        if not failures:
+            return parts, losses
+        engine.limit.lower(failures)
+        losses.clear()
+        engine.optimizer.zero_grad()
+        release_memory(accelerator.device)
+        start.restore()
+
+
 def _backward(
-    engine: Engine, parts: Sequence[tuple[DetectionBatch, float | Tensor]], losses_of: StepLosses
-) -> list[dict[str, Tensor]]:
-    """Accumulate the gradient of all parts; return the losses of each, by name in sorted order."""
+    engine: Engine, parts: _Parts, losses_of: StepLosses
+) -> tuple[list[dict[str, Tensor]], PartFailure | None]:
+    """Accumulate the gradient of all parts; return the losses of each, by name in sorted order.
+
+    Returns:
+        The losses, and the part that did not fit into memory, if there is one; the gradient is then incomplete.
+    """
     accelerator = engine.accelerator
     # Distributed training averages gradients over processes, and Accelerate divides by its accumulation steps. Undo
     # both, since the loss is already this part's share of the loss of the whole step.
     factor = accelerator.num_processes * accelerator.gradient_accumulation_steps
-    all_losses = []
+    all_losses: list[dict[str, Tensor]] = []
+    reduction, failure = Reduction(engine.model), None
     for index, (part, class_weight_sum) in enumerate(parts):
         is_last = index == len(parts) - 1
-        with contextlib.nullcontext() if is_last else accelerator.no_sync(engine.model):
-            losses = losses_of(engine.model, part, class_weight_sum)
-            accelerator.backward(losses["loss"] * factor)
+        if is_last:
+            reduction.begin()
+        try:
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(engine.model):
+                losses = losses_of(engine.model, part, class_weight_sum)
+                accelerator.backward(losses["loss"] * factor)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = PartFailure.of(part, error)
+            if accelerator.distributed_type == DistributedType.FSDP:
+                raise _failure_with_shards(failure) from error
+            break
         all_losses.append({name: losses[name].detach() for name in sorted(losses)})
-    return all_losses
+    if failure is not None:  # after the `except` block: its error refers to all tensors of the failed part
+        losses = {}
+        release_memory(accelerator.device)
+        reduction.complete()
+    return all_losses, failure
+
+
+def _failure_with_shards(failure: PartFailure) -> OutOfMemoryError:
+    """The error of a part that does not fit with FSDP, whose processes exchange weights within each part."""
+    return OutOfMemoryError(
+        "a training step",
+        f"{failure} does not fit into memory ({failure.reason})",
+        "use a smaller batch_size, with more gradient_accumulation_steps",
+        image_indices=failure.image_indices,
+    )
 
 
 def _clip_gradient(engine: Engine) -> Tensor:

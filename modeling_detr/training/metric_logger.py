@@ -7,7 +7,7 @@
 - `"warning"`: a `text`, if an evaluation indicates that training is going wrong.
 
 The first two also have `images`, the images that the run has trained on so far, `seconds`, its duration so far, and
-`images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib`; see `Pace`.
+`images_per_second`, `loader_wait` (share of the time, 0 to 1) and `memory_gib` (the peak so far); see `Pace`.
 """
 
 import json

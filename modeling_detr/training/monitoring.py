@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from modeling_detr.evaluation.evaluators.queries import QueryMetrics
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.training.engine import StepResult
+from modeling_detr.training.memory import peak_gib
 
 
 _MIN_OBJECT_QUERIES = 0.01  # queries that predict a class, per true object
@@ -49,25 +49,18 @@ class Pace:
     def take(self) -> dict[str, float]:
         """Return the measurements since the last call, and start over.
 
-        `images_per_second`; `loader_wait`, the share of the time (0 to 1) spent waiting for images; `memory_gib`, see
-        `memory_gib`.
+        `images_per_second`; `loader_wait`, the share of the time (0 to 1) spent waiting for images; `memory_gib`, the
+        peak of the process so far, see `peak_gib`.
         """
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         measurements = {
             "images_per_second": self._images / seconds,
             "loader_wait": min(1.0, self._waited / seconds),
-            "memory_gib": memory_gib(self._device),
+            "memory_gib": peak_gib(self._device),
         }
         self._images, self._waited, self._since = 0, 0.0, now
         return measurements
-
-
-def memory_gib(device: torch.device) -> float:
-    """Memory in GiB: on a GPU the peak of allocated tensors, otherwise the resident memory of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return float(psutil.Process().memory_info().rss) / 2**30
 
 
 class Stopwatch:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import box_iou
@@ -27,7 +27,7 @@ from modeling_detr.data import DetectionDataset, SampleKey
 from modeling_detr.data.batch_transfer import bytes_in_shared_memory
 from modeling_detr.data.loaders import BatchLoader
 from modeling_detr.data.sampler import planned_sizes
-from modeling_detr.errors_detr import DetrError, PreflightError
+from modeling_detr.errors_detr import DetrError, OutOfMemoryError, PreflightError
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.structures_detr import (
@@ -37,6 +37,8 @@ from modeling_detr.structures_detr import (
     DetectionResult,
     DetectionSample,
 )
+from modeling_detr.training.memory import peak_gib, release_memory, reset_peak
+from modeling_detr.training.out_of_memory import PartFailure, is_out_of_memory
 from modeling_detr.training.setup import PreparedRun
 
 
@@ -89,7 +91,7 @@ def preflight(run: PreparedRun) -> list[str]:
         Lines to print, in the main process; an empty list in the others.
 
     Raises:
-        PreflightError: Training would fail: an image or a label is wrong, or the largest batch does not fit into
+        PreflightError: Training would fail: an image or a label is wrong, or the largest image does not fit into
             memory. Raised in all processes.
     """
     lines: list[str] = []
@@ -98,15 +100,18 @@ def preflight(run: PreparedRun) -> list[str]:
         with unchanged_states(run.model):
             try:
                 lines = _check_everything(run)
-            except (ValueError, OSError) as problem:
+            except (ValueError, OSError, OutOfMemoryError) as problem:
                 error = _with_way_around(problem)
     errors = [found for found in gather_object([error]) if found is not None]
     if errors:
         raise errors[0]
+    if run.accelerator.num_processes > 1:
+        (run.limit.pixels,) = broadcast_object_list([run.limit.pixels])
+    run.state.max_pixels = run.limit.pixels
     return lines
 
 
-def _with_way_around(problem: ValueError | OSError) -> PreflightError:
+def _with_way_around(problem: ValueError | OSError | OutOfMemoryError) -> PreflightError:
     """The error of a check, with the key of the recipe that skips the checks."""
     skip = "to train all the same, skip the checks"
     if isinstance(problem, DetrError):
@@ -298,35 +303,56 @@ def largest_batch(run: PreparedRun) -> DetectionBatch:
 
 
 def _check_largest_batch(run: PreparedRun, batch: DetectionBatch) -> tuple[float | None, str]:
-    """Train on the largest batch on an accelerator, or estimate its memory on a CPU.
+    """Train on the largest batch on an accelerator or with `max_memory_gb`, or estimate its memory on a CPU.
 
     Returns:
-        Seconds of a step, None if none was taken, and the line to print.
+        Seconds of a step, None if none was taken or it was split, and the line to print.
 
     Raises:
-        ValueError: It does not fit into memory.
+        OutOfMemoryError: One image does not fit into memory.
     """
     num_images, _, height, width = batch["pixel_values"].shape
     name = f"the largest batch, {num_images} images of {width}x{height} (width x height)"
     if run.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         return None, f"{name}: not tried, since it would need all processes"
-    if run.accelerator.device.type == "cpu":
-        needed, free = estimated_bytes(run, batch), _free_bytes()
+    if run.accelerator.device.type == "cpu" and run.recipe.max_memory_gb is None:
+        needed, free = estimated_bytes(run, _largest_part(run, batch)), _free_bytes()
         text = f"{name}, needs about {needed / 2**30:.1f} GiB of memory (estimated)"
         if free is None:
             return None, text
         return None, f"{'WARNING: ' if needed > free else ''}{text}; {free / 2**30:.1f} GiB are free"
-    try:
-        real_step(run, batch)  # the first one selects kernels
-        seconds = real_step(run, batch)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"{name}, does not fit into the memory of {run.accelerator.device}: {str(error).partition('. ')[0]}; "
-            f"lower batch_size (and raise gradient_accumulation_steps) or the image sizes, or set "
-            f"gradient_checkpointing."
-        ) from error
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
-    return seconds, f"{name}, fits: at most {peak:.1f} GiB, in {seconds:.2f} s"
+    part, seconds = _fitting_part(run, batch)
+    peak = f"at most {peak_gib(run.accelerator.device):.1f} GiB"
+    split = run.limit.report()
+    if split is not None:
+        return None, f"WARNING: {split}; {peak}"
+    parts = "" if part is batch else f" in parts of at most {len(part['labels'])} images"
+    return None if parts else seconds, f"{name}, fits{parts}: {peak}, in {seconds:.2f} s"
+
+
+def _fitting_part(run: PreparedRun, batch: DetectionBatch) -> tuple[DetectionBatch, float]:
+    """Train on the largest part of a batch, and halve it until it fits; return it, and the seconds that it takes."""
+    device = run.accelerator.device
+    while True:
+        part = _largest_part(run, batch)
+        reset_peak(device)
+        try:
+            real_step(run, part)  # the first one selects kernels
+            return part, real_step(run, part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = PartFailure.of(part, error)
+        for parameter in run.model.parameters():
+            parameter.grad = None
+        release_memory(device)
+        run.limit.lower([failure])
+
+
+def _largest_part(run: PreparedRun, batch: DetectionBatch) -> DetectionBatch:
+    """The largest part of a batch that passes through the model at once."""
+    parts = run.limit.split(batch, run.recipe.max_pixels_per_batch)
+    return max(parts, key=lambda part: part["pixel_values"].numel())
 
 
 def real_step(run: PreparedRun, batch: DetectionBatch) -> float:

@@ -218,7 +218,8 @@ class Recipe:
     max_pixels_per_batch: int | None = key(
         None,
         "Maximum number of pixels, padding included, in one forward pass. A larger batch is processed in parts; the "
-        "images and the gradient of the step stay the same.",
+        "images and the gradient of the step stay the same. none: no limit until a step runs out of memory, which is "
+        "then repeated in halves.",
         at_least=1,
     )
     num_workers: int = key(2, "Data loading processes per training process.", at_least=0)
@@ -330,6 +331,13 @@ class Recipe:
         False, "Compile backbone, encoder and decoder with torch.compile; the first steps then take minutes."
     )
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass, to save memory.")
+    max_memory_gb: float | None = key(
+        None,
+        "Maximum memory of each training process in GiB (2^30 bytes), of PyTorch on a GPU, and of all that is not "
+        "shared on a CPU under Linux; loader processes are not limited. A step that needs more is split, see "
+        "max_pixels_per_batch. none: no limit.",
+        at_least=0.1,
+    )
     seed: int = key(
         DEFAULT_SEED, "Seed of weights, image order, augmentation and dropout.", at_least=0, resume=Resume.ORDER
     )

@@ -19,6 +19,10 @@ from modeling_detr.training.recipe import DECIDED_BY_MINUTES, Recipe, ResumeChan
 from modeling_detr.training.run_folder import RECIPE, holds_run
 
 
+# Keys that decide how much memory a step needs or may have.
+_MEMORY_KEYS = ("max_pixels_per_batch", "max_memory_gb", "mixed_precision", "gradient_checkpointing")
+
+
 def checkpoint_to_resume(recipe: Recipe) -> Path | None:
     """Return the checkpoint that a run continues from; None for a new run, whose folder must not contain another.
 
@@ -109,7 +113,7 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
     current, state = dataclasses.replace(run.state), run.state
     load_checkpoint(folder, run, id2label=current.id2label)
     reordered = [*(change.name for change in changes.order), *_changed_images(state, current)]
-    notes = changes.sentences()
+    notes = [*changes.sentences(), *_memory_note(state, changes)]
     if state.num_processes != current.num_processes:
         before = counted(state.num_processes, "process", "processes")
         note = f"trained with {before} so far, now with {current.num_processes}"
@@ -125,6 +129,19 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
     state.num_processes, state.step_size = current.num_processes, current.step_size
     state.num_images, state.id2label = current.num_images, current.id2label  # older checkpoints have no id2label
     return notes
+
+
+def _memory_note(state: TrainingState, changes: ResumeChanges) -> list[str]:
+    """Note the limit of pixels found before, or forget it if the recipe changes what a step needs or may have."""
+    if state.max_pixels is None:
+        return []
+    if any(change.name in _MEMORY_KEYS for change in changes.free):
+        state.max_pixels = None
+        return []
+    return [
+        f"a step ran out of memory before, so at most {state.max_pixels:,} pixels pass through the model at once; "
+        f"another max_pixels_per_batch replaces this limit"
+    ]
 
 
 def _changed_images(previous: TrainingState, current: TrainingState) -> list[str]:

@@ -4,7 +4,7 @@ import copy
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, cast
@@ -42,10 +42,13 @@ from modeling_detr.training.distributed import (
     copy_weights,
     end_with_launcher,
     in_main_process,
+    keep_buffers_local,
     leave_cores_to_loaders,
 )
 from modeling_detr.training.engine import Engine, StepOptions
+from modeling_detr.training.memory import lift_limit
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
+from modeling_detr.training.out_of_memory import PixelLimit
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.resume import checkpoint_to_resume, resume, with_decided_steps
 from modeling_detr.training.run_folder import check_run_folder
@@ -162,6 +165,7 @@ class PreparedRun:
         checkpoint: The checkpoint that the run resumes from; None for a new run.
         notes: Notes for the plan.
         steps_are_known: False if the recipe gives minutes, and the steps still have to be decided (`pace_probe`).
+        limit: The limit of pixels found when a step ran out of memory.
     """
 
     recipe: Recipe
@@ -178,6 +182,7 @@ class PreparedRun:
     checkpoint: Path | None
     notes: Sequence[str]
     steps_are_known: bool = True
+    limit: PixelLimit = field(default_factory=PixelLimit)
 
     @property
     def model(self) -> nn.Module:
@@ -207,7 +212,7 @@ class PreparedRun:
             seed=recipe.seed,
         )
         config = self.weights.detector.config
-        return Engine(self.model, config, self.optimizer, self.scheduler, self.accelerator, options)
+        return Engine(self.model, config, self.optimizer, self.scheduler, self.accelerator, options, self.limit)
 
 
 def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
@@ -281,6 +286,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
         checkpoint=checkpoint,
         notes=(*([] if head is None else [head]), *([] if teacher is None else teacher.notes), *resumed, *notes),
         steps_are_known=steps_are_known,
+        limit=PixelLimit(run.state.max_pixels),
     )
 
 
@@ -313,6 +319,7 @@ def _build_optimizer(
         weight_decay=recipe.weight_decay,
     )
     model, optimizer = accelerator.prepare(training_model, raw_optimizer)
+    keep_buffers_local(model)
     state = TrainingState(
         num_processes=accelerator.num_processes,
         step_size=step_size,
@@ -497,8 +504,9 @@ def build_loaders(
 
 
 def prepare_worker(_index: int) -> None:
-    """Limit a loader process to one thread, and let only its parent process end it."""
+    """Limit a loader process to one thread but not its memory, and let only its parent process end it."""
     torch.set_num_threads(1)
+    lift_limit()
     leave_stopping_to_parent()
     sys.excepthook = _ignore_broken_connections
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from modeling_detr.analysis import Evidence
 from modeling_detr.atomic_output import make_folder, replace_text, replaced_file
-from modeling_detr.errors_detr import OutputError, RunInUseError
+from modeling_detr.errors_detr import OutOfMemoryError, OutputError, RunInUseError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluator import Evaluator
 from modeling_detr.evaluation.evaluators import default_evaluators
@@ -164,6 +164,7 @@ class Trainer:
                 break
             state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
             run.weights.update_average(state.step)
+            self._report_limit()
             pace.add(result)
             epoch_pace.add(result)
             self._log_step(result, rates, pace)
@@ -179,6 +180,11 @@ class Trainer:
             return next(steps, None)
         except NonFiniteLossError as error:
             raise describe_failure(error, self.run) from None
+        except OutOfMemoryError as error:
+            self._save_before_error()
+            images = self.run.train_index.images
+            paths = "".join(f", {images[index].path}" for index in error.image_indices[:1])
+            raise OutOfMemoryError(f"step {self.state.step + 1}{paths}", error.problem, error.remedy) from error
         except (OSError, ValueError):
             self._save_before_error()
             raise
@@ -292,6 +298,13 @@ class Trainer:
         """The images that the run has trained on; earlier epochs count as they are now, if the dataset has changed."""
         per_epoch, step_size = len(self.run.train_index), self.run.loaders.train_sampler.step_size
         return self.state.epoch * per_epoch + min(self.state.step_in_epoch * step_size, per_epoch)
+
+    def _report_limit(self) -> None:
+        """Say once that a step ran out of memory, and keep the limit found for checkpoints."""
+        text = self.run.limit.report()
+        if text is not None:
+            self.state.max_pixels = self.run.limit.pixels
+            self._logger.warning(self.state.epoch, self.state.step, text)
 
     def _report_unreadable(self) -> None:
         """Warn once of each training image that cannot be read and was replaced."""

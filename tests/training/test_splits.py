@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from split_steps import CASES, COUNTS, SPLIT_OVER_PROCESSES, batch_of, gradient_of_step, model_of
+from split_steps import CASES, COUNTS, FAILURES, SPLIT_OVER_PROCESSES, batch_of, gradient_of_step, model_of
 
 from modeling_detr.image_processing_detr import batch_to_device
 from modeling_detr.training.engine import StepResult
@@ -52,6 +52,14 @@ def test_parts_of_a_batch_have_the_gradient_of_the_batch(case):
     assert_same_step(got, whole(case, "unequal"))
 
 
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_that_runs_out_of_memory_is_repeated_with_the_gradient_of_the_batch(case, where):
+    batches = [batch_of(COUNTS["unequal"][:2]), batch_of(COUNTS["unequal"][2:], first_index=2)]
+    got = gradient_of_step(case, batches, Accelerator(cpu=True), failure=(2 * SIZE * SIZE, where, 1))
+    assert_same_step(got, whole(case, "unequal"))
+
+
 def by_hand(case, batches):
     """The original: a batch's class loss is divided by its weights, its box losses by the mean number of boxes."""
     model = model_of(case).train()
@@ -86,7 +94,7 @@ def test_both_normalizations_agree_for_one_process_and_one_batch(counts):
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradient_of_one_process(tmp_path):
+def test_two_processes_have_the_gradient_of_one_process_even_if_one_runs_out_of_memory(tmp_path):
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     start += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/split_steps.py", str(tmp_path)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -100,3 +108,6 @@ def test_two_processes_have_the_gradient_of_one_process(tmp_path):
             counts = COUNTS[name]
             expected = by_hand(case, [batch_of(counts[:4]), batch_of(counts[4:], first_index=4)])
             assert_same_gradient(got[0], expected)
+    for where, step in FAILURES:
+        got = torch.load(tmp_path / f"{where}, {step}.pt", weights_only=False)
+        assert_same_step(got, whole("plain", "unequal"))
