@@ -7,8 +7,8 @@
 All contenders get the same weights and inputs, which are generated, and are measured in turn in one process. Their
 results are compared first: a section in which they differ is refused, with the difference.
 
-The results are `results.md` (tables), `results.json` (every round) and `speed.png`. The exit code is 1 if a section
-was refused.
+The results are `results.md` (tables), `results.json` (every round), `speed.png` (ratios), and `growth.png` (time and
+memory as the work grows) if that was measured. The exit code is 1 if a section was refused.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 
 from modeling_detr.atomic_output import make_folder, replace_text
+from modeling_detr.benchmarks.speed.growth import growth_curves
+from modeling_detr.benchmarks.speed.growth_plot import plot_growth
 from modeling_detr.benchmarks.speed.measurement import SectionResult
 from modeling_detr.benchmarks.speed.original_checkout import REPOSITORY, OriginalCheckout
 from modeling_detr.benchmarks.speed.plot import plot_speed
@@ -35,7 +37,7 @@ from modeling_detr.output_errors import check_folder
 from modeling_detr.provenance import command_line
 
 
-RESULTS = ("results.json", "results.md", "speed.png")
+RESULTS = ("results.json", "results.md", "speed.png", "growth.png")
 _ROUNDS = {False: 9, True: 5}  # with --quick: True
 _SECONDS = {False: 60.0, True: 5.0}
 
@@ -46,7 +48,7 @@ def add_speed(commands: "argparse._SubParsersAction[CommandParser]", argv: Seque
         "speed", help="measure this package beside Transformers' DETR and the original", description=__doc__
     )
     sections = "; ".join(f"{name}: {section.summary}" for name, section in SECTIONS.items())
-    parser.add_argument("--quick", action="store_true", help="less work and fewer rounds: five minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="less work and fewer rounds: five minutes on a core")
     parser.add_argument("--sections", help=f"only these, such as loss,step (default: all). {sections}")
     parser.add_argument(
         "--original", type=Path, help=f"a checkout of {REPOSITORY}, whose code is run (default: not measured)"
@@ -102,10 +104,13 @@ def _measure(names: Sequence[str], settings: SpeedSettings, folder: Path, comman
         results.append(result)
         if result.refused:
             _print_line(f"{result.name}: NOT MEASURED; {result.refused}")
+        for reason in result.skipped:
+            _print_line(f"{result.name}: left out: {reason}")
         text = json.dumps(results_json(results, settings, command), indent=1, ensure_ascii=False)
         replace_text(folder / "results.json", f"{text}\n")
         replace_text(folder / "results.md", results_markdown(results, settings, command))
         plot_speed(results, folder / "speed.png")
+        plot_growth(growth_curves(results), folder / "growth.png")
     return results
 
 

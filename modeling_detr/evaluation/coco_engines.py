@@ -69,6 +69,20 @@ class CocoScoring(NamedTuple):
         """COCO's name for the IoU of boxes or masks."""
         return "bbox" if self.truth.masks is None else "segm"
 
+    def of_classes(self, labels: Sequence[int]) -> "CocoScoring":
+        """The part that decides about some classes: their objects and detections, and the images that have any."""
+        truth, detections = (
+            objects.take(np.flatnonzero(np.isin(objects.labels, labels))) for objects in (self.truth, self.detections)
+        )
+        used = {*truth.image_ids.tolist(), *detections.image_ids.tolist()}
+        return self._replace(
+            images=[image for image in self.images if image["id"] in used],
+            categories=[category for category in self.categories if category["id"] in {*labels}],
+            truth=truth,
+            detections=detections,
+            scored_labels=[*labels],
+        )
+
 
 class PrecisionAndRecall(NamedTuple):
     """Precision (T, R, C, A, M) and recall (T, C, A, M); -1 without annotated objects."""

@@ -13,7 +13,15 @@ from torchvision import tv_tensors
 
 from modeling_detr.atomic_output import make_folder
 from modeling_detr.data.batch import DetrCollator
-from modeling_detr.structures_detr import DetectionBatch, DetectionLabels, DetectionSample
+from modeling_detr.structures_detr import (
+    AnnotationTable,
+    Category,
+    DetectionBatch,
+    DetectionIndex,
+    DetectionLabels,
+    DetectionSample,
+    ImageRecord,
+)
 
 
 # (width, height) and share of COCO's images; those of other sizes are spread over these
@@ -106,6 +114,53 @@ def random_predictions(
             }
         )
     return logits.to(device), boxes.to(device), labels
+
+
+def random_index(num_images: int, num_objects: int, num_labels: int, seed: int = 0) -> DetectionIndex:
+    """A dataset of images of COCO's sizes, without files, with `num_objects` objects each. A million take seconds."""
+    rng = np.random.default_rng(seed)
+    sizes = coco_sizes(num_images, rng)
+    count = num_images * num_objects
+    boxes = draw_boxes(count, 1000, 1000, rng) / 1000
+    limits = np.repeat(np.array(sizes, np.float64)[:, ::-1], num_objects, axis=0)
+    boxes_xyxy = (boxes * np.tile(limits, 2)).round(2)
+    table = AnnotationTable(
+        image_index=np.repeat(np.arange(num_images), num_objects),
+        label=rng.integers(0, num_labels, count),
+        boxes_xyxy=boxes_xyxy,
+        area=(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1),
+        is_crowd=np.zeros(count, np.bool_),
+    )
+    images = tuple(ImageRecord(number, f"{number:012}.jpg", *size) for number, size in enumerate(sizes, start=1))
+    categories = tuple(Category(label, f"class {label}") for label in range(num_labels))
+    return DetectionIndex("generated", images, categories, table)
+
+
+def write_coco_annotations(index: DetectionIndex, file: Path) -> Path:
+    """Writes the annotation file of a dataset as COCO's are written, without its images."""
+    table = index.annotations
+    with file.open("w", encoding="utf-8") as text:
+        text.write('{"images": [')
+        text.write(
+            ",".join(
+                f'{{"license": 1, "file_name": "{image.path}", "height": {image.height}, "width": {image.width}, '
+                f'"id": {image.id}}}'
+                for image in index.images
+            )
+        )
+        text.write('], "annotations": [')
+        corners, areas = table.boxes_xyxy.tolist(), table.area.round(2).tolist()
+        rows = zip(table.image_index.tolist(), table.label.tolist(), corners, areas, strict=True)
+        text.write(
+            ",".join(
+                f'{{"area": {area}, "iscrowd": 0, "image_id": {index.images[image].id}, "bbox": [{x0}, {y0}, '
+                f'{round(x1 - x0, 2)}, {round(y1 - y0, 2)}], "category_id": {label}, "id": {number}}}'
+                for number, (image, label, (x0, y0, x1, y1), area) in enumerate(rows, start=1)
+            )
+        )
+        names = [{"id": category.id, "name": category.name} for category in index.categories]
+        text.write(f'], "categories": {json.dumps(names)}}}')
+    return file
 
 
 def write_coco_dataset(folder: Path, sizes: Sequence[tuple[int, int]], num_labels: int, seed: int = 0) -> Path:

@@ -27,6 +27,26 @@ class Quantity:
 TIME = Quantity("ms", factor=1000.0)
 RATE = Quantity("images per s", higher_is_better=True)
 SHARE = Quantity("%", factor=100.0)
+MEMORY = Quantity("MB", factor=1e-6)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The place of a measurement in a series: the same work at several sizes.
+
+    Attributes:
+        work: What is done at all sizes.
+        axis: What grows, such as `queries`.
+        size: How many there are here.
+        expected: The largest exponent expected: 1 for a cost in proportion to the size, 2 for its square.
+        reason: Why, in a few words.
+    """
+
+    work: str
+    axis: str
+    size: int
+    expected: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -39,12 +59,14 @@ class Measurement:
         samples: Contender → its value in each round. Round i of all contenders ran at about the same time.
         differences: Contender → the largest difference of its outputs from this package's, relative to the largest
             value of each output.
+        growth: Its place in a series; None if it is a piece of work by itself.
     """
 
     work: str
     quantity: Quantity
     samples: Mapping[str, Sequence[float]]
     differences: Mapping[str, float] = field(default_factory=dict)
+    growth: Growth | None = None
 
     def median(self, contender: str) -> float:
         """The median over the rounds."""
@@ -102,6 +124,7 @@ class SectionResult:
         measurements: What was measured.
         notes: What the reader has to know about the contenders, one sentence each.
         refused: Why the section was not measured, or not to its end; empty if it was.
+        skipped: What it left out, and why, one sentence each.
         seconds: How long the section took.
     """
 
@@ -109,6 +132,7 @@ class SectionResult:
     measurements: Sequence[Measurement]
     notes: Sequence[str] = ()
     refused: str = ""
+    skipped: Sequence[str] = ()
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -118,5 +142,6 @@ class SectionResult:
             "measurements": [measurement.as_dict() for measurement in self.measurements],
             "notes": list(self.notes),
             "refused": self.refused or None,
+            "skipped": list(self.skipped),
             "seconds": self.seconds,
         }

@@ -1,5 +1,6 @@
 """The results of a run as a table, and as values for JSON."""
 
+import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -8,7 +9,16 @@ from typing import Any
 import torch
 
 from modeling_detr.benchmarks.machine import cpu_flags, machine
-from modeling_detr.benchmarks.speed.measurement import ORIGINAL, OURS, Measurement, SectionResult
+from modeling_detr.benchmarks.speed.growth import GrowthCurve, by_work, growth_curves, growth_of
+from modeling_detr.benchmarks.speed.measurement import (
+    MEMORY,
+    ORIGINAL,
+    OURS,
+    TIME,
+    Measurement,
+    Quantity,
+    SectionResult,
+)
 from modeling_detr.benchmarks.speed.sections import SECTIONS
 from modeling_detr.benchmarks.speed.settings import SpeedSettings
 from modeling_detr.markup import markdown_cell, markdown_text
@@ -63,6 +73,7 @@ def results_json(results: Sequence[SectionResult], settings: SpeedSettings, comm
         "python": platform.python_version(),
         "quick": settings.quick,
         "sections": [result.as_dict() for result in results],
+        "growth": [curve.as_dict() for curve in growth_curves(results)],
     }
 
 
@@ -70,13 +81,14 @@ def results_markdown(results: Sequence[SectionResult], settings: SpeedSettings, 
     """A page with a summary, and a table of all figures for each section."""
     lines = "\n".join(f"- {name}: {markdown_text(str(value))}" for name, value in facts(settings, command))
     parts = ["# Speed", lines, "## Summary", summary_table(results)]
-    refused = [result for result in results if result.refused]
-    if refused:
-        sentences = "\n".join(f"- {result.name}: {markdown_text(result.refused)}" for result in refused)
-        parts += ["## Not measured", sentences]
+    absent = [(result.name, reason) for result in results for reason in (result.refused, *result.skipped) if reason]
+    if absent:
+        parts += ["## Not measured", "\n".join(f"- {name}: {markdown_text(reason)}" for name, reason in absent)]
     for result in results:
         if result.measurements:
-            parts += [f"## {_heading(result.name)}", _details(result.measurements)]
+            parts.append(f"## {_heading(result.name)}")
+            parts += growth_tables(growth_curves([result]))
+            parts.append(_details(result.measurements))
             parts.append("\n".join(f"- {markdown_text(note)}" for note in result.notes))
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
@@ -87,9 +99,40 @@ def summary_table(results: Sequence[SectionResult]) -> str:
     rows = [["section", "work", OURS, *others]]
     for result in results:
         for measurement in result.measurements:
-            cells = [_median(measurement, name) for name in [OURS, *others]]
-            rows.append([result.name, measurement.work, *cells])
+            if measurement.growth is None:  # those of a series have a table of their own
+                cells = [_median(measurement, name) for name in [OURS, *others]]
+                rows.append([result.name, measurement.work, *cells])
     return _table(rows, aligned_left=2)
+
+
+def growth_tables(curves: Sequence[GrowthCurve]) -> list[str]:
+    """A row for each piece of work that grows: cost at the smallest and the largest size, and exponents.
+
+    After it, why these exponents are expected. No tables if nothing grows.
+    """
+    if not curves:
+        return []
+    rows = [["work", "what grows", "sizes", "time", "exponent", "memory", "exponent", "expected at most"]]
+    reasons: dict[str, None] = {}
+    for group in by_work(curves):
+        cells = {curve.quantity: [_costs(curve), _exponent(curve)] for curve in group}
+        expected = "time " + ", memory ".join(f"{curve.expected:g}" for curve in group)
+        costs = [*cells.get(TIME, ["-", "-"]), *cells.get(MEMORY, ["-", "-"])]
+        sizes = " · ".join(f"{size:,}" for size in group[0].sizes)
+        rows.append([group[0].work, group[0].axis, sizes, *costs, expected])
+        reasons.setdefault(f"{group[0].work}, {group[0].axis}: {growth_of(group[0].points[0]).reason}")
+    return [_table(rows, aligned_left=3), "\n".join(f"- {markdown_text(reason)}" for reason in reasons)]
+
+
+def _costs(curve: GrowthCurve) -> str:
+    first, last = (_quantity_value(curve.quantity, curve.costs[place]) for place in (0, -1))
+    return f"{first} to {last} {curve.quantity.unit}"
+
+
+def _exponent(curve: GrowthCurve) -> str:
+    if math.isnan(curve.exponent):
+        return "-"
+    return f"{curve.exponent:.2f}{' (more than expected)' if curve.exceeds else ''}"
 
 
 def _contenders(results: Sequence[SectionResult]) -> list[str]:
@@ -135,8 +178,12 @@ def _details(measurements: Sequence[Measurement]) -> str:
 
 
 def _value(measurement: Measurement, value: float) -> str:
+    return _quantity_value(measurement.quantity, value)
+
+
+def _quantity_value(quantity: Quantity, value: float) -> str:
     """A value in the unit of its quantity, with three digits."""
-    scaled = value * measurement.quantity.factor
+    scaled = value * quantity.factor
     digits = 0 if abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
     return f"{scaled:,.{digits}f}"
 

@@ -23,6 +23,7 @@ class SpeedSettings:
         seconds: No further round of a measurement starts after this time; there are at least three rounds.
         original: The checkout of the original; None: it is not measured.
         report: Called with a line about the progress.
+        skip: Called with what a section leaves out, and why.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class SpeedSettings:
     seconds: float = 60.0
     original: OriginalCheckout | None = None
     report: Callable[[str], None] = lambda line: None  # noqa: ARG005
+    skip: Callable[[str], None] = lambda line: None  # noqa: ARG005
 
     @property
     def stopwatch(self) -> Stopwatch:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _NUM_IOU_THRESHOLDS = 10  # .50, .55, … .95
 _NUM_RECALL_THRESHOLDS = 101  # 0, .01, … 1
 _OBJECT_SIZES = {"all": "all", "small": "area < 32²", "medium": "32² to 96²", "large": "area > 96²"}
+CLASSES_AT_ONCE = 256  # that an engine scores: it holds several numbers for each class and all thresholds and sizes
 _IOU_INDEX: dict[str, int | slice] = {".50:.95": slice(None), ".50": 0, ".75": 5}
 
 
@@ -57,9 +58,9 @@ class _Definition(NamedTuple):
         return self.field.startswith("ar_")
 
     def mean(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> float:
-        """The metric from precision (T, R, C, A, M) and recall (T, C, A, M)."""
-        values = (recall if self.is_recall else precision)[..., list(_OBJECT_SIZES).index(self.size), self.limit]
-        return _mean(values[_IOU_INDEX[self.iou]])
+        """The metric from precision (T, R, C, A) with the last limit, and recall (T, C, A, M) with all."""
+        values = recall[..., self.limit] if self.is_recall else precision
+        return _mean(values[_IOU_INDEX[self.iou]][..., list(_OBJECT_SIZES).index(self.size)])
 
 
 _DEFINITIONS = (
@@ -310,12 +311,16 @@ class CocoEvaluator:
     def compute(self) -> CocoMetrics:
         """Computes the metrics of all predictions so far; without any predictions, AP is 0."""
         num_classes, num_sizes, num_limits = len(self.index.categories), len(_OBJECT_SIZES), len(self.max_detections)
-        precision = np.full((_NUM_IOU_THRESHOLDS, _NUM_RECALL_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
+        precision = np.full((_NUM_IOU_THRESHOLDS, _NUM_RECALL_THRESHOLDS, num_classes, num_sizes), -1.0)
         recall = np.full((_NUM_IOU_THRESHOLDS, num_classes, num_sizes, num_limits), -1.0)
-        if len(self.index):
-            scored = ENGINES[self.engine](self.scoring())
-            precision[:, :, self._scored_labels] = scored.precision
-            recall[:, self._scored_labels] = scored.recall
+        scoring = self.scoring()
+        # classes without annotated objects keep the -1; the others are scored independently of each other
+        annotated = np.intersect1d(self._scored_labels, scoring.truth.labels).tolist()
+        for start in range(0, len(annotated), CLASSES_AT_ONCE):
+            labels = annotated[start : start + CLASSES_AT_ONCE]
+            scored = ENGINES[self.engine](scoring.of_classes(labels))
+            precision[:, :, labels] = scored.precision[..., -1]  # no metric needs that with other limits
+            recall[:, labels] = scored.recall
         return self._metrics(precision, recall)
 
     def matches(self, iou: float = 0.5) -> DetectionMatches:
@@ -408,7 +413,7 @@ class CocoEvaluator:
         )
 
     def _metrics(self, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> CocoMetrics:
-        """The metrics from precision (T, R, C, A, M) and recall (T, C, A, M)."""
+        """The metrics from precision (T, R, C, A) with the last limit, and recall (T, C, A, M) with all."""
         table = self.index.annotations
         num_boxes = np.bincount(table.label[~table.is_crowd], minlength=len(self.index.categories))
         per_class = {}

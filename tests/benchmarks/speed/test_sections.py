@@ -1,12 +1,17 @@
+from dataclasses import replace
+
 import pytest
 
 from modeling_detr.benchmarks.speed.agreement import check_agreement
-from modeling_detr.benchmarks.speed.measurement import TIME, Measurement
+from modeling_detr.benchmarks.speed.growth import growth_curves
+from modeling_detr.benchmarks.speed.inference_forms import FORMS, Form
+from modeling_detr.benchmarks.speed.measurement import MEMORY, TIME, Measurement, SectionResult
 from modeling_detr.benchmarks.speed.sections import (
     SECTIONS,
     Section,
     epoch,
     evaluation,
+    growth,
     inference,
     loader,
     loss,
@@ -68,8 +73,49 @@ def test_an_epoch_is_measured_from_files(settings, small_config):
 
 def test_inference_is_measured_in_each_form(settings, small_config):
     measurements = [*inference.measure(settings, small_config, [inference.InferenceCase(2, 64, 96)])]
-    assert [measurement.work.rpartition(", ")[2] for measurement in measurements] == [*inference.FORMS]
+    eager = [name for name, form in FORMS.items() if not form.takes_minutes]
+    assert [measurement.work.rpartition(", ")[2] for measurement in measurements] == eager
     assert all(measurement.differences["transformers"] < 0.05 for measurement in measurements)
+
+
+def test_an_exported_form_is_measured_beside_the_eager_models(settings, small_config):
+    forms = {"torch beside eager": FORMS["torch beside eager"]}
+    cases = [inference.InferenceCase(1, 64, 96)]
+    measurement = measured(inference.measure(replace(settings, quick=False), small_config, cases, forms))
+    assert measurement.work == "resnet18, batch 1, 96x64, torch beside eager"
+    assert measurement.differences["transformers"] < 1e-3
+
+
+def test_a_form_says_why_it_is_not_measured(settings):
+    form = Form(lambda _contenders, _settings: {}, 0.0, packages=["torch", "no_such_package"], extra="export")
+    assert form.missing(settings) == "needs no_such_package; pip install 'modeling-detr[export]'"
+    assert "--quick leaves it out" in FORMS["torch.compile"].missing(settings)
+    assert FORMS["float32"].missing(settings) == ""
+
+
+def test_growth_is_measured_in_time_and_memory(settings):
+    held = {}
+
+    def prepare(_settings, size):
+        return lambda: held.update(data=bytes(size)) or held.clear()
+
+    series = growth.Series("bytes", "bytes in memory", (4 << 20, 16 << 20), prepare)
+    measurements = [*growth.measure(settings, [series])]
+    assert [measurement.work for measurement in measurements[:2]] == [
+        "bytes, 4,194,304 bytes in memory",
+        "bytes, 16,777,216 bytes in memory",
+    ]
+    time, memory = growth_curves([SectionResult("growth", measurements)])
+    assert (time.quantity, memory.quantity) == (TIME, MEMORY)
+    assert memory.costs == pytest.approx([4 << 20, 16 << 20], rel=0.2)
+    assert memory.exponent == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("series", growth.SERIES, ids=lambda series: f"{series.work}, {series.axis}")
+def test_each_series_of_growth_does_its_work(settings, series):
+    assert [*series.sizes] == sorted(series.sizes)
+    assert [*series.quick] == sorted(series.quick)
+    series.prepare(settings, 2**10 if "token" in series.axis or "pixel" in series.axis else 4)()
 
 
 def test_the_figures_of_the_evaluation_equal_those_of_pycocotools(settings):
@@ -132,3 +178,13 @@ def test_a_section_that_runs_out_of_memory_does_not_stop_the_others(settings, mo
     monkeypatch.setitem(SECTIONS, "too_large", Section("too much", too_large))
     (result,) = run_sections(["too_large"], settings)
     assert result.refused == "RuntimeError: DefaultCPUAllocator: not enough memory"
+
+
+def test_what_a_section_leaves_out_is_in_its_result(settings, monkeypatch):
+    def partial(settings):
+        settings.skip("compiled: no compiler")
+        yield Measurement("first", TIME, {"modeling_detr": [1.0]})
+
+    monkeypatch.setitem(SECTIONS, "partial", Section("a part", partial))
+    (result,) = run_sections(["partial"], settings)
+    assert (result.skipped, result.refused) == (["compiled: no compiler"], "")

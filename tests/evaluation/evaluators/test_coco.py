@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from reference_cases import REFERENCE
 
 from modeling_detr.data import open_dataset, read_coco
+from modeling_detr.evaluation.evaluators import coco
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, DetectionResult, ImageRecord
 
@@ -180,6 +181,20 @@ def test_perfect_predictions_score_ap_one_and_a_class_without_ground_truth_is_le
     assert math.isnan(metrics.ap_large)
     assert metrics.per_class["cat"].num_boxes == 1  # the crowd is not counted
     assert math.isnan(metrics.per_class["giraffe"].ap)
+
+
+@pytest.mark.parametrize("engine", [None, "pycocotools"])
+def test_many_classes_are_scored_in_parts_with_the_same_figures(
+    coco_files: tuple[DetectionIndex, list[DetectionResult], dict[str, Any]],
+    engine: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index, results, _ = coco_files
+    evaluator = CocoEvaluator(index, engine=engine)
+    evaluator.update(range(len(results)), results)
+    at_once = evaluator.compute()
+    monkeypatch.setattr(coco, "CLASSES_AT_ONCE", 7)
+    assert repr(evaluator.compute()) == repr(at_once)
 
 
 def test_no_predictions_score_ap_zero() -> None:

@@ -2,10 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from modeling_detr.benchmarks.speed.measurement import Measurement, SectionResult
-from modeling_detr.benchmarks.speed.sections import epoch, evaluation, inference, loader, loss, padding, startup, step
+from modeling_detr.benchmarks.speed.sections import (
+    epoch,
+    evaluation,
+    growth,
+    inference,
+    loader,
+    loss,
+    padding,
+    startup,
+    step,
+)
 from modeling_detr.benchmarks.speed.settings import SpeedSettings
 from modeling_detr.errors_detr import BenchmarkError, did_you_mean
 
@@ -32,6 +43,7 @@ SECTIONS: dict[str, Section] = {
     "epoch": Section("training from JPEG files", epoch.measure, epoch.NOTES),
     "inference": Section("forward pass of images", inference.measure, inference.NOTES),
     "evaluation": Section("COCO metrics", evaluation.measure, evaluation.NOTES),
+    "growth": Section("time and memory as the work grows", growth.measure, growth.NOTES),
     "startup": Section("imports and `detr --help`", startup.measure, startup.NOTES),
 }
 
@@ -60,12 +72,13 @@ def run_sections(names: Sequence[str], settings: SpeedSettings) -> Iterator[Sect
         started = time.perf_counter()
         measurements: list[Measurement] = []
         refused = ""
+        skipped: list[str] = []
         try:
-            for measurement in sections[name].measure(settings):
+            for measurement in sections[name].measure(replace(settings, skip=skipped.append)):
                 measurements.append(measurement)
                 settings.report(f"{name}: {measurement.work}")
         except BenchmarkError as error:
             refused = error.to_text()
         except RuntimeError as error:  # of PyTorch, such as too little memory; the other sections may fit
             refused = f"{type(error).__name__}: {error}"
-        yield SectionResult(name, measurements, sections[name].notes, refused, time.perf_counter() - started)
+        yield SectionResult(name, measurements, sections[name].notes, refused, skipped, time.perf_counter() - started)

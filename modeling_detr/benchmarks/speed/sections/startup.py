@@ -28,10 +28,10 @@ _PACKAGE_PARENT = Path(__file__).parents[4]
 
 def measure(settings: SpeedSettings, cases: Mapping[str, Mapping[str, str]] | None = None) -> Iterator[Measurement]:
     """Measures Python processes that import and end."""
-    rounds = 3 if settings.quick else settings.rounds
+    rounds, warm_up = (3, False) if settings.quick else (settings.rounds, True)
     for work, codes in (CASES if cases is None else cases).items():
         works: dict[str, Work] = {name: _process(code) for name, code in codes.items()}
-        yield Measurement(work, TIME, time_in_turn(works, child_seconds, rounds, settings.seconds))
+        yield Measurement(work, TIME, time_in_turn(works, child_seconds, rounds, settings.seconds, warm_up))
 
 
 def child_seconds(work: Callable[[], object]) -> float:
