@@ -329,12 +329,13 @@ def _remove_leftovers(target: Path) -> None:
     """Removes partial output for `target` left by processes of this host that no longer run."""
     for leftover in target.parent.glob(f"{glob.escape(_hidden_prefix(target))}-*"):
         process = leftover.name.rpartition("-")[2]
-        if process == str(os.getpid()) or (process.isdigit() and not _is_running(int(process))):
+        if process == str(os.getpid()) or (process.isdigit() and not is_running(int(process))):
             with contextlib.suppress(PermissionError):  # belongs to another user
                 _remove(leftover)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether a process of this machine is running, by its number; True where that cannot be found out."""
     if os.name != "posix":  # elsewhere, os.kill with signal 0 does more than check
         return True
     try:

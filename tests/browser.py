@@ -40,12 +40,12 @@ class Browser:
         return answer["result"]
 
     def open(self, file, width=1280, scheme="light"):
-        """Opens a file in a window of a width, for people who prefer a colour scheme."""
+        """Opens a file or an address in a window of a width, for people who prefer a colour scheme."""
         self.problems.clear()
         self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._loaded = False
-        self("Page.navigate", url=file.as_uri())
+        self("Page.navigate", url=file if isinstance(file, str) else file.as_uri())
         while not self._loaded:
             self._read()
 

@@ -58,6 +58,7 @@ COMMANDS = {
     "benchmark": Command(
         "measure how fast a recipe learns, and speed", "modeling_detr.commands.benchmark", has_subcommands=True
     ),
+    "watch": Command("watch a run while it trains, in the browser", "modeling_detr.commands.watch"),
     "plot": Command("plot the training curves of one or more runs", "modeling_detr.commands.plot"),
 }
 _FAMILIAR_COMMANDS = {  # commands of other tools

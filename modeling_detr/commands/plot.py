@@ -6,7 +6,8 @@
 The curves are losses, learning rates, gradient norm, AP, and the share of the time spent waiting for data, in one
 colour per run. A picture shows them at once. On a page (.html), hovering shows values, runs can be switched off, and
 the axis and the smoothing can be chosen; it is one file that needs no network. The command also reads log.txt, the log
-of the original DETR, which has one entry per epoch, and the logs of runs that are still training.
+of the original DETR, which has one entry per epoch, and the logs of runs that are still training; `detr watch` follows
+one of those.
 """
 
 import argparse

@@ -57,15 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Build everything, print the plan, and run the checks before the first step.
     run = prepare_run(recipe, notes + push_notes(recipe))
     on_main_process = run.accelerator.is_main_process
+    summary = "\n".join([*map(printable, choices), plan(run)]) if on_main_process else ""
     if on_main_process:
-        print(fitted("\n".join([*map(printable, choices), plan(run)]), indent=10), flush=True)
+        print(fitted(summary, indent=10), flush=True)
     if recipe.preflight:
         for line in preflight(run):
             print(fitted(f"preflight {printable(line)}", indent=10), flush=True)
 
     # Train; a signal ends the run between two steps, with a checkpoint.
     try:
-        report = Trainer(run, command_line("detr train", arguments)).train()
+        report = Trainer(run, command_line("detr train", arguments), summary).train()
     except TrainingInterrupted as interruption:
         if on_main_process:
             print(interruption, flush=True)

@@ -11,7 +11,20 @@ To add a kind of block, add a class and a branch of the template.
 from modeling_detr.pages.bars import Bar, Bars
 from modeling_detr.pages.chart import Chart, Line
 from modeling_detr.pages.curves import CurvePanel, Curves, CurveTable
-from modeling_detr.pages.page import Block, Code, Fact, Figure, Figures, Heat, HeatObject, Page, Section, Table, Text
+from modeling_detr.pages.page import (
+    Block,
+    Code,
+    Fact,
+    Figure,
+    Figures,
+    Heat,
+    HeatObject,
+    Live,
+    Page,
+    Section,
+    Table,
+    Text,
+)
 
 
 __all__ = [
@@ -29,6 +42,7 @@ __all__ = [
     "Heat",
     "HeatObject",
     "Line",
+    "Live",
     "Page",
     "Section",
     "Table",

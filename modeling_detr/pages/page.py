@@ -219,6 +219,19 @@ class Heat:
 
 
 @dataclass(frozen=True, slots=True)
+class Live:
+    """A place that the script of a live page fills.
+
+    Attributes:
+        name: By which the script finds it.
+    """
+
+    kind: ClassVar[str] = "live"
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """A heading and what belongs to it.
 
@@ -237,7 +250,7 @@ class Section:
     note: str = ""
 
 
-Block: TypeAlias = Text | Table | Figures | Chart | Curves | Bars | Heat | Section
+Block: TypeAlias = Text | Table | Figures | Chart | Curves | Bars | Heat | Live | Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +263,8 @@ class Page:
         highlights: The few numbers that matter most: text of the number, and its name.
         facts: What the page is about: model, data, date, command; see `provenance`.
         summary: A sentence below the heading.
+        live_script: The script of a live page, which may fetch data and pictures from the server of the page; empty:
+            the page is complete.
     """
 
     title: str
@@ -257,14 +272,20 @@ class Page:
     highlights: Sequence[tuple[str, str]] = ()
     facts: Sequence[Fact] = ()
     summary: str = ""
+    live_script: str = ""
 
     def to_html(self) -> str:
-        """The page as one HTML file. Its policy lets only the scripts of this package run, and nothing load."""
+        """The page as one HTML file. Its policy lets only the scripts of this package run, and nothing load.
+
+        A live page may load from its own server.
+        """
         kinds = set[str]().union(*map(_kinds, self.sections))
         style, scripts = _file("page.css"), [_file("page.js")]
         scripts += [_file(script) for kind, script in _SCRIPTS.items() if kind in kinds]
+        scripts += [self.live_script] if self.live_script else []
+        sources = "connect-src 'self'; img-src 'self' data:" if self.live_script else "img-src data:"
         policy = (
-            f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
+            f"default-src 'none'; {sources}; style-src {_hash(style)}; "
             f"script-src {' '.join(map(_hash, scripts))}; base-uri 'none'; form-action 'none'"
         )
         return _template().render(page=self, policy=policy, style=Markup(style), scripts=list(map(Markup, scripts)))

@@ -8,6 +8,8 @@
       model/              the best model so far, see `export`
       evaluation.*        metrics of that model
       predictions/        pictures of its predictions on evaluation images
+      predictions_by_step/  those of several evaluations, see `picture_history`
+      status.json         how long the run will be, its plan, and how it ended, see `run_status`
       nonfinite/          steps whose loss was not finite, see `replay`
       teacher.safetensors what the model that teaches predicts in the training images, see `teacher_predictions`
       .lock               locked while the run trains; holds the host and process id of its main process
@@ -43,6 +45,8 @@ TRACKERS = "trackers"
 CHECKPOINTS = "checkpoints"
 MODEL = EXPORTED_MODEL
 PREDICTIONS = "predictions"
+PICTURES = "predictions_by_step"
+STATUS = "status.json"
 NONFINITE = "nonfinite"
 TEACHER = "teacher.safetensors"
 LOCK = ".lock"
@@ -63,8 +67,8 @@ def check_run_folder(run_dir: Path) -> None:
         OutputError: The folder, or something in it, cannot be written, or could not be read again.
     """
     check_model_path(run_dir)
-    folders = [CHECKPOINTS, TRACKERS, PREDICTIONS, NONFINITE]
-    check_folder(run_dir, files=[RECIPE, LOG, LOCK, TEACHER, *REPORT_FILES], folders=folders)
+    folders = [CHECKPOINTS, TRACKERS, PREDICTIONS, PICTURES, NONFINITE]
+    check_folder(run_dir, files=[RECIPE, LOG, STATUS, LOCK, TEACHER, *REPORT_FILES], folders=folders)
 
 
 @contextlib.contextmanager
@@ -107,9 +111,21 @@ def _describe_holder(text: str) -> str:
         return "another process"
 
 
+def lock_holder(run_dir: Path) -> tuple[str, int] | None:
+    """The host and the number of the process that has locked a run's folder last; it may have ended since.
+
+    None if no process has, or it has not written its number yet.
+    """
+    try:
+        holder = json.loads((run_dir / LOCK).read_text(encoding="utf-8"))
+        return str(holder["host"]), int(holder["process"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def tidy_after_kill(run_dir: Path) -> None:
     """Remove half-written files and folders, and restore folders that were being replaced."""
-    for folder in (run_dir, run_dir / CHECKPOINTS):
+    for folder in (run_dir, run_dir / CHECKPOINTS, run_dir / PICTURES):
         restore_interrupted(folder)
         for leftover in folder.glob(".*.writing"):  # of older versions
             discard(leftover)

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
-from PIL import Image
 
 from modeling_detr.analysis import Evidence
-from modeling_detr.atomic_output import make_folder, replace_text, replaced_file
+from modeling_detr.atomic_output import make_folder, replace_text
 from modeling_detr.errors_detr import OutOfMemoryError, OutputError, RunInUseError
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluator import Evaluator
@@ -33,12 +32,14 @@ from modeling_detr.training.export import export_model, model_card
 from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries
 from modeling_detr.training.monitoring import Pace, Stopwatch, find_symptoms, is_due
 from modeling_detr.training.pace_probe import fit_to_minutes
+from modeling_detr.training.picture_history import drop_later_pictures, keep_pictures, save_pictures
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.replay import describe_failure
 from modeling_detr.training.report_page import BestPage
 from modeling_detr.training.resume import checkpoint_to_resume
 from modeling_detr.training.run_folder import PREDICTIONS, RECIPE, drop_later_checkpoints, locked, tidy_after_kill
+from modeling_detr.training.run_status import Outcome, note_end, note_start
 from modeling_detr.training.setup import PreparedRun, prepare_run
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
 from modeling_detr.training.trackers import start_trackers
@@ -53,15 +54,16 @@ class Trainer:
     Args:
         run: The run; see `prepare_run`.
         command: The command that started it, for the page of the report.
+        plan: See `plan.plan`; it is written into the status of the run.
 
     Attributes:
         run: The run.
         state: The progress of the run.
     """
 
-    def __init__(self, run: PreparedRun, command: str = "") -> None:
+    def __init__(self, run: PreparedRun, command: str = "", plan: str = "") -> None:
         self.run = run
-        self._command = command
+        self._command, self._plan = command, plan
         self._page: BestPage | None = None
         self._evaluators: Sequence[Evaluator] = ()  # of the last evaluation
         self.state = run.state
@@ -245,7 +247,9 @@ class Trainer:
                 evidence = Evidence.of(self._evaluators)
                 self._page = BestPage(report, run.recipe, state, self._command, pictures, evidence)
                 report.save(run.recipe.run_dir, *self._page.content)
-                _save_pictures(run.recipe.run_dir / PREDICTIONS, pictures)
+                save_pictures(run.recipe.run_dir / PREDICTIONS, pictures)
+            if is_main:
+                keep_pictures(run.recipe.run_dir, state.step, pictures)
             self._logger.images("predictions", list(pictures.values()), state.step)
         return is_best
 
@@ -445,11 +449,19 @@ class Trainer:
             self._logger = MetricLogger(run_dir, run.accelerator, display)
             try:
                 yield
-            except BaseException:
+            except BaseException as error:
+                outcome: Outcome = "stopped" if isinstance(error, TrainingInterrupted) else "failed"
                 with contextlib.suppress(OSError):  # on a full disk, closing fails too
                     self._logger.close()
+                with contextlib.suppress(OSError):
+                    self._note_end(outcome, str(error))
                 raise
             self._logger.close()
+            self._note_end("finished")
+
+    def _note_end(self, outcome: Outcome, text: str = "") -> None:
+        if self.run.accelerator.is_main_process:
+            note_end(self.run.recipe.run_dir, outcome, text)
 
     def _prepare_folder(self) -> None:
         run, run_dir, step = self.run, self.run.recipe.run_dir, self.state.step
@@ -458,8 +470,11 @@ class Trainer:
         drop_later_checkpoints(run_dir, step)
         prune_checkpoints(run_dir, run.recipe.keep_checkpoints, self.state.best_step)
         drop_later_entries(run_dir, step, self.state.closed_step)
+        drop_later_pictures(run_dir, step)
         start_trackers(run.accelerator, run.recipe, step)  # early, so that a failure leaves no run behind
         replace_text(run_dir / RECIPE, run.recipe.to_yaml())
+        schedule = run.schedule
+        note_start(run_dir, step, self.state.seconds, schedule.total_steps, schedule.epochs, self._plan)
 
 
 @contextmanager
@@ -475,9 +490,3 @@ def _explained_failures(run_dir: Path) -> Iterator[None]:
         explained = error if isinstance(error, OutputError) else output_error(run_dir, failure)
         steps = [fix_of(failure, Path(explained.where)), f"resume from the last checkpoint {_RESUME}"]
         raise OutputError(explained.where, explained.problem, ", then ".join(filter(None, steps))) from error
-
-
-def _save_pictures(folder: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-    for name, picture in pictures.items():
-        with replaced_file(folder / f"{name}.jpg") as partial:
-            Image.fromarray(picture).save(partial, format="JPEG", quality=90)

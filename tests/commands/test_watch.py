@@ -1,0 +1,54 @@
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+import webbrowser
+
+import pytest
+
+from modeling_detr.commands import run_command, watch
+from modeling_detr.watching.server import WatchServer
+
+
+def test_it_prints_its_address_and_ends_with_one_line(tmp_path):
+    code = "import sys; from modeling_detr.commands import main; raise SystemExit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "watch", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        line = process.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
+        assert b"<h1>run</h1>" in urllib.request.urlopen(url, timeout=60).read()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (0, "stopped watching; the run is not affected\n", "")
+
+
+def test_the_browser_is_opened_if_requested(tmp_path, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url))
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WatchServer, "serve_forever", interrupted)
+    assert watch.main([str(tmp_path), "--open"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "no browser found; open the address yourself",
+        "stopped watching; the run is not affected",
+    ]
+    assert opened[0].startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["file"], "detr watch: file: is a file; expected the folder of a run."),
+        (["run", "--port", "65536"], "detr watch: --port: got 65536, expected 0 to 65535."),
+    ],
+)
+def test_a_wrong_argument_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert run_command("watch", arguments) == 2
+    assert capsys.readouterr().err == f"{message}\n"
