@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from modeling_detr.model_folder_detr import model_folder
 
 THRESHOLDS = "thresholds.json"
 _HOW_TO_MAKE = "detr evaluate MODEL DATA --save_thresholds writes one"
+_LARGEST = 1e6  # of the numbers that calibrate
 _LEAST, _MOST = 1e-6, 1 - 1e-6  # scores whose log-odds are finite
 
 
@@ -111,6 +111,6 @@ def _is_valid(content: Mapping[str, object]) -> bool:
         and all(isinstance(score, int | float) and 0 <= score <= 1 for score in thresholds.values())
         and isinstance(calibration, dict)
         and calibration.keys() == {*Calibration._fields}
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in calibration.values())
+        and all(isinstance(value, int | float) and abs(value) < _LARGEST for value in calibration.values())
         and calibration["temperature"] > 0
     )

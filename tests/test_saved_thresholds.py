@@ -32,6 +32,8 @@ def test_a_model_without_thresholds_is_an_error(tmp_path):
         {"thresholds": {}, "calibration": {"temperature": 0, "shift": 0}},
         {"thresholds": {}, "calibration": {"temperature": 1}},
         {"thresholds": {}, "calibration": {"temperature": 1, "shift": "NaN"}},
+        {"thresholds": {}, "calibration": {"temperature": 1, "shift": float("nan")}},
+        {"thresholds": {}, "calibration": {"temperature": 10**400, "shift": 0}},
     ],
 )
 def test_a_malformed_file_is_an_error(tmp_path, content):

@@ -16,7 +16,7 @@ from modeling_detr.analysis.confusions import confusions
 from modeling_detr.analysis.crowding import crowding
 from modeling_detr.analysis.error_kinds import error_kinds
 from modeling_detr.analysis.evidence import Evidence
-from modeling_detr.analysis.intervals import SAMPLES, intervals
+from modeling_detr.analysis.intervals import intervals
 from modeling_detr.analysis.operating_points import OperatingPoints, operating_points
 from modeling_detr.analysis.reliability import Reliability, reliability
 from modeling_detr.evaluation.metrics import Metrics
@@ -30,16 +30,16 @@ __all__ = ["ANALYSES", "AnalysisOptions", "Evidence", "thresholds_of", "with_ana
 class AnalysisOptions(NamedTuple):
     """What a user may choose.
 
-    samples: how often images are drawn for the intervals; 0: no intervals. at_precision: the precision that thresholds
-    should reach; None: the best F1.
+    samples: how often images are drawn for the intervals; None: `default_samples`; 0: no intervals. at_precision: the
+    precision that thresholds should reach; None: the best F1.
     """
 
-    samples: int = SAMPLES
+    samples: int | None = None
     at_precision: float | None = None
 
 
 ANALYSES: dict[str, Callable[[Evidence, AnalysisOptions], Metrics | None]] = {
-    "intervals": lambda evidence, options: intervals(evidence, options.samples) if options.samples else None,
+    "intervals": lambda evidence, options: None if options.samples == 0 else intervals(evidence, options.samples),
     "errors": lambda evidence, _: error_kinds(evidence),
     "crowding": lambda evidence, _: crowding(evidence),
     "confusions": lambda evidence, _: confusions(evidence),

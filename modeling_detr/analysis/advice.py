@@ -17,6 +17,7 @@ from modeling_detr.analysis.judgement import ErrorKind, Judgement
 _SMALL_AREA = 32**2  # square pixels, as COCO's small objects
 _SURE = 0.5  # score
 _MOST = 0.6  # a share worth telling
+_STRIKING = 1.2  # times the share among all objects
 
 
 class _Errors(NamedTuple):
@@ -38,11 +39,17 @@ class _Errors(NamedTuple):
         """The number of detections with a score of at least .5."""
         return int((self.evidence.scoring.detections.scores[self.detections] >= _SURE).sum())
 
-    def commonest_class(self) -> tuple[str, float]:
-        """The class of most of the objects, and their share."""
-        labels = self.evidence.scoring.truth.labels[self.objects]
+    def striking_class(self) -> tuple[str, float] | None:
+        """The class of most of the objects, and its share; None if as many of all annotated objects are of it."""
+        truth = self.evidence.scoring.truth
+        labels, all_labels = truth.labels[self.objects], truth.labels[~truth.is_crowd]
+        if not len(labels):
+            return None
         label, count = Counter(labels.tolist()).most_common(1)[0]
-        return self.evidence.class_names[label], count / len(labels)
+        share = count / len(labels)
+        if share <= _MOST or share < _STRIKING * (all_labels == label).mean():
+            return None
+        return self.evidence.class_names[label], share
 
 
 def advice(kind: ErrorKind, evidence: Evidence, judgement: Judgement) -> str:
@@ -57,7 +64,7 @@ def _on_class(errors: _Errors) -> str:
     rows = errors.detections[errors.judgement.explained_by[errors.detections] >= 0]
     pairs = Counter(zip(truth[errors.judgement.explained_by[rows]].tolist(), found[rows].tolist(), strict=True))
     if not pairs:
-        return "Objects get the name of another class."
+        return "Objects are given the name of another class."
     (true, predicted), _ = pairs.most_common(1)[0]
     names = errors.evidence.class_names
     return (
@@ -78,8 +85,8 @@ def _on_both(_errors: _Errors) -> str:
 
 def _on_duplicate(_errors: _Errors) -> str:
     return (
-        "Several queries find the same object: train longer, with local_start and anchored_matching 10; if it must "
-        "not be trained again, remove them after prediction (non-maximum suppression)."
+        "Several queries find the same object: train longer, with local_start and anchored_matching 10; if the model "
+        "cannot be trained again, remove duplicates after prediction (non-maximum suppression)."
     )
 
 
@@ -89,14 +96,15 @@ def _on_background(errors: _Errors) -> str:
             f"{errors.sure:,} of them score at least .5: look at the suspected labels first. If the labels are right, "
             "add images of what is mistaken for objects, without boxes."
         )
-    return "None of them scores .5 or more: a higher threshold removes them."
+    return "None of them scores .5 or more: a threshold of .5 removes them."
 
 
 def _on_missed(errors: _Errors) -> str:
     if errors.small_share > _MOST:
         return f"{errors.small_share:.0%} of the missed objects are smaller than 32 x 32 pixels: use larger images."
-    name, share = errors.commonest_class()
-    if share > _MOST and len(errors.evidence.class_names) > 1:
+    striking = errors.striking_class()
+    if striking is not None:
+        name, share = striking
         return f"{share:.0%} of the missed objects are of the class '{name}': add images of it."
     return "Add images that resemble those with missed objects, and train longer."
 

@@ -9,7 +9,7 @@ import numpy as np
 from modeling_detr.analysis.error_kinds import ErrorKinds, error_kinds
 from modeling_detr.analysis.error_pictures import MarkedImage, draw_marked
 from modeling_detr.analysis.evidence import Evidence
-from modeling_detr.analysis.intervals import SAMPLES, Interval, difference
+from modeling_detr.analysis.intervals import Interval, default_samples, difference
 from modeling_detr.analysis.judgement import KINDS, ErrorKind, judge
 from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.metrics import nan_to_none
@@ -55,16 +55,18 @@ class Comparison:
     min_score: float
 
     @classmethod
-    def of(cls, before: Evidence, after: Evidence, min_score: float, samples: int = SAMPLES) -> "Comparison":
+    def of(cls, before: Evidence, after: Evidence, min_score: float, samples: int | None = None) -> "Comparison":
         """Compares two models.
 
         Args:
             before: The detections of the baseline.
             after: Those of the other model; of the same dataset, with the same order of classes.
             min_score: See the class.
-            samples: How often images are drawn for the intervals.
+            samples: How often images are drawn for the intervals; None: `default_samples`.
         """
         import hotcoco
+
+        samples = default_samples(before) if samples is None else samples
 
         classes = hotcoco.compare(before.evaluation, after.evaluation)["per_category"]
         return cls(
@@ -95,7 +97,7 @@ class Comparison:
 
         Args:
             names: Names of the two models.
-            num_pictures: Images to draw of those that became better, and of those that became worse.
+            num_pictures: Images to draw of those with fewer errors, and of those with more.
         """
         values = [asdict(evidence.evaluator.compute()) for evidence in (self.before, self.after)]
         overall = [
@@ -107,8 +109,8 @@ class Comparison:
             for name, (before, after) in sorted(self.per_class.items(), key=lambda row: row[1][1] - row[1][0])
         ]
         note = (
-            "Intervals: 95% of draws of the images, the same for both models, so that what is hard for both cancels "
-            "out. A difference whose interval contains 0 may be chance."
+            "Intervals: 95% of the differences when the images are drawn again, the same for both models, so that "
+            "what is hard for both cancels out. A difference whose interval contains 0 may be chance."
         )
         kinds = [
             (kind, *(f"{one.points[kind]:.1f}" for one in self.errors), f"{self._rise(kind):+.1f}") for kind in KINDS
@@ -124,8 +126,8 @@ class Comparison:
                 "Kinds of errors",
                 [Text("Points of AP50 that each kind costs."), Table(("kind", *names, "difference"), kinds)],
             ),
-            *self._pictures("Images that became worse", worse, num_pictures, names, 1),
-            *self._pictures("Images that became better", better, num_pictures, names, -1),
+            *self._pictures("Images with more errors", worse, num_pictures, names, 1),
+            *self._pictures("Images with fewer errors", better, num_pictures, names, -1),
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -158,7 +160,7 @@ class Comparison:
 
     @staticmethod
     def _chance(change: Interval) -> str:
-        return ", may be chance" if change.low <= 0 <= change.high else ""
+        return ", may be chance" if change.value and change.low <= 0 <= change.high else ""
 
     def _pictures(
         self, title: str, count: int, num_pictures: int, names: tuple[str, str], sign: Literal[1, -1]
@@ -174,8 +176,8 @@ class Comparison:
                 for evidence, judgement in zip((self.before, self.after), judged, strict=True)
             ]
             picture = draw_marked(halves, names)
-            path = self.before.index.images[one.image_index].path.rpartition("/")[2]
-            figures.append(Figure.of(picture, f"{path}: {one.before} errors, then {one.after}", longest_side=1600))
+            name = self.before.image_names[one.image_index]
+            figures.append(Figure.of(picture, f"{name}: {one.before} errors, then {one.after}", longest_side=1600))
         note = f"{count} in all. Left: {names[0]}; middle: {names[1]}; right: annotated. Errors are dashed."
         return [Section(title, [Text(note), Figures(figures, "wide")])]
 

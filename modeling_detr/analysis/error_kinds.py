@@ -5,15 +5,15 @@ detection, which pictures and advice need, follows the same rules in `judgement`
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from modeling_detr.analysis.advice import advice
 from modeling_detr.analysis.evidence import MATCH_IOU, Evidence
-from modeling_detr.analysis.judgement import BACKGROUND_IOU, KINDS, ErrorKind, judge
+from modeling_detr.analysis.judgement import BACKGROUND_IOU, KINDS, ErrorKind, Judgement, judge
 from modeling_detr.evaluation.metrics import Metrics, MetricTable
-from modeling_detr.pages import Bar, Bars, Section, Text
+from modeling_detr.pages import Bar, Bars, Block, Section, Text
 
 
 _WORTH_ADVICE = 0.5  # points
@@ -28,6 +28,8 @@ class ErrorKinds(Metrics):
         points: Kind → by how many points (hundredths) AP50 would rise without errors of this kind.
         counts: Kind → number of errors, among all detections.
         advice: Kind → what to do about it, for the kinds that cost at least half a point, or all if nothing is found.
+        never_found: Names of the classes of which no object is found. TIDE does not count what they cost: without
+            their missed objects, they have no AP that could rise.
     """
 
     key: ClassVar[str] = "errors"
@@ -37,6 +39,7 @@ class ErrorKinds(Metrics):
     points: Mapping[ErrorKind, float]
     counts: Mapping[ErrorKind, int]
     advice: Mapping[ErrorKind, str]
+    never_found: Sequence[str] = ()
 
     def tables(self) -> tuple[MetricTable, ...]:
         """What each kind of error costs, and how many there are."""
@@ -57,7 +60,11 @@ class ErrorKinds(Metrics):
             "By how many points AP50 would rise without the errors of each kind (TIDE). The gains do not add up: "
             "an object that is badly placed can also be found twice."
         )
-        return [Section("Kinds of errors", [Text(note), Bars("kind", bars)])]
+        blocks: list[Block] = [Text(note), Bars("kind", bars)]
+        if self.never_found:
+            names = ", ".join(f"'{name}'" for name in self.never_found)
+            blocks.append(Text(f"No object of these classes is found, which the points above leave out: {names}."))
+        return [Section("Kinds of errors", blocks)]
 
     def _by_cost(self) -> list[ErrorKind]:
         return sorted(KINDS, key=lambda kind: -self.points[kind])
@@ -82,4 +89,11 @@ def error_kinds(evidence: Evidence) -> ErrorKinds:
         points=points,
         counts=counts,
         advice={kind: advice(kind, evidence, judgement) for kind in KINDS if worth_advice(kind)},
+        never_found=_never_found(evidence, judgement),
     )
+
+
+def _never_found(evidence: Evidence, judgement: Judgement) -> list[str]:
+    labels = evidence.scoring.truth.labels
+    missing = {*labels[judgement.objects != ""].tolist()} - {*labels[judgement.objects == "found"].tolist()}
+    return [evidence.class_names[label] for label in sorted(missing)]

@@ -36,8 +36,8 @@ def error_pictures(evidence: Evidence, count: int, min_score: float) -> list[Sec
     if not figures:
         return []
     legend = (
-        f"Left: predicted, with a score of at least {min_score:g}; right: annotated. Errors are dashed, their kind is "
-        "behind the name of the class. Click a picture to enlarge it."
+        f"Left: predicted, with a score of at least {min_score:g}; right: annotated. Errors are dashed, with their "
+        "kind after the name of the class. Click a picture to enlarge it."
     )
     return [Section("Images with the most errors", [Text(legend), Figures(figures, "wide")])]
 
@@ -106,7 +106,7 @@ def _figure(marked: MarkedImage) -> Figure:
     kinds = {*marked.kinds[is_wrong].tolist(), *marked.object_kinds[is_lost].tolist()}
     return Figure.of(
         draw_marked([marked], ["predicted"]),
-        evidence.index.images[marked.overlaps.image_index].path.rpartition("/")[2],
+        evidence.image_names[marked.overlaps.image_index],
         longest_side=2 * _LONGEST_SIDE,
         tags={
             "error": [kind for kind in KINDS if kind in kinds],

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeling_detr.data.file_names import distinct_names
 from modeling_detr.evaluation.coco_engines import CocoScoring, ScoredObjects, hotcoco_evaluation
 from modeling_detr.evaluation.evaluator import Evaluator
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
@@ -94,6 +95,24 @@ class Evidence:
             evaluator.update([image], [result])
         return cls(evaluator)
 
+    def in_labels_of(self, index: DetectionIndex) -> "Evidence":
+        """The same detections of boxes with the labels of another index of the same images.
+
+        Models with another order of classes compare in the labels of the dataset. Detections of classes that it does
+        not have are left out.
+        """
+        found = self.scoring.detections
+        category_ids = np.array([category.id for category in self.index.categories], np.int64)
+        boxes = np.concatenate([found.boxes_xywh[:, :2], found.boxes_xywh[:, :2] + found.boxes_xywh[:, 2:]], axis=1)
+        return self.of_rows(
+            index, self.image_indices(found.image_ids), category_ids[found.labels], boxes, found.scores
+        )
+
+    @cached_property
+    def image_names(self) -> list[str]:
+        """The name of each image's file, with its folders if several files have the same name."""
+        return distinct_names([image.path for image in self.index.images])
+
     @cached_property
     def scoring(self) -> CocoScoring:
         """The objects and the detections."""
@@ -134,15 +153,16 @@ class Evidence:
         return DetectionMatches(
             class_names=tuple(self.class_names),
             num_images=len(self.index),
-            image_index=self._image_index(found.image_ids[counts]),
+            image_index=self.image_indices(found.image_ids[counts]),
             label=found.labels[counts],
             score=found.scores[counts],
             annotation=self.matched_object[counts],
-            object_image_index=self._image_index(truth.image_ids[objects]),
+            object_image_index=self.image_indices(truth.image_ids[objects]),
             object_label=truth.labels[objects],
         )
 
-    def _image_index(self, image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def image_indices(self, image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The index of each image, from ids (K,) of `scoring`."""
         return np.array([self.image_of[image_id] for image_id in image_ids.tolist()], np.int64)
 
     @cached_property

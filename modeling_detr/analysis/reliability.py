@@ -74,8 +74,8 @@ class Reliability(Metrics):
         hits = sum(one.count * one.hit_share for one in self.bins)
         side = "too high" if expected > hits else "too low"
         return (
-            f"Scores differ from the share of hits by {self.ece:.3f} on average (ECE); they are rather {side}. "
-            f"Calibrated, it would be {self.ece_calibrated:.3f} on these images (temperature "
+            f"Scores differ from the share of hits by {self.ece:.3f} on average (ECE); on the whole they are {side}. "
+            f"After calibration, it would be {self.ece_calibrated:.3f} on these images (temperature "
             f"{self.calibration.temperature:.2f}, shift {self.calibration.shift:+.2f})."
         )
 

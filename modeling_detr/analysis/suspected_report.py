@@ -12,7 +12,9 @@ from modeling_detr.analysis.evidence import Evidence
 from modeling_detr.analysis.suspected_labels import SuspectedLabel
 from modeling_detr.atomic_output import replace_text
 from modeling_detr.data import read_image
+from modeling_detr.data.image_numbers import number_images
 from modeling_detr.pages import Block, Figure, Figures, Section, Table, Text
+from modeling_detr.structures_detr import ImageRecord
 from modeling_detr.visualization import draw_prediction, tile
 
 
@@ -25,10 +27,10 @@ def suspected_section(evidence: Evidence, suspected: Sequence[SuspectedLabel], n
     """The list and the pictures of the most certain ones."""
     if not suspected:
         return []
-    names, images = evidence.class_names, evidence.index.images
+    names = evidence.class_names
     rows = [
         (
-            images[one.image_index].path.rpartition("/")[2],
+            evidence.image_names[one.image_index],
             one.suspicion,
             names[evidence.scoring.truth.labels[one.annotation]] if one.annotation >= 0 else "-",
             names[one.label] if one.detection >= 0 else "-",
@@ -36,7 +38,7 @@ def suspected_section(evidence: Evidence, suspected: Sequence[SuspectedLabel], n
         )
         for one in suspected[:_MOST_ROWS]
     ]
-    left_out = f" The table has the first {_MOST_ROWS}." if len(suspected) > _MOST_ROWS else ""
+    left_out = f" The table shows the first {_MOST_ROWS}." if len(suspected) > _MOST_ROWS else ""
     note = (
         f"Labels that the model doubts, the most certain first: {len(suspected):,} in all, listed in "
         f"{SUSPECTED_LABELS}.{left_out} Look at each before you change it. A model that was trained on these images "
@@ -63,7 +65,7 @@ def _figure(evidence: Evidence, one: SuspectedLabel) -> Figure:
     picture = tile(halves, columns=2, titles=["detected", f"annotated ({one.suspicion})"])
     return Figure.of(
         picture,
-        f"{record.path.rpartition('/')[2]}: {one.suspicion}",
+        f"{evidence.image_names[one.image_index]}: {one.suspicion}",
         longest_side=2 * _LONGEST_SIDE,
         tags={"suspicion": [one.suspicion], "class": [*dict.fromkeys(classes)]},
     )
@@ -97,7 +99,8 @@ def save_suspected(
 
     An annotation has the fields `suspicion` and `certainty` if it is doubted, and `suggested_bbox` and
     `suggested_category_id` if the model sees something else there. Objects that are not annotated are added, with
-    `suspicion` and without other marks: open the file in an annotation tool and keep what is right.
+    `suspicion` and without other marks: open the file in an annotation tool and keep what is right. Images have the
+    dataset's ids, or numbers from 1 if those are not unique.
 
     Args:
         evidence: What was detected.
@@ -109,27 +112,31 @@ def save_suspected(
         OutputError: It cannot be written.
     """
     index, table = evidence.index, evidence.index.annotations
+    # The splits of a dataset may use the same ids; in one file they would be those of other images.
+    records = number_images(index.images, [np.arange(len(index), dtype=np.int64)])
     doubts = {one.annotation: one for one in suspected if one.annotation >= 0}
     image_indices = sorted({one.image_index for one in suspected})
     annotations: list[dict[str, Any]] = []
     for image_index in image_indices:
         for row in range(len(table))[index.annotation_rows(image_index)]:
-            entry = _annotation(evidence, image_index, int(table.label[row]), table.boxes_xyxy[row].tolist())
+            category_id = index.categories[int(table.label[row])].id
+            entry = _annotation(records[image_index], category_id, table.boxes_xyxy[row].tolist())
             entry["iscrowd"], entry["area"] = int(table.is_crowd[row]), float(table.area[row])
             if row in doubts:
                 entry |= _doubt(evidence, doubts[row], category_ids)
             annotations.append(entry)
     for one in suspected:
-        if one.annotation < 0 and index.categories[one.label].id in category_ids:
-            entry = _annotation(evidence, one.image_index, one.label, list(one.box_xyxy))
+        category_id, record = index.categories[one.label].id, records[one.image_index]
+        if one.annotation < 0 and category_id in category_ids:
+            entry = _annotation(record, category_id, _inside(one.box_xyxy, record))
             annotations.append({**entry, "suspicion": one.suspicion, "certainty": round(one.certainty, 4)})
     content = {
         "images": [
             {
-                "id": index.images[number].coco_id,
-                "file_name": index.images[number].path.rpartition("/")[2],
-                "height": index.images[number].height,
-                "width": index.images[number].width,
+                "id": records[number].coco_id,
+                "file_name": evidence.image_names[number],
+                "height": records[number].height,
+                "width": records[number].width,
             }
             for number in image_indices
         ],
@@ -142,22 +149,28 @@ def save_suspected(
     return folder / SUSPECTED_LABELS
 
 
-def _annotation(evidence: Evidence, image_index: int, label: int, box_xyxy: Sequence[float]) -> dict[str, Any]:
+def _annotation(record: ImageRecord, category_id: int, box_xyxy: Sequence[float]) -> dict[str, Any]:
     x0, y0, x1, y1 = (round(float(value), 2) for value in box_xyxy)
     width, height = round(x1 - x0, 2), round(y1 - y0, 2)
     return {
-        "image_id": evidence.index.images[image_index].coco_id,
-        "category_id": evidence.index.categories[label].id,
+        "image_id": record.coco_id,
+        "category_id": category_id,
         "bbox": [x0, y0, width, height],
         "area": round(width * height, 2),
         "iscrowd": 0,
     }
 
 
+def _inside(box_xyxy: Sequence[float], record: ImageRecord) -> list[float]:
+    """The part of a detected box that is inside the image: annotation tools refuse or move the rest."""
+    limits = (record.width, record.height, record.width, record.height)
+    return [min(max(value, 0.0), float(limit)) for value, limit in zip(box_xyxy, limits, strict=True)]
+
+
 def _doubt(evidence: Evidence, one: SuspectedLabel, category_ids: Collection[int]) -> dict[str, Any]:
     marks: dict[str, Any] = {"suspicion": one.suspicion, "certainty": round(one.certainty, 4)}
-    category_id = evidence.index.categories[one.label].id
+    category_id, record = evidence.index.categories[one.label].id, evidence.index.images[one.image_index]
     if one.detection >= 0 and category_id in category_ids:
-        suggested = _annotation(evidence, one.image_index, one.label, one.box_xyxy)
+        suggested = _annotation(record, category_id, _inside(one.box_xyxy, record))
         marks |= {"suggested_category_id": category_id, "suggested_bbox": suggested["bbox"]}
     return marks

@@ -16,8 +16,9 @@ from modeling_detr.commands.dataset_options import add_dataset_options
 from modeling_detr.commands.device import add_trust_code
 from modeling_detr.commands.model_check import ask_model
 from modeling_detr.commands.trained_on import add_choice_options, choose_images, open_images
+from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import counted
-from modeling_detr.errors_detr import printable
+from modeling_detr.errors_detr import DatasetError, printable
 
 
 def add_labels(commands: "argparse._SubParsersAction[CommandParser]", _argv: Sequence[str]) -> None:
@@ -46,7 +47,9 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--share: got {arguments.share:g}, expected a number above 0 and up to 1/3.")
     index = open_images(arguments, "detection", choose_images(arguments))
     spoilt = spoil(index, arguments.share, arguments.seed)
-    _, suspected = ask_model(arguments.model, spoilt.index, arguments.trust_code)
+    if not spoilt.spoilt:
+        raise DatasetError(index.name, "has no labels to spoil (crowd regions do not count)", "choose another split")
+    _, suspected = ask_model(*load_detector(arguments.model, arguments.trust_code), spoilt.index)
     shares = found_shares(spoilt.spoilt, suspected)
     print(
         f"{printable(index.name)}: {counted(len(index), 'image')}, {len(spoilt.spoilt)} of "

@@ -43,6 +43,7 @@ FAMILIAR_OPTIONS = {
 
 
 _PLACEHOLDERS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # type of an option → its value in the help
+_MOST_DRAWS = 10_000  # more would take hours, which Ctrl-C does not end
 _MOST_CHOICES = 34  # characters of choices beside their option; more are listed below it
 
 
@@ -151,3 +152,13 @@ def check_at_least(name: str, value: float, least: int) -> None:
     """
     if value < least:
         raise ValueError(f"--{name}: got {value}, expected at least {least}.")
+
+
+def check_draws(draws: int | None, least: int) -> None:
+    """Check the value of `--bootstrap`; None is the default.
+
+    Raises:
+        ValueError: It is too small or too large.
+    """
+    if draws is not None and not least <= draws <= _MOST_DRAWS:
+        raise ValueError(f"--bootstrap: got {draws}, expected {least} to {_MOST_DRAWS:,}.")

@@ -4,8 +4,8 @@
     detr compare runs/evaluate runs/evaluate-2 --data my_dataset     (reports)
     detr compare runs/old exported --data my_dataset --fail_if_worse 0.01
 
-The first one is the baseline that each of the others is compared with. Each is a model, an exported model, the folder
-of a report of `detr evaluate`, or a file with predictions in COCO's results format. The results are `comparison.html`
+The first is the baseline; each of the others is compared with it. Each is a model, an exported model, the folder of a
+report of `detr evaluate`, or a file with predictions in COCO's results format. The results are `comparison.html`
 and `comparison.json`. With `--fail_if_worse`, the exit code is 1 if AP fell by more than that.
 """
 
@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from modeling_detr.analysis.comparison import Comparison
 from modeling_detr.analysis.evidence import Evidence
-from modeling_detr.analysis.intervals import SAMPLES
+from modeling_detr.analysis.intervals import LEAST_SAMPLES, SAMPLES
 from modeling_detr.atomic_output import replace_text
-from modeling_detr.commands.command_parser import CommandParser, check_at_least
+from modeling_detr.commands.command_parser import CommandParser, check_at_least, check_draws
 from modeling_detr.commands.dataset_options import add_dataset_options
 from modeling_detr.commands.device import add_dtype, add_trust_code, precision_of
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
@@ -34,10 +35,12 @@ from modeling_detr.data.coco_results import match_images, read_results
 from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loaders import build_eval_loader, resize_transform
-from modeling_detr.errors_detr import PredictionError, printable
+from modeling_detr.errors_detr import DatasetError, PredictionError, printable
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.evaluation.report import REPORT_FILES
+from modeling_detr.input_files import read_json
+from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import check_folder
 from modeling_detr.pages import Page, Section, Table
 from modeling_detr.prediction import OBJECT_THRESHOLD
@@ -65,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_folder(output_dir, files=RESULTS)
     arguments.dataset, arguments.model = arguments.data, arguments.contenders[0]  # for the options that choose images
     index = open_images(arguments, "detection", choose_images(arguments))
+    if index.annotations.is_crowd.all():
+        raise DatasetError(index.name, "has no objects to find (crowd regions do not count)", "choose another split")
     print(f"comparing on {printable(index.name)}: {counted(len(index), 'image')}")
     baseline, *others = [_contender(source, index, arguments) for source in arguments.contenders]
 
@@ -114,7 +119,11 @@ def build_parser() -> CommandParser:
         help="exit with code 1 if AP falls by more than this, such as 0.01",
     )
     parser.add_argument(
-        "--bootstrap", type=int, default=SAMPLES, help="draws of images for the intervals (default: %(default)s)"
+        "--bootstrap",
+        type=int,
+        metavar="DRAWS",
+        help=f"draws of images for the intervals (default: {SAMPLES}, down to {LEAST_SAMPLES} with more than 250,000 "
+        "detections)",
     )
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
@@ -122,7 +131,7 @@ def build_parser() -> CommandParser:
         "--num_pictures",
         type=int,
         default=8,
-        help="images drawn of those that became better, and of those that became worse (default: %(default)s)",
+        help="pictures of images with fewer errors, and as many with more errors (default: %(default)s)",
     )
     add_dtype(parser)
     add_trust_code(parser)
@@ -135,7 +144,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if len(arguments.contenders) < 2:
         parser.error(f"got only {arguments.contenders[0]}, expected at least two models or reports")
-    check_at_least("bootstrap", arguments.bootstrap, 1)
+    check_draws(arguments.bootstrap, 1)
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
     check_at_least("num_pictures", arguments.num_pictures, 0)
@@ -170,31 +179,44 @@ def _of_model(source: str, index: DetectionIndex, arguments: argparse.Namespace)
     started = time.perf_counter()
     evaluate(model, loader, processor, adopted, accelerator, [evaluator], progress=True, dtype=dtype)
     seconds = (time.perf_counter() - started) / max(1, len(index))
-    return _Contender(source, _in_labels_of(index, evaluator), seconds)
-
-
-def _in_labels_of(index: DetectionIndex, evaluator: CocoEvaluator) -> Evidence:
-    """The detections with the labels of the dataset, so that models with another order of classes compare."""
-    results = evaluator.to_coco_results()
-    image_of = {image.coco_id: number for number, image in enumerate(index.images)}
-    boxes = np.array([row["bbox"] for row in results], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return Evidence.of_rows(
-        index,
-        np.array([image_of[row["image_id"]] for row in results], np.int64),
-        np.array([row["category_id"] for row in results], np.int64),
-        boxes,
-        np.array([row["score"] for row in results], np.float64),
-    )
+    return _Contender(source, Evidence(evaluator).in_labels_of(index), seconds)
 
 
 def _of_results(path: Path, index: DetectionIndex) -> Evidence:
     rows = read_results(path)
     images = match_images(rows, index)
-    if not (images >= 0).any():
-        raise PredictionError(path, f"has no predictions for the images of {index.name}", "evaluate on these images")
     keep = images >= 0
+    if not keep.any():
+        raise PredictionError(path, f"has no predictions for the images of {index.name}", "evaluate on these images")
+    _note_other_images(path, index, images)
     return Evidence.of_rows(index, images[keep], rows.category_ids[keep], rows.boxes_xyxy[keep], rows.scores[keep])
+
+
+def _note_other_images(path: Path, index: DetectionIndex, image_index: NDArray[np.int64]) -> None:
+    """Tells if a results file was made on other images than those that are compared.
+
+    Args:
+        path: The file.
+        index: The dataset.
+        image_index: (K,) the image of each row; -1: another one.
+    """
+    left_out, covered = int((image_index < 0).sum()), len(np.unique(image_index[image_index >= 0]))
+    if left_out:
+        _note(f"{path}: {counted(left_out, 'prediction')} for other images left out")
+    if covered < len(index):
+        of_all = f"{covered:,} of {counted(len(index), 'image')}"
+        _note(f"{path}: has predictions for {of_all}; in the others it finds nothing")
+    report = path.with_name(REPORT_FILES[0])
+    if path.name != _PREDICTIONS or not report.is_file():
+        return
+    content = read_json(report)
+    made_on = content.get("dataset") if isinstance(content, dict) else index.name
+    if made_on != index.name:
+        _note(f"{path}: made on {made_on}; --split and --eval_fraction choose the images to compare on")
+
+
+def _note(text: str) -> None:
+    print(fitted(f"note      {printable(text)}", indent=10), file=sys.stderr)
 
 
 def _times(contenders: Sequence[_Contender]) -> Section:

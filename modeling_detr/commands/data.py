@@ -32,6 +32,7 @@ from modeling_detr.commands.dataset_options import add_dataset_options, dataset_
 from modeling_detr.commands.device import add_trust_code
 from modeling_detr.commands.model_check import LEAST_CERTAINTY, as_findings, ask_model
 from modeling_detr.commands.results import RUNS, link_to, new_results_folder
+from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.check_page import check_page
 from modeling_detr.data.contents import CONTENTS
@@ -131,6 +132,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.certainty <= 1:
         raise ValueError(f"--certainty: got {arguments.certainty:g}, expected a number from 0 to 1.")
     page = _page_file(arguments)
+    detector = None if arguments.model is None else load_detector(arguments.model, arguments.trust_code)
 
     # Read and decode everything.
     with tqdm(desc="check", unit=" images", disable=None, leave=False) as bar:
@@ -145,8 +147,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
     # Ask the model about the labels.
     evidence, suspected = None, list[SuspectedLabel]()
-    if arguments.model is not None:
-        evidence, suspected = ask_model(arguments.model, report.index.select(report.good_images), arguments.trust_code)
+    if detector is not None and len(report.good_images):
+        evidence, suspected = ask_model(*detector, report.index.select(report.good_images))
         doubts = as_findings(evidence, suspected, arguments.certainty)
         report = dataclasses.replace(report, findings=(*report.findings, *doubts))
 
@@ -170,7 +172,8 @@ def _check(arguments: argparse.Namespace) -> int:
         replace_text(page, check_page(report, facts, _as_option, _pictures(report), sections).to_html())
         if evidence is not None:
             category_ids = {category.id for category in report.index.categories}
-            print(save_suspected(evidence, suspected, page.parent, category_ids))
+            saved = save_suspected(evidence, suspected, page.parent, category_ids)
+            print(saved, file=sys.stderr if arguments.json else sys.stdout)
         print(link_to(page), file=sys.stderr if arguments.json else sys.stdout)
 
     # Write a clean copy.
@@ -183,6 +186,8 @@ def _page_file(arguments: argparse.Namespace) -> Path | None:
     """The file for the web page; None: none is requested, or the default place cannot be written."""
     if arguments.html is not None:
         check_file(arguments.html)
+        if arguments.model is not None:
+            check_file(arguments.html.with_name(SUSPECTED_LABELS))
         return Path(arguments.html)
     if arguments.no_html or arguments.json:
         return None

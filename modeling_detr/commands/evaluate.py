@@ -25,10 +25,10 @@ from accelerate.utils import broadcast_object_list
 
 from modeling_detr.analysis import AnalysisOptions, Evidence, thresholds_of, with_analyses
 from modeling_detr.analysis.error_pictures import error_pictures
-from modeling_detr.analysis.intervals import SAMPLES
+from modeling_detr.analysis.intervals import LEAST_SAMPLES, SAMPLES
 from modeling_detr.analysis.suspected_labels import suspected_labels
 from modeling_detr.analysis.suspected_report import SUSPECTED_LABELS, save_suspected, suspected_section
-from modeling_detr.commands.command_parser import CommandParser, check_at_least
+from modeling_detr.commands.command_parser import CommandParser, check_at_least, check_draws
 from modeling_detr.commands.dataset_options import add_dataset_options
 from modeling_detr.commands.device import add_dtype, add_trust_code, precision_of
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
@@ -55,7 +55,7 @@ from modeling_detr.evaluation.report import REPORT_FILES, REPORT_PAGE, Evaluatio
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.input_files import read_json
 from modeling_detr.model_folder_detr import model_folder
-from modeling_detr.output_errors import check_folder
+from modeling_detr.output_errors import check_file, check_folder
 from modeling_detr.pages import Fact, Section, Table
 from modeling_detr.precision import ComputeDtype, described_dtype
 from modeling_detr.prediction import OBJECT_THRESHOLD, task_of
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = [arguments.output_dir or new_results_folder("evaluate")]
     output_dir: Path = broadcast_object_list(folders)[0]  # a process that starts late finds the folder of the first
     check_folder(output_dir, files=[*REPORT_FILES, SUSPECTED_LABELS])
+    if arguments.save_thresholds:
+        check_file(Path(model_folder(arguments.model)) / THRESHOLDS)
 
     # Open the dataset and the model, and put the classes in the model's order.
     choice, run_dir = choose_images(arguments), run_folder_of(arguments.model)
@@ -172,13 +174,15 @@ def build_parser() -> CommandParser:
         "--num_pictures",
         type=int,
         default=20,
-        help="images drawn in the report: those with the most errors, and suspected labels (default: %(default)s)",
+        help="pictures in the report: of images with the most errors, and as many of suspected labels (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--bootstrap",
         type=int,
-        default=SAMPLES,
-        help="draws of images for the intervals of AP; 0: no intervals (default: %(default)s)",
+        metavar="DRAWS",
+        help="draws of images for the intervals of AP; 0: no intervals (default: "
+        f"{SAMPLES}, down to {LEAST_SAMPLES} with more than 250,000 detections)",
     )
     parser.add_argument(
         "--at_precision",
@@ -188,7 +192,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--save_thresholds",
         action="store_true",
-        help=f"write the thresholds and what calibrates the scores to {THRESHOLDS} in the model's folder, for "
+        help=f"write the thresholds and the calibration of the scores to {THRESHOLDS} in the model's folder, for "
         "'detr predict --threshold best' and '--calibrated'",
     )
     parser.add_argument(
@@ -208,12 +212,14 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
     check_at_least("num_pictures", arguments.num_pictures, 0)
-    check_at_least("bootstrap", arguments.bootstrap, 0)
+    check_draws(arguments.bootstrap, 0)
     if arguments.at_precision is not None and not 0 < arguments.at_precision <= 1:
         raise ValueError(f"--at_precision: got {arguments.at_precision:g}, expected a precision above 0 and up to 1.")
     if arguments.save_thresholds and not Path(model_folder(arguments.model)).is_dir():
         raise ModelError(
-            arguments.model, "is not a folder of this machine", "--save_thresholds needs one: download the model first"
+            arguments.model,
+            "is not a folder on this machine",
+            "--save_thresholds needs one: download or convert the model first",
         )
     check_at_least("loader_timeout_minutes", arguments.loader_timeout_minutes, 0)
     return arguments

@@ -4,12 +4,13 @@ from accelerate import Accelerator
 
 from modeling_detr.analysis.evidence import Evidence
 from modeling_detr.analysis.suspected_labels import SuspectedLabel, suspected_labels
-from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import Finding
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loaders import build_eval_loader, resize_transform
 from modeling_detr.evaluation.engine import evaluate
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
+from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
+from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
 
 
@@ -17,19 +18,20 @@ LEAST_CERTAINTY = 0.5
 _BATCH_SIZE, _NUM_WORKERS = 8, 2
 
 
-def ask_model(model: str, index: DetectionIndex, trust_code: bool = False) -> tuple[Evidence, list[SuspectedLabel]]:
+def ask_model(
+    detector: Detector, processor: DetrTorchvisionImageProcessor, index: DetectionIndex
+) -> tuple[Evidence, list[SuspectedLabel]]:
     """Detects the objects in all images of a dataset, and compares them with the labels.
 
     Args:
-        model: What `load_detector` takes.
+        detector: The model.
+        processor: Its image processor.
         index: The dataset, with readable images only.
-        trust_code: Whether code in the model's folder may run.
 
     Returns:
         What was detected, and all suspected labels, the most certain first.
     """
     accelerator = Accelerator()
-    detector, processor = load_detector(model, trust_code)
     index = adopt_model_labels(index, dict(enumerate(detector.config.class_names)), detector.config.stuff_labels)
     loader = build_eval_loader(
         index, resize_transform(processor), accelerator, batch_size=_BATCH_SIZE, num_workers=_NUM_WORKERS

@@ -5,6 +5,7 @@ import difflib
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -19,6 +20,19 @@ _Entry = TypeVar("_Entry")
 def stem(name: str) -> str:
     """A file name without its suffix."""
     return name.rpartition(".")[0] or name
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path; if files in several folders share one, the paths from the folder they all are in."""
+    parts = [Path(path).as_posix().split("/") for path in paths]
+    last = [names[-1] for names in parts]
+    if len(set(last)) == len(last):
+        return last
+    folders = [names[:-1] for names in parts]
+    first, final = min(folders), max(folders)  # all others agree where these do
+    pairs = enumerate(zip(first, final, strict=False))
+    shared = next((depth for depth, (one, other) in pairs if one != other), min(len(first), len(final)))
+    return ["/".join(names[shared:]) for names in parts]
 
 
 def folded(name: str) -> str:

@@ -144,7 +144,7 @@ def hotcoco_evaluation(scoring: CocoScoring) -> Any:
     truth, found = scoring.truth, scoring.detections
     dataset = COCO.from_arrays(
         scoring.images,
-        scoring.categories,
+        [{**category, "name": str(category["id"])} for category in scoring.categories],  # names need not be UTF-8
         truth.image_ids,
         truth.labels,
         truth.boxes_xywh,

@@ -49,3 +49,20 @@ def test_names_of_classes_are_escaped_in_the_page(hand_made):
     page = Page("errors", error_kinds(evidence).sections()).to_html()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+LARGE = (10.0, 10.0, 60.0, 60.0)
+
+
+def test_a_class_is_advice_only_if_more_of_it_is_missed_than_of_others(hand_made):
+    cats, dogs = [(number, 0, LARGE) for number in range(6)], [(number, 1, LARGE) for number in range(6, 11)]
+    found = error_kinds(hand_made([*cats, *dogs], [(*one, 0.9) for one in [cats[0], *dogs]], num_images=11))
+    assert found.advice["missed"] == "100% of the missed objects are of the class 'cat': add images of it."
+    missed = error_kinds(hand_made([*cats, dogs[0]], [], num_images=11)).advice["missed"]
+    assert missed.startswith("Add images that resemble")
+
+
+def test_a_class_that_is_never_found_is_named_as_it_costs_no_points(hand_made):
+    found = error_kinds(hand_made([(0, 0, LARGE), (1, 1, LARGE)], [(0, 0, LARGE, 0.9)], num_images=2))
+    assert (found.points["missed"], found.never_found) == (0, ["dog"])
+    assert "leave out: &#39;dog&#39;." in Page("errors", found.sections()).to_html()

@@ -1,8 +1,9 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 
-from modeling_detr.analysis.intervals import difference, intervals
+from modeling_detr.analysis.intervals import default_samples, difference, intervals
 
 
 BOX, FAR = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0)
@@ -37,3 +38,9 @@ def test_nothing_to_find_has_no_interval(hand_made):
     found = intervals(hand_made([], [(0, 0, BOX, 0.9)]))
     assert math.isnan(found.ap.value)
     assert found.tables() == ()
+
+
+@pytest.mark.parametrize(("detections", "draws"), [(0, 200), (250_000, 200), (400_000, 125), (10**6, 100)])
+def test_many_detections_are_drawn_less_often(detections, draws):
+    evidence = SimpleNamespace(scoring=SimpleNamespace(detections=SimpleNamespace(labels=range(detections))))
+    assert default_samples(evidence) == draws

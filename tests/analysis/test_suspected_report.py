@@ -1,4 +1,8 @@
 import json
+from dataclasses import replace
+
+import pytest
+from evidence_cases import evidence_on, index_of
 
 from modeling_detr.analysis.suspected_labels import suspected_labels
 from modeling_detr.analysis.suspected_report import save_suspected, suspected_section
@@ -42,3 +46,26 @@ def test_the_page_has_pictures_and_escaped_names(with_files):
 def test_no_suspected_labels_have_no_section(with_files):
     evidence = with_files(OBJECTS, [(0, 0, BOX, 0.9), (1, 0, BOX, 0.9)], num_images=2)
     assert suspected_section(evidence, suspected_labels(evidence), 5) == []
+
+
+@pytest.fixture
+def in_two_splits():
+    """A dataset whose two splits use the same ids and file names, with an object each that nobody annotated."""
+    index = index_of([], 2)
+    images = tuple(replace(index.images[0], id=1, path=f"/data/{split}/1.png") for split in "ab")
+    return evidence_on(replace(index, images=images), [(0, 0, BOX, 0.9), (1, 0, FAR, 0.9)])
+
+
+def test_images_of_two_splits_with_the_same_id_and_name_are_told_apart(in_two_splits, tmp_path):
+    path = save_suspected(in_two_splits, suspected_labels(in_two_splits), tmp_path, {10, 11})
+    written = json.loads(path.read_text())
+    assert {image["id"]: image["file_name"] for image in written["images"]} == {1: "a/1.png", 2: "b/1.png"}
+    assert {one["image_id"]: one["bbox"][0] for one in written["annotations"]} == {1: 10, 2: 60}
+
+
+def test_suggested_boxes_end_at_the_edge_of_the_image(hand_made, tmp_path):
+    detections = [(0, 1, (-30.0, 10.0, 50.0, 50.0), 0.9), (0, 0, (60.0, 60.0, 130.0, 110.0), 0.9)]
+    evidence = hand_made([(0, 0, (0.0, 10.0, 50.0, 50.0))], detections)
+    written = json.loads(save_suspected(evidence, suspected_labels(evidence), tmp_path, {10, 11}).read_text())
+    doubted, added = written["annotations"]
+    assert (doubted["suggested_bbox"], added["bbox"]) == ([0, 10, 50, 40], [60, 60, 40, 40])

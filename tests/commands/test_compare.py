@@ -73,3 +73,35 @@ def test_one_model_alone_is_an_error(files, capsys):
     with pytest.raises(SystemExit):
         main([files[0], *files[2:]])
     assert "expected at least two models or reports" in capsys.readouterr().err
+
+
+def test_predictions_for_some_of_the_images_and_for_others_are_told(files, tmp_path, capsys):
+    good, bad, *rest = files
+    results(Path(bad), [1, 2, 77])
+    assert main([good, bad, *rest, "--output_dir", str(tmp_path / "out"), "--bootstrap", "5"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{bad}: 1 prediction for other images left out" in told
+    assert f"{bad}: has predictions for 2 of 4 images; in the others it finds nothing" in told
+    assert good not in told
+
+
+def test_a_report_on_other_images_is_told(files, tmp_path, capsys):
+    report = tmp_path / "report"
+    report.mkdir()
+    results(report / "predictions.json", [1, 2, 3, 4])
+    (report / "evaluation.json").write_text(json.dumps({"dataset": "data[test]"}))
+    assert main([files[0], str(report), *files[2:], "--output_dir", str(tmp_path / "out"), "--bootstrap", "5"]) == 0
+    assert "made on data[test]; --split" in capsys.readouterr().err
+
+
+def test_images_without_objects_are_an_error(files, tmp_path, capsys):
+    labels = tmp_path / "data" / "annotations" / "instances_val.json"
+    labels.write_text(json.dumps({**json.loads(labels.read_text()), "annotations": []}))
+    assert run_command("compare", [*files, "--output_dir", str(tmp_path / "out"), "--fail_if_worse", "0"]) == 2
+    assert "has no objects to find" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("draws", ["0", "100000"])
+def test_numbers_of_draws_that_give_no_interval_are_an_error(files, capsys, draws):
+    assert run_command("compare", [*files, "--bootstrap", draws]) == 2
+    assert f"--bootstrap: got {draws}, expected 1 to 10,000" in capsys.readouterr().err

@@ -135,6 +135,12 @@ def test_a_task_that_the_model_cannot_do_is_named_before_the_classes_are_compare
         main([str(model_folder), "shapes?size=64&train=0&val=2&panoptic=true", "--task", "panoptic"])
 
 
+def test_thresholds_that_cannot_be_written_are_an_error_before_the_evaluation(model_folder: Path) -> None:
+    (model_folder / "thresholds.json").mkdir()
+    with pytest.raises(OSError, match=r"thresholds\.json: cannot be written"):
+        main([str(model_folder), "no/such/data", "--save_thresholds"])
+
+
 def test_what_training_held_out_can_be_evaluated_again(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data")
     recipe = Recipe(data=str(folder), eval_fraction=0.4, seed=5)

@@ -42,3 +42,16 @@ def test_the_share_of_spoilt_labels_that_are_found_is_printed(model, capsys):
     printed = capsys.readouterr().out
     assert "| among the first | dropped | moved | renamed | all |" in printed
     assert printed.count("%") == 12
+
+
+def test_json_is_all_that_is_printed(model, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert run_command("data", ["check", DATA, "--model", model, "--json", "--html", str(page)]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["findings"]
+    assert str(tmp_path / "suspected_labels.json") in printed.err
+
+
+def test_a_model_that_does_not_exist_is_an_error_before_images_are_read(tmp_path, capsys):
+    assert run_command("data", ["check", "no/such/data", "--model", str(tmp_path / "model")]) == 2
+    assert str(tmp_path / "model") in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 from browser import CHROMIUM, browser
 from PIL import Image
 
-from modeling_detr.pages import Code, Figure, Figures, Heat, HeatObject, Page, Section, Table, Text
+from modeling_detr.pages import Chart, Code, Figure, Figures, Heat, HeatObject, Line, Page, Section, Table, Text
 
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -59,6 +59,19 @@ def test_a_page_fits_its_window_in_both_schemes_and_loads_nothing(chromium, page
     text, ground = (sum(map(int, colour.strip("rgb()").split(","))) for colour in colours)
     assert (text < 200 and ground > 700) if scheme == "light" else (text > 600 and ground < 100)
     assert chromium.problems == []
+
+
+def test_a_long_name_at_the_head_of_a_column_or_a_chart_takes_several_lines(chromium, tmp_path):
+    table, chart = (
+        Table(("truth", "x" * 300), [("cat", 1), ("dog", 2)]),
+        Chart("y" * 300, "recall", [Line("hits", [0, 1])]),
+    )
+    file = tmp_path / "page.html"
+    file.write_text(Page("names", [Section("Classes", [table, chart])]).to_html(), encoding="utf-8")
+    for width in (390, 1280):
+        chromium.open(file, width)
+        assert chromium.evaluate("document.querySelector('th.long').getBoundingClientRect().width") < 300
+        assert chromium.evaluate("document.querySelector('.chart strong').getBoundingClientRect().height") < 60
 
 
 def test_the_table_of_metrics_fits_a_phone_and_the_focus_is_seen(chromium, tmp_path):
