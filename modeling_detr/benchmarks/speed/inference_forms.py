@@ -142,11 +142,11 @@ FORMS: dict[str, Form] = {
     "float32": Form(_eager, 1e-4),
     "bfloat16 autocast": Form(partial(_eager, context=_autocast), 5e-2),
     "dtype auto beside float32": Form(partial(_eager, context=_auto), 5e-2),
-    "torch.compile": Form(_compiled, 1e-4, takes_minutes=True),
     **{
         f"{name} beside eager": Form(
             partial(_exported, name), 1e-3, True, target.packages, target.extra, on_cpu_only=True
         )
         for name, target in TARGETS.items()
     },
+    "torch.compile": Form(_compiled, 1e-4, takes_minutes=True),
 }

@@ -86,6 +86,18 @@ def test_an_exported_form_is_measured_beside_the_eager_models(settings, small_co
     assert measurement.differences["transformers"] < 1e-3
 
 
+def test_a_form_that_cannot_be_prepared_is_left_out_with_the_reason(settings, small_config):
+    def fail(_contenders, _settings):
+        raise ValueError("no compiler\nat line 3")
+
+    reasons = []
+    settings = replace(settings, quick=False, skip=reasons.append)
+    form = Form(fail, 0.0, takes_minutes=True)
+    cases = [inference.InferenceCase(1, 64, 96)]
+    assert [*inference.measure(settings, small_config, cases, {"compiled": form})] == []
+    assert reasons == ["compiled: ValueError: no compiler"]
+
+
 def test_a_form_says_why_it_is_not_measured(settings):
     form = Form(lambda _contenders, _settings: {}, 0.0, packages=["torch", "no_such_package"], extra="export")
     assert form.missing(settings) == "needs no_such_package; pip install 'modeling-detr[export]'"

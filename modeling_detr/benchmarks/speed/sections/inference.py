@@ -7,7 +7,7 @@ from typing import NamedTuple
 from modeling_detr.benchmarks.speed.agreement import check_agreement, without_tf32
 from modeling_detr.benchmarks.speed.contenders import build_contenders, coco_config
 from modeling_detr.benchmarks.speed.generated_images import MEAN, STD, random_batch
-from modeling_detr.benchmarks.speed.inference_forms import FORMS, Form
+from modeling_detr.benchmarks.speed.inference_forms import FORMS, Form, Forwards
 from modeling_detr.benchmarks.speed.measurement import TIME, Measurement
 from modeling_detr.benchmarks.speed.settings import SpeedSettings
 from modeling_detr.benchmarks.speed.timing import Work
@@ -50,14 +50,21 @@ def measure(
         if missing := form.missing(settings):
             settings.skip(f"{name}: {missing}")
             continue
-        forwards = form.prepare(contenders, settings)
+        forwards: Forwards = {}
         for case in cases[:_CASES_OF_SLOW_FORMS] if form.takes_minutes else cases:
             work = f"{config.backbone}, batch {case.images}, {case.width}x{case.height}, {name}"
             batch = random_batch([(case.height, case.width)] * case.images, 1, config.num_classes)
             pixels = batch_to_device(batch, settings.device, MEAN, STD)["pixel_values"].contiguous()
-            works: dict[str, Work] = {key: partial(forward, pixels) for key, forward in forwards.items()}
-            with without_tf32():
-                outputs = {key: forward(pixels) for key, forward in forwards.items()}
+            try:
+                forwards = forwards or form.prepare(contenders, settings)
+                with without_tf32():
+                    outputs = {key: forward(pixels) for key, forward in forwards.items()}
+            except Exception as error:  # compilers and exporters raise whatever a machine or a model leads to
+                if not form.takes_minutes:
+                    raise
+                settings.skip(f"{name}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
+                break
             differences = check_agreement(work, outputs, form.tolerance)
+            works: dict[str, Work] = {key: partial(forward, pixels) for key, forward in forwards.items()}
             samples = settings.time(works, warm_up=settings.device.type != "cpu")
             yield Measurement(work, TIME, samples, differences)
