@@ -181,7 +181,7 @@ from modeling_detr.loss_detr import HungarianMatcher
 logits, boxes = torch.randn(6, 4, 100, 11), torch.rand(6, 4, 100, 4)
 labels = [{"class_labels": torch.zeros(5000, dtype=torch.int64), "boxes": torch.rand(5000, 4)} for _ in range(4)]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-matches = HungarianMatcher().match_layers(logits, boxes, labels)
+matches = HungarianMatcher().match_layers(logits.log_softmax(-1), boxes, labels)
 assert len(matches) == 6 and len(matches[0][3].queries) == 100
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
