@@ -169,6 +169,7 @@ def _describe_processes(run: PreparedRun) -> str:
         + ("each with a shard of the model (FSDP), " if is_sharded else "")
         + f"precision {precision}, {loaders} each"
         + (", compiled" if run.recipe.compile else "")
+        + ("" if run.recipe.max_memory_gb is None else f", at most {run.recipe.max_memory_gb:g} GiB of memory each")
     )
 
 

@@ -98,7 +98,7 @@ def test_two_processes_have_the_gradient_of_one_process_even_if_one_runs_out_of_
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     start += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/split_steps.py", str(tmp_path)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    run = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert run.returncode == 0, run.stderr
     for case, name, normalization in SPLIT_OVER_PROCESSES:
         got = torch.load(tmp_path / f"{case}, {name}, {normalization}.pt", weights_only=False)
