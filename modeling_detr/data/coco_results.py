@@ -19,7 +19,7 @@ from modeling_detr.structures_detr import DetectionIndex, ImageRecord
 
 
 _EXPECTED = "expected COCO's results format, a list of {image_id, category_id, bbox, score}"
-_EVALUATE = "`detr evaluate MODEL DATASET --split train` writes such a file"
+_EVALUATE = "`detr evaluate MODEL DATASET --split SPLIT` writes such a file"
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from modeling_detr.pages.chart import Chart
 from modeling_detr.pages.curves import Curves
 
 
-_NUMBER = re.compile(r"-?\d{1,3}(,\d{3})*(\.\d+)?%?|-?\d{1,15}(\.\d+)?%?", re.ASCII)
+_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})*(\.\d+)?%?|[-+]?\d{1,15}(\.\d+)?%?", re.ASCII)
 _SCRIPTS = {"heat": "heat.js", "curves": "curves.js"}  # kinds of blocks that need a script of their own
 _LONGEST_TEXT = 100  # characters of a text in a table, unless the column is for long texts
 
@@ -92,7 +92,7 @@ class Table:
 
 
 def _number(value: object) -> float | None:
-    """A number, also one that is text already, such as `0.1234` and `50%`; None for other texts."""
+    """A number, also one that is text already, such as `+0.1234` and `50%`; None for other texts."""
     if isinstance(value, int | float):
         return float(value)
     text = str(value)

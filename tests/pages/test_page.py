@@ -146,12 +146,12 @@ def test_a_page_reads_well_on_a_phone_in_the_dark_and_without_its_script():
 
 
 def test_columns_of_numbers_are_sorted_as_numbers():
-    rows = [("nan", 0.12345, 1_234, "85.0%"), ("inf", math.nan, 5, "7.4%"), ("7", 1.0, 0, "-3.25%")]
+    rows = [("nan", 0.12345, 1_234, "85.0%"), ("inf", math.nan, 5, "+7.4%"), ("7", 1.0, 0, "-3.25%")]
     page = Reader(Page("x", [Section("x", [Table(("class", "AP", "boxes", "share"), rows)])]).to_html())
     cells = [(text, attributes.get("data-value")) for attributes, text in page.all("td")]
     assert cells == [
         *[("nan", None), ("0.123", "0.12345"), ("1,234", "1234.0"), ("85.0%", "85.0")],
-        *[("inf", None), ("-", ""), ("5", "5.0"), ("7.4%", "7.4")],
+        *[("inf", None), ("-", ""), ("5", "5.0"), ("+7.4%", "7.4")],
         *[("7", None), ("1.000", "1.0"), ("0", "0.0"), ("-3.25%", "-3.25")],
     ]
     assert [attributes.get("class") for attributes, _ in page.all("th")] == [None, "number", "number", "number"]
