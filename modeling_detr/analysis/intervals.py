@@ -13,7 +13,7 @@ from modeling_detr.evaluation.metrics import Metrics, MetricTable
 
 CONFIDENCE = 0.95
 SAMPLES, LEAST_SAMPLES = 200, 100  # draws of images by default: for few and for many detections
-_DETECTIONS_DRAWN = 50_000_000  # by all draws together, in about half a minute
+_DETECTIONS_DRAWN = 50_000_000  # by all draws together, which takes ten to twenty seconds
 _NAMES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 
 
