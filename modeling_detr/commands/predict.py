@@ -32,6 +32,7 @@ from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import ModelError, printable
 from modeling_detr.evaluation.evaluators.coco import encode_masks
 from modeling_detr.evaluation.evaluators.panoptic import segment_colours
+from modeling_detr.evaluation.metrics import unique_names
 from modeling_detr.image_processing_detr import to_rgb
 from modeling_detr.input_files import require_file
 from modeling_detr.output_errors import check_folder
@@ -172,10 +173,10 @@ class _ScoreRules(NamedTuple):
             raise ModelError(arguments.model, f"predicts panoptic segments, for which there is no {option}")
         saved = load_thresholds(arguments.model) if wants_file else None
         default = SEGMENT_THRESHOLD if is_panoptic else OBJECT_THRESHOLD
-        chosen = dict.fromkeys(names.values(), default if arguments.threshold is None else arguments.threshold)
+        chosen = [default if arguments.threshold is None else arguments.threshold] * len(names)
         if arguments.threshold == BEST and saved is not None:
-            chosen = {name: saved.thresholds.get(name, default) for name in chosen}
-        by_label = torch.tensor([chosen[names[label]] for label in range(len(names))], dtype=torch.float64)
+            chosen = [saved.thresholds.get(name, default) for name in unique_names([*names.values()])]
+        by_label = torch.tensor(chosen, dtype=torch.float64)
         return cls(by_label, float(by_label.min()), saved.calibration if saved and arguments.calibrated else None)
 
     def __call__(self, objects: DetectionResult) -> DetectionResult:

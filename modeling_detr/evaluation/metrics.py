@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -84,8 +85,13 @@ class Metrics:
 
 def unique_class_names(index: DetectionIndex) -> list[str]:
     """The class name of each label; if several classes share a name, the label is appended."""
-    names = [category.name for category in index.categories]
-    return [name if names.count(name) == 1 else f"{name} (label {label})" for label, name in enumerate(names)]
+    return unique_names([category.name for category in index.categories])
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names of classes in the order of their labels; if several share a name, the label is appended."""
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} (label {label})" for label, name in enumerate(names)]
 
 
 def nan_to_none(value: object) -> object:

@@ -226,6 +226,21 @@ def test_the_thresholds_of_the_model_are_used_by_class(model_folder: Path, tmp_p
     assert [one["score"] for one in entry["detections"]] == pytest.approx(calibrated, abs=1e-6)
 
 
+def test_classes_that_share_a_name_have_a_threshold_each(
+    tiny_detector: Callable[..., DetrForObjectDetection], tmp_path: Path
+) -> None:
+    folder, image = tmp_path / "model", picture(tmp_path / "a.png")
+    tiny_detector(num_labels=2, id2label={0: "disc", 1: "disc"}).save_pretrained(folder)
+    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    SavedThresholds({"disc (label 0)": 0.0, "disc (label 1)": 1.0}, Calibration(), "best F1", "val").save(folder)
+    arguments = [str(folder), str(image), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    main([*arguments, "--threshold", "best"])
+    (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    main([*arguments, "--threshold", "0"])
+    (every,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert entry["detections"] == [one for one in every["detections"] if one["label"] == 0]
+
+
 def test_a_model_without_thresholds_says_how_to_get_them(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
