@@ -33,11 +33,9 @@ if __name__ == "__main__":
     measured: list[dict[str, int]] = []
     log_step = MetricLogger.step
 
-    def log_and_measure(
-        logger: MetricLogger, epoch: int, step: int, values: Mapping[str, float], progress: Mapping[str, float]
-    ) -> None:
+    def log_and_measure(logger: MetricLogger, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Measure between two steps, when no batch is being transferred."""
-        log_step(logger, epoch, step, values, progress)
+        log_step(logger, epoch, step, values)
         if step % 20 == 0:
             measured.append(measure())
 

@@ -12,7 +12,9 @@ from modeling_detr.watching.server import WatchServer
 
 
 def test_it_prints_its_address_and_ends_with_one_line(tmp_path):
-    code = "import sys; from modeling_detr.commands import main; raise SystemExit(main(sys.argv[1:]))"
+    # a shell in the background ignores interrupts, which processes inherit
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from modeling_detr.commands import main; raise SystemExit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "watch", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:

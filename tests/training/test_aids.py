@@ -171,9 +171,10 @@ def test_aids_do_not_change_what_the_detector_predicts(tiny_detector):
 def test_in_evaluation_and_without_aids_the_model_is_the_detector(tiny_detector):
     detector = tiny_detector(**NO_DROPOUT)
     labels = labels_of(3, 1)
-    plain = detector(images(2), labels=labels).loss
-    assert torch.equal(build_training_model(detector, **BOTH).eval()(images(2), labels=labels).loss, plain)
-    assert torch.equal(build_training_model(detector).train()(images(2), labels=labels).loss, plain)
+    in_evaluation = build_training_model(detector, **BOTH).eval()(images(2), labels=labels).loss
+    assert torch.equal(in_evaluation, detector.eval()(images(2), labels=labels).loss)
+    without_aids = build_training_model(detector).train()(images(2), labels=labels).loss
+    assert torch.equal(without_aids, detector.train()(images(2), labels=labels).loss)
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (2, 0)])

@@ -69,10 +69,10 @@ def test_a_disk_that_fails_while_a_run_trains_is_a_clear_error(tiny_recipe, monk
         raise OSError(number, os.strerror(number), str(path))
 
     class FailingLog(MetricLogger):
-        def step(self, epoch, step, values, progress):
+        def step(self, epoch, step, values):
             if step == 3:
                 self.path = FailingPath(self.path)
-            super().step(epoch, step, values, progress)
+            super().step(epoch, step, values)
 
     class FailingPath(type(recipe.run_dir)):
         def open(self, *_, **__):

@@ -22,6 +22,7 @@ def in_child():
     lift_limit()
     torch.ones(2**27)
 
+torch.set_num_threads(1)  # a fork does not copy the threads of a parallel loop, and the child would wait for them
 limit_memory(torch.device("cpu"), private_gib() + 0.25)
 for number in range(8):
     torch.ones(2**25)  # 128 MiB: freed memory does not count
