@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from modeling_detr.analysis.comparison import Comparison
+from modeling_detr.analysis.detecting import detect
 from modeling_detr.analysis.evidence import Evidence
 from modeling_detr.analysis.intervals import LEAST_SAMPLES, SAMPLES
 from modeling_detr.atomic_output import replace_text
@@ -33,11 +34,7 @@ from modeling_detr.commands.trained_on import CHOICE_OPTION_NAMES, add_choice_op
 from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.coco_results import match_images, read_results
 from modeling_detr.data.findings import counted
-from modeling_detr.data.labels import adopt_model_labels
-from modeling_detr.data.loaders import build_eval_loader, resize_transform
 from modeling_detr.errors_detr import DatasetError, PredictionError, printable
-from modeling_detr.evaluation.engine import evaluate
-from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.evaluation.report import REPORT_FILES
 from modeling_detr.input_files import read_json
 from modeling_detr.line_breaks import fitted
@@ -165,21 +162,12 @@ def _contender(source: str, index: DetectionIndex, arguments: argparse.Namespace
 def _of_model(source: str, index: DetectionIndex, arguments: argparse.Namespace) -> _Contender:
     accelerator = Accelerator()
     model, processor = load_detector(source, arguments.trust_code)
-    adopted = adopt_model_labels(index, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
-    loader = build_eval_loader(
-        adopted,
-        resize_transform(processor),
-        accelerator,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-    )
-    evaluator = CocoEvaluator(adopted)
     dtype = precision_of(arguments.dtype, model, accelerator.device, source)
-    model.float().to(accelerator.device)
+    sizes = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
     started = time.perf_counter()
-    evaluate(model, loader, processor, adopted, accelerator, [evaluator], progress=True, dtype=dtype)
+    evidence = detect(model, processor, index, accelerator, **sizes, dtype=dtype)
     seconds = (time.perf_counter() - started) / max(1, len(index))
-    return _Contender(source, Evidence(evaluator).in_labels_of(index), seconds)
+    return _Contender(source, evidence.in_labels_of(index), seconds)
 
 
 def _of_results(path: Path, index: DetectionIndex) -> Evidence:

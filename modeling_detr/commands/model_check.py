@@ -2,20 +2,16 @@
 
 from accelerate import Accelerator
 
+from modeling_detr.analysis.detecting import detect
 from modeling_detr.analysis.evidence import Evidence
 from modeling_detr.analysis.suspected_labels import SuspectedLabel, suspected_labels
 from modeling_detr.data.findings import Finding
-from modeling_detr.data.labels import adopt_model_labels
-from modeling_detr.data.loaders import build_eval_loader, resize_transform
-from modeling_detr.evaluation.engine import evaluate
-from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.segmentation_detr import Detector
 from modeling_detr.structures_detr import DetectionIndex
 
 
 LEAST_CERTAINTY = 0.5
-_BATCH_SIZE, _NUM_WORKERS = 8, 2
 
 
 def ask_model(
@@ -31,15 +27,7 @@ def ask_model(
     Returns:
         What was detected, and all suspected labels, the most certain first.
     """
-    accelerator = Accelerator()
-    index = adopt_model_labels(index, dict(enumerate(detector.config.class_names)), detector.config.stuff_labels)
-    loader = build_eval_loader(
-        index, resize_transform(processor), accelerator, batch_size=_BATCH_SIZE, num_workers=_NUM_WORKERS
-    )
-    evaluator = CocoEvaluator(index)
-    detector.float().to(accelerator.device)
-    evaluate(detector, loader, processor, index, accelerator, [evaluator], progress=True)
-    evidence = Evidence(evaluator)
+    evidence = detect(detector, processor, index, Accelerator())
     return evidence, suspected_labels(evidence)
 
 
