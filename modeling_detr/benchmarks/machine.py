@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from modeling_detr.data.findings import counted
+
 
 # Instructions of a CPU that decide which precisions are fast, as Linux names them
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
@@ -16,7 +18,7 @@ _ARM_FLAGS = ("asimd", "sve", "sve2", "i8mm", "bf16")
 def machine() -> str:
     """Processor, cores that may be used, and GPUs of this machine."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return ", ".join([cpu_name(), f"{num_cores()} cores", *gpus, platform.system()])
+    return ", ".join([cpu_name(), counted(num_cores(), "core"), *gpus, platform.system()])
 
 
 def cpu_name() -> str:
