@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from modeling_detr.analysis.evidence import Evidence, ImageOverlaps
+from modeling_detr.analysis.evidence import Evidence, ImageOverlaps, corners
 from modeling_detr.analysis.judgement import KINDS, Judgement, judge
 from modeling_detr.data import read_image
 from modeling_detr.evaluation.coco_engines import ScoredObjects
@@ -143,8 +143,3 @@ def _decoded(masks: Sequence[Any], size: Sequence[int]) -> torch.Tensor:
 
 def _id2label(class_names: Sequence[str]) -> Mapping[int, str]:
     return dict(enumerate(class_names))
-
-
-def corners(boxes_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, 4) x, y, width and height → corners."""
-    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)

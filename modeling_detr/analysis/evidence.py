@@ -21,6 +21,7 @@ from modeling_detr.structures_detr import DetectionIndex, DetectionResult
 
 
 MATCH_IOU = 0.5  # a detection of the right class with at least this overlap finds an object
+NOT_COUNTED = -2  # see `Evidence.matched_object`
 
 
 class ImageOverlaps(NamedTuple):
@@ -103,7 +104,7 @@ class Evidence:
         """
         found = self.scoring.detections
         category_ids = np.array([category.id for category in self.index.categories], np.int64)
-        boxes = np.concatenate([found.boxes_xywh[:, :2], found.boxes_xywh[:, :2] + found.boxes_xywh[:, 2:]], axis=1)
+        boxes = corners(found.boxes_xywh)
         return self.of_rows(
             index, self.image_indices(found.image_ids), category_ids[found.labels], boxes, found.scores
         )
@@ -132,13 +133,13 @@ class Evidence:
 
     @cached_property
     def matched_object(self) -> NDArray[np.int64]:
-        """(K,) the object that each detection finds by COCO's rules; -1: none; -2: the detection does not count.
+        """(K,) the object that each detection finds by COCO's rules; -1: none; `NOT_COUNTED`.
 
         Detections do not count in crowd regions, beyond the evaluator's limit per image and class, and if their class
         is not scored.
         """
         found = self.evaluation.image_diagnostics(iou_thr=MATCH_IOU)
-        matched = np.full(len(self.scoring.detections.labels), -2, np.int64)
+        matched = np.full(len(self.scoring.detections.labels), NOT_COUNTED, np.int64)
         for detection, status in found["dt_status"].items():
             matched[detection - 1] = -1 if status == "fp" else found["dt_match"][detection] - 1
         return matched
@@ -147,7 +148,7 @@ class Evidence:
     def matches(self) -> DetectionMatches:
         """The detections that count, with the objects that they find."""
         truth, found = self.scoring.truth, self.scoring.detections
-        counts = np.flatnonzero(self.matched_object > -2)
+        counts = np.flatnonzero(self.matched_object != NOT_COUNTED)
         counts = counts[np.argsort(-found.scores[counts], kind="stable")]
         objects = ~truth.is_crowd & np.isin(truth.labels, self.scoring.scored_labels)
         return DetectionMatches(
@@ -201,6 +202,11 @@ def _ious(
         for objects, chosen in ((first, rows), (second, others))
     ]
     return np.asarray(coco_mask.iou(*shapes, [0] * len(others)), np.float64)
+
+
+def corners(boxes_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, 4) x, y, width and height → corners."""
+    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
 
 
 def _rows_by_image(image_ids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:

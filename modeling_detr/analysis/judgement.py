@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.analysis.evidence import MATCH_IOU, Evidence, ImageOverlaps
+from modeling_detr.analysis.evidence import MATCH_IOU, NOT_COUNTED, Evidence, ImageOverlaps
 
 
 BACKGROUND_IOU = 0.1  # below, a detection has nothing to do with an object
@@ -57,7 +57,7 @@ def judge(evidence: Evidence, min_score: float = 0.0) -> Judgement:
         min_score: Detections with a lower score do not count.
     """
     truth, found = evidence.scoring.truth, evidence.scoring.detections
-    counts = (evidence.matched_object > -2) & (found.scores >= min_score)
+    counts = (evidence.matched_object != NOT_COUNTED) & (found.scores >= min_score)
     kinds = np.full(len(found.labels), "", "<U10")
     explained = np.full(len(found.labels), -1, np.int64)
     objects = np.full(len(truth.labels), "", "<U10")

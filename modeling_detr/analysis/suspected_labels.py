@@ -7,12 +7,12 @@ Shapes: k detections and n objects of one image.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling_detr.analysis.evidence import Evidence, ImageOverlaps
+from modeling_detr.analysis.evidence import NOT_COUNTED, Evidence, ImageOverlaps
 
 
 Suspicion = Literal["not annotated", "wrong class", "badly placed", "no such object"]
@@ -21,7 +21,6 @@ _SAME_IOU = 0.5  # a detection and an annotation that mean the same object
 _NEAR_IOU = 0.1  # … that may mean the same object
 _LEAST_SCORE = 0.3  # of a detection that can cast doubt on a label
 _OVERLOOKED = 0.5  # certainty of an object that the model does not see at all: it overlooks more than people invent
-_IGNORED = -2  # see `Evidence.matched_object`
 
 
 class SuspectedLabel(NamedTuple):
@@ -48,11 +47,6 @@ def suspected_labels(evidence: Evidence) -> list[SuspectedLabel]:
     return sorted(found, key=lambda one: -one.certainty)
 
 
-def counts_by_suspicion(suspected: list[SuspectedLabel]) -> dict[Suspicion, int]:
-    """How many there are of each kind."""
-    return {kind: sum(one.suspicion == kind for one in suspected) for kind in get_args(Suspicion)}
-
-
 def _in_image(evidence: Evidence, overlaps: ImageOverlaps) -> Iterator[SuspectedLabel]:
     truth, found = evidence.scoring.truth, evidence.scoring.detections
     rows, objects, ious = overlaps.detections, overlaps.objects, overlaps.ious
@@ -61,7 +55,7 @@ def _in_image(evidence: Evidence, overlaps: ImageOverlaps) -> Iterator[Suspected
     support = np.where(is_same & (ious >= _SAME_IOU), scores[:, None], 0.0).max(0, initial=0.0)
     doubts: dict[int, SuspectedLabel] = {}
     for row in _sure_and_distinct(evidence, overlaps, scores):
-        if evidence.matched_object[rows[row]] == _IGNORED or (is_same[row] & (ious[row] >= _SAME_IOU)).any():
+        if evidence.matched_object[rows[row]] == NOT_COUNTED or (is_same[row] & (ious[row] >= _SAME_IOU)).any():
             continue  # as annotated, or in a crowd region
         kind, column = _disagreement(ious[row], is_same[row], support)
         if column < 0:
