@@ -2,13 +2,14 @@
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
 
-from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation
+from modeling_detr import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
 
 
 # As many tests run at a time as there are cores; threads that share a core slow each other down
@@ -76,3 +77,12 @@ def _kill_children() -> None:
     for process in psutil.Process().children():
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def model_folder(tiny_detector: Callable[..., DetrForObjectDetection], tmp_path: Path) -> Path:
+    """A saved model of two classes, in a run's folder."""
+    folder = tmp_path / "run" / "model"
+    tiny_detector(num_labels=2, id2label={0: "disc", 1: "star"}).save_pretrained(folder)
+    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return folder

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from modeling_detr.atomic_output import replace_text, synced_file
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.device import add_device, check_device
-from modeling_detr.commands.predict import find_images
 from modeling_detr.commands.results import RUNS, add_output_dir, link_to, new_results_folder
 from modeling_detr.conversion.sources import load_model
 from modeling_detr.data.findings import counted
@@ -43,6 +42,7 @@ from modeling_detr.explanation import (
 from modeling_detr.image_processing_detr import to_rgb
 from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import check_folder
+from modeling_detr.predicting.inputs import find_inputs
 from modeling_detr.prediction import OBJECT_THRESHOLD
 from modeling_detr.provenance import command_line, provenance
 from modeling_detr.visualization import draw_heat, draw_prediction, tile
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = _parse_arguments(argv)
     output_dir: Path = arguments.output_dir or new_results_folder("explain")
-    (path,) = find_images([arguments.image], arguments.output_dir or RUNS).values()
+    (image,) = find_inputs([str(arguments.image)], arguments.output_dir or RUNS)
+    path = Path(image.source)
     check_folder(output_dir, files=[EXPLANATION, ARRAYS, DETECTIONS, PAGE])
     model, processor = load_model(arguments.model)
     model.to(arguments.device, torch.float32)  # some are saved with 16 bits

@@ -1,32 +1,28 @@
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mutations import replace_by
+from launched_runs import launch
+from noise_images import picture
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
 from modeling_detr.commands import run_command
-from modeling_detr.commands.predict import find_images, main
+from modeling_detr.commands.predict import main
+from modeling_detr.data import open_dataset
+from modeling_detr.errors_detr import OutputError
+from modeling_detr.predicting import Detector
+from modeling_detr.predicting.outputs import OUTPUTS
 from modeling_detr.saved_thresholds import Calibration, SavedThresholds
 
 
-@pytest.fixture
-def model_folder(tiny_detector: Callable[..., DetrForObjectDetection], tmp_path: Path) -> Path:
-    folder = tmp_path / "run" / "model"
-    tiny_detector(num_labels=2, id2label={0: "disc", 1: "star"}).save_pretrained(folder)
-    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-    return folder
-
-
-def picture(path: Path, size: tuple[int, int] = (90, 60)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_pictures_and_a_json_are_written(
@@ -74,32 +70,6 @@ def test_a_broken_image_is_reported_and_skipped(
     assert "2 of 3 images could not be read" in errors
 
 
-def test_images_with_the_same_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
-    paths = [picture(tmp_path / folder / "a.jpg") for folder in ("one", "two", "three")]
-    found = find_images([path.parent for path in paths], tmp_path / "out")
-    assert found == {"a.jpg": paths[0], "a_2.jpg": paths[1], "a_3.jpg": paths[2]}
-
-
-def test_images_whose_pictures_or_segmentation_maps_would_share_a_file_are_kept_apart(tmp_path: Path) -> None:
-    names = ["A.png", "a.jpg", "segments/a.jpg", f"{'x' * 250}.webp"]
-    for name in names:
-        picture(tmp_path / name)
-    found = find_images([tmp_path], tmp_path / "out")
-    assert sorted(path.name for path in found.values()) == sorted(Path(name).name for name in names)
-    written = [Path(folder, name).with_suffix("").as_posix().lower() for name in found for folder in ("", "segments")]
-    assert len(set(written)) == 2 * len(names)
-    assert all(len(Path(name).name) < 255 for name in found)
-
-
-@pytest.mark.parametrize("kind", ["pipe", "endless", "socket"])
-def test_an_input_that_is_no_file_is_an_error(tmp_path, kind):
-    path = tmp_path / "a.jpg"
-    path.touch()
-    replace_by(path, kind)
-    with pytest.raises(OSError, match=r"a.jpg: is a (named pipe|device|socket), expected a file"):
-        find_images([path], tmp_path / "out")
-
-
 def test_without_an_output_folder_each_call_gets_a_new_one(model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "a b.jpg")
@@ -108,19 +78,6 @@ def test_without_an_output_folder_each_call_gets_a_new_one(model_folder, tmp_pat
         (entry,) = json.loads((tmp_path / "runs" / folder / "predictions.json").read_text())
         assert entry["picture"] == "a b.jpg"  # and none of the pictures of earlier calls
         assert capsys.readouterr().out.splitlines()[-1] == f"see {(tmp_path / 'runs' / folder).as_uri()}"
-
-
-def test_output_of_an_earlier_call_is_not_used_as_input(tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.jpg")
-    picture(tmp_path / "out" / "sub" / "a.jpg")
-    assert find_images([tmp_path], tmp_path / "out") == {"a.jpg": path}
-
-
-def test_missing_and_empty_inputs_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere: no such image or folder"):
-        find_images([tmp_path / "nowhere"], tmp_path / "out")
-    with pytest.raises(ValueError, match="no images in this folder"):
-        find_images([tmp_path], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -136,14 +93,6 @@ def test_invalid_options_are_reported_before_anything_is_loaded(arguments: list[
     with pytest.raises(ValueError, match=message) as error:
         main(["no/such/model", "no.jpg", "--output_dir", "out", *arguments])
     assert "\n" not in str(error.value)
-
-
-def test_a_text_file_is_not_an_input_but_an_image_with_any_name_is(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"notes\.txt: not an image"):
-        find_images([tmp_path / "notes.txt"], tmp_path / "out")
-    nameless = picture(tmp_path / "a.png").rename(tmp_path / "a")
-    assert list(find_images([nameless], tmp_path / "out").values()) == [nameless]
 
 
 @pytest.fixture
@@ -248,3 +197,99 @@ def test_a_model_without_thresholds_says_how_to_get_them(
     arguments = [str(model_folder), str(image), "--threshold", "best", "--output_dir", str(tmp_path / "out")]
     assert run_command("predict", arguments) == 2
     assert "--save_thresholds writes one" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_continues(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        picture(tmp_path / "in" / f"{number}.png", (60 + number, 60))
+    arguments = [str(model_folder), str(tmp_path / "in"), "--threshold", "0", "--device", "cpu", "--output_dir"]
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    predict, calls = Detector.predict_batch, []
+
+    def interrupted(detector, *batch):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(batch)
+        return predict(detector, *batch)
+
+    monkeypatch.setattr(Detector, "predict_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, str(tmp_path / "parts")])
+    assert f"the same command with --output_dir {tmp_path / 'parts'} continues" in capsys.readouterr().err
+    assert not (tmp_path / "parts" / "predictions.json").exists()
+    calls[:2] = []  # one call is left before the next interruption
+    with pytest.raises(OutputError, match=r"unfinished run with other settings \(threshold was 0\.0, is 0\.3\)"):
+        main([*arguments, str(tmp_path / "parts"), "--threshold", "0.3"])
+    monkeypatch.setattr(
+        Detector, "predict_batch", lambda detector, *batch: calls.append(batch) or predict(detector, *batch)
+    )
+    assert main([*arguments, str(tmp_path / "parts")]) == 0
+    assert "3 of 5 images are done" in capsys.readouterr().out
+    assert len(calls) == 1 + 2
+    whole, parts = ((tmp_path / name / "predictions.json").read_text() for name in ("whole", "parts"))
+    assert whole == parts
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("whole", "parts")]
+    assert names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_nothing(model_folder: Path, tmp_path: Path) -> None:
+    for number in range(60):
+        picture(tmp_path / "in" / f"{number}.png", (60 + number, 60))
+    out = tmp_path / "out"
+    command = [sys.executable, "scripts/predict.py", str(model_folder), str(tmp_path / "in"), "--output_dir", str(out)]
+    command += ["--threshold", "0", "--device", "cpu", "--num_workers", "1"]
+    for least in (10, 25):
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
+            while sum(len(file.read_bytes().splitlines()) for file in out.glob(".unfinished/*.jsonl")) < least:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.kill()
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    entries = json.loads((out / "predictions.json").read_text())
+    assert len({entry["image"] for entry in entries}) == len(entries) == 60
+    for entry in entries:
+        with Image.open(out / entry["picture"]) as image:
+            image.load()
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_images(model_folder: Path, tmp_path: Path) -> None:
+    for number in range(7):
+        picture(tmp_path / "in" / f"{number}.png", (60 + number, 60))
+    (tmp_path / "in" / "broken.png").write_bytes(b"broken")
+    arguments = [str(model_folder), str(tmp_path / "in"), "--threshold", "0", "--device", "cpu", "--output_dir"]
+    assert main([*arguments, str(tmp_path / "one")]) == 1
+    process = launch(*arguments, tmp_path / "two", processes=2, script="scripts/predict.py")
+    assert "1 of 8 images could not be read" in process.communicate(timeout=250)[0]
+    one, two = ((tmp_path / name / "predictions.json").read_text() for name in ("one", "two"))
+    assert one == two
+
+
+def test_the_images_of_a_dataset_keep_its_ids(model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--data", "shapes?train=4&val=3", "--split", "val", "--save", "json,coco", "--threshold", "0"]
+    assert main([str(model_folder), *arguments, "--output_dir", str(out), "--device", "cpu"]) == 0
+    images = json.loads((out / "coco_images.json").read_text())["images"]
+    assert len(images) == len(json.loads((out / "predictions.json").read_text()))
+    assert {image["id"] for image in images} == {
+        record.coco_id for record in open_dataset("shapes?train=4&val=3", split="val").images
+    }
+
+
+def test_a_file_name_that_is_not_utf_8_costs_nothing(model_folder: Path, tmp_path: Path) -> None:
+    path, out = picture(tmp_path / "in" / "\udcff.png"), tmp_path / "out"
+    kinds = ",".join(name for name in OUTPUTS if name != "segments")
+    arguments = [str(model_folder), str(path.parent), "--output_dir", str(out), "--save", kinds, "--threshold", "0"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    (entry,) = json.loads((out / "predictions.json").read_text())
+    assert entry["image"] == str(path)
+    assert (out / entry["picture"]).exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.jpg", "--data", "shapes"]])
+def test_images_or_a_dataset_are_required(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match="expected one of them"):
+        main(["no_model", *arguments])

@@ -497,22 +497,44 @@ def _to_xml(index: DetectionIndex, image: int, name: str) -> str:
     record, rows, table = index.images[image], index.annotation_rows(image), index.annotations
     flags = {name: table.attributes[name][rows] for name in FLAGS if name in table.attributes}
     flags["difficult"] = np.nan_to_num(flags.get("difficult", np.zeros(len(table.label[rows]))))  # expected by readers
-    objects = "".join(
-        f"  <object>\n    <name>{escape(index.categories[label].name)}</name>\n"
-        + "".join(f"    <{name}>{value:.0f}</{name}>\n" for name, value in values.items() if not math.isnan(value))
-        + f"    <bndbox><xmin>{x0:.10g}</xmin><ymin>{y0:.10g}</ymin><xmax>{x1:.10g}</xmax><ymax>{y1:.10g}</ymax>"
-        f"</bndbox>\n  </object>\n"
-        for label, (x0, y0, x1, y1), values in zip(
+    objects = [
+        (
+            index.categories[label].name,
+            box,
+            {flag: f"{value:.0f}" for flag, value in zip(flags, values, strict=True) if not math.isnan(value)},
+        )
+        for label, box, values in zip(
             table.label[rows].tolist(),
             table.boxes_xyxy[rows].tolist(),
-            [dict(zip(flags, values, strict=True)) for values in zip(*flags.values(), strict=True)],
+            zip(*flags.values(), strict=True),
             strict=True,
         )
+    ]
+    return annotation_xml(name, record.height, record.width, objects)
+
+
+def annotation_xml(
+    name: str, height: int, width: int, objects: Iterable[tuple[str, Sequence[float], Mapping[str, str]]]
+) -> str:
+    """The annotation of one image, as XML.
+
+    Args:
+        name: Name of its file.
+        height: Its height.
+        width: Its width.
+        objects: The class, the box xyxy in pixels, and further elements of each object: name → content.
+    """
+    written = "".join(
+        f"  <object>\n    <name>{escape(category)}</name>\n"
+        + "".join(f"    <{element}>{content}</{element}>\n" for element, content in others.items())
+        + f"    <bndbox><xmin>{x0:.10g}</xmin><ymin>{y0:.10g}</ymin><xmax>{x1:.10g}</xmax><ymax>{y1:.10g}</ymax>"
+        f"</bndbox>\n  </object>\n"
+        for category, (x0, y0, x1, y1), others in objects
     )
     return (
         f"<annotation>\n  <folder>JPEGImages</folder>\n  <filename>{escape(name)}</filename>\n"
-        f"  <size><width>{record.width}</width><height>{record.height}</height><depth>3</depth></size>\n"
-        f"{objects}</annotation>\n"
+        f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
+        f"{written}</annotation>\n"
     )
 
 

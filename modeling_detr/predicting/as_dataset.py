@@ -1,0 +1,72 @@
+"""Predictions as a dataset in any format that can be written: labels to correct in an annotation tool."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeling_detr.data.convert import Conversion, convert_dataset
+from modeling_detr.data.findings import Findings
+from modeling_detr.data.masks import read_segmentations
+from modeling_detr.predicting.inputs import InputImage
+from modeling_detr.predicting.journal import Entry
+from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord
+
+
+def write_as_dataset(
+    entries: Iterator[Entry], images: Sequence[InputImage], class_names: Sequence[str], target: Path, to: str
+) -> Conversion:
+    """Writes the images with what was predicted, as `detr data convert` writes a dataset.
+
+    Scores and masks are written where the format can hold them.
+
+    Args:
+        entries: The entries of the run's images that could be read, in their order.
+        images: The images.
+        class_names: The model's classes.
+        target: The new folder.
+        to: A format that `convert_dataset` writes.
+
+    Raises:
+        OutputExistsError: `target` exists.
+        OutputError: `target` cannot be written.
+        DatasetError: The format cannot be written.
+    """
+    image_of = {image.source: image for image in images}
+    records: list[ImageRecord] = []
+    found: list[dict[str, Any]] = []
+    image_index: list[int] = []
+    for entry in entries:
+        records.append(_record(image_of[entry["image"]], entry, len(records) + 1))
+        found += entry["detections"]
+        image_index += [len(records) - 1] * len(entry["detections"])
+    boxes = np.array([one["box_xyxy"] for one in found], np.float64).reshape(-1, 4)
+    of_image = np.array(image_index, np.int64)
+    sizes = np.array([(record.height, record.width) for record in records], np.int64).reshape(-1, 2)[of_image]
+    boxes = np.clip(boxes, 0, sizes[:, [1, 0, 1, 0]])
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+    kept = np.flatnonzero(has_area)
+    masks = None
+    if found and "segmentation" in found[0]:
+        rows = [found[row] for row in kept.tolist()]
+        masks, _ = read_segmentations(rows, sizes[kept], lambda row: f"object {row}", Findings(), optional=True)
+    table = AnnotationTable(
+        of_image[kept],
+        np.array([one["label"] for one in found], np.int64)[kept],
+        boxes[kept],
+        (boxes[:, 2:] - boxes[:, :2]).prod(-1)[kept],
+        np.zeros(len(kept), np.bool_),
+        masks,
+        {"score": np.array([one["score"] for one in found], np.float64)[kept]},
+    )
+    categories = tuple(Category(label, name) for label, name in enumerate(class_names, start=1))
+    splits = {UNSPLIT: np.arange(len(records))}
+    return convert_dataset(DetectionIndex("predictions", tuple(records), categories, table, splits), target, to)
+
+
+def _record(image: InputImage, entry: Entry, number: int) -> ImageRecord:
+    if image.record is not None:
+        return replace(image.record, id=number, number=None)
+    return ImageRecord(number, image.source, entry["height"], entry["width"], image.opener)

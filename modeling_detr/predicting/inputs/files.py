@@ -1,0 +1,76 @@
+"""Images in files: single ones, folders with all their subfolders, and patterns that the shell has not expanded."""
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from modeling_detr.image_reading_detr import open_image
+from modeling_detr.input_files import require_file
+from modeling_detr.predicting.inputs.input_image import FoundImage
+
+
+def is_anything(_text: str) -> bool:
+    """True: what is no other kind of input is a path."""
+    return True
+
+
+def find_files(text: str, ignored: Path | None) -> Iterator[FoundImage]:
+    """The images that a path or a pattern stands for.
+
+    Args:
+        text: An image, a folder to search with its subfolders, or a pattern (`photos/**/*.jpg`).
+        ignored: A folder that is not searched.
+
+    Raises:
+        ValueError: There is no such file, it is not an image, or there are no images.
+    """
+    path = Path(text)
+    if path.is_dir():
+        images = [file for file in sorted(path.rglob("*")) if _has_image_suffix(file) and file.is_file()]
+        images = [file for file in images if not _is_in(ignored, file)]
+        if not images:
+            raise ValueError(f"{text}: no images in this folder.")
+        yield from (FoundImage(file.relative_to(path), str(file)) for file in images)
+    elif path.exists() or not glob.has_magic(text):
+        yield FoundImage(Path(path.name), _checked(path))
+    else:
+        root, pattern = _split(text)
+        matches = [file for file in sorted(root.glob(pattern)) if file.is_file() and _has_image_suffix(file)]
+        matches = [file for file in matches if not _is_in(ignored, file)]
+        if not matches:
+            raise ValueError(f"{text}: no image matches this pattern.")
+        yield from (FoundImage(file.relative_to(root), str(file)) for file in matches)
+
+
+def _checked(path: Path) -> str:
+    if not path.exists():
+        raise ValueError(f"{path}: no such image or folder.")
+    require_file(path)
+    if not _has_image_suffix(path) and not _is_image(path):
+        raise ValueError(f"{path}: not an image; expected images or folders with images.")
+    return str(path)
+
+
+def _has_image_suffix(path: Path) -> bool:
+    return path.suffix.lower() in Image.registered_extensions()
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with open_image(path):
+            return True
+    except Exception:  # Pillow raises almost anything for a hostile image
+        return False
+
+
+def _is_in(folder: Path | None, file: Path) -> bool:
+    return folder is not None and folder.resolve() in file.resolve().parents
+
+
+def _split(text: str) -> tuple[Path, str]:
+    """The folder of a pattern before its first part with a wildcard, and the rest."""
+    parts = Path(text).parts
+    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:first]), str(Path(*parts[first:]))

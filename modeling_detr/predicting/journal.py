@@ -1,0 +1,143 @@
+"""What an unfinished run of `detr predict` has done: a line for each image, from which the same command goes on.
+
+The folder `.unfinished` of the results has a file of lines for each process that has worked on the run, and
+`settings.json`. A line is written after the image's own files. A killed process leaves at most one incomplete line,
+which is dropped, and its image is predicted again.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modeling_detr.atomic_output import replace_text
+from modeling_detr.errors_detr import OutputError
+from modeling_detr.input_files import read_json
+from modeling_detr.output_errors import explained_output
+
+
+FOLDER = ".unfinished"
+_SETTINGS = "settings.json"
+
+Entry = dict[str, Any]
+"""What is known of an image: `image` (its path or URL), and its predictions; or `error`, why it could not be read."""
+
+
+class Journal:
+    """The entries of a run, on disk.
+
+    Args:
+        results: The folder of the results.
+    """
+
+    def __init__(self, results: Path) -> None:
+        self.folder = results / FOLDER
+        self._places: dict[str, tuple[Path, int, int]] = {}  # image → file, offset and length of its entry
+        self._failed: dict[str, str] = {}
+        self._file: Any = None
+
+    def open(self, settings: Mapping[str, Any], *, is_main: bool = True) -> int:
+        """Starts or continues a run; returns the number of images that are done. Processes call it one after another.
+
+        Args:
+            settings: What decides the predictions. A run continues with the same only.
+            is_main: Whether this process writes the settings.
+
+        Raises:
+            OutputError: The folder holds an unfinished run with other settings, or cannot be written.
+        """
+        file = self.folder / _SETTINGS
+        with explained_output(self.folder):
+            if file.is_file():
+                self._check_settings(read_json(file), settings)
+            elif is_main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                replace_text(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            self.read()
+        return len(self._places)
+
+    def is_done(self, image: str) -> bool:
+        """Whether the image with a path or URL has its predictions."""
+        return image in self._places
+
+    def add(self, entry: Entry) -> None:
+        """Adds the entry of an image; it survives when this process is killed.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        with explained_output(self.folder):
+            if self._file is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._file = (self.folder / f"{uuid.uuid4().hex}.jsonl").open("ab")
+            self._file.write(json.dumps(entry).encode("ascii") + b"\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Brings the entries to the disk."""
+        if self._file is not None:
+            with explained_output(self.folder):
+                os.fsync(self._file.fileno())
+                self._file.close()
+            self._file = None
+
+    def read(self) -> None:
+        """Looks again at what all processes have written."""
+        self._places.clear()
+        self._failed.clear()
+        for file in sorted(self.folder.glob("*.jsonl")):
+            offset = 0
+            with file.open("rb") as lines:
+                for line in lines:
+                    self._index(file, offset, line)
+                    offset += len(line)
+
+    def entries(self, images: Sequence[str]) -> Iterator[Entry]:
+        """The entries of images that are done, in the order of `images`, one at a time in memory."""
+        files = {file: file.open("rb") for file in {place[0] for place in self._places.values()}}
+        try:
+            for image in images:
+                if image in self._places:
+                    file, offset, length = self._places[image]
+                    files[file].seek(offset)
+                    yield json.loads(files[file].read(length))
+        finally:
+            for opened in files.values():
+                opened.close()
+
+    def failures(self, images: Sequence[str]) -> dict[str, str]:
+        """The images that could not be read, with the reason."""
+        return {image: self._failed[image] for image in images if image in self._failed}
+
+    def remove(self) -> None:
+        """Ends the run: its results are written."""
+        self.close()
+        with explained_output(self.folder):
+            shutil.rmtree(self.folder)
+
+    def _index(self, file: Path, offset: int, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+            image = entry["image"]
+        except (ValueError, TypeError, KeyError):  # the last line of a killed process
+            return
+        if "error" in entry:
+            if image not in self._places:
+                self._failed[image] = entry["error"]
+        else:
+            self._places[image] = file, offset, len(line)
+            self._failed.pop(image, None)
+
+    def _check_settings(self, found: Any, settings: Mapping[str, Any]) -> None:
+        found = found if isinstance(found, dict) else {}
+        changed = [name for name, value in settings.items() if found.get(name) != value]
+        if changed:
+            listed = ", ".join(f"{name} was {found.get(name)!r}, is {settings[name]!r}" for name in changed)
+            raise OutputError(
+                self.folder.parent,
+                f"holds an unfinished run with other settings ({listed})",
+                f"repeat its command to finish it, choose another folder, or remove {self.folder}",
+            )

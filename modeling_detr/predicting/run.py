@@ -1,0 +1,145 @@
+"""A run of `detr predict`: images → batches → model → outputs, with a journal from which an interrupted run goes on.
+
+Several processes, started by Accelerate, share the images.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+from torch import Tensor
+from tqdm import tqdm
+
+from modeling_detr.errors_detr import printable
+from modeling_detr.predicting.batches import PreparedBatch, PreparedBatches
+from modeling_detr.predicting.detector import Detector
+from modeling_detr.predicting.inputs import InputImage
+from modeling_detr.predicting.journal import Entry, Journal
+from modeling_detr.predicting.outputs import OUTPUTS, Output
+from modeling_detr.predicting.result import Prediction
+from modeling_detr.predicting.score_rules import ScoreRules
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run has done.
+
+    Attributes:
+        images: Number of images with predictions.
+        found: Number of objects or segments.
+        unreadable: Path or URL → reason, of the images that could not be read.
+    """
+
+    images: int
+    found: int
+    unreadable: Mapping[str, str]
+
+
+class PredictionRun:
+    """Predicts for many images.
+
+    Args:
+        detector: The model.
+        rules: Which predictions count.
+        images: The images.
+        outputs: What is written, by name.
+        journal: What is done already, and where progress is kept. It is open.
+        batch_size: Images of equal size that are computed at once.
+        num_workers: Processes that read and prepare the images; 0: this one.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        rules: ScoreRules,
+        images: Sequence[InputImage],
+        outputs: Mapping[str, Output],
+        journal: Journal,
+        *,
+        batch_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        self.detector, self.rules, self.images = detector, rules, images
+        self.outputs, self.journal = outputs, journal
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.needs_pixels = any(name in OUTPUTS and OUTPUTS[name].needs_pixels for name in outputs)
+
+    def predict(self, processes: PartialState | None = None) -> None:
+        """Predicts for the images that are not done, those of this process; shows a bar in a terminal.
+
+        Args:
+            processes: The processes that share the images; None: one.
+
+        Raises:
+            OutputError: Something cannot be written.
+            LoaderError: A loader process was killed.
+        """
+        todo = [index for index, image in enumerate(self.images) if not self.journal.is_done(image.source)]
+        count = 1 if processes is None else processes.num_processes
+        own = todo[0 if processes is None else processes.process_index :: count]
+        batches = PreparedBatches(
+            self.images,
+            own,
+            self.detector.processor,
+            batch_size=self.batch_size,
+            num_workers=min(self.num_workers, len(own)),
+            keep_pixels=self.needs_pixels,
+        )
+        is_main = processes is None or processes.is_main_process
+        try:
+            with tqdm(
+                total=len(self.images),
+                initial=len(self.images) - len(todo),
+                desc="predict",
+                unit="image",
+                dynamic_ncols=True,
+                disable=None if is_main else True,  # None: disabled unless the output is a terminal
+            ) as bar:
+                for batch in batches:
+                    done = self._predict(batch)
+                    bar.update(min(done * count, len(self.images) - int(bar.n)))
+        finally:
+            self.journal.close()
+
+    def finish(self) -> FinishedRun:
+        """Writes what is about all images, once all processes are done, and counts."""
+        self.journal.read()
+        for output in self.outputs.values():
+            output.finish(self.entries)
+        images = found = 0
+        for entry in self.entries():
+            images += 1
+            found += len(entry["segments" if self.detector.is_panoptic else "detections"])
+        return FinishedRun(images, found, self.journal.failures([image.source for image in self.images]))
+
+    def entries(self) -> Iterator[Entry]:
+        """The entries of the images that are done, in the order of the images."""
+        return self.journal.entries([image.source for image in self.images])
+
+    def _predict(self, batch: PreparedBatch) -> int:
+        """Predicts for a batch and writes what is about its images; returns their number."""
+        for index, reason in batch.unreadable.items():
+            source = self.images[index].source
+            tqdm.write(_printed_failure(source, reason), file=sys.stderr)
+            self.journal.add({"image": source, "error": reason})
+        if batch.images:
+            results = self.detector.predict_batch(batch.inputs, batch.sizes, self.rules)
+            pixels: Sequence[Tensor | None] = batch.pixels or [None] * len(batch.images)
+            for index, result, size, image in zip(batch.images, results, batch.sizes, pixels, strict=True):
+                source = self.images[index].source
+                self._write(self.images[index], Prediction(result, self.detector.class_names, size, image, source))
+        return len(batch.images) + len(batch.unreadable)
+
+    def _write(self, image: InputImage, prediction: Prediction) -> None:
+        content = prediction.to_dict()
+        written: dict[str, Any] = {}
+        for output in self.outputs.values():
+            written |= output.add(image, prediction) or {}
+        predicted: dict[str, Any] = {key: content.pop(key) for key in ("detections", "segments") if key in content}
+        self.journal.add({"image": image.source, **content, **written, **predicted})
+
+
+def _printed_failure(source: str, reason: str) -> str:
+    return printable(f"{source}: skipped, {reason.rstrip('.').removeprefix(f'{source}: ')}")
