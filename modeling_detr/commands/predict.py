@@ -43,7 +43,7 @@ from modeling_detr.predicting.inputs import InputImage, find_inputs, named
 from modeling_detr.predicting.inputs.dataset import find_in_dataset
 from modeling_detr.predicting.journal import Journal
 from modeling_detr.predicting.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputRun, create_outputs
-from modeling_detr.predicting.run import PredictionRun
+from modeling_detr.predicting.run import FinishedRun, PredictionRun
 from modeling_detr.predicting.score_rules import BEST, OTHERS, ScoreRules, Threshold
 from modeling_detr.prediction import OBJECT_THRESHOLD, SEGMENT_THRESHOLD
 from modeling_detr.saved_thresholds import THRESHOLDS
@@ -60,77 +60,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Find the images, and check that everything can be written, before the model is loaded.
     images, dataset = _find_images(arguments, arguments.output_dir or RUNS)
-    names = [image.name for image in images] if "pictures" in arguments.save else []
-    check_folder(output_dir, files=names)
+    check_folder(output_dir, files=[image.name for image in images] if "pictures" in arguments.save else [])
     if arguments.as_dataset is not None and os.path.lexists(arguments.as_dataset):
         raise OutputExistsError(arguments.as_dataset, "already exists", "choose another folder or remove it")
 
     # Load the model.
-    model, processor = load_detector(arguments.model, arguments.trust_code)
-    device = torch.device(arguments.device) if processes is None else processes.device
-    dtype = precision_of(arguments.dtype, model, device, arguments.model, quiet=not is_main)
-    detector = Detector(
-        model, processor, source=arguments.model, device=device, dtype=dtype, compiled=arguments.compile
-    )
-    class_names = model.config.class_names
-    rules = ScoreRules.of(
-        arguments.model,
-        class_names,
-        threshold=arguments.threshold,
-        classes=arguments.classes,
-        calibrated=arguments.calibrated,
-        is_panoptic=detector.is_panoptic,
-    )
+    detector = _load(arguments, processes)
+    rules = _score_rules(arguments, detector)
     run_of_outputs = OutputRun(output_dir, detector.class_names, len(images), dataset)
     outputs = create_outputs(arguments.save, run_of_outputs, is_panoptic=detector.is_panoptic)
     check_folder(output_dir, files=[file for output in outputs.values() for file in output.files])
 
     # Predict, and keep what is done if the run is interrupted.
     journal = Journal(output_dir)
+    workload = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
+    run = PredictionRun(detector, rules, images, outputs, journal, **workload)
     with exits_on_sigterm():
         done = _open_journal(journal, _settings(arguments), processes)
         if done and is_main:
             print(f"continuing in {output_dir}: {done} of {counted(len(images), 'image')} are done")
-        run = PredictionRun(
-            detector,
-            rules,
-            images,
-            outputs,
-            journal,
-            batch_size=arguments.batch_size,
-            num_workers=arguments.num_workers,
-        )
         try:
             run.predict(processes)
             if processes is not None:
                 processes.wait_for_everyone()
-            if not is_main:
-                return 0
-            finished = run.finish()
-            if arguments.as_dataset is not None:
-                written = write_as_dataset(run.entries(), images, class_names, arguments.as_dataset, arguments.to)
+            if is_main:
+                finished = run.finish()
+                notes = _write_as_dataset(arguments, run)
         except BaseException:
             print(f"stopped; the same command with --output_dir {output_dir} continues", file=sys.stderr)
             raise
+    if is_main:
         journal.remove()
-
-    # Say what was found, and where it is.
-    noun = "segment" if detector.is_panoptic else "object"
-    listed = [str(output_dir / file) for output in outputs.values() for file in output.files]
-    where = f", listed in {listed[0]}" if listed else ""
-    print(f"{counted(finished.found, noun)} in {counted(finished.images, 'image')}{where}")
-    if finished.images and finished.found == 0 and rules.lowest > 0:
-        print(f"no score reaches {rules.lowest:g}; a lower --threshold keeps more")
-    if arguments.as_dataset is not None:
-        print(
-            "\n".join(
-                [f"{arguments.as_dataset}: {counted(written.images, 'image')} as {arguments.to}", *written.notes]
-            )
-        )
-    print(link_to(output_dir))
-    if finished.unreadable:
-        print(f"{len(finished.unreadable)} of {len(images)} images could not be read.", file=sys.stderr)
-    return int(bool(finished.unreadable))
+        _report(finished, run, output_dir, notes)
+        return int(bool(finished.unreadable))
+    return 0
 
 
 def build_parser() -> CommandParser:
@@ -147,38 +110,8 @@ def build_parser() -> CommandParser:
     )
     add_trust_code(parser)
     add_output_dir(parser, "predict", "all that is written")
-    parser.add_argument(
-        "--threshold",
-        help=f"lowest score to keep (default: {OBJECT_THRESHOLD}, for panoptic segments {SEGMENT_THRESHOLD}); one for "
-        f"some classes, as .5,cat=.3,dog=.7; or {BEST}: that of each class in the model's {THRESHOLDS}, which "
-        f"'detr evaluate --save_thresholds' writes",
-    )
-    parser.add_argument("--classes", help="names of the classes to keep, separated by commas (default: all)")
-    parser.add_argument(
-        "--calibrated",
-        action="store_true",
-        help=f"write calibrated scores, by the model's {THRESHOLDS}: of objects with score .8, about 80%% are hits; "
-        "thresholds apply to the scores before calibration",
-    )
-    parser.add_argument(
-        "--save",
-        default=",".join(DEFAULT_OUTPUTS),
-        metavar="KINDS",
-        help=f"what to write, separated by commas (default: {','.join(DEFAULT_OUTPUTS)}): "
-        + "; ".join(f"{name}, {kind.description}" for name, kind in OUTPUTS.items()),
-    )
-    parser.add_argument(
-        "--as_dataset",
-        type=Path,
-        metavar="FOLDER",
-        help="write the images and predictions as a dataset, to correct the labels in a tool",
-    )
-    parser.add_argument(
-        "--to",
-        choices=writable_formats(),
-        default="coco",
-        help="its format, as of 'detr data convert' (default: coco)",
-    )
+    _add_choices(parser)
+    _add_outputs(parser)
     add_device(parser)
     add_dtype(parser)
     parser.add_argument(
@@ -200,6 +133,46 @@ def build_parser() -> CommandParser:
     group.add_argument("--split", help="its split (default: all images)")
     add_dataset_options(group)
     return parser
+
+
+def _add_choices(parser: CommandParser) -> None:
+    """The options that choose which predictions count."""
+    parser.add_argument(
+        "--threshold",
+        help=f"lowest score to keep (default: {OBJECT_THRESHOLD}, for panoptic segments {SEGMENT_THRESHOLD}); one for "
+        f"some classes, as .5,cat=.3,dog=.7; or {BEST}: that of each class in the model's {THRESHOLDS}, which "
+        f"'detr evaluate --save_thresholds' writes",
+    )
+    parser.add_argument("--classes", help="names of the classes to keep, separated by commas (default: all)")
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help=f"write calibrated scores, by the model's {THRESHOLDS}: of objects with score .8, about 80%% are hits; "
+        "thresholds apply to the scores before calibration",
+    )
+
+
+def _add_outputs(parser: CommandParser) -> None:
+    """The options that choose what is written."""
+    parser.add_argument(
+        "--save",
+        default=",".join(DEFAULT_OUTPUTS),
+        metavar="KINDS",
+        help=f"what to write, separated by commas (default: {','.join(DEFAULT_OUTPUTS)}): "
+        + "; ".join(f"{name}, {kind.description}" for name, kind in OUTPUTS.items()),
+    )
+    parser.add_argument(
+        "--as_dataset",
+        type=Path,
+        metavar="FOLDER",
+        help="write the images and predictions as a dataset, to correct the labels in a tool",
+    )
+    parser.add_argument(
+        "--to",
+        choices=writable_formats(),
+        default="coco",
+        help="its format, as of 'detr data convert' (default: coco)",
+    )
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -244,6 +217,49 @@ def _score(text: str) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"--threshold: got {text}, expected a score from 0 to 1, or {BEST}.")
     return value
+
+
+def _load(arguments: argparse.Namespace, processes: PartialState | None) -> Detector:
+    model, processor = load_detector(arguments.model, arguments.trust_code)
+    device = torch.device(arguments.device) if processes is None else processes.device
+    quiet = processes is not None and not processes.is_main_process
+    dtype = precision_of(arguments.dtype, model, device, arguments.model, quiet=quiet)
+    return Detector(model, processor, source=arguments.model, device=device, dtype=dtype, compiled=arguments.compile)
+
+
+def _score_rules(arguments: argparse.Namespace, detector: Detector) -> ScoreRules:
+    return ScoreRules.of(
+        arguments.model,
+        detector.model.config.class_names,
+        threshold=arguments.threshold,
+        classes=arguments.classes,
+        calibrated=arguments.calibrated,
+        is_panoptic=detector.is_panoptic,
+    )
+
+
+def _write_as_dataset(arguments: argparse.Namespace, run: PredictionRun) -> list[str]:
+    """Writes the dataset of `--as_dataset`, if it was given, and returns what to say about it."""
+    if arguments.as_dataset is None:
+        return []
+    class_names = run.detector.model.config.class_names
+    written = write_as_dataset(run.entries(), run.images, class_names, arguments.as_dataset, arguments.to)
+    return [f"{arguments.as_dataset}: {counted(written.images, 'image')} as {arguments.to}", *written.notes]
+
+
+def _report(finished: FinishedRun, run: PredictionRun, output_dir: Path, notes: Sequence[str]) -> None:
+    """Says what was found, and where it is."""
+    noun = "segment" if run.detector.is_panoptic else "object"
+    listed = [str(output_dir / file) for output in run.outputs.values() for file in output.files]
+    where = f", listed in {listed[0]}" if listed else ""
+    print(f"{counted(finished.found, noun)} in {counted(finished.images, 'image')}{where}")
+    if finished.images and finished.found == 0 and run.rules.lowest > 0:
+        print(f"no score reaches {run.rules.lowest:g}; a lower --threshold keeps more")
+    for note in notes:
+        print(note)
+    print(link_to(output_dir))
+    if finished.unreadable:
+        print(f"{len(finished.unreadable)} of {len(run.images)} images could not be read.", file=sys.stderr)
 
 
 def _find_images(arguments: argparse.Namespace, ignored: Path) -> tuple[list[InputImage], DetectionIndex | None]:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
 
 from modeling_detr.predicting import Prediction
 
@@ -52,14 +53,16 @@ def test_crops_are_inside_the_image(prediction: Prediction) -> None:
 
 def test_it_is_drawn_and_saved(prediction: Prediction, tmp_path: Path) -> None:
     assert prediction.save(tmp_path / "new" / "a.jpg").stat().st_size > 0
-    png = prediction._repr_png_()
-    assert png is not None
-    assert png.startswith(b"\x89PNG")
+
+
+def test_a_notebook_shows_it_as_a_picture(prediction: Prediction) -> None:
+    formats, _ = DisplayFormatter().format(prediction)
+    assert formats["image/png"].startswith(b"\x89PNG")
 
 
 def test_without_its_image_it_cannot_be_drawn(prediction: Prediction) -> None:
     bare = Prediction(prediction.result, prediction.class_names, prediction.size)
-    assert bare._repr_png_() is None
+    assert "image/png" not in DisplayFormatter().format(bare)[0]
     with pytest.raises(ValueError, match="the prediction has no image"):
         bare.draw()
 

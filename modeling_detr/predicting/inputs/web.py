@@ -14,11 +14,11 @@ from modeling_detr.predicting.inputs.input_image import FoundImage
 
 
 TIMEOUT = 20.0  # seconds without a byte
-_MOST_SECONDS = 120.0  # in all, for a server that sends a byte now and then
+MOST_SECONDS = 120.0  # in all, for a server that sends a byte now and then
 MAX_BYTES = 200_000_000
 _CHUNK = 1 << 16
 _TRIES = 3
-_FIRST_WAIT = 0.5  # seconds; doubled after each try
+FIRST_WAIT = 0.5  # seconds; doubled after each try
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}  # of HTTP's status codes
 
 
@@ -51,7 +51,7 @@ def open_url(url: str) -> BinaryIO:
         except (http.client.HTTPException, TimeoutError, ConnectionError, urllib.error.URLError) as error:
             failure = OSError(f"cannot be read ({getattr(error, 'reason', None) or error or type(error).__name__})")
         if attempt < _TRIES - 1:
-            time.sleep(_FIRST_WAIT * 2**attempt)
+            time.sleep(FIRST_WAIT * 2**attempt)
     raise failure
 
 
@@ -64,8 +64,8 @@ def _read(url: str) -> BinaryIO:
             content.write(chunk)
             if content.tell() > MAX_BYTES:
                 raise OSError(f"is larger than {MAX_BYTES / 1e6:.0f} MB")
-            if time.monotonic() - started > _MOST_SECONDS:
-                raise OSError(f"has sent {content.tell():,} bytes in {_MOST_SECONDS:.0f} seconds, which is too slow")
+            if time.monotonic() - started > MOST_SECONDS:
+                raise OSError(f"has sent {content.tell():,} bytes in {MOST_SECONDS:.0f} seconds, which is too slow")
         expected = response.headers.get("Content-Length")
     if expected is not None and expected.isdigit() and content.tell() < int(expected):
         raise ConnectionError(f"the connection ended after {content.tell():,} of {int(expected):,} bytes")

@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Handler.content = picture(tmp_path / "a.png").read_bytes()
-    monkeypatch.setattr(web, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(web, "FIRST_WAIT", 0.01)
     served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=served.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{served.server_port}"
@@ -81,7 +81,7 @@ def test_an_answer_that_is_too_large_is_refused(server: str, monkeypatch: pytest
 
 
 def test_a_server_that_drips_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_MOST_SECONDS", -1.0)
+    monkeypatch.setattr(web, "MOST_SECONDS", -1.0)
     (image,) = find_inputs([f"{server}/a.png"])
     with pytest.raises(OSError, match="too slow"):
         image.read()
