@@ -45,6 +45,7 @@ from modeling_detr.predicting.journal import Journal
 from modeling_detr.predicting.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputRun, create_outputs
 from modeling_detr.predicting.run import FinishedRun, PredictionRun
 from modeling_detr.predicting.score_rules import BEST, OTHERS, ScoreRules, Threshold
+from modeling_detr.predicting.tiles import DEFAULT_OVERLAP, Tiling
 from modeling_detr.prediction import OBJECT_THRESHOLD, SEGMENT_THRESHOLD
 from modeling_detr.saved_thresholds import THRESHOLDS
 from modeling_detr.structures_detr import DetectionIndex
@@ -73,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Predict, and keep what is done if the run is interrupted.
     journal = Journal(output_dir)
-    workload = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
-    run = PredictionRun(detector, rules, images, outputs, journal, **workload)
+    work = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "tiling": arguments.tiling}
+    run = PredictionRun(detector, rules, images, outputs, journal, **work)
     with exits_on_sigterm():
         done = _open_journal(journal, _settings(arguments), processes)
         if done and is_main:
@@ -127,6 +128,15 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument(
         "--num_workers", type=int, default=0, help="processes that read the images (default: 0, the main process)"
+    )
+    group = parser.add_argument_group("images much larger than those that the model was trained on")
+    group.add_argument("--tile", type=int, help="divide images into square tiles with this side, in pixels")
+    group.add_argument(
+        "--overlap",
+        type=float,
+        default=DEFAULT_OVERLAP,
+        help="share of a tile that the next one sees too; objects up to this size are seen whole (default: "
+        f"{DEFAULT_OVERLAP})",
     )
     group = parser.add_argument_group("images of a dataset")
     group.add_argument("--data", help="a dataset of any format, whose annotations are not needed")
@@ -186,6 +196,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in arguments.save:
         if name not in OUTPUTS:
             raise ValueError(f"--save: got '{name}'; {did_you_mean(name, OUTPUTS)}")
+    arguments.tiling = None if arguments.tile is None else Tiling(arguments.tile, arguments.overlap)
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
     check_device(arguments.device)
@@ -298,6 +309,8 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "calibrated": arguments.calibrated,
         "save": arguments.save,
         "dtype": arguments.dtype,
+        "tile": arguments.tile,
+        "overlap": arguments.overlap,
     }
 
 

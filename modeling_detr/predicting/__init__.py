@@ -7,6 +7,7 @@
 
 from modeling_detr.predicting.detector import Detector
 from modeling_detr.predicting.result import Detection, Prediction
+from modeling_detr.predicting.tiles import Tiling
 
 
-__all__ = ["Detection", "Detector", "Prediction"]
+__all__ = ["Detection", "Detector", "Prediction", "Tiling"]

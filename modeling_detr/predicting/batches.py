@@ -24,9 +24,9 @@ _POOL = 4096  # images that are sorted by size at a time
 class PreparedBatch(NamedTuple):
     """Images that are ready for the model.
 
-    images: their indices. inputs: what the image processor returns. sizes: (height, width) of each original image.
-    pixels: the original images (3, H, W) uint8; None if they are not needed. unreadable: index → reason of images that
-    could not be read, which are in none of the other fields.
+    images: their indices. inputs: what the image processor returns; empty if the images are only read. sizes:
+    (height, width) of each original image. pixels: the original images (3, H, W) uint8; None if they are not needed.
+    unreadable: index → reason of images that could not be read, which are in none of the other fields.
     """
 
     images: list[int]
@@ -42,7 +42,7 @@ class PreparedBatches:
     Args:
         images: All images.
         indices: Those to prepare, in this order as far as batches allow.
-        processor: The model's image processor.
+        processor: The model's image processor; None: the images are only read.
         batch_size: Images per batch.
         num_workers: Processes that read and prepare them; 0: this one.
         keep_pixels: Whether the original images are needed.
@@ -52,7 +52,7 @@ class PreparedBatches:
         self,
         images: Sequence[InputImage],
         indices: Sequence[int],
-        processor: DetrTorchvisionImageProcessor,
+        processor: DetrTorchvisionImageProcessor | None,
         *,
         batch_size: int = 1,
         num_workers: int = 0,
@@ -92,7 +92,7 @@ class _Batches(Dataset[list[PreparedBatch]]):
         self,
         images: Sequence[InputImage],
         batches: Sequence[Sequence[int]],
-        processor: DetrTorchvisionImageProcessor,
+        processor: DetrTorchvisionImageProcessor | None,
         keep_pixels: bool,
     ) -> None:
         self.images, self.batches, self.processor, self.keep_pixels = images, batches, processor, keep_pixels
@@ -106,11 +106,11 @@ class _Batches(Dataset[list[PreparedBatch]]):
         for index in self.batches[batch]:
             try:
                 pixels = self.images[index].read()
-                inputs = dict(self.processor(pixels))
+                inputs = {} if self.processor is None else dict(self.processor(pixels))
             except Exception as error:  # Pillow and servers raise almost anything
                 unreadable[index] = printable(" ".join(str(error).split()) or type(error).__name__)
                 continue
-            shape = (len(inputs), *inputs["pixel_values"].shape)
+            shape = tuple(inputs["pixel_values"].shape if inputs else pixels.shape)
             by_shape[shape].append((index, inputs, pixels))
         prepared = [_joined(group, self.keep_pixels) for group in by_shape.values()]
         if unreadable:

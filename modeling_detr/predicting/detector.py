@@ -16,9 +16,11 @@ from modeling_detr.precision import ComputeDtype, compute_dtype
 from modeling_detr.predicting.inputs import find_inputs
 from modeling_detr.predicting.result import Prediction
 from modeling_detr.predicting.score_rules import ScoreRules, Threshold
+from modeling_detr.predicting.tiles import Tiling, merge_tiles, without_small
 from modeling_detr.prediction import detect_batch, segment_batch, task_of
 from modeling_detr.runtimes.exported_detector import ExportedDetector
 from modeling_detr.segmentation_detr import Detector as DetectorModel
+from modeling_detr.structures_detr import DetectionResult
 
 
 class Detector:
@@ -119,6 +121,7 @@ class Detector:
         classes: Sequence[str] | None = None,
         calibrated: bool = False,
         batch_size: int = 1,
+        tiling: Tiling | None = None,
         keep_image: bool = True,
     ) -> Any:
         """Predicts.
@@ -132,6 +135,7 @@ class Detector:
             calibrated: Calibrate scores by the model's `thresholds.json`.
             batch_size: Images of equal size that are computed at once, for a GPU. Others are computed by themselves,
                 because padding changes predictions.
+            tiling: Divide images into tiles: `Tiling(1024, overlap=0.2)`. `batch_size` counts tiles then.
             keep_image: Keep the pixels in the predictions, to draw them and to crop.
 
         Returns:
@@ -150,7 +154,7 @@ class Detector:
             calibrated=calibrated,
             is_panoptic=self.is_panoptic,
         )
-        predict = partial(self._predict_all, rules=rules, batch_size=batch_size, keep_image=keep_image)
+        predict = partial(self._predict_all, rules=rules, batch_size=batch_size, tiling=tiling, keep_image=keep_image)
         if isinstance(images, str | Path) and _are_several(str(images)):
             return [*predict(image.source for image in find_inputs([str(images)]))]
         if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
@@ -181,14 +185,49 @@ class Detector:
             return [rules.of_segments(segments) for segments in segment_batch(*arguments)]
         return [rules.of_objects(objects) for objects in detect_batch(*arguments)]
 
+    def predict_in_tiles(
+        self, pixels: Tensor, tiling: Tiling, rules: ScoreRules, batch_size: int = 1
+    ) -> DetectionResult:
+        """Predicts for the tiles of an image and for the whole, and merges what they have in common.
+
+        Args:
+            pixels: (3, H, W) uint8 RGB.
+            tiling: How it is divided.
+            rules: Which predictions count.
+            batch_size: Tiles that are computed at once.
+
+        Raises:
+            ModelError: The model predicts panoptic segments, which cannot be merged.
+        """
+        if self.is_panoptic:
+            problem = "predicts panoptic segments, which cannot be merged from tiles"
+            raise ModelError(self.source, problem, "predict without tiles")
+        size = pixels.shape[-2], pixels.shape[-1]
+        tiles = tiling.tiles(*size)
+        crops = (pixels[:, tile.top : tile.bottom, tile.left : tile.right] for tile in tiles)
+        results: list[DetectionResult] = []
+        for group in _batches_of_equal_size(crops, batch_size):
+            results += self._predict_group([crop for _, crop in group], rules)
+        if len(tiles) > 1:
+            results[-1] = without_small(results[-1], tiling)
+        return merge_tiles(results, tiles, size)
+
+    def _predict_group(self, pixels: Sequence[Tensor], rules: ScoreRules) -> list[Any]:
+        """The results of images of equal size."""
+        sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]
+        return self.predict_batch(self.processor(list(pixels)), sizes, rules)
+
     def _predict_all(
-        self, images: Iterable[RawImage], rules: ScoreRules, batch_size: int, keep_image: bool
+        self, images: Iterable[RawImage], rules: ScoreRules, batch_size: int, tiling: Tiling | None, keep_image: bool
     ) -> Iterator[Prediction]:
         names = self.class_names
-        for group in _batches_of_equal_size(images, batch_size):
+        for group in _batches_of_equal_size(images, 1 if tiling else batch_size):
             pixels = [image for _, image in group]
             sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]
-            results = self.predict_batch(self.processor(pixels), sizes, rules)
+            if tiling is None:
+                results = self._predict_group(pixels, rules)
+            else:
+                results = [self.predict_in_tiles(image, tiling, rules, batch_size) for image in pixels]
             for (source, image), size, result in zip(group, sizes, results, strict=True):
                 yield Prediction(result, names, size, image.cpu() if keep_image else None, source)
 

@@ -20,6 +20,7 @@ from modeling_detr.predicting.journal import Entry, Journal
 from modeling_detr.predicting.outputs import OUTPUTS, Output
 from modeling_detr.predicting.result import Prediction
 from modeling_detr.predicting.score_rules import ScoreRules
+from modeling_detr.predicting.tiles import Tiling
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class PredictionRun:
         images: The images.
         outputs: What is written, by name.
         journal: What is done already, and where progress is kept. It is open.
-        batch_size: Images of equal size that are computed at once.
+        batch_size: Images of equal size, or tiles, that are computed at once.
+        tiling: How images are divided into tiles; None: not at all.
         num_workers: Processes that read and prepare the images; 0: this one.
     """
 
@@ -59,11 +61,12 @@ class PredictionRun:
         journal: Journal,
         *,
         batch_size: int = 1,
+        tiling: Tiling | None = None,
         num_workers: int = 0,
     ) -> None:
         self.detector, self.rules, self.images = detector, rules, images
         self.outputs, self.journal = outputs, journal
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.batch_size, self.tiling, self.num_workers = batch_size, tiling, num_workers
         self.needs_pixels = any(name in OUTPUTS and OUTPUTS[name].needs_pixels for name in outputs)
 
     def predict(self, processes: PartialState | None = None) -> None:
@@ -82,10 +85,10 @@ class PredictionRun:
         batches = PreparedBatches(
             self.images,
             own,
-            self.detector.processor,
-            batch_size=self.batch_size,
+            None if self.tiling else self.detector.processor,
+            batch_size=1 if self.tiling else self.batch_size,
             num_workers=min(self.num_workers, len(own)),
-            keep_pixels=self.needs_pixels,
+            keep_pixels=self.needs_pixels or self.tiling is not None,
         )
         is_main = processes is None or processes.is_main_process
         try:
@@ -125,12 +128,18 @@ class PredictionRun:
             tqdm.write(_printed_failure(source, reason), file=sys.stderr)
             self.journal.add({"image": source, "error": reason})
         if batch.images:
-            results = self.detector.predict_batch(batch.inputs, batch.sizes, self.rules)
+            results = self._results(batch)
             pixels: Sequence[Tensor | None] = batch.pixels or [None] * len(batch.images)
             for index, result, size, image in zip(batch.images, results, batch.sizes, pixels, strict=True):
                 source = self.images[index].source
                 self._write(self.images[index], Prediction(result, self.detector.class_names, size, image, source))
         return len(batch.images) + len(batch.unreadable)
+
+    def _results(self, batch: PreparedBatch) -> list[Any]:
+        if self.tiling is None or batch.pixels is None:
+            return self.detector.predict_batch(batch.inputs, batch.sizes, self.rules)
+        predict = self.detector.predict_in_tiles
+        return [predict(pixels, self.tiling, self.rules, self.batch_size) for pixels in batch.pixels]
 
     def _write(self, image: InputImage, prediction: Prediction) -> None:
         content = prediction.to_dict()
