@@ -123,6 +123,10 @@ class ModelDownloadError(DetrError, OSError):
     """A released model that cannot be downloaded."""
 
 
+class VideoError(DetrError, OSError):
+    """A video, a stream or a camera that cannot be read or written."""
+
+
 class PredictionError(DetrError, ValueError):
     """Predictions that do not fit the dataset they are scored on."""
 

@@ -4,17 +4,21 @@
     detr predict runs/demo --data my_dataset --split test --save json,coco
     detr predict runs/demo new_images --as_dataset to_correct --to label_studio
 
-Inputs are images, folders, patterns, URLs, `-` (an image, or paths in lines, on standard input), or a dataset. For
-each image, the command draws a picture with labelled boxes, in the same subfolder as the image, and adds an entry to
-`predictions.json` with all detections: the class (`label` and `name`), the `score`, the box in pixels and, if the
-model predicts masks, the mask as COCO's RLE. With a panoptic model, picture and entry have segments instead of boxes;
-`segments/….png` has the segment id of each pixel (red + 256 green + 256² blue, 0 = no segment, as in COCO).
+Inputs are images, folders, patterns, URLs, `-` (an image, or paths in lines, on standard input), a dataset, or videos,
+streams (`rtsp://…`) and cameras (`camera:0`). For each image, the command draws a picture with labelled boxes, in the
+same subfolder as the image, and adds an entry to `predictions.json` with all detections: the class (`label` and
+`name`), the `score`, the box in pixels and, if the model predicts masks, the mask as COCO's RLE. With a panoptic
+model, picture and entry have segments instead of boxes; `segments/….png` has the segment id of each pixel (red + 256
+green + 256² blue, 0 = no segment, as in COCO).
+
+For a video, it writes one with the boxes and the sound, and a line for each frame, `NAME.frames.jsonl`.
 
 An interrupted run continues when its command is repeated with its `--output_dir`. Images that cannot be read are
 reported and skipped; the exit code is then 1.
 """
 
 import argparse
+import itertools
 import math
 import os
 import sys
@@ -35,7 +39,7 @@ from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
-from modeling_detr.errors_detr import OutputExistsError, did_you_mean
+from modeling_detr.errors_detr import OutputExistsError, VideoError, did_you_mean, printable
 from modeling_detr.output_errors import check_folder
 from modeling_detr.predicting import Detector
 from modeling_detr.predicting.as_dataset import write_as_dataset
@@ -46,6 +50,8 @@ from modeling_detr.predicting.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputRun
 from modeling_detr.predicting.run import FinishedRun, PredictionRun
 from modeling_detr.predicting.score_rules import BEST, OTHERS, ScoreRules, Threshold
 from modeling_detr.predicting.tiles import DEFAULT_OVERLAP, Tiling
+from modeling_detr.predicting.video.reading import find_videos, is_video, require_av
+from modeling_detr.predicting.video.run import VideoOptions, predict_video, video_names
 from modeling_detr.prediction import OBJECT_THRESHOLD, SEGMENT_THRESHOLD
 from modeling_detr.saved_thresholds import THRESHOLDS
 from modeling_detr.structures_detr import DetectionIndex
@@ -56,45 +62,89 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = _parse_arguments(argv)
     processes = _processes(arguments.device)
-    is_main = processes is None or processes.is_main_process
     output_dir = _output_dir(arguments.output_dir, processes)
 
-    # Find the images, and check that everything can be written, before the model is loaded.
+    # Find the inputs, and check that everything can be written, before the model is loaded.
+    videos = _find_videos(arguments)
     images, dataset = _find_images(arguments, arguments.output_dir or RUNS)
     check_folder(output_dir, files=[image.name for image in images] if "pictures" in arguments.save else [])
     if arguments.as_dataset is not None and os.path.lexists(arguments.as_dataset):
         raise OutputExistsError(arguments.as_dataset, "already exists", "choose another folder or remove it")
 
-    # Load the model.
+    # Predict.
     detector = _load(arguments, processes)
     rules = _score_rules(arguments, detector)
-    run_of_outputs = OutputRun(output_dir, detector.class_names, len(images), dataset)
-    outputs = create_outputs(arguments.save, run_of_outputs, is_panoptic=detector.is_panoptic)
-    check_folder(output_dir, files=[file for output in outputs.values() for file in output.files])
-
-    # Predict, and keep what is done if the run is interrupted.
-    journal = Journal(output_dir)
-    work = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "tiling": arguments.tiling}
-    run = PredictionRun(detector, rules, images, outputs, journal, **work)
+    code = 0
     with exits_on_sigterm():
-        done = _open_journal(journal, _settings(arguments), processes)
-        if done and is_main:
-            print(f"continuing in {output_dir}: {done} of {counted(len(images), 'image')} are done")
+        if images:
+            outputs = create_outputs(
+                arguments.save,
+                OutputRun(output_dir, detector.class_names, len(images), dataset),
+                is_panoptic=detector.is_panoptic,
+            )
+            journal = Journal(output_dir)
+            work = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
+            run = PredictionRun(detector, rules, images, outputs, journal, tiling=arguments.tiling, **work)
+            code = _predict_images(arguments, run, output_dir, processes)
+        if videos:
+            code |= _predict_videos(arguments, detector, rules, videos, output_dir, processes)
+    return code
+
+
+def _predict_images(
+    arguments: argparse.Namespace, run: PredictionRun, output_dir: Path, processes: PartialState | None
+) -> int:
+    """Predicts for all images, and keeps what is done if that is interrupted; returns the exit code."""
+    is_main = processes is None or processes.is_main_process
+    check_folder(output_dir, files=[file for output in run.outputs.values() for file in output.files])
+    done = _open_journal(run.journal, _settings(arguments), processes)
+    if done and is_main:
+        print(f"continuing in {output_dir}: {done} of {counted(len(run.images), 'image')} are done")
+    try:
+        run.predict(processes)
+        if processes is not None:
+            processes.wait_for_everyone()
+        if not is_main:
+            return 0
+        finished = run.finish()
+        notes = _write_as_dataset(arguments, run)
+    except BaseException:
+        print(f"stopped; the same command with --output_dir {output_dir} continues", file=sys.stderr)
+        raise
+    run.journal.remove()
+    _report(finished, run, output_dir, notes)
+    return int(bool(finished.unreadable))
+
+
+def _predict_videos(
+    arguments: argparse.Namespace,
+    detector: Detector,
+    rules: ScoreRules,
+    videos: Sequence[str],
+    output_dir: Path,
+    processes: PartialState | None,
+) -> int:
+    """Predicts for one video after the other; returns the exit code."""
+    options = VideoOptions(rules, "pictures" in arguments.save, arguments.batch_size, arguments.tiling)
+    named = [*zip(videos, video_names(videos), strict=True)]
+    count, first = (1, 0) if processes is None else (processes.num_processes, processes.process_index)
+    code = 0
+    for source, name in named[first::count]:
         try:
-            run.predict(processes)
-            if processes is not None:
-                processes.wait_for_everyone()
-            if is_main:
-                finished = run.finish()
-                notes = _write_as_dataset(arguments, run)
-        except BaseException:
-            print(f"stopped; the same command with --output_dir {output_dir} continues", file=sys.stderr)
-            raise
-    if is_main:
-        journal.remove()
-        _report(finished, run, output_dir, notes)
-        return int(bool(finished.unreadable))
-    return 0
+            done = predict_video(detector, source, name, output_dir, options)
+        except VideoError as error:  # costs this video only
+            print(error, file=sys.stderr)
+            code = 1
+            continue
+        noun = "segment" if detector.is_panoptic else "object"
+        written = ", ".join(map(str, done.written))
+        print(f"{counted(done.found, noun)} in {counted(done.frames, 'frame')} of {printable(source)}: {written}")
+        if done.problem:
+            print(printable(f"{source}: {done.problem}; what was done until then is kept"), file=sys.stderr)
+            code = 1
+        if done.was_interrupted:
+            break
+    return code
 
 
 def build_parser() -> CommandParser:
@@ -107,7 +157,7 @@ def build_parser() -> CommandParser:
         "inputs",
         nargs="*",
         metavar="input",
-        help="images, folders to search, patterns, URLs, or - for standard input",
+        help="images, folders to search, patterns, URLs, - for standard input, videos, streams, or camera:0",
     )
     add_trust_code(parser)
     add_output_dir(parser, "predict", "all that is written")
@@ -273,10 +323,26 @@ def _report(finished: FinishedRun, run: PredictionRun, output_dir: Path, notes: 
         print(f"{len(finished.unreadable)} of {len(run.images)} images could not be read.", file=sys.stderr)
 
 
+def _find_videos(arguments: argparse.Namespace) -> list[str]:
+    """The videos, streams and cameras to predict for.
+
+    Raises:
+        ValueError: There is no such file, or an output is asked for that videos do not have.
+        VideoError: PyAV is not installed.
+    """
+    videos = [*dict.fromkeys(itertools.chain.from_iterable(map(find_videos, arguments.inputs)))]
+    if videos:
+        require_av()
+        others = [name for name in arguments.save if name not in ("pictures", "json", "jsonl")]
+        if len(videos) == len(arguments.inputs) and others:
+            raise ValueError(f"--save: got '{others[0]}', expected pictures or jsonl, which is what videos have.")
+    return videos
+
+
 def _find_images(arguments: argparse.Namespace, ignored: Path) -> tuple[list[InputImage], DetectionIndex | None]:
     """The images to predict for, and the dataset that they belong to."""
     if not arguments.data:
-        return find_inputs(arguments.inputs, ignored), None
+        return find_inputs([text for text in arguments.inputs if not is_video(text)], ignored), None
     index = open_dataset(
         arguments.data, split=arguments.split, format=arguments.data_format, **dataset_options(arguments)
     )

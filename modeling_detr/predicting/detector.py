@@ -154,7 +154,9 @@ class Detector:
             calibrated=calibrated,
             is_panoptic=self.is_panoptic,
         )
-        predict = partial(self._predict_all, rules=rules, batch_size=batch_size, tiling=tiling, keep_image=keep_image)
+        predict = partial(
+            self.predict_images, rules=rules, batch_size=batch_size, tiling=tiling, keep_image=keep_image
+        )
         if isinstance(images, str | Path) and _are_several(str(images)):
             return [*predict(image.source for image in find_inputs([str(images)]))]
         if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
@@ -178,9 +180,7 @@ class Detector:
             A `DetectionResult` or `PanopticResult` for each image.
         """
         inputs = {name: tensor.to(self.model.device, non_blocking=True) for name, tensor in inputs.items()}
-        if rules.lowest > 1:  # no class counts
-            rules = ScoreRules(rules.by_label)
-        arguments = (self.model, self.processor, inputs, sizes, min(rules.lowest, 1.0), self.dtype)
+        arguments = (self.model, self.processor, inputs, sizes, rules.lowest, self.dtype)
         if self.is_panoptic:
             return [rules.of_segments(segments) for segments in segment_batch(*arguments)]
         return [rules.of_objects(objects) for objects in detect_batch(*arguments)]
@@ -212,14 +212,24 @@ class Detector:
             results[-1] = without_small(results[-1], tiling)
         return merge_tiles(results, tiles, size)
 
-    def _predict_group(self, pixels: Sequence[Tensor], rules: ScoreRules) -> list[Any]:
-        """The results of images of equal size."""
-        sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]
-        return self.predict_batch(self.processor(list(pixels)), sizes, rules)
-
-    def _predict_all(
-        self, images: Iterable[RawImage], rules: ScoreRules, batch_size: int, tiling: Tiling | None, keep_image: bool
+    def predict_images(
+        self,
+        images: Iterable[RawImage],
+        rules: ScoreRules,
+        *,
+        batch_size: int = 1,
+        tiling: Tiling | None = None,
+        keep_image: bool = True,
     ) -> Iterator[Prediction]:
+        """Predicts for images of any kind, one batch in memory; arguments as of a call.
+
+        Args:
+            images: The images.
+            rules: Which predictions count.
+            batch_size: Consecutive images of equal size, or tiles, that are computed at once.
+            tiling: How images are divided into tiles; None: not at all.
+            keep_image: Keep the pixels in the predictions.
+        """
         names = self.class_names
         for group in _batches_of_equal_size(images, 1 if tiling else batch_size):
             pixels = [image for _, image in group]
@@ -230,6 +240,11 @@ class Detector:
                 results = [self.predict_in_tiles(image, tiling, rules, batch_size) for image in pixels]
             for (source, image), size, result in zip(group, sizes, results, strict=True):
                 yield Prediction(result, names, size, image.cpu() if keep_image else None, source)
+
+    def _predict_group(self, pixels: Sequence[Tensor], rules: ScoreRules) -> list[Any]:
+        """The results of images of equal size."""
+        sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]
+        return self.predict_batch(self.processor(list(pixels)), sizes, rules)
 
 
 def _are_several(source: str) -> bool:

@@ -175,7 +175,7 @@ class _Objects:
         )
 
     def continuation(self, row: int, rivals: Sequence[int]) -> int | None:
-        """The object, of `rivals`, that goes on where an edge cuts the object `row`; None: there is none."""
+        """The object of `rivals` on the other side of the edge that cuts the object `row`; None: there is none."""
         for other in rivals:
             if not bool(self.is_cut[other]):
                 continue

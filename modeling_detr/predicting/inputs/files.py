@@ -36,7 +36,7 @@ def find_files(text: str, ignored: Path | None) -> Iterator[FoundImage]:
     elif path.exists() or not glob.has_magic(text):
         yield FoundImage(Path(path.name), _checked(path))
     else:
-        root, pattern = _split(text)
+        root, pattern = split_pattern(text)
         matches = [file for file in sorted(root.glob(pattern)) if file.is_file() and _has_image_suffix(file)]
         matches = [file for file in matches if not _is_in(ignored, file)]
         if not matches:
@@ -69,7 +69,7 @@ def _is_in(folder: Path | None, file: Path) -> bool:
     return folder is not None and folder.resolve() in file.resolve().parents
 
 
-def _split(text: str) -> tuple[Path, str]:
+def split_pattern(text: str) -> tuple[Path, str]:
     """The folder of a pattern before its first part with a wildcard, and the rest."""
     parts = Path(text).parts
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
