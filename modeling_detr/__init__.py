@@ -1,24 +1,20 @@
 """DETR, the transformer detector, with the original's numbers, for people who work with Hugging Face."""
 
 import importlib
-import sys
-from pathlib import Path
+import importlib.util
 from typing import TYPE_CHECKING, Any
+
+from .auto_classes import register_when_imported
+
+
+if TYPE_CHECKING:
+    from .configuration_detr import DetrConfig
+    from .image_processing_detr import DetrTorchvisionImageProcessor
+    from .modeling_detr import DetrForObjectDetection, DetrModel
+    from .segmentation_detr import DetrForSegmentation
 
 
 __version__ = "0.1.0"
-
-_IS_DETR_COMMAND = Path(getattr(sys, "argv", [""])[0]).stem == "detr"
-
-# Importing the classes takes seconds. `detr --help` needs none of them; a command that does imports them itself.
-if TYPE_CHECKING or not _IS_DETR_COMMAND:
-    from .auto_classes import (
-        DetrConfig,
-        DetrForObjectDetection,
-        DetrForSegmentation,
-        DetrModel,
-        DetrTorchvisionImageProcessor,
-    )
 
 __all__ = [
     "DetrConfig",
@@ -28,9 +24,28 @@ __all__ = [
     "DetrTorchvisionImageProcessor",
 ]
 
+# Importing a class takes seconds, most of them for PyTorch and Transformers, so it waits for its first use
+_HOMES = {
+    "DetrConfig": "configuration_detr",
+    "DetrForObjectDetection": "modeling_detr",
+    "DetrForSegmentation": "segmentation_detr",
+    "DetrModel": "modeling_detr",
+    "DetrTorchvisionImageProcessor": "image_processing_detr",
+}
+
+register_when_imported()
+
 
 def __getattr__(name: str) -> Any:
-    """Imports a public class at its first use in the command `detr`, for example by a plug-in."""
-    if name in __all__:
-        return getattr(importlib.import_module("modeling_detr.auto_classes"), name)
+    """Imports a public class or a submodule at its first use."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -499,4 +499,8 @@ def config_under_our_keys(values: Mapping[str, Any], source: str) -> dict[str, A
     return {**translate_stock_config(values, source, training_defaults), "model_type": DetrConfig.model_type}
 
 
+# A saved model names the hub files that it needs, so trust_remote_code can load it without this package
+DetrConfig.register_for_auto_class()
+
+
 __all__ = ["DetrConfig"]

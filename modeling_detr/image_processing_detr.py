@@ -713,3 +713,7 @@ def _to_numpy(value: object) -> object:
     if isinstance(value, dict):
         return {key: _to_numpy(entry) for key, entry in value.items()}
     return value
+
+
+# A saved model names the hub files that it needs, so trust_remote_code can load it without this package
+DetrTorchvisionImageProcessor.register_for_auto_class("AutoImageProcessor")

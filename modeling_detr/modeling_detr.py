@@ -689,6 +689,11 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         return loss, loss_dict, assignments[-1]
 
 
+# A saved model names the hub files that it needs, so trust_remote_code can load it without this package
+DetrModel.register_for_auto_class("AutoModel")
+DetrForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+
+
 __all__ = [
     "DetrForObjectDetection",
     "DetrModel",

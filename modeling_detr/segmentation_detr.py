@@ -387,4 +387,8 @@ def has_masks(model: nn.Module) -> TypeGuard[DetrForSegmentation]:
     return hasattr(model, "predict_masks")
 
 
+# A saved model names the hub files that it needs, so trust_remote_code can load it without this package
+DetrForSegmentation.register_for_auto_class("AutoModelForUniversalSegmentation")
+
+
 __all__ = ["Detector", "DetrForSegmentation", "DetrSegmentationOutput", "has_masks", "image_sizes"]

@@ -113,7 +113,6 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int | None:
         with _interrupts_end(program):
-            importlib.import_module("modeling_detr.auto_classes")  # a saved model names the classes registered there
             command = importlib.import_module(module)
         code: int | None = command.main(argv)
         return code

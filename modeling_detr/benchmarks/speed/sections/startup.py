@@ -19,6 +19,10 @@ CASES: dict[str, dict[str, str]] = {
         OURS: "from modeling_detr import DetrForObjectDetection",
         STOCK: "from transformers import DetrForObjectDetection",
     },
+    "import Auto classes that find it": {
+        OURS: "import modeling_detr; from transformers import AutoImageProcessor, AutoModelForObjectDetection",
+        STOCK: "from transformers import AutoImageProcessor, AutoModelForObjectDetection",
+    },
     "detr --help": {OURS: "from modeling_detr.commands import main; main(['--help'])"},
     "detr predict --help": {OURS: "from modeling_detr.commands import main; main(['predict', '--help'])"},
 }
