@@ -8,19 +8,20 @@ imported, before that import statement returns.
 import importlib.util
 from collections.abc import Callable
 
-from modeling_detr.import_hooks import call_after_import
+from modeling_detr.import_hooks import ImportWatcher
 
 
 def register_when_imported() -> None:
     """Registers our classes with each Auto class as soon as that is imported."""
-    for module, register in _REGISTRATIONS.items():
-        call_after_import(module, register)
-    call_after_import("transformers", _register_with_moved_auto_classes)
+    watcher = ImportWatcher({"transformers", "modeling_detr"})
+    for module, register in REGISTRATIONS.items():
+        watcher.call_after_import(module, register)
+    watcher.call_after_import("transformers", _register_with_moved_auto_classes)
 
 
 def _register_with_moved_auto_classes() -> None:
     """A release of Transformers that keeps its Auto classes elsewhere makes imports slower, but finds our classes."""
-    for module, register in _REGISTRATIONS.items():
+    for module, register in REGISTRATIONS.items():
         if not _exists(module):
             register()
 
@@ -69,7 +70,8 @@ def _register_image_processor() -> None:
     AutoImageProcessor.register(DetrConfig, fast_image_processor_class=DetrTorchvisionImageProcessor, exist_ok=True)
 
 
-_REGISTRATIONS: dict[str, Callable[[], None]] = {
+# Where Transformers keeps an Auto class → what registers our classes with it
+REGISTRATIONS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.image_processing_auto": _register_image_processor,

@@ -71,7 +71,7 @@ def test_our_classes_are_registered_with_transformers_itself_if_it_has_moved_its
     run("""
         import modeling_detr
         calls = []
-        modeling_detr.auto_classes._REGISTRATIONS = {"transformers.moved.auto": lambda: calls.append(1)}
+        modeling_detr.auto_classes.REGISTRATIONS = {"transformers.moved.auto": lambda: calls.append(1)}
         import transformers
         assert calls == [1]
     """)

@@ -6,63 +6,65 @@ import threading
 
 import pytest
 
-from modeling_detr import import_hooks
-from modeling_detr.import_hooks import call_after_import
+from modeling_detr.import_hooks import ImportWatcher
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package that is watched; its module `outer` imports `inner`, then defines `value`."""
+    """A package whose module `outer` imports `inner`, then defines `value`."""
     folder = tmp_path / "watched"
     folder.mkdir()
     (folder / "__init__.py").touch()
     (folder / "inner.py").touch()
     (folder / "outer.py").write_text("from watched import inner\nvalue = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(import_hooks, "_PACKAGES", {"watched"})
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
-    monkeypatch.setattr(import_hooks, "_finder", import_hooks._WatchingFinder())
     yield folder
     for name in [name for name in sys.modules if name.partition(".")[0] == "watched"]:
         del sys.modules[name]
 
 
-def test_the_function_is_called_once_at_the_end_of_the_outermost_import(package):
+@pytest.fixture
+def watcher():
+    return ImportWatcher({"watched"})
+
+
+def test_the_function_is_called_once_at_the_end_of_the_outermost_import(package, watcher):
     calls = []
 
     def function():
         calls.append(importlib.import_module("watched.outer").value)  # fails if it is called at the end of `inner`
 
-    call_after_import("watched.inner", function)
+    watcher.call_after_import("watched.inner", function)
     importlib.import_module("watched")
     assert calls == []
     importlib.import_module("watched.outer")
     assert calls == [1]
-    assert import_hooks._finder not in sys.meta_path
+    assert watcher not in sys.meta_path
 
 
-def test_the_function_is_called_at_once_if_the_module_has_been_imported(package):
+def test_the_function_is_called_at_once_if_the_module_has_been_imported(package, watcher):
     importlib.import_module("watched.inner")
     calls = []
-    call_after_import("watched.inner", lambda: calls.append(1))
+    watcher.call_after_import("watched.inner", lambda: calls.append(1))
     assert calls == [1]
 
 
-def test_a_function_whose_call_imports_another_awaited_module_has_that_ones_called_too(package):
+def test_a_function_whose_call_imports_another_awaited_module_has_that_ones_called_too(package, watcher):
     calls = []
-    call_after_import("watched.inner", lambda: calls.append("outer"))
-    call_after_import("watched", lambda: importlib.import_module("watched.inner"))
+    watcher.call_after_import("watched.inner", lambda: calls.append("outer"))
+    watcher.call_after_import("watched", lambda: importlib.import_module("watched.inner"))
     importlib.import_module("watched")
     assert calls == ["outer"]
 
 
-def test_an_import_of_another_thread_delays_no_call(package):
+def test_an_import_of_another_thread_delays_no_call(package, watcher):
     started, go_on = threading.Event(), threading.Event()
     (package / "slow.py").write_text("import watched\nwatched.started.set()\nassert watched.go_on.wait(60)\n")
     watched = importlib.import_module("watched")
     watched.started, watched.go_on = started, go_on
     calls = []
-    call_after_import("watched.inner", lambda: calls.append(1))
+    watcher.call_after_import("watched.inner", lambda: calls.append(1))
     slow = threading.Thread(target=importlib.import_module, args=("watched.slow",))
     slow.start()
     assert started.wait(60)
@@ -72,10 +74,10 @@ def test_an_import_of_another_thread_delays_no_call(package):
     slow.join()
 
 
-def test_a_failed_import_calls_nothing_and_can_be_repeated(package):
+def test_a_failed_import_calls_nothing_and_can_be_repeated(package, watcher):
     calls = []
     (package / "outer.py").write_text("from watched import inner\nraise ValueError('no')\n")
-    call_after_import("watched.inner", lambda: calls.append(1))
+    watcher.call_after_import("watched.inner", lambda: calls.append(1))
     with pytest.raises(ValueError, match="no"):
         importlib.import_module("watched.outer")
     assert calls == []
@@ -85,8 +87,8 @@ def test_a_failed_import_calls_nothing_and_can_be_repeated(package):
     assert calls == [1]
 
 
-def test_a_watched_module_keeps_its_own_loader(package):
-    call_after_import("watched.never", lambda: None)
+def test_a_watched_module_keeps_its_own_loader(package, watcher):
+    watcher.call_after_import("watched.never", lambda: None)
     module = importlib.import_module("watched.inner")
     assert type(module.__loader__) is type(module.__spec__.loader) is importlib.machinery.SourceFileLoader
     assert "inner" in importlib.util.find_spec("watched.outer").loader.get_source("watched.outer")
