@@ -1,8 +1,8 @@
 """Matching and loss, which make DETR a set predictor. They have no weights and use no collectives.
 
 Both handle all decoder layers at once: one cost tensor that holds only each image's own targets, one copy to the host
-for the assignment, one cross-entropy. Normalisers are arguments: the training loop knows how an optimizer step is
-split over processes and micro-batches, the loss does not.
+for the assignment, one operation for the losses. Normalisers are arguments: the training loop knows how an optimizer
+step is split over processes and micro-batches, the loss does not.
 
 Shapes: L decoder layers · B images · Q queries · C classes (index C is "no object") · N targets of one image ·
 T targets of all images of the batch · M matched pairs of the batch, Σ min(N, Q).
@@ -11,10 +11,11 @@ T targets of all images of the batch · M matched pairs of the batch, Σ min(N, 
 import itertools
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from .boxes_detr import BoxComparison, plane_distances
 from .structures_detr import Assignment, DetectionLabels
 
 
@@ -38,74 +41,8 @@ MAX_MASK_PIXELS = 2**27  # of all masks of a batch, 125 of 800x1333, about 6 GB 
 
 # Replaces costs that are not finite. Real costs, sums of a probability, an L1 distance and a GIoU, are far smaller.
 _UNUSABLE_COST = 1e6
+_TERMS = "loss_ce", "loss_bbox", "loss_giou"
 _NO_MATCH_CLASS_ERROR = 100.0  # percent; the original's, where no query is matched
-
-
-def boxes_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """(…, 4) boxes as (centre x, centre y, width, height) → corners (x0, y0, x1, y1), in the same unit."""
-    return torch.cat(_corners(*boxes_cxcywh.chunk(2, dim=-1)), dim=-1)
-
-
-def _corners(centre: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """(…, 2) each → (x0, y0) and (x1, y1), (…, 2) each."""
-    return torch.sub(centre, size, alpha=0.5), torch.add(centre, size, alpha=0.5)
-
-
-def generalized_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
-    """Generalised IoU of corresponding boxes, in [-1, 1]; see `box_distances`.
-
-    Args:
-        boxes_xyxy: (…, 4) corners.
-        others_xyxy: (…, 4) corners, broadcast against `boxes_xyxy`.
-    """
-    return 1 - box_distances(_xyxy_to_cxcywh(boxes_xyxy), _xyxy_to_cxcywh(others_xyxy))[1]
-
-
-def _xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    low, high = boxes_xyxy.chunk(2, dim=-1)
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
-
-
-def box_distances(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """The two box losses of corresponding boxes: L1 distance over the four values, and 1 - GIoU.
-
-    Args:
-        boxes_cxcywh: (…, 4).
-        targets_cxcywh: (…, 4), broadcast against `boxes_cxcywh`.
-
-    Returns:
-        (…) each, one value per pair. Two boxes without area have an IoU of 0, not NaN.
-
-    Paper: app. A.2. Original: models/detr.py, `loss_boxes`; util/box_ops.py. Differs from the original: pairs instead
-    of all against all, and no assertions on the boxes, because the training loop stops when a model diverges, and
-    explains why.
-    """
-    centre, size = boxes_cxcywh.chunk(2, dim=-1)  # (…, 2) each, as all sizes
-    target_centre, target_size = targets_cxcywh.chunk(2, dim=-1)
-    overlap = _overlap(centre, size, target_centre, target_size)
-    intersection = _area(overlap.clamp(min=0))
-    union = _area(size) + _area(target_size) - intersection
-    hull = _area(size + target_size - overlap)
-    smallest = 1e-12  # a box with sides of a millionth of the image's: only empty boxes are smaller
-    giou = intersection / union.clamp(min=smallest) - (hull - union) / hull.clamp(min=smallest)
-    l1 = (boxes_cxcywh - targets_cxcywh).abs().sum(-1)
-    return l1, 1 - giou
-
-
-def _overlap(centre: Tensor, size: Tensor, target_centre: Tensor, target_size: Tensor) -> Tensor:
-    """(…, 2) each → (…, 2) overlap in x and y; negative where there is a gap.
-
-    A function of its own, because it frees the corners: large tensors at the same time are slow to allocate.
-    """
-    low, high = _corners(centre, size)
-    target_low, target_high = _corners(target_centre, target_size)
-    return torch.minimum(high, target_high) - torch.maximum(low, target_low)
-
-
-def _area(size: Tensor) -> Tensor:
-    """(…, 2) → (…). Not `prod`, whose gradient synchronises with the device to look for zeros."""
-    width, height = size.unbind(-1)
-    return width * height
 
 
 class HungarianMatcher:
@@ -144,27 +81,24 @@ class HungarianMatcher:
     @torch.no_grad()
     def match_layers(
         self, log_probabilities: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]
-    ) -> list[list[Assignment]]:
+    ) -> "LayerAssignments":
         """Matches each decoder layer separately.
 
         Args:
             log_probabilities: (L, B, Q, C + 1), the log-softmax of the logits, which the class loss needs too.
             pred_boxes: (L, B, Q, 4) cxcywh in [0, 1].
             labels: As for one layer.
-
-        Returns:
-            L lists of B assignments.
         """
         counts = [len(label["class_labels"]) for label in labels]
-        costs = self.costs(log_probabilities, pred_boxes, labels).to("cpu", torch.float64)  # (L, T, Q)
-        if not costs.sum().isfinite():
-            # scipy rejects NaN; the loss of such a step is not finite either, so the training loop stops
-            costs = costs.nan_to_num(nan=_UNUSABLE_COST, posinf=_UNUSABLE_COST, neginf=-_UNUSABLE_COST)
-        ends = [*itertools.accumulate(counts)]
-        return [
-            [_assign(layer[end - count : end]) for count, end in zip(counts, ends, strict=True)]
-            for layer in costs.numpy()
-        ]
+        costs = self.costs(log_probabilities, pred_boxes, labels).to("cpu", torch.float64).numpy()  # (L, T, Q)
+        ends = itertools.accumulate(counts)
+        images = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
+        try:
+            pairs = [linear_sum_assignment(layer[image]) for layer in costs for image in images]
+        except ValueError:  # of NaN or infinity; the loss of such a step is not finite, so the training loop stops
+            costs = np.nan_to_num(costs, nan=_UNUSABLE_COST, posinf=_UNUSABLE_COST, neginf=-_UNUSABLE_COST)
+            pairs = [linear_sum_assignment(layer[image]) for layer in costs for image in images]
+        return LayerAssignments(pairs, counts, log_probabilities.shape[2])
 
     def costs(self, log_probabilities: Tensor, pred_boxes: Tensor, labels: Sequence[DetectionLabels]) -> Tensor:
         """(L, T, Q) costs of every target and each query of its image; see `match_layers` for the arguments."""
@@ -175,27 +109,65 @@ class HungarianMatcher:
         image_of_target = torch.from_numpy(np.arange(num_images).repeat(counts)).to(device, non_blocking=True)
         classes = torch.cat([label["class_labels"] for label in labels]).to(device, torch.int64)  # (T,)
         boxes = torch.cat([label["boxes"] for label in labels]).to(device, pred_boxes.dtype)  # (T, 4)
+        # coordinates in adjacent memory: (4, L, B, Q), (4, T, 1)
+        queries, targets = pred_boxes.movedim(-1, 0).contiguous(), boxes.T[..., None]
         costs = pred_boxes.new_empty(num_layers, len(classes), num_queries)
         pairs = _PAIRS_PER_CHUNK_ON_CPU if device.type == "cpu" else _PAIRS_PER_CHUNK
         step = max(1, pairs // (num_layers * num_queries))
-        queries = pred_boxes.movedim(-1, 0).contiguous()  # (4, L, B, Q): arithmetic is fast on adjacent numbers
         for first in range(0, len(classes), step):
             chunk = slice(first, first + step)  # of t targets
             images = image_of_target[chunk]
             # the two index tensors are not adjacent, so the result is (t, L, Q); (L, t, Q, C + 1) is never allocated
             class_score = log_probabilities[:, images, :, classes[chunk]].exp_().transpose(0, 1)  # (L, t, Q)
-            own_queries = queries.index_select(2, images).movedim(0, -1)  # (L, t, Q, 4)
-            l1, giou_loss = box_distances(own_queries, boxes[chunk, None])  # (L, t, Q)
-            cost = self.bbox_cost * l1 - self.class_cost * class_score
-            costs[:, chunk] = cost.add_(giou_loss - 1, alpha=self.giou_cost)
+            l1, giou = plane_distances(queries.index_select(2, images), targets[:, None, chunk])  # (L, t, Q)
+            cost = l1.mul_(self.bbox_cost).sub_(class_score, alpha=self.class_cost)
+            torch.sub(cost, giou, alpha=self.giou_cost, out=costs[:, chunk])
         return costs
 
 
-def _assign(costs: NDArray[np.float64]) -> Assignment:
-    """(N, Q) costs of one image → the one-to-one assignment of lowest cost, ordered by query."""
-    targets, queries = linear_sum_assignment(costs)
-    order = queries.argsort()
-    return Assignment(torch.from_numpy(queries[order]), torch.from_numpy(targets[order]))
+class LayerAssignments:
+    """The assignments of L decoder layers, on the host; a sequence of L lists of B `Assignment`.
+
+    Every layer matches min(N, Q) pairs per image, so that the layers are rows of one array.
+
+    Args:
+        pairs: L·B indices of (targets, queries) of an image, layer by layer.
+        counts: N of each image.
+        num_queries: Q.
+
+    Attributes:
+        pairs: (2, L, M) indices of the batch's B·Q queries, ascending, and of its T targets.
+    """
+
+    def __init__(
+        self, pairs: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], counts: Sequence[int], num_queries: int
+    ) -> None:
+        self._matched = [min(count, num_queries) for count in counts]
+        firsts = [range(0, len(counts) * num_queries, num_queries), itertools.accumulate(counts[:-1], initial=0)]
+        self._firsts = np.array([[*first] for first in firsts]).repeat(self._matched, axis=1)  # (2, M)
+        shape = len(pairs) // len(counts), self._firsts.shape[-1]
+        targets, queries = (np.concatenate(indices).reshape(shape) for indices in zip(*pairs, strict=True))
+        num_targets = max(sum(counts), 1)
+        first_query, first_target = self._firsts
+        keys = np.sort(queries * num_targets + targets + (first_query * num_targets + first_target), axis=1)
+        self.pairs = np.empty((2, *shape), np.int64)
+        np.divmod(keys, num_targets, out=(self.pairs[0], self.pairs[1]))
+
+    def __len__(self) -> int:
+        return self.pairs.shape[1]
+
+    def __iter__(self) -> Iterator[list[Assignment]]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, layer: int) -> list[Assignment]:
+        """The assignments of one layer, pairs ordered by query."""
+        pairs = torch.from_numpy(self.pairs[:, layer] - self._firsts)
+        return [Assignment(*image) for image in pairs.split(self._matched, dim=1)]
+
+    def indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`pairs` as two tensors, (L, M) each, copied to the device at once."""
+        queries, targets = torch.from_numpy(self.pairs).to(device, non_blocking=True)
+        return queries, targets
 
 
 def sum_class_weights(
@@ -262,12 +234,11 @@ class LossNumbers:
 
 
 class CriterionOutput(NamedTuple):
-    """The weighted sum of all terms, the unweighted terms under the original's names, and one `Assignment` per image
-    for each of the L decoder layers."""
+    """The weighted sum of all terms, the unweighted terms under the original's names, and the assignments."""
 
     loss: Tensor
     loss_dict: dict[str, Tensor]
-    assignments: list[list[Assignment]]
+    assignments: LayerAssignments
 
 
 class SetCriterion:
@@ -319,7 +290,7 @@ class SetCriterion:
         """
         logits, pred_boxes = _at_least_float32(logits), _at_least_float32(pred_boxes)
         counts = [len(label["class_labels"]) for label in labels]
-        num_queries = logits.shape[2]
+        num_images, num_queries = logits.shape[1:3]
         self._report_surplus(counts, num_queries)
         if num_boxes is None:
             num_boxes = max(sum(counts), 1)
@@ -329,26 +300,22 @@ class SetCriterion:
         with _without_autocast(logits.device.type):
             log_probabilities = logits.log_softmax(-1)  # for the matcher and the class loss
             assignments = self.matcher.match_layers(log_probabilities, pred_boxes, labels)
-            queries, targets = flat_matches(assignments, counts, num_queries, logits.device)  # (L, M) each
+            queries, targets = assignments.indices(logits.device)  # (L, M) each
             classes = torch.cat([label["class_labels"] for label in labels]).to(logits.device, torch.int64)  # (T,)
             boxes = torch.cat([label["boxes"] for label in labels]).to(logits.device, pred_boxes.dtype)  # (T, 4)
 
-            class_loss = self._class_loss(log_probabilities, queries, classes[targets])  # (L,)
-            matched_boxes = pred_boxes.flatten(1, 2).take_along_dim(queries[..., None], dim=1)  # (L, M, 4)
-            l1, giou_loss = box_distances(matched_boxes, boxes[targets])  # (L, M)
-            per_layer = {
-                "loss_ce": class_loss / class_weight_sum,
-                "loss_bbox": l1.sum(1) / num_boxes,
-                "loss_giou": giou_loss.sum(1) / num_boxes,
-            }
-            total = torch.stack([self.weights[name] * values for name, values in per_layer.items()]).sum()
-            per_layer["cardinality_error"] = _cardinality_error(logits, counts)
+            query_classes = queries.new_full((len(logits), num_images * num_queries), logits.shape[-1] - 1)
+            query_classes.scatter_(1, queries, classes[targets])  # (L, B·Q)
+            query_weights = logits.new_full(query_classes.shape, self.eos_coefficient).scatter_(1, queries, 1.0)
+            sums = _SetLosses.apply(
+                log_probabilities, pred_boxes, query_classes, query_weights, queries, boxes[targets]
+            )  # (3, L)
+            numbers = [*map(self.weights.__getitem__, _TERMS), class_weight_sum, num_boxes, num_boxes]
+            weights, divisors = _column(numbers, sums).chunk(2)  # (3, 1) each
+            total = (sums * (weights / divisors)).sum()
+            values = torch.cat([sums.detach() / divisors, _cardinality_error(logits.detach(), counts)[None]])
 
-        terms = {}
-        for name, values in per_layer.items():
-            *auxiliary, last = values.detach().unbind()
-            terms[name] = last
-            terms.update({f"{name}_{layer}": value for layer, value in enumerate(auxiliary)})
+        terms = dict(zip(_term_names(len(logits)), values.flatten().unbind(), strict=True))
         terms["class_error"] = _class_error(logits[-1].detach(), queries[-1], classes[targets[-1]])
         return CriterionOutput(total, terms, assignments)
 
@@ -356,17 +323,6 @@ class SetCriterion:
         """The class weights of all queries of a batch whose images have `counts` targets; see `sum_class_weights`."""
         num_matched = sum(min(count, num_queries) for count in counts)
         return float(sum_class_weights(len(counts), num_matched, num_queries, self.eos_coefficient))
-
-    def _class_loss(self, log_probabilities: Tensor, queries: Tensor, matched_classes: Tensor) -> Tensor:
-        """(L, B, Q, C + 1), (L, M) matched queries and their (L, M) classes → (L,) sums of cross-entropy."""
-        num_layers, num_images, num_queries, num_classes = log_probabilities.shape
-        no_object = num_classes - 1
-        target_classes = queries.new_full((num_layers, num_images * num_queries), no_object)
-        target_classes.scatter_(1, queries, matched_classes)  # (L, B·Q)
-        class_weights = log_probabilities.new_ones(num_classes)
-        class_weights[no_object].fill_(self.eos_coefficient)  # assigning a number would synchronise
-        loss = F.nll_loss(log_probabilities.flatten(0, 2), target_classes.flatten(), class_weights, reduction="none")
-        return loss.view(num_layers, -1).sum(1)
 
     def _report_surplus(self, counts: Sequence[int], num_queries: int) -> None:
         surplus = sum(max(count - num_queries, 0) for count in counts)
@@ -381,6 +337,63 @@ class SetCriterion:
             )
 
 
+class _SetLosses(torch.autograd.Function):
+    """The losses of the matched queries of each layer as one operation: in small batches, most of the time would go
+    into recording the many small ones and their gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        log_probabilities: Tensor,
+        pred_boxes: Tensor,
+        classes: Tensor,
+        weights: Tensor,
+        queries: Tensor,
+        target_boxes: Tensor,
+    ) -> Tensor:
+        """Sums over the queries of a layer: cross-entropy, L1 and GIoU losses.
+
+        Args:
+            ctx: Keeps what the gradient needs.
+            log_probabilities: (L, B, Q, C + 1).
+            pred_boxes: (L, B, Q, 4) cxcywh.
+            classes: (L, B·Q) int64, the class of each query.
+            weights: (L, B·Q), their weights.
+            queries: (L, M) indices of those of the B·Q queries that are matched.
+            target_boxes: (L, M, 4) cxcywh, what they are matched with.
+
+        Returns:
+            (3, L).
+        """
+        rows = queries[..., None].expand(-1, -1, 4)
+        boxes = BoxComparison.of(pred_boxes.flatten(1, 2).gather(1, rows), target_boxes)
+        scores = log_probabilities.flatten(1, 2).gather(2, classes[..., None])[..., 0]  # (L, B·Q)
+        ctx.shape = log_probabilities.shape
+        ctx.save_for_backward(classes, weights, rows, *boxes)
+        return torch.stack([-(scores * weights).sum(1), boxes.l1.sum(1), boxes.giou_loss.sum(1)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_sums: Tensor) -> tuple[Tensor | None, ...]:
+        """(3, L) → the gradients of log-probabilities and boxes."""
+        classes, weights, rows, *boxes = ctx.saved_tensors
+        by_class_loss, by_l1, by_giou_loss = by_sums[..., None]  # (L, 1) each
+        by_scores = (weights * -by_class_loss)[..., None]
+        by_log_probabilities = weights.new_zeros(*weights.shape, ctx.shape[-1])
+        by_log_probabilities.scatter_(2, classes[..., None], by_scores)
+        by_boxes = BoxComparison(*boxes).gradient(by_l1, by_giou_loss)
+        by_pred_boxes = weights.new_zeros(*weights.shape, 4).scatter_(1, rows, by_boxes)
+        return by_log_probabilities.view(ctx.shape), by_pred_boxes.view(*ctx.shape[:3], 4), None, None, None, None
+
+
+def _column(numbers: Sequence[float | Tensor], like: Tensor) -> Tensor:
+    """n numbers or scalar tensors → (n, 1)."""
+    if any(isinstance(number, Tensor) for number in numbers):  # without reading them, which would synchronise
+        filled = [n.to(like) if isinstance(n, Tensor) else like.new_full((), n) for n in numbers]
+        return torch.stack(filled)[:, None]
+    return torch.tensor(numbers, dtype=like.dtype)[:, None].to(like.device, non_blocking=True)
+
+
 def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
@@ -390,31 +403,20 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
-def flat_matches(
-    assignments: list[list[Assignment]], counts: Sequence[int], num_queries: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Indices of the matched pairs in the flattened batch: (L, M) of B·Q queries and (L, M) of T targets.
-
-    Every layer matches min(N, Q) pairs per image, so layers can be stacked. Both are copied to the device at once.
-    """
-    matches = [match for layer in assignments for match in layer]
-    pairs = torch.cat([match.queries for match in matches] + [match.targets for match in matches])
-    pairs = pairs.view(2, len(assignments), -1)
-    first_query = range(0, len(counts) * num_queries, num_queries)
-    first_target = itertools.accumulate(counts[:-1], initial=0)
-    matched = [min(count, num_queries) for count in counts]
-    pairs += torch.from_numpy(np.array([[*first_query], [*first_target]]).repeat(matched, axis=1))[:, None]
-    queries, targets = pairs.to(device, non_blocking=True)
-    return queries, targets
+@cache
+def _term_names(num_layers: int) -> list[str]:
+    """The names of the terms, and within each of the layers, of which the last has no number."""
+    suffixes = [*(f"_{layer}" for layer in range(num_layers - 1)), ""]
+    return [name + suffix for name in (*_TERMS, "cardinality_error") for suffix in suffixes]
 
 
 @torch.no_grad()
 def _cardinality_error(logits: Tensor, counts: Sequence[int]) -> Tensor:
     """(L,) mean over images of |queries that predict an object - targets|. For the log only, without a gradient."""
     is_object = logits[..., :-1].amax(-1) >= logits[..., -1]  # (L, B, Q); several times faster than argmax
-    predicted = is_object.sum(-1)  # (L, B)
-    expected = torch.tensor(counts).to(logits.device, non_blocking=True)
-    return (predicted - expected).abs().to(logits.dtype).mean(-1)
+    predicted = is_object.sum(-1, dtype=logits.dtype)  # (L, B)
+    expected = torch.tensor(counts, dtype=logits.dtype).to(logits.device, non_blocking=True)
+    return (predicted - expected).abs().mean(-1)
 
 
 def _class_error(logits: Tensor, queries: Tensor, classes: Tensor) -> Tensor:
@@ -422,7 +424,7 @@ def _class_error(logits: Tensor, queries: Tensor, classes: Tensor) -> Tensor:
     if len(classes) == 0:
         return logits.new_tensor(_NO_MATCH_CLASS_ERROR)
     predicted = logits.flatten(0, 1)[queries].argmax(-1)
-    return 100 * (predicted != classes).to(logits.dtype).mean()
+    return (predicted != classes).sum(dtype=logits.dtype) * (100 / len(classes))
 
 
 # Masks

@@ -53,12 +53,12 @@ from torch.testing import assert_close
 from torchvision.ops import batched_nms, box_convert
 
 from modeling_detr import DetrForObjectDetection
+from modeling_detr.boxes_detr import box_distances
 from modeling_detr.commands.train import main as train
 from modeling_detr.conversion import load_model
 from modeling_detr.data import DetectionDataset, DetrCollator, build_eval_loader, open_dataset, resize_transform
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
 from modeling_detr.image_processing_detr import batch_to_device
-from modeling_detr.loss_detr import box_distances
 from modeling_detr.modeling_detr import DetrObjectDetectionOutput
 from modeling_detr.training.optimization import build_optimizer
 from modeling_detr.visualization import draw_heat, draw_heats, draw_prediction, tile

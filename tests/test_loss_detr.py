@@ -6,14 +6,8 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou
 
-from modeling_detr.loss_detr import (
-    HungarianMatcher,
-    MaskCriterion,
-    SetCriterion,
-    box_distances,
-    boxes_cxcywh_to_xyxy,
-    generalized_iou,
-)
+from modeling_detr.boxes_detr import boxes_cxcywh_to_xyxy
+from modeling_detr.loss_detr import HungarianMatcher, MaskCriterion, SetCriterion
 from modeling_detr.structures_detr import Assignment
 
 
@@ -32,31 +26,6 @@ def batch(counts, num_layers=3, num_queries=9, num_classes=5, seed=0):
         for count in counts
     ]
     return logits.requires_grad_(), boxes.requires_grad_(), labels
-
-
-def test_pairwise_giou_is_the_diagonal_of_torchvisions():
-    first, second = boxes_cxcywh_to_xyxy(random_boxes(50)), boxes_cxcywh_to_xyxy(random_boxes(50))
-    torch.testing.assert_close(generalized_iou(first, second), generalized_box_iou(first, second).diag())
-
-
-def test_giou_and_its_gradient_are_those_of_corners_in_any_arrangement():
-    """Boxes beside each other, that overlap, and one inside the other: in x, in y and in both."""
-    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.2]], dtype=torch.float64).repeat(9, 1).requires_grad_()
-    offsets = torch.cartesian_prod(torch.tensor([0.01, 0.15, 0.45]), torch.tensor([0.02, 0.12, 0.3])).double()
-    targets = boxes.detach() * torch.tensor([1, 1, 0.6, 1.3]) + torch.cat([offsets, torch.zeros(9, 2)], dim=1)
-    _, giou_loss = box_distances(boxes, targets)
-    expected = 1 - generalized_box_iou(boxes_cxcywh_to_xyxy(boxes), boxes_cxcywh_to_xyxy(targets)).diag()
-    torch.testing.assert_close(giou_loss, expected)
-    gradients = [torch.autograd.grad(loss.sum(), boxes)[0] for loss in (giou_loss, expected)]
-    torch.testing.assert_close(*gradients)
-
-
-def test_boxes_of_zero_area_have_a_finite_loss_and_gradient():
-    point = torch.tensor([[0.5, 0.5, 0.5, 0.5]], requires_grad=True)
-    giou = generalized_iou(point, point.detach())
-    giou.sum().backward()
-    assert torch.isfinite(giou).all()
-    assert torch.isfinite(point.grad).all()
 
 
 def test_matching_all_layers_at_once_equals_matching_each():
@@ -85,6 +54,41 @@ def test_no_object_counts_only_if_it_is_likelier_than_every_class():
     logits[..., 2, 0] = 1.0
     output = SetCriterion(HungarianMatcher())(logits, random_boxes(1, 1, 3), batch([0])[2])
     assert output.loss_dict["cardinality_error"] == 2
+
+
+def test_costs_are_those_of_the_paper_up_to_a_constant():
+    logits, boxes, labels = batch([3, 0, 5])
+    matcher = HungarianMatcher(class_cost=1.5, bbox_cost=4.0, giou_cost=3.0)
+    costs = matcher.costs(logits.detach().log_softmax(-1), boxes.detach(), labels).split([3, 0, 5], dim=1)
+    for image, label in enumerate(labels):
+        probability = logits[:, image].softmax(-1)[..., label["class_labels"]]  # (L, Q, N)
+        l1 = torch.cdist(boxes[:, image], label["boxes"], p=1)
+        corners = boxes_cxcywh_to_xyxy(boxes[:, image]), boxes_cxcywh_to_xyxy(label["boxes"])
+        giou = torch.stack([generalized_box_iou(layer, corners[1]) for layer in corners[0]])
+        expected = -1.5 * probability + 4 * l1 - 3 * giou
+        torch.testing.assert_close(costs[image], expected.transpose(1, 2).detach())
+
+
+def test_loss_and_gradients_are_those_of_the_plain_formulas():
+    logits, boxes, labels = batch([3, 0, 5])
+    criterion = SetCriterion(HungarianMatcher(), 0.3, 4.0, 3.0)
+    output = criterion(logits, boxes, labels)
+    expected = 0
+    for layer, assignments in enumerate(output.assignments):
+        classes = torch.full((3, 9), 5)
+        for image, (match, label) in enumerate(zip(assignments, labels, strict=True)):
+            classes[image, match.queries] = label["class_labels"][match.targets]
+            matched, targets = boxes[layer, image, match.queries], label["boxes"][match.targets]
+            corners = boxes_cxcywh_to_xyxy(matched), boxes_cxcywh_to_xyxy(targets)
+            giou_losses = 1 - generalized_box_iou(*corners).diag()
+            expected = expected + (4 * (matched - targets).abs().sum() + 3 * giou_losses.sum()) / 8
+        weight = torch.tensor([1.0] * 5 + [0.3]).double()
+        expected = expected + torch.nn.functional.cross_entropy(logits[layer].flatten(0, 1), classes.flatten(), weight)
+    torch.testing.assert_close(output.loss, expected)
+    for gradient, plain in zip(
+        *(torch.autograd.grad(x, [logits, boxes]) for x in (output.loss, expected)), strict=True
+    ):
+        torch.testing.assert_close(gradient, plain)
 
 
 def test_perfect_predictions_match_themselves():
@@ -145,6 +149,8 @@ def test_with_the_steps_normalisers_micro_batches_add_up_to_the_whole_batch():
     torch.testing.assert_close(parts, whole)
     for part, total in zip(torch.autograd.grad(parts, [logits, boxes]), whole_gradient, strict=True):
         torch.testing.assert_close(part, total)
+    tensors = {name: torch.tensor(value) for name, value in normalisers.items()}  # as on a GPU
+    torch.testing.assert_close(criterion(logits, boxes, labels, **tensors).loss, whole)
 
 
 def test_class_loss_is_the_weighted_mean():

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modeling_detr.backbone_detr import sine_embedding, sine_position
+from modeling_detr.boxes_detr import box_distances
 from modeling_detr.data.findings import counted
-from modeling_detr.loss_detr import box_distances
 from modeling_detr.modeling_detr import ExtraQueries
 from modeling_detr.structures_detr import DetectionLabels
 from modeling_detr.training.aids.training_aid import AidedBatch, TrainingAid

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_detr.loss_detr import box_distances
+from modeling_detr.boxes_detr import box_distances
 from modeling_detr.structures_detr import DetectionLabels
 from modeling_detr.training.aids.training_aid import AidedBatch, TrainingAid
 

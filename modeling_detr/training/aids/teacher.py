@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_detr.loss_detr import box_distances, flat_matches
+from modeling_detr.boxes_detr import box_distances
 from modeling_detr.modeling_detr import DetrObjectDetectionOutput
 from modeling_detr.structures_detr import DetectionLabels
 from modeling_detr.training.aids.training_aid import AidedBatch, TrainingAid
@@ -65,7 +65,7 @@ class Teacher(TrainingAid):
         with torch.autocast(device.type, enabled=False):
             log_probabilities = logits.log_softmax(-1)
             assignments = batch.detector.criterion.matcher.match_layers(log_probabilities, pred_boxes, targets)
-            queries, matched = flat_matches(assignments, counts, num_queries, device)  # (L, M) each
+            queries, matched = assignments.indices(device)  # (L, M) each
             weights = scores[matched]  # (L, M)
             matched_boxes = pred_boxes.flatten(1, 2).take_along_dim(queries[..., None], dim=1)  # (L, M, 4)
             l1, giou_loss = box_distances(matched_boxes, boxes[matched])  # (L, M)
