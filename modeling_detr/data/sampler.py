@@ -6,6 +6,7 @@ only decide which images share a batch; the size of each image is unaffected.
 
 import math
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +18,8 @@ from modeling_detr.data.dataset import DetectionDataset, SampleKey
 
 Batching = Literal["size", "random"]
 POOL_IMAGES = 4096  # images sorted together: enough for little padding, planned in a fraction of a second
+# Increase it when images are grouped by size in another way: runs then resume from older checkpoints between epochs.
+PACKING_VERSION = 1
 
 
 class TrainBatchSampler(Sampler[list[SampleKey]]):
@@ -183,9 +186,10 @@ def planned_sizes(dataset: DetectionDataset, images: NDArray[np.int64], epoch: i
 def pack_by_size(sizes: NDArray[np.int64], group: int) -> NDArray[np.int64]:
     """Order images so that each `group` of consecutive ones has similar heights and widths.
 
-    The images are recursively sorted by the side in which they differ more, and halved at a multiple of `group`.
-    Images of equal size keep their order. On COCO's sizes, padding is 0.3, 2 and 3 % of the pixels for groups of 2, 8
-    and 16, compared with 20, 45 and 52 % for random groups.
+    The images are recursively divided in two, where the least pixels are needed if both parts are padded. Images of
+    equal size keep their order. On COCO's sizes and with the original's augmentation, padding is 0.2, 1.1 and 2.3 % of
+    the pixels for groups of 2, 8 and 16 among 4,096 images, and 1.8, 8.5 and 14 % among 256, compared with 20, 45 and
+    52 % for random groups.
 
     Args:
         sizes: (N, 2) height and width of each image.
@@ -194,18 +198,36 @@ def pack_by_size(sizes: NDArray[np.int64], group: int) -> NDArray[np.int64]:
     Returns:
         (N,) indices into `sizes`.
     """
-    logarithms = np.log(sizes)
 
     def pack(images: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         if len(images) <= group:
             return [images]
-        sides = logarithms[images]
-        wider = int(np.argmax(sides.max(0) - sides.min(0)))
-        images = images[np.argsort(sides[:, wider], kind="stable")]
-        middle = math.ceil(len(images) / group) // 2 * group
-        return pack(images[:middle]) + pack(images[middle:])
+        orders = (images[sizes[images, side].argsort(kind="stable")] for side in (0, 1))
+        _, ordered, count = min((_least_padded_cut(order, sizes, group) for order in orders), key=itemgetter(0))
+        return pack(ordered[:count]) + pack(ordered[count:])
 
     return np.concatenate(pack(np.arange(len(sizes))))
+
+
+def _least_padded_cut(
+    images: NDArray[np.int64], sizes: NDArray[np.int64], group: int
+) -> tuple[int, NDArray[np.int64], int]:
+    """Find how many images, a multiple of `group`, to separate from the others for the least pixels with padding.
+
+    Each part gets about a quarter of the images at least, so that they are divided a bounded number of times.
+
+    Returns:
+        The pixels, `images`, and how many of them are the first part.
+    """
+    num_groups = math.ceil(len(images) / group)
+    least = max(1, num_groups // 4)
+    counts = group * np.arange(least, num_groups - least + 1)
+    ordered = sizes[images]
+    first = np.maximum.accumulate(ordered)[counts - 1]
+    second = np.maximum.accumulate(ordered[::-1])[len(images) - counts - 1]
+    pixels = counts * first[:, 0] * first[:, 1] + (len(images) - counts) * second[:, 0] * second[:, 1]
+    best = int(pixels.argmin())
+    return int(pixels[best]), images, int(counts[best])
 
 
 def _within(batch: NDArray[np.int64], sizes: NDArray[np.int64], max_pixels: int) -> list[NDArray[np.int64]]:

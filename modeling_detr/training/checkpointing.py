@@ -94,6 +94,7 @@ class TrainingState:
         num_processes: Number of processes.
         step_size: Images in an optimizer step, over all processes and accumulated batches.
         num_images: Number of training images.
+        packing_version: `PACKING_VERSION` of the sampler; 0 in checkpoints of older versions.
         step_averages: Means since the last log entry.
         epoch_averages: Means since the start of the epoch.
         symptoms: Signs in the evaluations that training is going wrong.
@@ -114,6 +115,7 @@ class TrainingState:
     num_processes: int = 1
     step_size: int = 0
     num_images: int = 0
+    packing_version: int = 0
     step_averages: Averages = field(default_factory=Averages)
     epoch_averages: Averages = field(default_factory=Averages)
     symptoms: dict[str, Symptom] = field(default_factory=dict)

@@ -112,7 +112,7 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
     changes = compare_recipes(folder, run.recipe)
     current, state = dataclasses.replace(run.state), run.state
     load_checkpoint(folder, run, id2label=current.id2label)
-    reordered = [*(change.name for change in changes.order), *_changed_images(state, current)]
+    reordered = [*(change.name for change in changes.order), *_changed_images(state, current, run.recipe.batching)]
     notes = [*changes.sentences(), *_memory_note(state, changes)]
     if state.num_processes != current.num_processes:
         before = counted(state.num_processes, "process", "processes")
@@ -127,7 +127,8 @@ def resume(folder: Path, run: CheckpointedRun) -> list[str]:
         state.epoch, state.step_in_epoch = state.epoch + (0 if is_last else 1), 0
         state.epoch_averages.take()
     state.num_processes, state.step_size = current.num_processes, current.step_size
-    state.num_images, state.id2label = current.num_images, current.id2label  # older checkpoints have no id2label
+    state.num_images, state.packing_version = current.num_images, current.packing_version
+    state.id2label = current.id2label  # older checkpoints have none
     return notes
 
 
@@ -144,11 +145,13 @@ def _memory_note(state: TrainingState, changes: ResumeChanges) -> list[str]:
     ]
 
 
-def _changed_images(previous: TrainingState, current: TrainingState) -> list[str]:
+def _changed_images(previous: TrainingState, current: TrainingState, batching: str) -> list[str]:
     """Describe what has changed about the images of an epoch or a step, other than by the recipe."""
     changes = []
     if previous.step_size != current.step_size:
         changes.append(f"the number of images per step (from {previous.step_size} to {current.step_size})")
     if previous.num_images != current.num_images:
         changes.append(f"the number of training images (from {previous.num_images:,} to {current.num_images:,})")
+    if batching == "size" and previous.packing_version != current.packing_version:
+        changes.append("the grouping of images by size (in this version of the package)")
     return changes

@@ -29,6 +29,7 @@ from modeling_detr.data.augmentation.policy import SampleTransform
 from modeling_detr.data.formats import reading_options
 from modeling_detr.data.labels import adopt_model_labels, with_raw_labels
 from modeling_detr.data.loaders import BatchLoader, build_eval_loader
+from modeling_detr.data.sampler import PACKING_VERSION
 from modeling_detr.data.splits import training_splits
 from modeling_detr.errors_detr import RecipeError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
@@ -324,6 +325,7 @@ def _build_optimizer(
         num_processes=accelerator.num_processes,
         step_size=step_size,
         num_images=len(train_index),
+        packing_version=PACKING_VERSION,
         id2label=dict(train_index.id2label),
     )
     average = None if weights.average is None else weights.average.module

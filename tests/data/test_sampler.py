@@ -44,9 +44,12 @@ def _padding(dataset: DetectionDataset, batches: list) -> float:
     return 1 - image_pixels / batch_pixels
 
 
-@pytest.mark.parametrize(("batch_size", "most", "random_least"), [(2, 0.05, 0.15), (8, 0.10, 0.35), (16, 0.12, 0.4)])
-def test_batches_have_little_padding(batch_size, most, random_least):
-    dataset = coco_like(2000)
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "most", "random_least"),
+    [(2048, 2, 0.01, 0.15), (2048, 8, 0.03, 0.35), (2048, 16, 0.05, 0.4), (256, 8, 0.10, 0.35)],
+)
+def test_batches_have_little_padding(num_images, batch_size, most, random_least):
+    dataset = coco_like(num_images)
     assert _padding(dataset, list(TrainBatchSampler(dataset, batch_size))) < most
     assert _padding(dataset, list(TrainBatchSampler(dataset, batch_size, batching="random"))) > random_least
 
@@ -178,6 +181,10 @@ def test_images_are_batched_by_their_sizes_if_the_transform_cannot_plan():
 def test_packing_keeps_every_image():
     sizes = np.random.default_rng(0).integers(1, 50, (37, 2))
     assert sorted(pack_by_size(sizes, 5).tolist()) == list(range(37))
+
+
+def test_packing_is_shallow_and_keeps_the_order_if_all_images_have_one_size():
+    assert pack_by_size(np.full((20_000, 2), 64), 2).tolist() == list(range(20_000))
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,17 @@ def test_an_epoch_does_not_continue_with_other_images(tiny_recipe):
     assert (fewer.state.epoch, fewer.state.step_in_epoch) == (1, 0)
 
 
+def test_an_epoch_does_not_continue_with_batches_of_another_version(tiny_recipe):
+    Trainer.from_recipe(tiny_recipe(max_steps=3)).train()
+    (state,) = tiny_recipe().run_dir.glob("checkpoints/*/state.json")
+    content = json.loads(state.read_text())
+    del content["state"]["packing_version"]  # as older versions wrote it
+    state.write_text(json.dumps(content))
+    resumed = Trainer.from_recipe(tiny_recipe(resume="auto"))
+    assert "continues with the next epoch, since the grouping of images by size" in plan(resumed.run)
+    assert (resumed.state.epoch, resumed.state.step_in_epoch) == (1, 0)
+
+
 def test_the_last_epoch_is_repeated_if_it_cannot_be_continued(tiny_recipe):
     """Not skipped, which would skip the last evaluation and checkpoint too."""
     Trainer.from_recipe(tiny_recipe(max_steps=7)).train()  # 5 steps per epoch, 2 epochs

@@ -46,7 +46,7 @@ def test_the_loader_is_measured_without_the_original(settings):
 
 
 def test_padding_is_less_than_in_random_batches(settings):
-    measurement = measured(padding.measure(settings, num_images=64, batch_sizes=[8]))
+    measurement = measured(padding.measure(settings, num_images=[64], batch_sizes=[8]))
     assert measurement.ratio("transformers") > 1.5
 
 
