@@ -27,6 +27,7 @@ from modeling_detr.deployment.precisions import Operators, Precision
 from modeling_detr.deployment.preprocessing import fitted_processor, preprocessing_of
 from modeling_detr.deployment.runner_file import runner_source
 from modeling_detr.deployment.targets import TARGETS, ExportSettings, WrittenModel
+from modeling_detr.endpoint_files import write_endpoint_files
 from modeling_detr.errors_detr import ModelError, did_you_mean
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.prediction import predict_objects, task_of
@@ -115,6 +116,8 @@ def export_detector(
         options = {**manifest.runtime_options, **OPTIONS_FOR_TIMING.get(to, {})}
         replace(manifest, runtime_options=options).save(folder)
         (folder / SCRIPT).write_text(runner_source(to), encoding="utf-8")
+        runtime = TARGETS[to].runs_with
+        write_endpoint_files(folder, ["numpy", "pillow>=12.3", f"{runtime}=={version(runtime)}"])
         own_processor = _usable_processor(model, processor, exported_processor)
         checks = _compare(model, own_processor, folder, manifest, graph, data)
         replace(manifest, checks=checks.to_dict()).save(folder)

@@ -73,6 +73,7 @@ class ExportTarget:
         extra: The extra of this package that installs them.
         precisions: The precisions that `write` supports.
         write: `write(model, folder, settings)`: writes the files into an existing folder.
+        runs_with: The package that runs what was written.
     """
 
     description: str
@@ -80,6 +81,7 @@ class ExportTarget:
     extra: str
     precisions: tuple[Precision, ...]
     write: Callable[[Detector, Path, ExportSettings], WrittenModel]
+    runs_with: str = "torch"
 
 
 def write_onnx(model: Detector, folder: Path, settings: ExportSettings) -> WrittenModel:
@@ -136,6 +138,7 @@ TARGETS: dict[str, ExportTarget] = {
         "export",
         ("float32", "float16", "bfloat16", "int8", "int8_static"),
         write_onnx,
+        "onnxruntime",
     ),
     "openvino": ExportTarget(
         "an OpenVINO model",
@@ -143,6 +146,7 @@ TARGETS: dict[str, ExportTarget] = {
         "export,openvino",
         ("float32", "float16", "bfloat16", "int8", "int8_static"),
         write_openvino,
+        "openvino",
     ),
     "torch": ExportTarget("a program of torch.export", (), "", ("float32", "float16", "bfloat16"), write_torch),
     "aotinductor": ExportTarget("a program compiled by AOTInductor", (), "", ("float32",), write_aotinductor),

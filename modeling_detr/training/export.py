@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, get_token
 from modeling_detr.atomic_output import replace_text, replaced_folder
 from modeling_detr.configuration_detr import DetrConfig
 from modeling_detr.conversion.sources import without_progress_bars
+from modeling_detr.endpoint_files import OF_MODEL, write_endpoint_files
 from modeling_detr.errors_detr import printable
 from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.markup import code_block, code_span, markdown_text, python_string
@@ -27,7 +28,9 @@ class Savable(Protocol):
 
 
 def export_model(run_dir: Path, detector: Savable, processor: Savable, model_card: str) -> Path:
-    """Write `model/`: weights and config, processor, model card. An existing `model/` is replaced as a whole.
+    """Write `model/`: weights and config, processor, model card, and the files that serve it.
+
+    An existing `model/` is replaced as a whole.
 
     Returns:
         The folder, for `from_pretrained`.
@@ -41,6 +44,7 @@ def export_model(run_dir: Path, detector: Savable, processor: Savable, model_car
             detector.save_pretrained(hidden)
         processor.save_pretrained(hidden)
         replace_text(hidden / "README.md", model_card)
+        write_endpoint_files(hidden, OF_MODEL)
     return folder
 
 

@@ -106,7 +106,8 @@ def test_the_folder_says_what_is_in_it(tiny_detector, processor, tmp_path, monke
     assert manifest["versions"]["torch"] == version("torch")
     assert manifest["checks"]["differences"]["logits"] < 1e-4
     files = {path.name for path in (tmp_path / "exported").iterdir()}
-    assert files == {"model.pt2", "config.json", "preprocessor_config.json", "export.json", "detect.py"}
+    written = {"model.pt2", "config.json", "preprocessor_config.json", "export.json", "detect.py"}
+    assert files == written | {"handler.py", "app.py", "requirements.txt"}
     with pytest.raises(ModelError, match="exported model, which can only predict"):
         load_model(str(tmp_path / "exported"))
 
