@@ -201,6 +201,10 @@ class LoaderError(DetrError, RuntimeError):
     """Data loading processes that cannot start, have ended, keep the run waiting, or have raised an error."""
 
 
+class ServeError(DetrError, ValueError):
+    """A server of `detr serve` that cannot start."""
+
+
 class PluginError(DetrError):
     """An installed plug-in that cannot be imported."""
 

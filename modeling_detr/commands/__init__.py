@@ -48,6 +48,7 @@ COMMANDS = {
     "evaluate": Command("compute AP and panoptic quality of a model on a dataset", "modeling_detr.commands.evaluate"),
     "compare": Command("compare models on the same images", "modeling_detr.commands.compare"),
     "predict": Command("detect objects in images and draw them", "modeling_detr.commands.predict"),
+    "serve": Command("answer over HTTP: images in, objects as JSON out", "modeling_detr.commands.serve"),
     "explain": Command("show which parts of an image a detection depends on", "modeling_detr.commands.explain"),
     "slots": Command("show what each query slot predicts over a dataset", "modeling_detr.commands.slots"),
     "convert": Command(

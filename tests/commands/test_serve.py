@@ -1,0 +1,104 @@
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import pytest
+from served import TOKEN, jpeg
+
+from modeling_detr.commands import run_command
+from modeling_detr.commands import serve as command
+
+
+# The model is held for two seconds in each image, so that the signal arrives during one.
+CODE = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores interrupts
+from modeling_detr.commands import main
+from modeling_detr.predicting import Detector
+predict_batch = Detector.predict_batch
+def slow(self, inputs, sizes, rules):
+    print("computing", flush=True)
+    time.sleep(2)
+    return predict_batch(self, inputs, sizes, rules)
+Detector.predict_batch = slow
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_was_accepted_be_answered_and_the_exit_code_is_0(model_folder, number):
+    arguments = [sys.executable, "-c", CODE, "serve", str(model_folder), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    answers = []
+    with process:
+        line = process.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
+        assert line == f"serving {model_folder} at {url} (Ctrl-C ends)\n"
+        assert process.stdout.readline() == "computing\n"  # the first image, before it is ready
+
+        def send():
+            with urllib.request.urlopen(f"{url}predict", jpeg(), timeout=60) as answer:
+                answers.append((answer.status, b"detections" in answer.read()))
+
+        client = threading.Thread(target=send)
+        client.start()
+        assert process.stdout.readline() == "computing\n"
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+        client.join()
+    assert answers == [(200, True)]
+    assert (process.returncode, output, errors) == (0, "stopped\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--host", "0.0.0.0"],
+            "detr serve: --host 0.0.0.0: other machines can reach the server there, and no token is",
+        ),
+        (["--token", "short"], "detr serve: --token: has 5 characters, expected at least 16, all of them printable"),
+        (["--port", "65536"], "detr serve: --port: got 65536, expected 0 to 65535."),
+        (["--batch_size", "0"], "detr serve: --batch_size: got 0, expected at least 1."),
+        (["--batch_wait_ms", "-1"], "detr serve: --batch_wait_ms: got -1.0, expected at least 0."),
+        (["--queue_size", "15"], "detr serve: --queue_size: got 15, expected at least 16."),
+        (["--max_pixels", "1000000000"], "detr serve: --max_pixels: got 1,000,000,000, expected at most 178,956,970"),
+        (["--timeout", "0"], "detr serve: --timeout: got 0, expected a positive number of seconds."),
+        (["--timeout", "nan"], "detr serve: --timeout: got nan, expected a positive number of seconds."),
+    ],
+)
+def test_a_wrong_option_is_one_line(capsys, monkeypatch, options, message):
+    monkeypatch.delenv(command.TOKEN, raising=False)
+    assert run_command("serve", ["no_model", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(capsys, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find_spec(name))
+    assert run_command("serve", ["no_model"]) == 2
+    assert capsys.readouterr().err == (
+        "detr serve: detr serve: needs uvicorn, which is not installed; pip install 'modeling-detr[serve]'.\n"
+    )
+
+
+def test_elsewhere_it_warns_and_a_token_of_the_environment_is_enough(capsys, monkeypatch):
+    monkeypatch.setenv(command.TOKEN, TOKEN)
+    assert run_command("serve", ["no_model", "--host", "0.0.0.0", "--port", "0"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: other machines can reach the server at 0.0.0.0. It speaks plain HTTP")
+    assert error.startswith("detr serve: no_model: no such folder")
+
+
+def test_its_help_needs_none_of_its_packages():
+    code = (
+        "import sys; from modeling_detr.commands import serve; serve.build_parser(); print('fastapi' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"

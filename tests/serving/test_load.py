@@ -1,0 +1,118 @@
+"""Many requests: throughput and times beside those of single ones, and the memory of the server.
+
+Prints its figures: pytest -s tests/serving/test_load.py
+"""
+
+import http.client
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from served import jpeg
+
+
+CLIENTS = 8
+CODE = "import sys; from modeling_detr.commands import main; raise SystemExit(main(sys.argv[1:]))"
+PICTURES = [jpeg(seed=seed) for seed in range(8)]
+
+
+@contextmanager
+def serving(model, *options):
+    arguments = [sys.executable, "-c", CODE, "serve", str(model), "--port", "0", "--device", "cpu", *options]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = int(re.search(r":(\d+)/ ", process.stdout.readline())[1])
+            while ask(port, "/health")[0] != 200:
+                time.sleep(0.1)
+            yield port
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+
+
+def ask(port, path, body=None, connection=None):
+    own = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    own.request("GET" if body is None else "POST", path, body)
+    answer = own.getresponse()
+    content = answer.read()
+    if connection is None:
+        own.close()
+    return answer.status, content
+
+
+def send_many(port, clients, each):
+    """Requests from several clients at a time, each on one connection: the seconds of each, and requests a second."""
+    seconds = []
+
+    def send(client):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        for number in range(each):
+            started = time.perf_counter()
+            status, content = ask(port, "/predict", PICTURES[(client + number) % len(PICTURES)], connection)
+            seconds.append(time.perf_counter() - started)
+            assert (status, b'"detections"' in content) == (200, True)
+        connection.close()
+
+    started = time.perf_counter()
+    threads = [threading.Thread(target=send, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seconds) == clients * each
+    return seconds, len(seconds) / (time.perf_counter() - started)
+
+
+def number_in_metrics(port, name):
+    return float(re.search(rf"^{name} (\S+)$", ask(port, "/metrics")[1].decode(), flags=re.MULTILINE)[1])
+
+
+def annoy(port):
+    """What a bad day brings: no images, clients that go away in the middle and before the answer."""
+    assert ask(port, "/predict", b"no image")[0] == 422
+    assert ask(port, "/predict", PICTURES[0][:3000])[0] == 422
+    for sent in (PICTURES[0][:2000], PICTURES[0]):
+        gone = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        gone.putrequest("POST", "/predict")
+        gone.putheader("Content-Length", str(len(PICTURES[0])))
+        gone.endheaders()
+        gone.send(sent)
+        gone.close()
+
+
+def shown(seconds, rate):
+    cut = statistics.quantiles(seconds, n=100)
+    return f"{rate:.0f} requests a second, p50 {1000 * cut[49]:.0f} ms, p99 {1000 * cut[98]:.0f} ms"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_many_clients_get_more_than_one_and_memory_does_not_grow(model_folder):
+    with serving(model_folder, "--queue_size", "256") as port:
+        send_many(port, CLIENTS, 40)  # what is allocated once
+        single, single_rate = send_many(port, 1, 150)
+        images, batches = (
+            number_in_metrics(port, "detr_batch_images_sum"),
+            number_in_metrics(port, "detr_batch_images_count"),
+        )
+        many, many_rate = send_many(port, CLIENTS, 60)
+        per_batch = (number_in_metrics(port, "detr_batch_images_sum") - images) / (
+            number_in_metrics(port, "detr_batch_images_count") - batches
+        )
+        before = number_in_metrics(port, "process_resident_memory_bytes")
+        for _ in range(10):
+            send_many(port, CLIENTS, 25)
+            annoy(port)
+        after = number_in_metrics(port, "process_resident_memory_bytes")
+        assert number_in_metrics(port, "detr_queue_images") == 0
+    print(f"\none client      {shown(single, single_rate)}")
+    print(f"{CLIENTS} clients       {shown(many, many_rate)}, {per_batch:.1f} images in a batch")
+    print(f"2,000 requests  {(after - before) / 1e6:+.1f} MB of {after / 1e6:.0f} MB")
+    assert many_rate > 1.1 * single_rate
+    assert per_batch > 2
+    assert after - before < 20e6
