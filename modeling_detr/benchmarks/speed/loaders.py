@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from modeling_detr.benchmarks.speed.generated_images import MEAN, STD
 from modeling_detr.benchmarks.speed.original_checkout import OriginalCheckout
 from modeling_detr.data.augmentation.policy import SampleTransform
-from modeling_detr.data.dataset import DetectionDataset
+from modeling_detr.data.dataset import DetectionDataset, SampleKey
 from modeling_detr.data.formats.coco import read_coco
 from modeling_detr.data.loaders import BatchLoader
 from modeling_detr.data.sampler import TrainBatchSampler
@@ -30,6 +30,25 @@ def our_loader(index: DetectionIndex, transform: SampleTransform, batch_size: in
     return BatchLoader(dataset, TrainBatchSampler(dataset, batch_size))
 
 
+class SomeSteps(TrainBatchSampler):
+    """The batches of a few steps of an epoch, from small to large images, whose average size is that of the epoch."""
+
+    def __init__(self, dataset: DetectionDataset, batch_size: int, steps: int) -> None:
+        super().__init__(dataset, batch_size)
+        self._steps_taken = steps
+
+    def __len__(self) -> int:
+        return self._steps_taken
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        batches = sorted(super().__iter__(), key=self._pixels)
+        for step in range(self._steps_taken):
+            yield batches[(2 * step + 1) * len(batches) // (2 * self._steps_taken)]
+
+    def _pixels(self, batch: list[SampleKey]) -> int:
+        return sum(plan.height * plan.width for plan in map(self.dataset.plan, batch))
+
+
 def original_dataset(checkout: OriginalCheckout, folder: Path, transforms: Any) -> Any:
     """The original's dataset, with any of its transforms."""
     annotations = folder / "annotations/instances_train2017.json"
@@ -37,9 +56,12 @@ def original_dataset(checkout: OriginalCheckout, folder: Path, transforms: Any) 
         return checkout.coco.CocoDetection(str(folder / "train2017"), str(annotations), transforms, False)
 
 
-def original_loader(checkout: OriginalCheckout, dataset: Any, batch_size: int) -> Iterable[Any]:
-    """The original's loader for training, as its `main` builds it: batches of random images."""
-    sampler = BatchSampler(RandomSampler(dataset), batch_size, drop_last=True)
+def original_loader(
+    checkout: OriginalCheckout, dataset: Any, batch_size: int, steps: int | None = None
+) -> Iterable[Any]:
+    """The original's loader for training, as its `main` builds it: random batches, `steps` of them or all."""
+    images = RandomSampler(dataset, num_samples=None if steps is None else steps * batch_size)
+    sampler = BatchSampler(images, batch_size, drop_last=True)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=checkout.misc.collate_fn, num_workers=0)
 
 

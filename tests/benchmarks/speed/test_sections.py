@@ -67,8 +67,9 @@ def test_a_step_is_measured_in_float32_and_bfloat16(settings, small_config):
 
 
 def test_an_epoch_is_measured_from_files(settings, small_config):
-    measurement = measured(epoch.measure(settings, small_config, [2], shortest_edge=64, longest_edge=96))
-    assert measurement.work == "resnet18, batch 2, edges 38-96, 6 images"
+    edges = {"shortest_edge": 64, "longest_edge": 96}
+    measurement = measured(epoch.measure(settings, small_config, [2], **edges, num_images=32))
+    assert measurement.work == "resnet18, batch 2, edges 38-96, 8 images"
 
 
 def test_inference_is_measured_in_each_form(settings, small_config):
