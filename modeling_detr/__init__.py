@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from .configuration_detr import DetrConfig
     from .image_processing_detr import DetrTorchvisionImageProcessor
     from .modeling_detr import DetrForObjectDetection, DetrModel
+    from .predicting import Detector
     from .segmentation_detr import DetrForSegmentation
 
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Detector",
     "DetrConfig",
     "DetrForObjectDetection",
     "DetrForSegmentation",
@@ -31,6 +33,7 @@ _HOMES = {
     "DetrForSegmentation": "segmentation_detr",
     "DetrModel": "modeling_detr",
     "DetrTorchvisionImageProcessor": "image_processing_detr",
+    "Detector": "predicting",
 }
 
 register_when_imported()

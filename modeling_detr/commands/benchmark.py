@@ -3,6 +3,7 @@
 detr benchmark convergence shapes          how fast recipes learn, and what they reach
 detr benchmark speed --quick               times beside Transformers' DETR and the original
 detr benchmark labels runs/demo shapes     how many labels that are wrong on purpose a model finds
+detr benchmark tiles runs/demo shapes --tile 128    what tiles are worth on large images
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from modeling_detr.commands.benchmark_convergence import add_convergence
 from modeling_detr.commands.benchmark_labels import add_labels
 from modeling_detr.commands.benchmark_speed import add_speed
+from modeling_detr.commands.benchmark_tiles import add_tiles
 from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.errors_detr import did_you_mean
 
@@ -21,6 +23,7 @@ SUBCOMMANDS: dict[str, Callable[["argparse._SubParsersAction[CommandParser]", Se
     "convergence": add_convergence,
     "speed": add_speed,
     "labels": add_labels,
+    "tiles": add_tiles,
 }
 
 

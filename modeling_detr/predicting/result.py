@@ -57,19 +57,30 @@ class Prediction:
         return "segmentation" in self.result
 
     @property
+    def objects(self) -> DetectionResult:
+        """The tensors of the objects.
+
+        Raises:
+            AttributeError: It has segments instead.
+        """
+        if self.is_panoptic:
+            raise AttributeError("a panoptic prediction has no boxes; use `segmentation` and `segments`.")
+        return cast(DetectionResult, self.result)
+
+    @property
     def boxes(self) -> Tensor:
         """(K, 4) xyxy in pixels of the image, by descending score."""
-        return self._objects["boxes"]
+        return self.objects["boxes"]
 
     @property
     def scores(self) -> Tensor:
         """(K,) from 0 to 1, in descending order."""
-        return self._objects["scores"]
+        return self.objects["scores"]
 
     @property
     def labels(self) -> Tensor:
         """(K,) int64, the class of each object."""
-        return self._objects["labels"]
+        return self.objects["labels"]
 
     @property
     def names(self) -> list[str]:
@@ -79,7 +90,7 @@ class Prediction:
     @property
     def masks(self) -> Tensor | None:
         """(K, H, W) bool; None if the model predicts no masks."""
-        return self._objects.get("masks")
+        return self.objects.get("masks")
 
     @property
     def segmentation(self) -> Tensor:
@@ -195,12 +206,6 @@ class Prediction:
         buffer = io.BytesIO()
         self.draw().save(buffer, "PNG")
         return buffer.getvalue()
-
-    @property
-    def _objects(self) -> DetectionResult:
-        if self.is_panoptic:
-            raise AttributeError("a panoptic prediction has no boxes; use `segmentation` and `segments`.")
-        return cast(DetectionResult, self.result)
 
     @property
     def _segments(self) -> PanopticResult:
