@@ -7,6 +7,7 @@ a gigabyte, 100,000 nested lists, ten lines of YAML that expand to gigabytes. Ea
 import codecs
 import contextlib
 import json
+import os
 import re
 import stat
 from collections.abc import Collection, Hashable, Iterator
@@ -59,7 +60,7 @@ def require_file(path: str | Path) -> int:
         FileReadError: It is not a regular file, and opening it might block or never end; or it cannot be accessed.
     """
     try:
-        status = Path(path).stat()
+        status = os.stat(path)  # noqa: PTH116 (called for every image; a Path takes twice as long)
     except FileNotFoundError as error:
         raise FileMissingError(path, "no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

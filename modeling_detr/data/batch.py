@@ -45,12 +45,16 @@ class DetrCollator:
         """
         images = [sample["image"].as_subclass(Tensor) for sample in samples]
         height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
-        pixels = torch.zeros((len(images), height, width * 3), dtype=torch.uint8)
-        pixel_mask = torch.zeros((len(images), height, width), dtype=torch.bool)
-        for image, canvas, mask in zip(images, pixels, pixel_mask, strict=True):
+        pixels = torch.empty((len(images), height, width * 3), dtype=torch.uint8)
+        pixel_mask = torch.ones((len(images), height, width), dtype=torch.bool)
+        for number, image in enumerate(images):
             rows = image.permute(1, 2, 0).flatten(1)  # (h, w * 3)
-            canvas[: rows.shape[0], : rows.shape[1]].copy_(rows)
-            mask[: image.shape[1], : image.shape[2]] = True
+            pixels[number, : rows.shape[0], : rows.shape[1]].copy_(rows)
+            for canvas, used in (pixels[number], rows.shape[1]), (pixel_mask[number], image.shape[2]):
+                if used < canvas.shape[1]:
+                    canvas[: rows.shape[0], used:] = 0
+                if rows.shape[0] < height:
+                    canvas[rows.shape[0] :] = 0
         labels = [_to_labels(sample) for sample in samples]
         check_labels(labels, self.num_labels, [self._name(sample) for sample in samples])
         for number, sample in enumerate(samples):

@@ -96,3 +96,38 @@ def test_broken_images_are_named(tmp_path, suffix, share):
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone.jpg: no such image; restore it"):
         read_image(ImageRecord(1, str(Path(tmp_path) / "gone.jpg"), 4, 4))
+
+
+JPEG_OPTIONS = {
+    "chroma at half the resolution": {"subsampling": "4:2:0"},
+    "chroma at half the width": {"subsampling": "4:2:2"},
+    "chroma at full resolution": {"subsampling": "4:4:4"},
+    "progressive": {"progressive": True},
+    "low quality": {"quality": 10},
+    "restart markers": {"restart_marker_blocks": 2},
+    "RGB": {"keep_rgb": True},
+}
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS.values(), ids=JPEG_OPTIONS)
+def test_jpeg_pixels_are_those_of_pillow(tmp_path, options):
+    path = tmp_path / "image.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 67, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    expected = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+    assert torch.equal(read_image(ImageRecord(1, str(path), 45, 67)), expected)
+
+
+@pytest.mark.parametrize("damage", ["bytes before a marker", "corrupt data"])
+def test_a_jpeg_file_that_pillow_reads_in_spite_of_warnings_has_its_pixels(tmp_path, damage):
+    path = tmp_path / "image.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, quality=95)
+    content = bytearray(path.read_bytes())
+    if damage == "corrupt data":
+        content[len(content) // 2 : len(content) // 2 + 8] = bytes(range(1, 9))
+    else:
+        content[-2:-2] = bytes(8)
+    path.write_bytes(content)
+    expected = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+    assert torch.equal(read_image(ImageRecord(1, str(path), 64, 64)), expected)
