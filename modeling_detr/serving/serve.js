@@ -18,7 +18,7 @@
   const chooser = make("input", { type: "file", accept: "image/*" });
   const drop = make("label", { class: "drop" }, "Drop an image, or ", make("u", {}, "choose a file"), chooser);
   const token = make("input", { type: "password", autocomplete: "off", "aria-label": "Token" });
-  const tokenLine = make("p", { class: "slider", hidden: "" }, make("label", {}, "Token of the server "), token);
+  const tokenLine = make("form", { class: "slider", hidden: "" }, make("label", {}, "Token of the server "), token);
   const status = make("p", { class: "status", role: "status" });
   const slider = make("input", { type: "range", min: LOWEST, max: 1, step: 0.01, value: 0.5, "aria-label": "Threshold" });
   const shownThreshold = make("output");
@@ -172,6 +172,7 @@
     status.textContent = error.message;
   });
   token.addEventListener("change", askAgain);
+  tokenLine.addEventListener("submit", (event) => event.preventDefault()); // Enter has changed the field already
   draw();
   askAgain();
 }

@@ -55,7 +55,7 @@ def listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """Runs the application until SIGINT or SIGTERM, and then until what was accepted is answered.
 
-    A second signal ends it at once.
+    A second signal does not wait for the answers.
 
     Args:
         service: The model.
