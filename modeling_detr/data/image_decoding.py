@@ -3,7 +3,6 @@
 import contextlib
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import ImageFile, features
@@ -21,8 +20,13 @@ from modeling_detr.image_processing_detr import to_rgb
 from modeling_detr.structures_detr import ImageReader, ImageRecord
 
 
+try:
+    import simplejpeg
+except ImportError:  # not built for every platform
+    simplejpeg = None
+
 # Built with another library, Pillow decodes to slightly different pixels, and other parts of the package use Pillow
-_SAME_LIBRARY = features.check("libjpeg_turbo")
+_HAS_SIMPLEJPEG = simplejpeg is not None and features.check("libjpeg_turbo")
 _MAX_JPEG_BYTES = 256 << 20  # that are read at once; Pillow reads larger files in parts
 
 
@@ -79,7 +83,7 @@ def _jpeg_pixels(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
     simplejpeg calls the library that Pillow is built with, but copies no pixels. What it cannot decode without a
     warning is left to Pillow, which reads more files and says what is wrong with the others.
     """
-    if _SAME_LIBRARY and image.fp is not None:
+    if _HAS_SIMPLEJPEG and image.fp is not None:
         image.fp.seek(0)
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         with contextlib.suppress(ValueError):
