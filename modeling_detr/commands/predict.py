@@ -39,7 +39,7 @@ from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
-from modeling_detr.errors_detr import OutputExistsError, VideoError, did_you_mean, printable
+from modeling_detr.errors_detr import ModelError, OutputExistsError, VideoError, did_you_mean, printable
 from modeling_detr.output_errors import check_folder
 from modeling_detr.predicting import Detector
 from modeling_detr.predicting.as_dataset import write_as_dataset
@@ -47,11 +47,14 @@ from modeling_detr.predicting.inputs import InputImage, find_inputs, named
 from modeling_detr.predicting.inputs.dataset import find_in_dataset
 from modeling_detr.predicting.journal import Journal
 from modeling_detr.predicting.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputRun, create_outputs
+from modeling_detr.predicting.outputs.pictures import picture_name
+from modeling_detr.predicting.overwriting import check_inputs_are_kept
 from modeling_detr.predicting.run import FinishedRun, PredictionRun
 from modeling_detr.predicting.score_rules import BEST, OTHERS, ScoreRules, Threshold
 from modeling_detr.predicting.tiles import DEFAULT_OVERLAP, Tiling
 from modeling_detr.predicting.video.reading import find_videos, is_video, require_av
 from modeling_detr.predicting.video.run import VideoOptions, predict_video, video_names
+from modeling_detr.predicting.video.writing import WRITTEN_SUFFIXES
 from modeling_detr.prediction import OBJECT_THRESHOLD, SEGMENT_THRESHOLD
 from modeling_detr.saved_thresholds import THRESHOLDS
 from modeling_detr.structures_detr import DetectionIndex
@@ -67,12 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Find the inputs, and check that everything can be written, before the model is loaded.
     videos = _find_videos(arguments)
     images, dataset = _find_images(arguments, arguments.output_dir or RUNS)
-    check_folder(output_dir, files=[image.name for image in images] if "pictures" in arguments.save else [])
-    if arguments.as_dataset is not None and os.path.lexists(arguments.as_dataset):
-        raise OutputExistsError(arguments.as_dataset, "already exists", "choose another folder or remove it")
+    draws = "pictures" in arguments.save
+    pictures = [str(picture_name(image.name)) for image in images] if draws else []
+    drawn_videos = [f"{name}{suffix}" for name in video_names(videos) for suffix in WRITTEN_SUFFIXES] if draws else []
+    check_folder(output_dir, files=pictures)
+    check_inputs_are_kept(
+        output_dir, [*pictures, *drawn_videos], [*(image.source for image in images if not image.opener), *videos]
+    )
+    if arguments.as_dataset is not None:
+        _check_as_dataset(arguments.as_dataset, output_dir)
 
     # Predict.
     detector = _load(arguments, processes)
+    _check_panoptic(arguments, detector)
     rules = _score_rules(arguments, detector)
     code = 0
     with exits_on_sigterm():
@@ -138,7 +148,8 @@ def _predict_videos(
             continue
         noun = "segment" if detector.is_panoptic else "object"
         written = ", ".join(map(str, done.written))
-        print(f"{counted(done.found, noun)} in {counted(done.frames, 'frame')} of {printable(source)}: {written}")
+        where = printable(f"{source}: {written}")
+        print(f"{counted(done.found, noun)} in {counted(done.frames, 'frame')} of {where}")
         if done.problem:
             print(printable(f"{source}: {done.problem}; what was done until then is kept"), file=sys.stderr)
             code = 1
@@ -243,6 +254,10 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.threshold = _threshold(arguments.threshold)
     arguments.save = _listed(arguments.save)
     arguments.classes = None if arguments.classes is None else _listed(arguments.classes)
+    if arguments.classes == []:
+        raise ValueError("--classes: got no name, expected names of classes, separated by commas.")
+    if not arguments.save and arguments.as_dataset is None:
+        raise ValueError(f"--save: got nothing to write; choose among {', '.join(OUTPUTS)}.")
     for name in arguments.save:
         if name not in OUTPUTS:
             raise ValueError(f"--save: got '{name}'; {did_you_mean(name, OUTPUTS)}")
@@ -264,7 +279,10 @@ def _threshold(text: str | None) -> Threshold | None:
     by_class = {}
     for part in _listed(text):
         name, _, score = part.rpartition("=")
-        by_class[name.strip() or OTHERS] = _score(score)
+        name = name.strip() or OTHERS
+        if name in by_class:
+            raise ValueError(f"--threshold: got '{text}', which has two scores for {name or 'all other classes'}.")
+        by_class[name] = _score(score)
     if not by_class:
         raise ValueError(f"--threshold: got '{text}', expected a score from 0 to 1, or {BEST}.")
     return by_class[OTHERS] if by_class.keys() == {OTHERS} else by_class
@@ -276,7 +294,7 @@ def _score(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise ValueError(f"--threshold: got {text}, expected a score from 0 to 1, or {BEST}.")
+        raise ValueError(f"--threshold: got {text or 'no score'}, expected a score from 0 to 1, or {BEST}.")
     return value
 
 
@@ -286,6 +304,28 @@ def _load(arguments: argparse.Namespace, processes: PartialState | None) -> Dete
     quiet = processes is not None and not processes.is_main_process
     dtype = precision_of(arguments.dtype, model, device, arguments.model, quiet=quiet)
     return Detector(model, processor, source=arguments.model, device=device, dtype=dtype, compiled=arguments.compile)
+
+
+def _check_as_dataset(folder: Path, output_dir: Path) -> None:
+    """Checks that the dataset can be written as a new folder, which the results are not in."""
+    if os.path.lexists(folder):
+        raise OutputExistsError(folder, "already exists", "choose another folder or remove it")
+    if output_dir.resolve().is_relative_to(folder.resolve()):
+        raise OutputExistsError(folder, "is the folder of the results, or contains it", "choose another --as_dataset")
+    check_folder(folder)
+
+
+def _check_panoptic(arguments: argparse.Namespace, detector: Detector) -> None:
+    """Checks that what was asked for exists for panoptic segments, before anything is predicted."""
+    if not detector.is_panoptic:
+        return
+    if arguments.as_dataset is not None:
+        problem = "predicts panoptic segments, which --as_dataset cannot write"
+        raise ModelError(arguments.model, problem, "use --save json, which also writes maps of the segments")
+    if arguments.tiling is not None:
+        raise ModelError(
+            arguments.model, "predicts panoptic segments, which cannot be merged from tiles", "drop --tile"
+        )
 
 
 def _score_rules(arguments: argparse.Namespace, detector: Detector) -> ScoreRules:
@@ -336,6 +376,8 @@ def _find_videos(arguments: argparse.Namespace) -> list[str]:
         others = [name for name in arguments.save if name not in ("pictures", "json", "jsonl")]
         if len(videos) == len(arguments.inputs) and others:
             raise ValueError(f"--save: got '{others[0]}', expected pictures or jsonl, which is what videos have.")
+        if len(videos) == len(arguments.inputs) and arguments.as_dataset is not None:
+            raise ValueError("--as_dataset: got only videos, expected images.")
     return videos
 
 

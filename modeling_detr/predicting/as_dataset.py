@@ -10,6 +10,7 @@ import numpy as np
 from modeling_detr.data.convert import Conversion, convert_dataset
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.masks import read_segmentations
+from modeling_detr.evaluation.metrics import unique_names
 from modeling_detr.predicting.inputs import InputImage
 from modeling_detr.predicting.journal import Entry
 from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord
@@ -61,7 +62,7 @@ def write_as_dataset(
         masks,
         {"score": np.array([one["score"] for one in found], np.float64)[kept]},
     )
-    categories = tuple(Category(label, name) for label, name in enumerate(class_names, start=1))
+    categories = tuple(Category(label, name) for label, name in enumerate(unique_names(class_names), start=1))
     splits = {UNSPLIT: np.arange(len(records))}
     return convert_dataset(DetectionIndex("predictions", tuple(records), categories, table, splits), target, to)
 

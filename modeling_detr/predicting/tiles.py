@@ -112,8 +112,13 @@ def merge_tiles(results: Sequence[DetectionResult], tiles: Sequence[Tile], size:
         if not rivals:
             kept.append(row)
             continue
-        boxes = objects.boxes[rivals]
-        is_same = box_iou(objects.boxes[row][None], boxes)[0] >= _SAME_OBJECT
+        overlap = box_iou(objects.boxes[row][None], objects.boxes[rivals])[0]
+        touching = overlap.nonzero().flatten()  # a few of many, and only they can be the same object
+        if not len(touching):
+            kept.append(row)
+            continue
+        rivals, boxes = [rivals[index] for index in touching.tolist()], objects.boxes[rivals][touching]
+        is_same = overlap[touching] >= _SAME_OBJECT
         if bool(objects.is_cut[row]):
             is_same |= _share_inside(objects.boxes[row], boxes) >= _PART
         if bool(is_same.any()):

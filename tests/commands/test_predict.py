@@ -16,7 +16,7 @@ from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorch
 from modeling_detr.commands import run_command
 from modeling_detr.commands.predict import main
 from modeling_detr.data import open_dataset
-from modeling_detr.errors_detr import OutputError
+from modeling_detr.errors_detr import ModelError, OutputError, OutputExistsError
 from modeling_detr.predicting import Detector
 from modeling_detr.predicting.outputs import OUTPUTS
 from modeling_detr.saved_thresholds import Calibration, SavedThresholds
@@ -85,6 +85,13 @@ def test_without_an_output_folder_each_call_gets_a_new_one(model_folder, tmp_pat
     [
         (["--threshold", "50"], "--threshold: got 50, expected a score from 0 to 1"),
         (["--threshold", "nan"], "--threshold: got nan"),
+        (
+            ["--threshold", "cat=.5,dog=.3,cat=.6"],
+            "--threshold: got 'cat=.5,dog=.3,cat=.6', which has two scores for cat",
+        ),
+        (["--threshold", ".5,.6"], "which has two scores for all other classes"),
+        (["--classes", ","], "--classes: got no name"),
+        (["--save", ""], "--save: got nothing to write; choose among pictures, json"),
         (["--device", "cuda:77"], "--device: cannot use 'cuda:77'"),
         (["--device", "gpu"], "--device: unknown device 'gpu'; use cpu or cuda"),
     ],
@@ -93,6 +100,20 @@ def test_invalid_options_are_reported_before_anything_is_loaded(arguments: list[
     with pytest.raises(ValueError, match=message) as error:
         main(["no/such/model", "no.jpg", "--output_dir", "out", *arguments])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("output_dir", [".", "link"])
+def test_inputs_are_not_overwritten(model_folder, tmp_path, monkeypatch, output_dir: str) -> None:
+    folder = tmp_path / "photos"
+    contents = picture(folder / "a.jpg").read_bytes()
+    monkeypatch.chdir(folder)
+    (folder / "link").symlink_to(folder)
+    arguments = [str(model_folder), "a.jpg", "--output_dir", output_dir, "--device", "cpu"]
+    with pytest.raises(OutputError, match="would overwrite the input"):
+        main(arguments)
+    assert (folder / "a.jpg").read_bytes() == contents
+    assert main([*arguments, "--save", "json"]) == 0
+    assert (folder / "a.jpg").read_bytes() == contents
 
 
 @pytest.fixture
@@ -293,3 +314,21 @@ def test_a_file_name_that_is_not_utf_8_costs_nothing(model_folder: Path, tmp_pat
 def test_images_or_a_dataset_are_required(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="expected one of them"):
         main(["no_model", *arguments])
+
+
+@pytest.mark.parametrize(("option", "value"), [("--as_dataset", "dataset"), ("--tile", "50")])
+def test_what_panoptic_segments_do_not_have_is_refused_before_predicting(
+    save_segmenter, tmp_path, option: str, value: str
+) -> None:
+    model, image, out = save_segmenter(tmp_path / "model", [1]), picture(tmp_path / "a.png"), tmp_path / "out"
+    with pytest.raises(ModelError, match="predicts panoptic segments, which"):
+        main([str(model), str(image), "--output_dir", str(out), "--device", "cpu", option, value])
+    assert not out.exists()
+
+
+def test_a_dataset_around_the_results_is_refused_before_predicting(model_folder: Path, tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    out = tmp_path / "all" / "out"
+    with pytest.raises(OutputExistsError, match="is the folder of the results, or contains it"):
+        main([str(model_folder), str(image), "--output_dir", str(out), "--as_dataset", str(out.parent)])
+    assert not out.exists()

@@ -70,7 +70,13 @@ def _is_in(folder: Path | None, file: Path) -> bool:
 
 
 def split_pattern(text: str) -> tuple[Path, str]:
-    """The folder of a pattern before its first part with a wildcard, and the rest."""
+    """The folder of a pattern before its first part with a wildcard, and the rest.
+
+    Raises:
+        ValueError: `**` is not a part of its own.
+    """
     parts = Path(text).parts
+    if any("**" in part and part != "**" for part in parts):
+        raise ValueError(f"{text}: got ** beside other characters, expected it alone, as in folder/**/*.jpg.")
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return Path(*parts[:first]), str(Path(*parts[first:]))

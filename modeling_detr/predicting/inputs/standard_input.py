@@ -32,8 +32,10 @@ def find_in_standard_input(_text: str, ignored: Path | None) -> Iterator[FoundIm
     """The image on standard input, or those whose paths or URLs are.
 
     Raises:
-        ValueError: It is empty, too large, or neither; or a path does not exist.
+        ValueError: It is closed, empty, too large, or neither; or a path does not exist.
     """
+    if sys.stdin is None:  # `<&-` in a shell, or a service without one
+        raise ValueError("standard input is closed, expected an image, or paths of images in lines.")
     content = sys.stdin.buffer.read(_MAX_BYTES + 1)
     if not content:
         raise ValueError("standard input is empty, expected an image, or paths of images in lines.")
@@ -46,6 +48,8 @@ def find_in_standard_input(_text: str, ignored: Path | None) -> Iterator[FoundIm
     lines = content.split(b"\0") if b"\0" in content else content.splitlines()  # of find -print0, or of find
     for line in filter(None, lines):
         text = os.fsdecode(line)
+        if not text.isprintable() and not os.path.lexists(text):  # a damaged image, or one in an unknown format
+            raise ValueError("standard input is neither an image that can be read nor paths of images in lines.")
         yield from find_on_the_web(text, ignored) if is_url(text) else find_files(text, ignored)
 
 

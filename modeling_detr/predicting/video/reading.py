@@ -115,11 +115,13 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[Frame | Any]:
         """Yield the frames, and between them the packets of sound as PyAV has them."""
+        end_of_sound = 0.0
         streams = [self._stream] if self.audio is None else [self._stream, self.audio]
         try:
             for packet in self._container.demux(*streams):
                 if packet.stream is not self._stream:
                     if packet.dts is not None:
+                        end_of_sound = float(packet.dts * packet.time_base)
                         yield packet
                     continue
                 yield from self._decode(packet)
@@ -127,7 +129,8 @@ class VideoReader:
             self.problem = f"ended early: {_reason(error)}"
         declared = self._container.duration
         if not self.problem and declared is not None and not self.is_live:
-            missing = declared / self._av.time_base - self._last_seconds
+            # Sound may be longer than the pictures; a file that was cut off lacks the end of both
+            missing = declared / self._av.time_base - max(self._last_seconds, end_of_sound)
             if missing > max(_MISSING_SECONDS, 3 / float(self.rate)):
                 self.problem = f"ended after {self._last_seconds:.1f} of {declared / self._av.time_base:.1f} seconds"
         if not self.problem and self._broken:

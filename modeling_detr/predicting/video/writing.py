@@ -14,6 +14,8 @@ from modeling_detr.predicting.video.reading import VideoReader, require_av
 
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")  # the first that PyAV was built with
 _SOUND_OF_MP4 = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
+_FORMATS = {".mp4": "mp4", ".mkv": "matroska"}
+WRITTEN_SUFFIXES = (*_FORMATS,)
 _QUALITY = {"crf": "20", "preset": "veryfast"}  # of libx264; hardly visible loss
 
 
@@ -89,6 +91,3 @@ class VideoWriter:
             self._early_sound.append(packet)  # the file begins with the size of the frames
         else:
             self._container.mux(packet)
-
-
-_FORMATS = {".mp4": "mp4", ".mkv": "matroska"}

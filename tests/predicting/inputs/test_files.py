@@ -67,6 +67,8 @@ def test_missing_and_empty_inputs_are_errors(tmp_path: Path) -> None:
         found([tmp_path / "nowhere"], tmp_path / "out")
     with pytest.raises(ValueError, match="no images in this folder"):
         found([tmp_path], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"\*\*\.jpg: got \*\* beside other characters"):
+        found(["**.jpg"], tmp_path / "out")
 
 
 def test_a_text_file_is_not_an_input_but_an_image_with_any_name_is(tmp_path: Path) -> None:

@@ -40,3 +40,12 @@ def test_an_empty_input_is_an_error(read) -> None:
 def test_what_is_neither_is_an_error(read) -> None:
     with pytest.raises(ValueError, match="no such image or folder"):
         read(b"%PDF-1.4 not an image")
+    with pytest.raises(ValueError, match="neither an image that can be read nor paths") as error:
+        read(bytes(range(1, 200)))
+    assert len(str(error.value)) < 100
+
+
+def test_a_closed_input_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input is closed"):
+        find_inputs(["-"])

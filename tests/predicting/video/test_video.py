@@ -19,7 +19,15 @@ from modeling_detr.predicting.video.run import video_names
 SIZE = (64, 96)  # height, width
 
 
-def write_video(path: Path, frames: int = 20, *, sound: str = "", times: list[int] | None = None, **options) -> Path:
+def write_video(
+    path: Path,
+    frames: int = 20,
+    *,
+    sound: str = "",
+    sound_seconds: float | None = None,
+    times: list[int] | None = None,
+    **options,
+) -> Path:
     """Writes frames that become brighter, 10 a second, or at `times` in hundredths of seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", **options) as container:
@@ -35,7 +43,7 @@ def write_video(path: Path, frames: int = 20, *, sound: str = "", times: list[in
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if audio is not None:
-            for number in range(frames * 4410 // 1024):
+            for number in range(int((sound_seconds or frames / 10) * 44_100) // 1024):
                 wave = np.sin(np.arange(1024) / 20)[None].astype(np.float32)
                 sample = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
                 sample.sample_rate, sample.pts = 44_100, 1024 * number
@@ -86,6 +94,13 @@ def test_frames_are_predicted_like_images(model_folder: Path, predict, tmp_path:
     line = lines_of(tmp_path / "out" / "clip.frames.jsonl")[2]
     assert np.allclose([one["box_xyxy"] for one in line["detections"]], prediction.boxes, atol=1e-4)
     assert not (tmp_path / "out" / "clip.mp4").exists()
+
+
+def test_sound_that_is_longer_than_the_pictures_is_no_damage(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mov", 10, sound="aac", sound_seconds=4)
+    frames, reader = frames_of(video)
+    assert len(frames) == 10
+    assert reader.problem == ""
 
 
 @pytest.mark.parametrize(("sound", "suffix"), [("aac", ".mp4"), ("pcm_s16le", ".mkv")])
