@@ -8,6 +8,7 @@ which is dropped, and its image is predicted again.
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,13 @@ from modeling_detr.output_errors import explained_output
 
 FOLDER = ".unfinished"
 _SETTINGS = "settings.json"
+_STATE = "state"
 
 Entry = dict[str, Any]
 """What is known of an image: `image` (its path or URL), and its predictions; or `error`, why it could not be read."""
+
+State = Sequence[str | int]
+"""What an image and its name were when it was predicted; any change makes the entry void."""
 
 
 class Journal:
@@ -35,6 +40,7 @@ class Journal:
 
     def __init__(self, results: Path) -> None:
         self.folder = results / FOLDER
+        self._states: dict[str, list[Any]] = {}
         self._places: dict[str, tuple[Path, int, int]] = {}  # image → file, offset and length of its entry
         self._failed: dict[str, str] = {}
         self._file: Any = None
@@ -59,12 +65,16 @@ class Journal:
             self.read()
         return len(self._places)
 
-    def is_done(self, image: str) -> bool:
-        """Whether the image with a path or URL has its predictions."""
-        return image in self._places
+    def is_done(self, image: str, state: State = ()) -> bool:
+        """Whether the image with a path or URL has its predictions, and is in the state in which they were made."""
+        return image in self._places and self._states[image] == [*state]
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry, state: State = ()) -> None:
         """Adds the entry of an image; it survives when this process is killed.
+
+        Args:
+            entry: The entry. It replaces an earlier one of the image.
+            state: What else decides the image's predictions and files, such as the time of its file.
 
         Raises:
             OutputError: It cannot be written.
@@ -72,8 +82,8 @@ class Journal:
         with explained_output(self.folder):
             if self._file is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._file = (self.folder / f"{uuid.uuid4().hex}.jsonl").open("ab")
-            self._file.write(json.dumps(entry).encode("ascii") + b"\n")
+                self._file = (self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex}.jsonl").open("ab")
+            self._file.write(json.dumps({**entry, _STATE: state}).encode("ascii") + b"\n")
             self._file.flush()
 
     def close(self) -> None:
@@ -88,7 +98,7 @@ class Journal:
         """Looks again at what all processes have written."""
         self._places.clear()
         self._failed.clear()
-        for file in sorted(self.folder.glob("*.jsonl")):
+        for file in sorted(self.folder.glob("*.jsonl")):  # from the earliest, as the last entry of an image counts
             offset = 0
             with file.open("rb") as lines:
                 for line in lines:
@@ -103,7 +113,9 @@ class Journal:
                 if image in self._places:
                     file, offset, length = self._places[image]
                     files[file].seek(offset)
-                    yield json.loads(files[file].read(length))
+                    entry = json.loads(files[file].read(length))
+                    entry.pop(_STATE, None)
+                    yield entry
         finally:
             for opened in files.values():
                 opened.close()
@@ -116,6 +128,8 @@ class Journal:
         """Ends the run: its results are written."""
         self.close()
         with explained_output(self.folder):
+            for file in self.folder.glob("*.jsonl"):  # before the settings, without which they would be another run's
+                file.unlink()
             shutil.rmtree(self.folder)
 
     def _index(self, file: Path, offset: int, line: bytes) -> None:
@@ -125,10 +139,11 @@ class Journal:
         except (ValueError, TypeError, KeyError):  # the last line of a killed process
             return
         if "error" in entry:
-            if image not in self._places:
-                self._failed[image] = entry["error"]
+            self._places.pop(image, None)  # it changed since, and is damaged now
+            self._failed[image] = entry["error"]
         else:
             self._places[image] = file, offset, len(line)
+            self._states[image] = entry.get(_STATE, [])
             self._failed.pop(image, None)
 
     def _check_settings(self, found: Any, settings: Mapping[str, Any]) -> None:

@@ -79,7 +79,9 @@ class PredictionRun:
             OutputError: Something cannot be written.
             LoaderError: A loader process was killed.
         """
-        todo = [index for index, image in enumerate(self.images) if not self.journal.is_done(image.source)]
+        todo = [
+            index for index, image in enumerate(self.images) if not self.journal.is_done(image.source, image.state())
+        ]
         count = 1 if processes is None else processes.num_processes
         own = todo[0 if processes is None else processes.process_index :: count]
         batches = PreparedBatches(
@@ -147,7 +149,7 @@ class PredictionRun:
         for output in self.outputs.values():
             written |= output.add(image, prediction) or {}
         predicted: dict[str, Any] = {key: content.pop(key) for key in ("detections", "segments") if key in content}
-        self.journal.add({"image": image.source, **content, **written, **predicted})
+        self.journal.add({"image": image.source, **content, **written, **predicted}, image.state())
 
 
 def _printed_failure(source: str, reason: str) -> str:

@@ -64,3 +64,15 @@ def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
     journal.add({"image": "a", "detections": []})
     journal.remove()
     assert [*tmp_path.iterdir()] == []
+
+
+def test_an_image_in_another_state_is_not_done_and_its_last_entry_counts(tmp_path: Path) -> None:
+    for size in range(10):  # names of files must keep the order
+        journal = started(tmp_path)
+        assert not journal.is_done("a", ["a.jpg", size])
+        journal.add({"image": "a", "detections": [size]}, ["a.jpg", size])
+        journal.close()
+    again = started(tmp_path)
+    assert again.is_done("a", ["a.jpg", 9])
+    assert not again.is_done("a", ["a_2.jpg", 9])
+    assert [*again.entries(["a"])] == [{"image": "a", "detections": [9]}]

@@ -21,6 +21,7 @@ __all__ = ["INPUTS", "FoundImage", "InputImage", "InputKind", "find_inputs", "na
 
 
 _OUTPUT_FOLDERS = ("segments", "crops")  # whose files could be taken for pictures
+_MAX_SUFFIX = 12  # characters; URLs may have any
 
 
 class InputKind(NamedTuple):
@@ -71,10 +72,10 @@ def named(found: Iterable[FoundImage]) -> Iterator[InputImage]:
             continue
         sources.add(image.source)
         name, number = _apart_from_outputs(image.name), 2
-        stem = output_stem(str(name))
-        unique = name.with_name(stem + name.suffix)
+        stem, suffix = output_stem(str(name)), name.suffix[:_MAX_SUFFIX]
+        unique = name.with_name(stem + suffix)
         while unique.with_suffix("").as_posix().casefold() in taken:
-            unique, number = name.with_name(f"{stem}_{number}{name.suffix}"), number + 1
+            unique, number = name.with_name(f"{stem}_{number}{suffix}"), number + 1
         taken.add(unique.with_suffix("").as_posix().casefold())
         yield InputImage(unique.as_posix(), image.source, image.opener, image.record)
 

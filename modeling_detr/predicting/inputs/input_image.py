@@ -1,7 +1,7 @@
 """One image that a model is to predict for, and how its pixels are read."""
 
 from collections.abc import Callable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
 from torch import Tensor
@@ -40,6 +40,16 @@ class InputImage(NamedTuple):
     source: str
     opener: Opener | None = None
     record: ImageRecord | None = None
+
+    def state(self) -> list[str | int]:
+        """What decides its predictions and the names of its files: the name, and size and time if it is a file."""
+        if self.opener is not None:
+            return [self.name]
+        try:
+            status = Path(self.source).stat()
+        except (OSError, ValueError):  # an image inside of an archive, or removed
+            return [self.name]
+        return [self.name, status.st_size, status.st_mtime_ns]
 
     def read(self) -> Tensor:
         """The pixels (3, H, W) uint8 RGB, upright.

@@ -29,7 +29,10 @@ def is_url(text: str) -> bool:
 
 def find_on_the_web(url: str, _ignored: Path | None) -> Iterator[FoundImage]:
     """The image with a URL; nothing is read yet."""
-    path = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+    try:
+        path = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path).replace("\0", "_"))
+    except ValueError as error:
+        raise ValueError(f"{url}: not a URL ({error}).") from error
     name = path.name if path.name.strip(".") else "image"
     yield FoundImage(PurePosixPath(name), url, open_url)
 
@@ -55,9 +58,16 @@ def open_url(url: str) -> BinaryIO:
     raise failure
 
 
+def _escaped(url: str) -> str:
+    """A URL as browsers send it: without spaces and letters beyond ASCII, which people type."""
+    parts = urllib.parse.urlsplit(url)
+    path, query = (urllib.parse.quote(text, safe="/%:;=?&@!$'()*+,~[]") for text in (parts.path, parts.query))
+    return urllib.parse.urlunsplit(parts._replace(path=path, query=query, fragment=""))
+
+
 def _read(url: str) -> BinaryIO:
     started = time.monotonic()
-    request = urllib.request.Request(url, headers={"User-Agent": "modeling_detr"})
+    request = urllib.request.Request(_escaped(url), headers={"User-Agent": "modeling_detr"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         content = io.BytesIO()
         while chunk := response.read1(_CHUNK):

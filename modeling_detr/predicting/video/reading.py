@@ -36,7 +36,10 @@ def is_video(text: str) -> bool:
     """Whether an input is a video, a stream (`rtsp://…`) or a camera (`camera:0`)."""
     if text.startswith((*STREAMS, CAMERA)):
         return True
-    path = urlsplit(text).path if text.startswith(("http://", "https://")) else text
+    try:
+        path = urlsplit(text).path if text.startswith(("http://", "https://")) else text
+    except ValueError:  # no URL; reported as an image
+        return False
     return PurePosixPath(path).suffix.lower() in SUFFIXES
 
 

@@ -51,6 +51,20 @@ def test_a_url_without_a_file_name_gets_one(server: str, path: str, name: str) -
     assert image.name == name
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("/ü b.png?x=ä", "ü b.png"), ("/a%00b.p%00", "a_b.p_"), ("/a." + 400 * "x", "a." + 11 * "x")],
+)
+def test_a_url_may_hold_anything(server: str, path: str, name: str) -> None:
+    (image,) = find_inputs([server + path])
+    assert (image.name, tuple(image.read().shape)) == (name, (3, 60, 90))
+
+
+def test_what_is_no_url_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"http://\[x/a.jpg: not a URL"):
+        find_inputs(["http://[x/a.jpg"])
+
+
 def test_a_busy_server_is_asked_again(server: str) -> None:
     (image,) = find_inputs([f"{server}/busy.png"])
     Handler.busy = 2
