@@ -31,7 +31,7 @@ def find_files(text: str, ignored: Path | None) -> Iterator[FoundImage]:
         images = [file for file in sorted(path.rglob("*")) if _has_image_suffix(file) and file.is_file()]
         images = [file for file in images if not _is_in(ignored, file)]
         if not images:
-            raise ValueError(f"{text}: no images in this folder.")
+            raise ValueError(f"{text}: no images in this folder; for videos, pass '{path / '*.mp4'}'.")
         yield from (FoundImage(file.relative_to(path), str(file)) for file in images)
     elif path.exists() or not glob.has_magic(text):
         yield FoundImage(Path(path.name), _checked(path))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from modeling_detr.data.image_decoding import read_image
@@ -63,7 +64,10 @@ class InputImage(NamedTuple):
         if self.opener is None:
             return _decode(self.source)
         with self.opener(self.source) as file:
-            return _decode(file)
+            try:
+                return _decode(file)
+            except UnidentifiedImageError as error:  # whose message names a buffer
+                raise ValueError("what was read is not an image") from error
 
 
 def _decode(source: str | BinaryIO) -> Tensor:

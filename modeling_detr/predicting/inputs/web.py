@@ -24,7 +24,7 @@ _AGAIN = {408, 425, 429, 500, 502, 503, 504}  # of HTTP's status codes
 
 def is_url(text: str) -> bool:
     """Whether a text is a URL of an image."""
-    return text.startswith(("http://", "https://"))
+    return text.lower().startswith(("http://", "https://"))
 
 
 def find_on_the_web(url: str, _ignored: Path | None) -> Iterator[FoundImage]:
@@ -65,10 +65,26 @@ def _escaped(url: str) -> str:
     return urllib.parse.urlunsplit(parts._replace(path=path, query=query, fragment=""))
 
 
+def _opener() -> urllib.request.OpenerDirector:
+    """Opens `http` and `https` only, also after a redirect."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
 def _read(url: str) -> BinaryIO:
     started = time.monotonic()
     request = urllib.request.Request(_escaped(url), headers={"User-Agent": "modeling_detr"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with _opener().open(request, timeout=TIMEOUT) as response:
         content = io.BytesIO()
         while chunk := response.read1(_CHUNK):
             content.write(chunk)

@@ -167,7 +167,9 @@ class VideoReader:
         try:
             return self._av.open(**options)
         except (self._av.error.FFmpegError, ValueError) as error:
-            remedy = "check the file, or convert it to MP4" if "://" not in source else "check the address"
+            remedy = "check the address" if "://" in source else "check the file, or convert it to MP4"
+            if source.startswith(CAMERA):
+                remedy = "check that the camera is connected and not in use, or choose another: camera:1"
             raise VideoError(source, f"cannot be opened as a video ({_reason(error)})", remedy) from error
 
     def _check_size(self) -> None:

@@ -19,6 +19,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(503)
         elif self.path.startswith("/missing"):
             self.send_error(404)
+        elif self.path.startswith("/elsewhere/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/elsewhere/"))
+            self.end_headers()
+        elif self.path.startswith("/page"):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>not an image</html>")
         else:
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.content)))
@@ -85,6 +93,19 @@ def test_an_answer_that_is_no_image_says_what_it_is(server: str) -> None:
     (nobody,) = find_inputs(["http://127.0.0.1:9/a.png"])
     with pytest.raises(OSError, match="cannot be read"):
         nobody.read()
+
+
+@pytest.mark.parametrize("place", ["ftp://127.0.0.1/a.png", "file:///etc/hostname"])
+def test_a_redirect_out_of_the_web_is_not_followed(server: str, place: str) -> None:
+    (image,) = find_inputs([f"{server}/elsewhere/{place}"])
+    with pytest.raises(OSError, match=r"unknown url type: ftp|the server answers 302"):
+        image.read()
+
+
+def test_a_page_is_no_image(server: str) -> None:
+    (image,) = find_inputs([f"{server.replace('http', 'HTTP')}/page"])
+    with pytest.raises(ValueError, match="what was read is not an image"):
+        image.read()
 
 
 def test_an_answer_that_is_too_large_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
