@@ -138,7 +138,7 @@ def test_a_run_pushes_its_best_model_with_a_card_and_survives_a_failed_push(hub,
     assert hub.private["me/run"]
     assert hub.commits["me/run"] == 1
     assert {name: pushed.get(name) for name in exported} == exported
-    assert {name for name in pushed if name.endswith(".py")} == DETECTOR_FILES
+    assert {name for name in pushed if name.endswith(".py")} == DETECTOR_FILES | {"handler.py", "app.py"}
     card = pushed["README.md"].decode()
     for text in (
         "circle, square, triangle, star",

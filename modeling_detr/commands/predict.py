@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     draws = "pictures" in arguments.save
     pictures = [str(picture_name(image.name)) for image in images] if draws else []
     drawn_videos = [f"{name}{suffix}" for name in video_names(videos) for suffix in WRITTEN_SUFFIXES] if draws else []
-    check_folder(output_dir, files=pictures)
+    lists = [file for name in arguments.save for file in OUTPUTS[name].create.files] if images else []
+    check_folder(output_dir, files=[*pictures, *lists])
     check_inputs_are_kept(
         output_dir, [*pictures, *drawn_videos], [*(image.source for image in images if not image.opener), *videos]
     )
@@ -106,7 +107,6 @@ def _predict_images(
 ) -> int:
     """Predicts for all images, and keeps what is done if that is interrupted; returns the exit code."""
     is_main = processes is None or processes.is_main_process
-    check_folder(output_dir, files=[file for output in run.outputs.values() for file in output.files])
     done = _open_journal(run.journal, _settings(arguments), processes)
     if done and is_main:
         print(f"continuing in {output_dir}: {done} of {counted(len(run.images), 'image')} are done")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_detr.atomic_output import replace_text
+from modeling_detr.atomic_output import replace_text, sync
 from modeling_detr.errors_detr import OutputError
 from modeling_detr.input_files import read_json
 from modeling_detr.output_errors import explained_output
@@ -60,7 +60,6 @@ class Journal:
             if file.is_file():
                 self._check_settings(read_json(file), settings)
             elif is_main:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 replace_text(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
             self.read()
         return len(self._places)
@@ -81,7 +80,6 @@ class Journal:
         """
         with explained_output(self.folder):
             if self._file is None:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 self._file = (self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex}.jsonl").open("ab")
             self._file.write(json.dumps({**entry, _STATE: state}).encode("ascii") + b"\n")
             self._file.flush()
@@ -131,6 +129,7 @@ class Journal:
             for file in self.folder.glob("*.jsonl"):  # before the settings, without which they would be another run's
                 file.unlink()
             shutil.rmtree(self.folder)
+            sync(self.folder.parent)
 
     def _index(self, file: Path, offset: int, line: bytes) -> None:
         try:

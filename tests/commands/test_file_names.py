@@ -178,7 +178,7 @@ def test_pictures_with_the_longest_names_and_the_same_stem_are_kept_apart(tiny_s
 def test_a_file_called_dash(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture(Path("-"))
-    assert run_command("predict", [model, "-", "--output_dir", "out"]) == 0
+    assert run_command("predict", [model, "./-", "--output_dir", "out"]) == 0  # "-" alone is standard input
     assert [entry["image"] for entry in json.loads(Path("out/predictions.json").read_text())] == ["-"]
 
 

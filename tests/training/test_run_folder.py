@@ -10,6 +10,7 @@ import sys
 import pytest
 from killed_writes import killed_before
 
+from modeling_detr.endpoint_files import APP, HANDLER, REQUIREMENTS
 from modeling_detr.errors_detr import RunInUseError
 from modeling_detr.training.export import export_model
 from modeling_detr.training.run_folder import holds_run, locked, tidy_after_kill
@@ -40,7 +41,7 @@ def test_a_kill_at_any_file_operation_leaves_the_exported_model_before_or_after(
         is_killed = killed_before(operation, functools.partial(export_model, folder.parent, Part(), Part(), "new"))
         assert holds_run(folder.parent)
         tidy_after_kill(folder.parent)
-        assert sorted(path.name for path in folder.iterdir()) == ["README.md", "weights"]
+        assert {path.name for path in folder.iterdir()} == {"README.md", "weights", HANDLER, APP, REQUIREMENTS}
         assert (folder / "README.md").read_text() in ("old", "new")
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
         if not is_killed:

@@ -9,7 +9,7 @@
 adds a number to each entry of the lists.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from modeling_detr.errors_detr import OutputError, did_you_mean
@@ -32,14 +32,14 @@ class OutputKind:
 
     Attributes:
         description: What it writes, and where.
-        create: Returns the output of a run.
+        create: Its class.
         of_objects: Whether it can hold objects.
         of_segments: Whether it can hold panoptic segments.
         needs_pixels: Whether it needs the images.
     """
 
     description: str
-    create: Callable[[OutputRun], Output]
+    create: type[Output]
     of_objects: bool = True
     of_segments: bool = False
     needs_pixels: bool = False

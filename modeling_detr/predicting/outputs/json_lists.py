@@ -1,7 +1,6 @@
 """All predictions as JSON: one list, or a line for each image."""
 
 import json
-import textwrap
 
 from modeling_detr.atomic_output import replaced_file
 from modeling_detr.predicting.outputs.output import Entries, Output
@@ -21,7 +20,7 @@ class JsonList(Output):
             text.write("[")
             for number, entry in enumerate(entries()):
                 text.write(",\n" if number else "\n")
-                text.write(textwrap.indent(json.dumps(entry, indent=1, ensure_ascii=False), " "))
+                text.write(" " + json.dumps(entry, indent=1, ensure_ascii=False).replace("\n", "\n "))
             text.write("\n]\n")
 
 
