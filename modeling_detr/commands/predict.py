@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if images:
             outputs = create_outputs(
                 arguments.save,
-                OutputRun(output_dir, detector.class_names, len(images), dataset),
+                OutputRun(output_dir, detector.class_names, dataset),
                 is_panoptic=detector.is_panoptic,
             )
             journal = Journal(output_dir)
@@ -274,8 +274,10 @@ def _listed(text: str) -> list[str]:
 
 def _threshold(text: str | None) -> Threshold | None:
     """The value of `--threshold`: a score, scores by class, or `best`."""
-    if text is None or text == BEST:
-        return text  # type: ignore[return-value]  # the literal
+    if text is None:
+        return None
+    if text == BEST:
+        return BEST
     by_class = {}
     for part in _listed(text):
         name, _, score = part.rpartition("=")

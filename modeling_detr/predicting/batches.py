@@ -58,13 +58,9 @@ class PreparedBatches:
         num_workers: int = 0,
         keep_pixels: bool = True,
     ) -> None:
-        self._batches = [*_plan(images, indices, batch_size)]
-        dataset = _Batches(images, self._batches, processor, keep_pixels)
+        dataset = _Batches(images, [*_plan(images, indices, batch_size)], processor, keep_pixels)
         self._loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
         self._num_workers = num_workers
-
-    def __len__(self) -> int:
-        return len(self._batches)
 
     def __iter__(self) -> Iterator[PreparedBatch]:
         """Iterate over the batches; a planned batch whose images turn out to differ in size becomes several.

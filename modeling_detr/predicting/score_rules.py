@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from modeling_detr.saved_thresholds import Calibration, load_thresholds
 from modeling_detr.structures_detr import DetectionResult, PanopticResult, SegmentInfo
 
 
-BEST = "best"
+BEST: Final = "best"
 OTHERS = ""  # in thresholds by class: all that are not named
 
 Threshold = float | Mapping[str, float] | Literal["best"]

@@ -1,8 +1,8 @@
 """What `detr predict` takes: each kind of input is a file and a line in `INPUTS`.
 
-A kind turns the text that the user passed into images; the first that matches is used:
+A kind turns the text that the user passed into images. The latest additions are tried first:
 
-    INPUTS["zip"] = InputKind("a zip archive", is_zip, images_in_zip)
+    INPUTS["zip"] = InputKind(is_zip, images_in_zip)
 """
 
 import itertools
@@ -27,21 +27,18 @@ _MAX_SUFFIX = 12  # characters; URLs may have any
 class InputKind(NamedTuple):
     """A kind of input.
 
-    description: a noun with an article, for messages. matches: whether a text that the user passed is of this kind.
-    find: `find(text, ignored)`: the images, without those in the folder `ignored`.
+    matches: whether a text that the user passed is of this kind. find: `find(text, ignored)`: the images, without
+    those in the folder `ignored`.
     """
 
-    description: str
     matches: Callable[[str], bool]
     find: Callable[[str, Path | None], Iterable[FoundImage]]
 
 
 INPUTS: dict[str, InputKind] = {
-    "standard_input": InputKind(
-        "an image or a list of paths on standard input", is_standard_input, find_in_standard_input
-    ),
-    "url": InputKind("a URL", is_url, find_on_the_web),
-    "files": InputKind("an image, a folder or a pattern", is_anything, find_files),  # last: takes any text
+    "files": InputKind(is_anything, find_files),
+    "url": InputKind(is_url, find_on_the_web),
+    "standard_input": InputKind(is_standard_input, find_in_standard_input),
 }
 
 
@@ -86,4 +83,4 @@ def _apart_from_outputs(name: PurePath) -> PurePath:
 
 
 def _kind_of(text: str) -> InputKind:
-    return next(kind for kind in INPUTS.values() if kind.matches(text))
+    return next(kind for kind in reversed(INPUTS.values()) if kind.matches(text))

@@ -1,4 +1,4 @@
-"""Images in files: single ones, folders with all their subfolders, and patterns that the shell has not expanded."""
+"""Images in files: single ones, folders with their subfolders, and patterns in quotes."""
 
 import glob
 from collections.abc import Iterator

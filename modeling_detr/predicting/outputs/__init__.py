@@ -12,7 +12,7 @@ adds a number to each entry of the lists.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from modeling_detr.errors_detr import OutputError, did_you_mean
+from modeling_detr.errors_detr import OutputError
 from modeling_detr.predicting.outputs.coco_results import CocoResults
 from modeling_detr.predicting.outputs.crops import Crops
 from modeling_detr.predicting.outputs.json_lists import JsonLines, JsonList
@@ -62,15 +62,13 @@ DEFAULT_OUTPUTS = ("pictures", "json")
 
 
 def create_outputs(names: Iterable[str], run: OutputRun, *, is_panoptic: bool) -> Mapping[str, Output]:
-    """The outputs of a run, by name; with panoptic predictions always `segments` too.
+    """The outputs of a run, by their names in `OUTPUTS`; with panoptic predictions always `segments` too.
 
     Raises:
-        OutputError: There is no such output, or it cannot hold what the model predicts.
+        OutputError: An output cannot hold what the model predicts.
     """
     chosen = [*dict.fromkeys([*names, *(["segments"] if is_panoptic else [])])]
     for name in chosen:
-        if name not in OUTPUTS:
-            raise OutputError("save", f"got '{name}'", did_you_mean(name, OUTPUTS))
         kind = OUTPUTS[name]
         if not (kind.of_segments if is_panoptic else kind.of_objects):
             fitting = [

@@ -22,13 +22,11 @@ class OutputRun:
     Attributes:
         folder: The folder of the results.
         class_names: Label → name of the class.
-        num_images: Number of images.
         dataset: The dataset whose images they are, for its ids; None: they are files.
     """
 
     folder: Path
     class_names: Mapping[int, str]
-    num_images: int = 0
     dataset: DetectionIndex | None = None
 
 

@@ -4,7 +4,7 @@ import pytest
 from mutations import replace_by
 from noise_images import picture
 
-from modeling_detr.predicting.inputs import find_inputs
+from modeling_detr.predicting.inputs import INPUTS, FoundImage, InputKind, find_inputs
 
 
 def found(inputs: list[Path | str], ignored: Path) -> dict[str, Path]:
@@ -77,3 +77,11 @@ def test_a_text_file_is_not_an_input_but_an_image_with_any_name_is(tmp_path: Pat
         found([tmp_path / "notes.txt"], tmp_path / "out")
     nameless = picture(tmp_path / "a.png").rename(tmp_path / "a")
     assert [*found([nameless], tmp_path / "out").values()] == [nameless]
+
+
+def test_a_kind_of_input_that_is_added_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = picture(tmp_path / "a.png")
+    images = [FoundImage(Path("b.png"), str(path))]
+    added = InputKind(lambda text: text.startswith("album:"), lambda *_: images)
+    monkeypatch.setitem(INPUTS, "album", added)
+    assert found(["album:holidays"], tmp_path / "out") == {"b.png": path}
