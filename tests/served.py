@@ -60,7 +60,7 @@ class Served:
 
     def __init__(self, service, server, port):
         self.service, self.server, self.port = service, server, port
-        self.loop = None
+        self.loop = self.thread = None
 
     @property
     def url(self):
@@ -105,6 +105,10 @@ class Served:
         text = self.request("/metrics")[2]
         return float(next(line for line in text.splitlines() if line.startswith("detr_queue_images ")).split()[1])
 
+    def is_alive(self):
+        """Whether the server has not ended yet."""
+        return self.thread.is_alive()
+
     def stop(self):
         """Does what a signal does."""
         self.loop.call_soon_threadsafe(self.server.stop)
@@ -133,7 +137,7 @@ def served(detector, token=None, limits=None, wait_for_ready=True, **options):
                 running.loop = runner.get_loop()
                 runner.run(server.serve(sockets=[listener]))
 
-        thread = threading.Thread(target=run)
+        thread = running.thread = threading.Thread(target=run)
         thread.start()
         try:
             wait_until(lambda: server.started)
@@ -144,6 +148,7 @@ def served(detector, token=None, limits=None, wait_for_ready=True, **options):
             yield running
         finally:
             getattr(detector, "gate", threading.Event()).set()
-            running.stop()
+            if thread.is_alive():
+                running.stop()
             thread.join(60)
             assert not thread.is_alive()

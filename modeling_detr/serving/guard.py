@@ -55,12 +55,10 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        self.service.active += 1
         try:
             refusal = self._refusal(scope)
             await (self.app if refusal is None else refusal.answer())(scope, receive, send_noted)
         finally:
-            self.service.active -= 1
             path = scope["path"]
             self.service.metrics.note_request(path if path in _COUNTED else "other", status)
 

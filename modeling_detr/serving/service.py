@@ -44,7 +44,7 @@ class Service:
         is_ready: Whether the model has predicted for an image.
         is_stopping: Whether new requests are refused.
         failure: Why the model cannot predict at all; None if it can.
-        active: Number of requests that are not answered yet.
+        active: Number of requests for predictions that were not refused and are not answered yet.
     """
 
     def __init__(
@@ -113,6 +113,15 @@ class Service:
         """
         started = asyncio.get_running_loop().time()
         self._admit(0)
+        self.active += 1
+        try:
+            return await self._predict(request, threshold, classes, started)
+        finally:
+            self.active -= 1
+
+    async def _predict(
+        self, request: Request, threshold: str | None, classes: Sequence[str] | None, started: float
+    ) -> bytes:
         try:
             upload, size = await self._bodies.read(request)
         except ClientDisconnect as error:

@@ -2,18 +2,35 @@
 
 import contextlib
 import json
+import resource
 import socket
+import time
 
 import pytest
 from served import held_detector, jpeg, served, wait_until
 
 from modeling_detr.errors_detr import OutputError
 from modeling_detr.serving.limits import Limits
-from modeling_detr.serving.server import is_loopback, listen
+from modeling_detr.serving.server import is_loopback, listen, most_connections
 
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+BUNDLE = "/static-offline-docs/swagger-ui-bundle.js"  # sent in pieces
 QUICK = Limits(timeout=0.6, queue_size=16)
+
+
+@contextlib.contextmanager
+def slow_reader(running, path="/model"):
+    """A client that has asked for an answer of megabytes and has hardly room for it."""
+    large = running.service.description() | {"classes": ["x" * 20_000_000]}
+    running.service.description = lambda: large
+    running.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", running.port))
+        wait_until(lambda: len(running.server.server_state.connections) == 1)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        yield connection
 
 
 @pytest.fixture
@@ -57,16 +74,40 @@ def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(detector):
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off(detector):
-    with served(detector, limits=QUICK) as running:
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", running.port))
-        wait_until(lambda: len(running.server.server_state.connections) == 1)
-        for _ in range(40):  # 60 MB of answers
-            connection.sendall(b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    with served(detector, limits=QUICK) as running, slow_reader(running):
         wait_until(lambda: len(running.server.server_state.connections) == 0)
         assert running.request("/predict", jpeg())[0] == 200
-        connection.close()
+
+
+def test_a_client_that_reads_its_answer_too_slowly_is_cut_off(detector):
+    with served(detector, limits=QUICK) as running, slow_reader(running) as connection:
+        wait_until(lambda: connection.recv(4000) and len(running.server.server_state.connections) == 0)
+        assert running.request("/predict", jpeg())[0] == 200
+
+
+def test_clients_that_send_nothing_complete_cost_each_other_their_place_and_nobody_else(detector, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (48, 48))
+    with served(detector, limits=Limits(queue_size=16)) as running:
+        detector.gate.clear()
+        accepted = running.connect(HEAD % len(jpeg()) + jpeg())
+        wait_until(lambda: running.queued() == 1)
+        parts = [b"", b"GET /health HT", HEAD % 5000 + b"\xff\xd8", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"]
+        slow = [running.connect(parts[number % len(parts)]) for number in range(60)]
+        wait_until(lambda: len(running.server.server_state.connections) == most_connections() - 1)
+        assert running.request("/health")[0] == 200
+        with contextlib.suppress(ConnectionResetError):
+            assert slow[0].recv(1000) == b""
+        detector.gate.set()
+        assert accepted.recv(10_000).startswith(b"HTTP/1.1 200 ")
+        for connection in (accepted, *slow):
+            connection.close()
+
+
+def test_a_process_that_may_open_few_files_has_fewer_connections(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    assert most_connections() == 128
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert most_connections() == 512
 
 
 def test_what_is_no_http_is_answered_400(detector):
@@ -155,6 +196,21 @@ def test_when_it_stops_what_was_accepted_is_answered_and_the_rest_is_refused(det
         assert [answer()[0] for answer in accepted] == [200] * 3
         wait_until(lambda: not running.server.server_state.connections)
         half_sent.close()
+
+
+def test_clients_that_are_slow_do_not_delay_the_end(detector):
+    with served(detector, limits=Limits(timeout=300)) as running, slow_reader(running, BUNDLE):
+        running.server.config.timeout_graceful_shutdown = 1
+        head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+        parts = [b"", head, head + b"\r\n", head + b"\r\n" + head, HEAD % 5000 + b"\xff\xd8"]
+        slow = [running.connect(part) for part in parts]
+        wait_until(lambda: len(running.server.server_state.connections) == len(parts) + 1)
+        started = time.monotonic()
+        running.stop()
+        wait_until(lambda: not running.is_alive())
+        assert time.monotonic() - started < 15
+        for connection in slow:
+            connection.close()
 
 
 def test_a_model_that_fails_on_its_first_image_ends_the_server(detector, monkeypatch):
