@@ -9,9 +9,11 @@ centre and size relative to the **unpadded** image. Sizes are `(height, width)`.
 """
 
 import dataclasses
+import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, NamedTuple, NotRequired, Protocol, TypedDict, cast
+from typing import BinaryIO, Literal, NamedTuple, NotRequired, Protocol, TypedDict, cast, overload
 
 import numpy as np
 import torch
@@ -62,6 +64,136 @@ class ImageRecord:
     def coco_id(self) -> int | str:
         """Its id in COCO files and in saved predictions."""
         return self.id if self.number is None else self.number
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextColumn(Sequence[str]):
+    """A sequence of texts as one array of bytes.
+
+    Attributes:
+        prefix: What all texts start with.
+        encoded: The rest of all texts in UTF-8, one after the other. Lone surrogates (file names that are not
+            UTF-8) are kept.
+        starts: (N + 1,) int64, where the rest of each text starts, and where the last one ends.
+    """
+
+    prefix: str
+    encoded: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "TextColumn":
+        """A column of these texts."""
+        prefix = os.path.commonprefix(texts)  # noqa: RUF071 (character by character)
+        encoded = [text[len(prefix) :].encode("utf-8", "surrogatepass") for text in texts]
+        starts = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(text) for text in encoded], out=starts[1:])
+        return cls(prefix, np.frombuffer(b"".join(encoded), np.uint8), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> "TextColumn": ...
+    def __getitem__(self, row: int | slice) -> "str | TextColumn":
+        """A text, or the column of a slice."""
+        if isinstance(row, slice):
+            return self.take(np.arange(len(self))[row])
+        row = range(len(self))[row]  # counts negative ones from the end; raises an IndexError
+        rest = self.encoded[self.starts[row] : self.starts[row + 1]].tobytes()
+        return self.prefix + rest.decode("utf-8", "surrogatepass")
+
+    def take(self, rows: NDArray[np.int64]) -> "TextColumn":
+        """Selects rows."""
+        lengths = np.diff(self.starts)[rows]
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        places = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], lengths)
+        return TextColumn(self.prefix, self.encoded[places], starts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageTable(Sequence[ImageRecord]):
+    """The images of a dataset as columns: a sequence of `ImageRecord`s, which are made when they are asked for.
+
+    A million images are a few arrays, which loader processes share with the main process. Python objects would be
+    copied into each of them, page by page, because using an object writes its reference count.
+
+    Attributes:
+        sizes: (I, 2) int64, height and width of each image.
+        paths: Path of each image.
+    """
+
+    sizes: NDArray[np.int64]
+    paths: TextColumn
+    _ids: TextColumn
+    _id_is_int: NDArray[np.bool_]
+    _readers: tuple[ImageReader | None, ...]  # distinct
+    _reader: NDArray[np.int32]  # (I,) index in `_readers`
+    _numbers: NDArray[np.int64]  # (I,) -1: None
+    _ignores_exif: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, records: Iterable[ImageRecord]) -> "ImageTable":
+        """A table of these images."""
+        if isinstance(records, ImageTable):
+            return records
+        records = list(records)
+        readers = {id(record.reader): record.reader for record in records}
+        places = {reader: place for place, reader in enumerate(readers)}
+        return cls(
+            sizes=np.array([(record.height, record.width) for record in records], np.int64).reshape(-1, 2),
+            paths=TextColumn.of([record.path for record in records]),
+            _ids=TextColumn.of([str(record.id) for record in records]),
+            _id_is_int=np.array([not isinstance(record.id, str) for record in records], np.bool_),
+            _readers=tuple(readers.values()),
+            _reader=np.array([places[id(record.reader)] for record in records], np.int32),
+            _numbers=np.array([-1 if record.number is None else record.number for record in records], np.int64),
+            _ignores_exif=np.array([record.ignores_exif for record in records], np.bool_),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, image: int) -> ImageRecord: ...
+    @overload
+    def __getitem__(self, image: slice) -> "ImageTable": ...
+    def __getitem__(self, image: int | slice) -> "ImageRecord | ImageTable":
+        """The record of an image, or the table of a slice."""
+        if isinstance(image, slice):
+            return self.take(np.arange(len(self))[image])
+        row = range(len(self))[image]  # counts negative ones from the end; raises an IndexError
+        height, width = self.sizes[row].tolist()
+        number = int(self._numbers[row])
+        return ImageRecord(
+            id=int(self._ids[row]) if self._id_is_int[row] else self._ids[row],
+            path=self.paths[row],
+            height=height,
+            width=width,
+            reader=self._readers[self._reader[row]],
+            number=None if number == -1 else number,
+            ignores_exif=bool(self._ignores_exif[row]),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+    def take(self, images: NDArray[np.int64]) -> "ImageTable":
+        """Selects images."""
+        return ImageTable(
+            sizes=self.sizes[images],
+            paths=self.paths.take(images),
+            _ids=self._ids.take(images),
+            _id_is_int=self._id_is_int[images],
+            _readers=self._readers,
+            _reader=self._reader[images],
+            _numbers=self._numbers[images],
+            _ignores_exif=self._ignores_exif[images],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +359,7 @@ class DetectionIndex:
 
     Attributes:
         name: Its name in logs and reports.
-        images: The images, in a stable order.
+        images: The images, in a stable order. Any sequence of records becomes an `ImageTable`.
         categories: The classes; labels are the same in every split.
         annotations: The objects, ordered by image.
         splits: Name of each split → ascending indices in `images`. An image may belong to several.
@@ -235,14 +367,27 @@ class DetectionIndex:
     """
 
     name: str
-    images: tuple[ImageRecord, ...]
+    images: Sequence[ImageRecord]
     categories: tuple[Category, ...]
     annotations: AnnotationTable
     splits: Mapping[str, NDArray[np.int64]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", ImageTable.of(self.images))
+
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def image_sizes(self) -> NDArray[np.int64]:
+        """(I, 2) height and width of each image."""
+        return cast(ImageTable, self.images).sizes
+
+    @property
+    def image_paths(self) -> TextColumn:
+        """The path of each image."""
+        return cast(ImageTable, self.images).paths
 
     @property
     def has_splits(self) -> bool:
@@ -315,7 +460,7 @@ class DetectionIndex:
         table = self.annotations.take(new_index[self.annotations.image_index] >= 0)
         return DetectionIndex(
             name=name or self.name,
-            images=tuple(self.images[image_index] for image_index in selected),
+            images=cast(ImageTable, self.images).take(selected),
             categories=self.categories,
             annotations=dataclasses.replace(table, image_index=new_index[table.image_index]),
             splits={split: new_index[members][new_index[members] >= 0] for split, members in self.splits.items()},

@@ -1,3 +1,7 @@
+import multiprocessing
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from modeling_detr.structures_detr import (
     Category,
     DetectionIndex,
     ImageRecord,
+    ImageTable,
     check_labels,
     labels_as_tensors,
 )
@@ -104,3 +109,58 @@ def test_empty_labels_get_the_shapes_of_no_objects(empty):
 def test_labels_that_are_no_numbers_are_named(labels, message):
     with pytest.raises(ValueError, match=message):
         labels_as_tensors(labels)
+
+
+READER = len
+RECORDS = [
+    ImageRecord(7, "/data/train/a.jpg", 10, 20),
+    ImageRecord("7", "/data/train/b.jpg", 2**31, 1, READER),  # an id is not its text
+    ImageRecord(-(2**70), "/data/train/\udcff\n.jpg", 0, 0, READER, number=0),
+    ImageRecord("", "/data/train/", 30, 40, print, number=3, ignores_exif=True),
+    ImageRecord("ü", "/data/train/ü/日.jpg", 30, 40),
+]
+
+
+def test_an_image_table_gives_back_its_records():
+    table = ImageTable.of(RECORDS)
+    assert list(table) == RECORDS
+    assert table == RECORDS
+    assert table != RECORDS[::-1]
+    assert [type(record.id) for record in table] == [int, str, int, str, str]
+    assert list(table.paths) == [record.path for record in RECORDS]
+    assert table.sizes.tolist() == [[record.height, record.width] for record in RECORDS]
+    assert list(pickle.loads(pickle.dumps(table))) == RECORDS
+    assert list(ImageTable.of([])) == []
+
+
+def test_images_are_selected_like_items_of_a_list():
+    table = ImageTable.of(RECORDS)
+    assert list(table[1:4]) == RECORDS[1:4]
+    assert list(table[::-2]) == RECORDS[::-2]
+    assert list(table.take(np.array([3, 0, 3]))) == [RECORDS[3], RECORDS[0], RECORDS[3]]
+    assert list(table.paths[3:]) == [record.path for record in RECORDS[3:]]
+    assert table[-1] == RECORDS[-1]
+    with pytest.raises(IndexError):
+        table[5]
+
+
+def _private_megabytes():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1e3
+
+
+def _read_all(images, sender):
+    before = _private_megabytes()
+    assert sum(record.height for record in images) == 480 * len(images)
+    sender.send(_private_megabytes() - before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
+def test_reading_a_hundred_thousand_records_in_a_loader_process_copies_none_of_them():
+    images = ImageTable.of([ImageRecord(number, f"/data/{number:012}.jpg", 480, 640) for number in range(100_000)])
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_read_all, args=(images, sender))
+    process.start()
+    grown = receiver.recv()
+    process.join()
+    assert grown < 2  # megabytes; a list of records grows by 10

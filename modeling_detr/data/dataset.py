@@ -183,10 +183,10 @@ class DetectionDataset(Dataset[DetectionSample]):
         return random.Random(sample_seed(self.seed, key, stream))
 
     def _plan(self, image_index: int, generator: random.Random) -> GeometryPlan:
-        record = self.index.images[image_index]
+        height, width = self.index.image_sizes[image_index].tolist()
         if not isinstance(self.transform, GeometryPolicy):
-            return GeometryPlan(record.height, record.width)
-        plan = self.transform.plan(record.height, record.width, generator)
+            return GeometryPlan(height, width)
+        plan = self.transform.plan(height, width, generator)
         if (plan.flip or plan.vertical_flip) and len(self.no_flip_labels):
             labels = self.index.annotations.label[self.index.annotation_rows(image_index)]
             if self.teacher is not None:
@@ -262,10 +262,10 @@ class DetectionDataset(Dataset[DetectionSample]):
 
     def plan_tile(self, number: int, image_index: int, layout: MosaicLayout, key: SampleKey) -> GeometryPlan:
         """Plan the tile, by its `number` in the layout of a mosaic, that shows an image."""
-        record, generator = self.index.images[image_index], self._generator(key, _TILES + number)
+        generator = self._generator(key, _TILES + number)
         # the first image is seen as in the plain sample, which gave the mosaic its size
         plan = self._plan(image_index, generator) if number else self.plan(key)
-        size = record.height, record.width
+        size = tuple(self.index.image_sizes[image_index].tolist())
         return cast(Mosaic, self.mosaic).plan_tile(plan, size, layout.tiles[number], generator)
 
     def _min_visibility(self, labels: Tensor, layout: MosaicLayout | None) -> float | Tensor:

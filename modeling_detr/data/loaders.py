@@ -63,7 +63,7 @@ class BatchLoader(DataLoader[Any]):
         super().__init__(
             dataset,
             batch_sampler=sampler,
-            collate_fn=_LoaderCollator(len(index.categories), [image.path for image in index.images]),
+            collate_fn=_LoaderCollator(len(index.categories), index.image_paths),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
@@ -135,7 +135,7 @@ class BatchLoader(DataLoader[Any]):
 
 def _images_of(index: DetectionIndex, sampler: TrainBatchSampler | EvalBatchSampler, batch: int) -> Sequence[str]:
     keys: Sequence[SampleKey] = next(islice(sampler, batch, None), ())
-    return [index.images[key.image_index].path for key in keys]
+    return [index.image_paths[key.image_index] for key in keys]
 
 
 class _LoaderCollator(DetrCollator):

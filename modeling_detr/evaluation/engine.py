@@ -136,7 +136,7 @@ class _Predictor:
             inputs["output_masks"] = every_mask
             if any("masks" not in label for label in inputs.get("labels", ())):
                 del inputs["labels"]  # without masks there is no segmentation loss
-        sizes = [(self.index.images[i].height, self.index.images[i].width) for i in image_indices]
+        sizes = self.index.image_sizes[list(image_indices)].tolist()
         outputs = in_precision(self.model, self.dtype, self.device)(**inputs)
         predictions: dict[PredictionKind, Any] = {"outputs": outputs}
         if "boxes" in self.needs:

@@ -79,7 +79,7 @@ def _class_scores(layers: int, batch_size: int, num_queries: int, num_classes: i
 
 
 def _loaded_masks(index: DetectionIndex, counts: NDArray[np.int64], pixels: int) -> str | None:
-    own_pixels = np.array([image.height * image.width for image in index.images])
+    own_pixels = index.image_sizes.prod(axis=1)
     sizes = counts * (own_pixels + pixels)  # a byte a pixel, as read and as resized
     worst = int(sizes.argmax())
     if sizes[worst] < _WORTH_A_NOTE:

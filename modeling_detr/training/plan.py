@@ -96,8 +96,9 @@ def _largest_image(run: PreparedRun) -> tuple[int, int]:
     """Return height and width of an image in landscape format that is as large as the processor allows."""
     size = run.processor.size
     if not run.processor.do_resize:
-        largest = max(run.train_index.images, key=lambda image: image.height * image.width)
-        return largest.height, largest.width
+        sizes = run.train_index.image_sizes
+        height, width = sizes[sizes.prod(axis=1).argmax()].tolist()
+        return height, width
     height = size.shortest_edge or size.height or size.max_height
     return int(height), int(size.longest_edge or size.width or size.max_width or height)
 

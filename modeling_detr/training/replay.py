@@ -264,7 +264,7 @@ def describe_failure(error: NonFiniteLossError, run: PreparedRun) -> NonFiniteLo
     All processes call it together.
     """
     epoch, step, run_dir = run.state.epoch + 1, run.state.step + 1, run.recipe.run_dir
-    names = [image.path for image in run.train_index.images]
+    records = run.train_index.images
     model = run.accelerator.unwrap_model(run.model)
     weights = gather_full(model.state_dict())  # in all processes, since each may hold only shards
     remedies: list[str] = []
@@ -278,7 +278,7 @@ def describe_failure(error: NonFiniteLossError, run: PreparedRun) -> NonFiniteLo
             config=run.weights.detector.config,
             image_mean=run.processor.image_mean,
             image_std=run.processor.image_std,
-            images={index: names[index] for index in sorted(images)},
+            images={index: records[index].path for index in sorted(images)},
             terms=error.terms,
             epoch=epoch,
             step=step,
@@ -298,6 +298,6 @@ def describe_failure(error: NonFiniteLossError, run: PreparedRun) -> NonFiniteLo
         error.finding,
         error.share,
         where=f"epoch {epoch}, step {step}",
-        images=", ".join(names[index] for index in error.image_indices),
+        images=", ".join(records[index].path for index in error.image_indices),
         remedy="".join(f" {sentence}." for sentence in remedies),
     )

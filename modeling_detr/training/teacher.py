@@ -160,7 +160,7 @@ def _checked(recipe: Recipe, rows: _Rows, notes: Sequence[str], index: Detection
     """Drop the rows that cannot be used; an error if none is left."""
     where = str(recipe.teacher)
     _check_scores(where, rows.scores)
-    sizes = np.array([(image.width, image.height) for image in index.images], np.float64).reshape(-1, 2)
+    sizes = index.image_sizes[:, ::-1].astype(np.float64)  # width and height
     limits = np.tile(sizes[rows.image_index], 2)  # of any image where there is none
     with np.errstate(invalid="ignore"):
         boxes = np.clip(rows.boxes_xyxy, 0, limits)

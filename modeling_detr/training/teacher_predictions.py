@@ -218,7 +218,7 @@ def _results(
             inputs.pop("labels", None)
             with accelerator.autocast():
                 outputs = model(**inputs, **extra)
-            sizes = [(index.images[image].height, index.images[image].width) for image in indices]
+            sizes = index.image_sizes[indices].tolist()
             results = processor.post_process_object_detection(outputs, recipe.teacher_min_score, sizes)
             yield indices, [_on_host(result) for result in results]
             bar.update(min(len(indices) * accelerator.num_processes, len(index) - bar.n))
