@@ -7,16 +7,24 @@
 # ---
 
 # %% [markdown]
-# # Export and serve: a trained model outside of its training
+# # Export and serve: use a trained model
 #
-# Four ways out, from the easiest to the most independent, and after each a check that it still computes the same:
+# From a finished run to a service that other programs call:
 #
-# | way | who reads it | what it needs there |
-# | --- | --- | --- |
-# | a folder | `from_pretrained`, `pipeline` | this package, or `trust_remote_code=True` |
-# | Transformers' own DETR | `transformers` | nothing of ours |
-# | `detr export` | ONNX Runtime, OpenVINO, PyTorch's compilers | no Python code of the model; with ONNX, no PyTorch |
-# | HTTP | anything | a network |
+# 1. predict, in Python and in a terminal
+# 2. export to ONNX
+# 3. check that the exported model predicts the same
+# 4. serve it over HTTP
+# 5. call it
+#
+# In a terminal, all of it is:
+#
+# ```sh
+# detr predict runs/demo photos
+# detr export runs/demo exported --data shapes
+# detr serve exported
+# curl --data-binary @photo.png http://127.0.0.1:8000/predict
+# ```
 #
 # Where the package is not installed, as on Colab, upload a ZIP of the repository beside this notebook. In a clone,
 # `git archive --prefix=modeling_detr/ --output=modeling_detr.zip HEAD` makes it.
@@ -31,34 +39,23 @@ if importlib.util.find_spec("modeling_detr") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "modeling_detr.zip"], check=True)
 
 # %%
-import io
 import json
 import os
 import shutil
-import threading
 import urllib.error
 import urllib.request
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import torch
-import transformers
 from PIL import Image
-from torch.testing import assert_close
-from transformers import pipeline
 
-from modeling_detr import DetrConfig, DetrForObjectDetection, DetrTorchvisionImageProcessor
-from modeling_detr.commands.evaluate import main as evaluate
+from modeling_detr import Detector
 from modeling_detr.commands.export import main as export
+from modeling_detr.commands.predict import main as predict
 from modeling_detr.commands.train import main as train
-from modeling_detr.conversion import load_model, save_for_transformers
 from modeling_detr.data import open_dataset, read_image
-from modeling_detr.deployment import export_detector
-from modeling_detr.image_processing_detr import to_rgb
-from modeling_detr.prediction import predict_objects
 
 
-# %%
 REDUCED = "NOTEBOOKS_REDUCED" in os.environ  # set by our tests, which have less time than you
 RUN = Path("runs/reduced_05" if REDUCED else "runs/demo")
 LESS = ["--data", "shapes?train=64&val=16", "--epochs", "1"] if REDUCED else []
@@ -66,229 +63,129 @@ if not (RUN / "model").is_dir():
     # the same as `detr train shapes --output_dir runs/demo --resume auto`; about five minutes on two CPU cores
     train(["shapes", "--output_dir", str(RUN), "--resume", "auto", *LESS])
 
-model, processor = load_model(RUN)
-model.eval()
 OUT = Path("runs/notebook_05")
 shutil.rmtree(OUT, ignore_errors=True)  # what this notebook wrote before
-OUT.mkdir(parents=True)
-torch.set_grad_enabled(False)
-transformers.utils.logging.disable_progress_bar()
-
+PHOTOS = OUT / "photos"
+PHOTOS.mkdir(parents=True)
 index = open_dataset("shapes", split="val")
-images = [read_image(index.images[number]) for number in (62, 16, 17)]
-images[1] = images[1][:, :96]  # another shape, so that the batch has padding
-inputs = processor(images)
-expected = model(**inputs)
-{name: tuple(tensor.shape) for name, tensor in inputs.items()}
+for number in (62, 16, 17):
+    Image.fromarray(read_image(index.images[number]).permute(1, 2, 0).numpy()).save(PHOTOS / f"{number}.png")
+PHOTO = PHOTOS / "62.png"
 
 # %% [markdown]
-# Two inputs, and the second is not optional: `pixel_mask` is 1 where there is image and 0 where there is padding. Exported without it, a model takes padding for
-# image.
+# ## 1. Predict
 #
-# ## A folder
-#
-# A run's folder has its best model in `model/`. `save_pretrained` writes the same anywhere: weights as safetensors, which hold no code, and two JSON files that
-# say what weights and pixels mean.
+# A `Detector` is a model with its image processor. It takes a path, a URL, a PIL image, an array, a folder, a list, …
 
 # %%
-model.save_pretrained(OUT / "folder")
-processor.save_pretrained(OUT / "folder")
-for file in sorted((OUT / "folder").iterdir()):
-    if file.suffix != ".py":  # a copy of the code for `trust_remote_code=True`
-        print(f"{file.stat().st_size:10,} {file.name}")
-
-# %%
-again = DetrForObjectDetection.from_pretrained(OUT / "folder").eval()
-DetrTorchvisionImageProcessor.from_pretrained(OUT / "folder")
-assert torch.equal(again(**inputs).logits, expected.logits)  # bit for bit
-
-# %%
-find = pipeline("object-detection", model=str(OUT / "folder"), trust_remote_code=False)
-picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
-find(picture, threshold=0.9)
+detector = Detector.from_pretrained(RUN, device="cpu")
+prediction = detector(PHOTO, threshold=0.5)
+prediction.show()
+for found in prediction:
+    print(f"{found.name} {found.score:.2f} at {[round(corner) for corner in found.box_xyxy]}")
 
 # %% [markdown]
-# ## Transformers' own DETR
-#
-# `detr convert MODEL FOLDER --to transformers` writes what Transformers' `DetrForObjectDetection` loads without this package. It can only do so for an
-# architecture that Transformers has. The demo model is not one; the error says why:
+# For many images there is the command, which continues where it was interrupted. `--save` also writes crops, CSV, Parquet, COCO, YOLO and VOC, and
+# `--as_dataset` a dataset whose labels you correct.
 
 # %%
-try:
-    save_for_transformers(model, processor, OUT / "stock")
-except ValueError as error:
-    print(error)
+# the same as `detr predict runs/demo runs/notebook_05/photos --save pictures,json,csv`, with a folder of our own
+predict([str(RUN), str(PHOTOS), "--output_dir", str(OUT / "predicted"), "--save", "pictures,json,csv"])
+sorted(path.name for path in (OUT / "predicted").iterdir())
 
 # %% [markdown]
-# A model with a plain ResNet is. Its weights are random here, which does not matter for the question whether both compute the same:
+# ## 2. Export
+#
+# `detr export` writes a folder for another runtime, by default ONNX: any number of images of any size, and no Python code of the model. It needs
+# `pip install 'modeling-detr[export]'`; without it, this notebook goes on with the run itself.
+#
+# Before the folder appears, the command compares it with the model: outputs on batches of odd sizes, with and without padding, and AP on the images of `--data`, each
+# model from pixels to boxes in its own way. If AP falls by more than .002, nothing is written.
 
 # %%
-torch.manual_seed(0)
-plain = DetrForObjectDetection(
-    DetrConfig(
-        backbone="resnet18",
-        d_model=64,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_ffn_dim=128,
-        decoder_ffn_dim=128,
-        num_labels=4,
-    )
-).eval()
-save_for_transformers(plain, processor, OUT / "stock")
-stock = transformers.DetrForObjectDetection.from_pretrained(OUT / "stock").eval()
-assert_close(stock(**inputs).logits, plain(**inputs).logits, rtol=0, atol=1e-4)
-type(stock)
-
-# %% [markdown]
-# ## ONNX
-#
-# `detr export MODEL FOLDER` writes a model for another runtime, by default ONNX, with any number of images of any size and with the mask. It needs
-# `pip install 'modeling-detr[export]'`; without it, the cells of this section do nothing.
-#
-# The command compares the result with the model before the folder appears: outputs on batches of odd sizes, with and without padding; with `--data` also AP on the same
-# images, each model from pixels to boxes in its own way. If AP falls by more than .002, nothing is written.
-
-# %%
-HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-DATA = "shapes?val=16" if REDUCED else "shapes"
-if HAS_ONNX:
-    # the same as `detr export runs/demo runs/notebook_05/onnx --data shapes`
-    export([str(RUN), str(OUT / "onnx"), "--data", DATA])
-    for file in sorted((OUT / "onnx").iterdir()):
+MODEL = RUN
+if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+    # the same as `detr export runs/demo runs/notebook_05/exported --data shapes`
+    MODEL = OUT / "exported"
+    export([str(RUN), str(MODEL), "--data", "shapes?val=16" if REDUCED else "shapes"])
+    for file in sorted(MODEL.iterdir()):
         print(f"{file.stat().st_size:10,} {file.name}")
 else:
     print("skipped: pip install 'modeling-detr[export]'")
 
 # %% [markdown]
-# The differences are those of float32, not zero. `export.json` has the table as numbers, and all that a program needs: names of inputs and outputs, labels, how to
-# resize and normalise.
+# ## 3. Does it predict the same?
 #
-# Most "the exported model is worse" come from another resize. `detect.py` has the same one to the pixel, and needs NumPy, Pillow and ONNX Runtime only: copy the
-# folder to where it has to run.
+# What loads a run also loads an exported model. On your own images, the two should differ by what float32 rounds: here by less than a hundredth of a pixel.
 
 # %%
-picture.save(OUT / "photo.png")
-if HAS_ONNX:
-    command = [sys.executable, OUT / "onnx/detect.py", OUT / "photo.png", "--threshold", "0"]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    scores = torch.tensor([json.loads(line)["score"] for line in lines])  # the highest first
-    truth = predict_objects(model, processor, images[0], threshold=0)["scores"]
-    assert_close(scores, truth.sort(descending=True).values, rtol=0, atol=1e-4)
-    print("\n".join(lines[:3]))
+expected = detector(PHOTO, threshold=0)  # all queries
+exported = Detector.from_pretrained(MODEL)(PHOTO, threshold=0)
+torch.testing.assert_close(exported.scores, expected.scores, rtol=0, atol=1e-4)
+torch.testing.assert_close(exported.boxes, expected.boxes, rtol=0, atol=1e-2)
+print(f"largest difference: {(exported.boxes - expected.boxes).abs().max():.1e} pixels")
 
 # %% [markdown]
-# `detr predict` and `detr evaluate` take the folder like a model:
-
-# %%
-if HAS_ONNX:
-    # the same as `detr evaluate runs/notebook_05/onnx shapes`
-    evaluate([str(OUT / "onnx"), DATA, "--output_dir", str(OUT / "evaluation"), "--num_workers", "0"])
-
-# %% [markdown]
-# Your own program runs the file with any ONNX runtime. The outputs are logits and boxes; `--postprocess true` makes them scores, labels and boxes in pixels.
-
-# %%
-if HAS_ONNX:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(OUT / "onnx/model.onnx", providers=["CPUExecutionProvider"])
-    for tensor in (*session.get_inputs(), *session.get_outputs()):
-        print(tensor.name, tensor.shape)
-    logits, boxes = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
-    assert_close(torch.from_numpy(boxes), expected.pred_boxes, rtol=0, atol=1e-4)
-
-# %% [markdown]
-# ### 8 bits
+# If an exported model is worse in your own program, it is mostly because of another resize. `detect.py` in the folder resizes to the pixel as here, and needs NumPy,
+# Pillow and ONNX Runtime only: copy the folder to where it has to run, and `python detect.py photo.png`.
 #
-# `--precision int8` stores the linear layers in a quarter of the size. The heads stay in float32, because boxes need it. Here AP may fall by .01. In
-# Python, `export_detector` is the command:
-
-# %%
-if HAS_ONNX and not REDUCED:
-    checks = export_detector(model, processor, OUT / "int8", precision="int8", data=index.select(range(200)))
-    print(checks.table())
-
-# %% [markdown]
-# `--to openvino` and `--to torch` (a `.pt2` of `torch.export`) are made and compared in the same way; [Export a model](../docs/deployment.md) has all targets and
-# precisions.
-
-# %% [markdown]
-# ## A service over HTTP
+# ## 4. Serve
 #
-# An image in, JSON out, with nothing but Python's standard library. It takes bytes only: never pass a path or an address from a stranger to the processor, which
-# would open it.
+# `detr serve` answers over HTTP. It is a process of its own, which listens on this machine only. With `--port 0` it takes a free port, and says which. It needs
+# `pip install 'modeling-detr[serve]'`; without it, the cells below do nothing.
 
 # %%
-MOST_BYTES = 20_000_000
-
-
-class Service(BaseHTTPRequestHandler):
-    """Answers POST requests that have an image as their body."""
-
-    def do_POST(self):
-        """Detects the objects in the image."""
-        length = int(self.headers.get("Content-Length") or 0)
-        if not 0 < length <= MOST_BYTES:
-            return self.answer(413, {"error": f"expected an image of 1 to {MOST_BYTES} bytes, got {length}"})
-        try:
-            pixels = to_rgb(self.rfile.read(length))
-        except (OSError, ValueError) as error:
-            return self.answer(400, {"error": str(error)})
-        found = predict_objects(model, processor, pixels, threshold=0.9)
-        rows = zip(found["scores"].tolist(), found["labels"].tolist(), found["boxes"].tolist(), strict=True)
-        objects = [
-            {"name": model.config.id2label[label], "score": score, "box_xyxy": box} for score, label, box in rows
-        ]
-        return self.answer(200, {"objects": objects})
-
-    def answer(self, status, content):
-        """Sends JSON."""
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        """Keeps the notebook quiet."""
-
-
-server = HTTPServer(("127.0.0.1", 0), Service)  # port 0: any free one; this machine only
-threading.Thread(target=server.serve_forever, daemon=True).start()
-address = f"http://127.0.0.1:{server.server_port}"
+HAS_SERVE = all(importlib.util.find_spec(name) for name in ("fastapi", "fastapi_offline", "uvicorn"))
+DETR = [sys.executable, "-c", "from modeling_detr.commands import main; raise SystemExit(main())"]  # `detr`
+if HAS_SERVE:
+    # the same as `detr serve runs/notebook_05/exported --port 0`
+    command = [*DETR, "serve", str(MODEL), "--port", "0", "--device", "cpu"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not (line := server.stdout.readline()).startswith("serving "):
+        assert line, "the server did not start; its error is above"
+    print(line)
+    address = line.split(" at ")[-1].split()[0]
 
 # %% [markdown]
-# A client needs nothing of all this. In a terminal: `curl --data-binary @photo.jpg ADDRESS`.
-
-# %%
-body = io.BytesIO()
-picture.save(body, "PNG")
-request = urllib.request.Request(address, body.getvalue())
-with urllib.request.urlopen(request, timeout=60) as response:
-    answer = json.load(response)
-assert len(answer["objects"]) == len(predict_objects(model, processor, images[0], 0.9)["scores"])
-answer["objects"][:2]
-
-# %% [markdown]
-# And what is not an image gets an answer too:
-
-# %%
-try:
-    urllib.request.urlopen(urllib.request.Request(address, b"not an image"), timeout=60)
-except urllib.error.HTTPError as error:
-    print(error.code, json.load(error))
-
-server.shutdown()
-server.server_close()
-
-# %% [markdown]
-# ## What this does not give you
+# ## 5. Call
 #
-# - The service answers one request after the other, forms no batches, and knows neither passwords nor TLS. It is for a desk, or behind a server that does that.
-# - It runs the model in PyTorch. `Detector` of an exported `detect.py` can take its place; it returns names, scores and boxes, too.
-# - Times in the tables are those of this machine and these images. **Measure on the machine that the model is for.**
+# The bytes of an image go to `/predict`, and JSON comes back. A client needs nothing of this package; `curl --data-binary @photo.png ADDRESS/predict` does the same.
+
+# %%
+if HAS_SERVE:
+    with urllib.request.urlopen(f"{address}predict?threshold=0.5", PHOTO.read_bytes(), timeout=60) as response:
+        (answer,) = json.load(response)["predictions"]
+    assert [found["name"] for found in answer["detections"]] == prediction.names
+    print(json.dumps(answer["detections"][:1], indent=1))
+
+# %% [markdown]
+# What is not an image, too large, or too much at once gets an answer that says so:
+
+# %%
+if HAS_SERVE:
+    try:
+        urllib.request.urlopen(f"{address}predict", b"not an image", timeout=60)
+    except urllib.error.HTTPError as error:
+        print(error.code, json.load(error)["error"]["message"])
+
+# %% [markdown]
+# SIGTERM or Ctrl-C ends it, after it has answered what it accepted.
+
+# %%
+if HAS_SERVE:
+    server.terminate()
+    print(server.communicate(timeout=60)[0])
+    assert server.returncode == 0
+
+# %% [markdown]
+# ## What next
 #
-# **What to change.** Your own run in `RUN` and its data in `DATA`; `threshold`, which trades misses against false alarms, one for each class if you like
-# ([how](../docs/python.md#a-score-threshold-for-each-class)).
+# | to | read |
+# | --- | --- |
+# | use your own run | set `RUN`, and `--data` of the export to its dataset |
+# | choose a threshold for each class | [reports](../docs/reports.md), then `--threshold best` |
+# | have a smaller or faster model: int8, OpenVINO, `torch.export` | [export a model](../docs/deployment.md#precisions) |
+# | run it on Hugging Face, as an endpoint or a Space | [endpoints and Spaces](../docs/deployment.md#an-endpoint-or-a-space-of-hugging-face) |
+# | let other machines call the server: a token, limits, Docker | [serve](../docs/serve.md#security) |
+# | predict for videos, large images, datasets | [predict](../docs/predict.md) |
+# | load the weights in Transformers' own DETR | [checkpoints](../docs/checkpoints.md) |
