@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = _parse_arguments(argv)
     output_dir: Path = arguments.output_dir or new_results_folder("explain")
-    (image,) = find_inputs([str(arguments.image)], arguments.output_dir or RUNS)
+    (image,) = find_inputs([str(arguments.image)], [arguments.output_dir or RUNS])
     path = Path(image.source)
     check_folder(output_dir, files=[EXPLANATION, ARRAYS, DETECTIONS, PAGE])
     model, processor = load_model(arguments.model)

@@ -19,10 +19,10 @@ reported and skipped; the exit code is then 1.
 
 import argparse
 import itertools
-import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from modeling_detr.atomic_output import exits_on_sigterm
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.device import add_device, add_dtype, add_trust_code, check_device, precision_of
-from modeling_detr.commands.results import RUNS, add_output_dir, link_to, new_results_folder
+from modeling_detr.commands.results import RUNS, add_output_dir, claimed_results_folder, link_to
+from modeling_detr.commands.score_options import add_score_options, parse_score_options
 from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
@@ -50,13 +51,11 @@ from modeling_detr.predicting.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputRun
 from modeling_detr.predicting.outputs.pictures import picture_name
 from modeling_detr.predicting.overwriting import check_inputs_are_kept
 from modeling_detr.predicting.run import FinishedRun, PredictionRun
-from modeling_detr.predicting.score_rules import BEST, OTHERS, ScoreRules, Threshold
+from modeling_detr.predicting.score_rules import ScoreRules
 from modeling_detr.predicting.tiles import DEFAULT_OVERLAP, Tiling
 from modeling_detr.predicting.video.reading import find_videos, is_video, require_av
 from modeling_detr.predicting.video.run import VideoOptions, predict_video, video_names
 from modeling_detr.predicting.video.writing import WRITTEN_SUFFIXES
-from modeling_detr.prediction import OBJECT_THRESHOLD, SEGMENT_THRESHOLD
-from modeling_detr.saved_thresholds import THRESHOLDS
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.distributed import end_with_launcher
 
@@ -65,11 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = _parse_arguments(argv)
     processes = _processes(arguments.device)
-    output_dir = _output_dir(arguments.output_dir, processes)
+    with _results_folder(arguments.output_dir, processes) as output_dir:
+        return _run(arguments, processes, output_dir)
 
+
+def _run(arguments: argparse.Namespace, processes: PartialState | None, output_dir: Path) -> int:
     # Find the inputs, and check that everything can be written, before the model is loaded.
     videos = _find_videos(arguments)
-    images, dataset = _find_images(arguments, arguments.output_dir or RUNS)
+    is_in_runs = output_dir.resolve().is_relative_to(RUNS.resolve())  # a run that continues finds the same images
+    images, dataset = _find_images(arguments, [output_dir, RUNS] if is_in_runs else [output_dir])
     draws = "pictures" in arguments.save
     pictures = [str(picture_name(image.name)) for image in images] if draws else []
     drawn_videos = [f"{name}{suffix}" for name in video_names(videos) for suffix in WRITTEN_SUFFIXES] if draws else []
@@ -107,7 +110,7 @@ def _predict_images(
 ) -> int:
     """Predicts for all images, and keeps what is done if that is interrupted; returns the exit code."""
     is_main = processes is None or processes.is_main_process
-    done = _open_journal(run.journal, _settings(arguments), processes)
+    done = run.open(_settings(arguments), processes)
     if done and is_main:
         print(f"continuing in {output_dir}: {done} of {counted(len(run.images), 'image')} are done")
     try:
@@ -172,7 +175,7 @@ def build_parser() -> CommandParser:
     )
     add_trust_code(parser)
     add_output_dir(parser, "predict", "all that is written")
-    _add_choices(parser)
+    add_score_options(parser)
     _add_outputs(parser)
     add_device(parser)
     add_dtype(parser)
@@ -206,23 +209,6 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def _add_choices(parser: CommandParser) -> None:
-    """The options that choose which predictions count."""
-    parser.add_argument(
-        "--threshold",
-        help=f"lowest score to keep (default: {OBJECT_THRESHOLD}, for panoptic segments {SEGMENT_THRESHOLD}); one for "
-        f"some classes, as .5,cat=.3,dog=.7; or {BEST}: that of each class in the model's {THRESHOLDS}, which "
-        f"'detr evaluate --save_thresholds' writes",
-    )
-    parser.add_argument("--classes", help="names of the classes to keep, separated by commas (default: all)")
-    parser.add_argument(
-        "--calibrated",
-        action="store_true",
-        help=f"write calibrated scores, by the model's {THRESHOLDS}: of objects with score .8, about 80%% are hits; "
-        "thresholds apply to the scores before calibration",
-    )
-
-
 def _add_outputs(parser: CommandParser) -> None:
     """The options that choose what is written."""
     parser.add_argument(
@@ -251,11 +237,8 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if bool(arguments.inputs) == bool(arguments.data):
         got = "both inputs and --data" if arguments.data else "neither inputs nor --data"
         raise ValueError(f"got {got}, expected one of them.")
-    arguments.threshold = _threshold(arguments.threshold)
+    parse_score_options(arguments)
     arguments.save = _listed(arguments.save)
-    arguments.classes = None if arguments.classes is None else _listed(arguments.classes)
-    if arguments.classes == []:
-        raise ValueError("--classes: got no name, expected names of classes, separated by commas.")
     if not arguments.save and arguments.as_dataset is None:
         raise ValueError(f"--save: got nothing to write; choose among {', '.join(OUTPUTS)}.")
     for name in arguments.save:
@@ -270,34 +253,6 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _threshold(text: str | None) -> Threshold | None:
-    """The value of `--threshold`: a score, scores by class, or `best`."""
-    if text is None:
-        return None
-    if text == BEST:
-        return BEST
-    by_class = {}
-    for part in _listed(text):
-        name, _, score = part.rpartition("=")
-        name = name.strip() or OTHERS
-        if name in by_class:
-            raise ValueError(f"--threshold: got '{text}', which has two scores for {name or 'all other classes'}.")
-        by_class[name] = _score(score)
-    if not by_class:
-        raise ValueError(f"--threshold: got '{text}', expected a score from 0 to 1, or {BEST}.")
-    return by_class[OTHERS] if by_class.keys() == {OTHERS} else by_class
-
-
-def _score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise ValueError(f"--threshold: got {text or 'no score'}, expected a score from 0 to 1, or {BEST}.")
-    return value
 
 
 def _load(arguments: argparse.Namespace, processes: PartialState | None) -> Detector:
@@ -383,7 +338,9 @@ def _find_videos(arguments: argparse.Namespace) -> list[str]:
     return videos
 
 
-def _find_images(arguments: argparse.Namespace, ignored: Path) -> tuple[list[InputImage], DetectionIndex | None]:
+def _find_images(
+    arguments: argparse.Namespace, ignored: Sequence[Path]
+) -> tuple[list[InputImage], DetectionIndex | None]:
     """The images to predict for, and the dataset that they belong to."""
     if not arguments.data:
         return find_inputs([text for text in arguments.inputs if not is_video(text)], ignored), None
@@ -401,11 +358,19 @@ def _processes(device: str) -> PartialState | None:
     return PartialState(cpu=device == "cpu")
 
 
-def _output_dir(chosen: Path | None, processes: PartialState | None) -> Path:
-    folders = [chosen or new_results_folder("predict")]
-    if processes is not None:
-        broadcast_object_list(folders)  # a process that starts late finds the folder of the first
-    return folders[0]
+@contextmanager
+def _results_folder(chosen: Path | None, processes: PartialState | None) -> Iterator[Path]:
+    """The folder that was chosen, or a new one, which is the same for all processes."""
+    if chosen is not None:
+        yield chosen
+    elif processes is None:
+        with claimed_results_folder("predict") as folder:
+            yield folder
+    else:
+        with claimed_results_folder("predict") if processes.is_main_process else nullcontext() as claimed:
+            folders = [Path() if claimed is None else claimed]
+            broadcast_object_list(folders)
+            yield folders[0]
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -429,10 +394,3 @@ def _files_of(model: Path) -> list[list[Any]]:
     files = [model] if model.is_file() else [*model.glob("*"), *model.glob("model/*")] if model.is_dir() else []
     weights = [file for file in files if file.is_file() and file.suffix not in (".md", ".html", ".log", ".jsonl")]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(weights)]
-
-
-def _open_journal(journal: Journal, settings: dict[str, Any], processes: PartialState | None) -> int:
-    if processes is None:
-        return journal.open(settings)
-    with processes.main_process_first():
-        return journal.open(settings, is_main=processes.is_main_process)

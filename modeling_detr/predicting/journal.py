@@ -1,8 +1,8 @@
 """What an unfinished run of `detr predict` has done: a line for each image, from which the same command goes on.
 
-The folder `.unfinished` of the results has a file of lines for each process that has worked on the run, and
-`settings.json`. A line is written after the image's own files. A killed process leaves at most one incomplete line,
-which is dropped, and its image is predicted again.
+The folder `.unfinished` of the results has a file of lines for each process that has worked on the run,
+`settings.json`, and `lock`, which is locked while the run works. A line is written after the image's own files. A
+killed process leaves at most one incomplete line, which is dropped, and its image is predicted again.
 """
 
 import json
@@ -11,17 +11,20 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from modeling_detr.atomic_output import replace_text, sync
+from modeling_detr.atomic_output import make_folder, replace_text, sync
 from modeling_detr.errors_detr import OutputError
+from modeling_detr.folder_lock import locked
 from modeling_detr.input_files import read_json
 from modeling_detr.output_errors import explained_output
 
 
 FOLDER = ".unfinished"
 _SETTINGS = "settings.json"
+_LOCK = "lock"
 _STATE = "state"
 
 Entry = dict[str, Any]
@@ -44,25 +47,35 @@ class Journal:
         self._places: dict[str, tuple[Path, int, int]] = {}  # image → file, offset and length of its entry
         self._failed: dict[str, str] = {}
         self._file: Any = None
+        self._lock = ExitStack()
 
     def open(self, settings: Mapping[str, Any], *, is_main: bool = True) -> int:
         """Starts or continues a run; returns the number of images that are done. Processes call it one after another.
 
         Args:
             settings: What decides the predictions. A run continues with the same only.
-            is_main: Whether this process writes the settings.
+            is_main: Whether this process locks the folder, and writes the settings.
 
         Raises:
-            OutputError: The folder holds an unfinished run with other settings, or cannot be written.
+            OutputError: Another run is working in the folder, an unfinished one with other settings is in it, or it
+                cannot be written.
         """
         file = self.folder / _SETTINGS
         with explained_output(self.folder):
+            if is_main:
+                make_folder(self.folder)
+                self._lock.enter_context(locked(self.folder / _LOCK, self._in_use))
             if file.is_file():
                 self._check_settings(read_json(file), settings)
             elif is_main:
                 replace_text(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
             self.read()
         return len(self._places)
+
+    @property
+    def images(self) -> list[str]:
+        """The images that have predictions, in any state."""
+        return [*self._places]
 
     def is_done(self, image: str, state: State = ()) -> bool:
         """Whether the image with a path or URL has its predictions, and is in the state in which they were made."""
@@ -130,6 +143,7 @@ class Journal:
                 file.unlink()
             shutil.rmtree(self.folder)
             sync(self.folder.parent)
+        self._lock.close()
 
     def _index(self, file: Path, offset: int, line: bytes) -> None:
         try:
@@ -144,6 +158,10 @@ class Journal:
             self._places[image] = file, offset, len(line)
             self._states[image] = entry.get(_STATE, [])
             self._failed.pop(image, None)
+
+    def _in_use(self, holder: str) -> OutputError:
+        remedy = "wait for it, or choose another folder"
+        return OutputError(self.folder.parent, f"{holder} is predicting into it", remedy)
 
     def _check_settings(self, found: Any, settings: Mapping[str, Any]) -> None:
         found = found if isinstance(found, dict) else {}

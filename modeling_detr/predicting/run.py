@@ -4,7 +4,8 @@ Several processes, started by Accelerate, share the images.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling_detr.errors_detr import printable
+from modeling_detr.output_errors import explained_output
 from modeling_detr.predicting.batches import PreparedBatch, PreparedBatches
 from modeling_detr.predicting.detector import Detector
 from modeling_detr.predicting.inputs import InputImage
@@ -46,7 +48,7 @@ class PredictionRun:
         rules: Which predictions count.
         images: The images.
         outputs: What is written, by name.
-        journal: What is done already, and where progress is kept. It is open.
+        journal: What is done already, and where progress is kept.
         batch_size: Images of equal size, or tiles, that are computed at once.
         tiling: How images are divided into tiles; None: not at all.
         num_workers: Processes that read and prepare the images; 0: this one.
@@ -69,8 +71,25 @@ class PredictionRun:
         self.batch_size, self.tiling, self.num_workers = batch_size, tiling, num_workers
         self.needs_pixels = any(name in OUTPUTS and OUTPUTS[name].needs_pixels for name in outputs)
 
+    def open(self, settings: Mapping[str, Any], processes: PartialState | None = None) -> int:
+        """Starts the run, or continues it where it was interrupted; returns the number of images that are done.
+
+        Args:
+            settings: What decides the predictions; a run continues with the same only.
+            processes: The processes that share the images; None: one.
+
+        Raises:
+            OutputError: Another run is in the folder, or it cannot be written.
+        """
+        with nullcontext() if processes is None else processes.main_process_first():
+            is_main = processes is None or processes.is_main_process
+            self.journal.open(settings, is_main=is_main)
+            if is_main:
+                self._remove_outdated()
+        return sum(self.journal.is_done(image.source, image.state()) for image in self.images)
+
     def predict(self, processes: PartialState | None = None) -> None:
-        """Predicts for the images that are not done, those of this process; shows a bar in a terminal.
+        """Predicts for the images of this process that are not done; shows a bar in a terminal. The run is open.
 
         Args:
             processes: The processes that share the images; None: one.
@@ -122,6 +141,26 @@ class PredictionRun:
     def entries(self) -> Iterator[Entry]:
         """The entries of the images that are done, in the order of the images."""
         return self.journal.entries([image.source for image in self.images])
+
+    def _remove_outdated(self) -> None:
+        """Removes files of images that have changed, have got another name or are gone since they were predicted."""
+        states = {image.source: image.state() for image in self.images}
+        known = self.journal.images
+        outdated = [name for name in known if not self.journal.is_done(name, states.get(name, ()))]
+        if not outdated:
+            return
+        folder = self.journal.folder.parent.resolve()
+        kept = {*self._files_of({*known}.difference(outdated))}
+        for file in {*self._files_of(outdated)} - kept:
+            place = (folder / file).resolve()
+            if place.is_relative_to(folder):
+                with explained_output(place):
+                    place.unlink(missing_ok=True)
+
+    def _files_of(self, images: Iterable[str]) -> Iterator[str]:
+        for entry in self.journal.entries([*images]):
+            for output in self.outputs.values():
+                yield from output.files_of(entry)
 
     def _predict(self, batch: PreparedBatch) -> int:
         """Predicts for a batch and writes what is about its images; returns their number."""

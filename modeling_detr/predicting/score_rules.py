@@ -1,5 +1,6 @@
 """Which predictions count, and which score is written for them."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, cast
@@ -110,7 +111,21 @@ class ScoreRules:
         return {"segmentation": segmentation, "segments_info": numbered}
 
 
+def listed_names(text: str) -> list[str]:
+    """The names in a list with commas, as on a command line or in a URL; a name with a comma is in double quotes.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        rows = [*csv.reader([text], skipinitialspace=True)]
+    except csv.Error as error:
+        raise ValueError(f"got '{text}', which is not a list of names ({error}).") from error
+    return [name.strip() for row in rows for name in row if name.strip()]
+
+
 def _check_names(model: str, names: Sequence[str] | Mapping[str, float], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            raise ModelError(model, f"has no class '{name}'", did_you_mean(name, known))
+            quotes = " A name with a comma is in double quotes." if any("," in other for other in known) else ""
+            raise ModelError(model, f"has no class '{name}'", did_you_mean(name, known) + quotes)

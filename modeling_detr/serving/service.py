@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from modeling_detr.errors_detr import DetrError
 from modeling_detr.image_processing_detr import to_rgb
 from modeling_detr.predicting import Detector
-from modeling_detr.predicting.score_rules import BEST, ScoreRules, Threshold
+from modeling_detr.predicting.score_rules import BEST, ScoreRules, Threshold, listed_names
 from modeling_detr.prediction import task_of
 from modeling_detr.serving.batcher import Batcher, Computed
 from modeling_detr.serving.body import BodyReader, Classes, Upload, stopping
@@ -245,7 +245,7 @@ def _listed(sent: Classes | Sequence[str] | None) -> list[str] | None:
     if sent is None:
         return None
     if isinstance(sent, str):
-        return [name.strip() for name in sent.split(",") if name.strip()]
+        return listed_names(sent)
     return list(sent)
 
 

@@ -19,24 +19,16 @@ Everything is written under a hidden name and then renamed, so anything with its
 """
 
 import contextlib
-import json
 import os
-import platform
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
+from modeling_detr import folder_lock
 from modeling_detr.atomic_output import discard, previous_path, restore_interrupted
 from modeling_detr.errors_detr import RunInUseError
 from modeling_detr.evaluation.report import REPORT_FILES
 from modeling_detr.model_folder_detr import EXPORTED_MODEL
-from modeling_detr.output_errors import check_folder, check_model_path, explained_output
+from modeling_detr.output_errors import check_folder, check_model_path
 
 
 RECIPE = "recipe.yaml"
@@ -71,44 +63,17 @@ def check_run_folder(run_dir: Path) -> None:
     check_folder(run_dir, files=[RECIPE, LOG, STATUS, LOCK, TEACHER, *REPORT_FILES], folders=folders)
 
 
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path) -> contextlib.AbstractContextManager[None]:
     """Lock the folder of a run while it trains, so that two runs cannot overwrite each other's files.
-
-    The operating system releases the lock when the process ends, however it ends. Where it has no locks (Windows, some
-    network file systems), nothing is locked.
 
     Raises:
         RunInUseError: Another process holds the lock.
         OutputError: The file of the lock cannot be written.
     """
-    with explained_output(run_dir / LOCK):
-        file = (run_dir / LOCK).open("a+", encoding="utf-8")
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, loader processes do not inherit it
-            except (BlockingIOError, PermissionError) as error:
-                file.seek(0)
-                raise RunInUseError(run_dir, f"{_describe_holder(file.read())} is training in it", _IN_USE) from error
-            except OSError:  # the file system has no locks
-                pass
-        with explained_output(run_dir / LOCK):
-            file.truncate(0)
-            json.dump({"host": platform.node(), "process": os.getpid()}, file)
-            file.flush()
-        yield
-
-
-_IN_USE = "stop it, or choose another output_dir"
-
-
-def _describe_holder(text: str) -> str:
-    try:
-        holder = json.loads(text)
-        return f"process {holder['process']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):  # the process has not written it yet
-        return "another process"
+    remedy = "stop it, or choose another output_dir"
+    return folder_lock.locked(
+        run_dir / LOCK, lambda holder: RunInUseError(run_dir, f"{holder} is training in it", remedy)
+    )
 
 
 def lock_holder(run_dir: Path) -> tuple[str, int] | None:
@@ -116,11 +81,7 @@ def lock_holder(run_dir: Path) -> tuple[str, int] | None:
 
     None if no process has, or it has not written its number yet.
     """
-    try:
-        holder = json.loads((run_dir / LOCK).read_text(encoding="utf-8"))
-        return str(holder["host"]), int(holder["process"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return folder_lock.lock_holder(run_dir / LOCK)
 
 
 def tidy_after_kill(run_dir: Path) -> None:

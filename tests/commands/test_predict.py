@@ -211,6 +211,25 @@ def test_classes_that_share_a_name_have_a_threshold_each(
     assert entry["detections"] == [one for one in every["detections"] if one["label"] == 0]
 
 
+def test_class_names_with_a_comma_are_in_double_quotes(tiny_detector, tmp_path: Path) -> None:
+    folder, image = tmp_path / "model", picture(tmp_path / "a.png")
+    tiny_detector(num_labels=2, id2label={0: "light, red", 1: 'a=b "c"'}).save_pretrained(folder)
+    DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+
+    def labels(*options: str) -> set[int]:
+        main([str(folder), str(image), "--device", "cpu", "--output_dir", str(tmp_path / "out"), *options])
+        (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        return {found["label"] for found in entry["detections"]}
+
+    every = labels("--threshold", "0")
+    assert labels("--threshold", "0", "--classes", '"light, red", a=b "c"') == every
+    assert labels("--threshold", "0", "--classes", '"light, red"') == every & {0}
+    assert labels("--threshold", '0,"light, red"=1') == every - {0}
+    assert labels("--threshold", '1,a=b "c"=0,"light, red"=0') == every
+    with pytest.raises(ModelError, match=r"no class 'light'; .* A name with a comma is in double quotes\."):
+        labels("--classes", "light, red")
+
+
 def test_a_model_without_thresholds_says_how_to_get_them(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ def test_curls_own_type_for_a_body_is_an_image(server):
     [
         ("?classes=star&threshold=0", {"classes": ["star"], "threshold": 0}),
         ("?classes=star,disc&threshold=0.24", {"threshold": 0.24}),
+        ("?classes=%22star%22,%22disc%22&threshold=0.24", {"threshold": 0.24}),  # quotes, for names with commas
         ("", {}),
     ],
 )

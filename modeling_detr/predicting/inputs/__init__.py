@@ -6,7 +6,8 @@ A kind turns the text that the user passed into images. The latest additions are
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -15,12 +16,13 @@ from modeling_detr.predicting.inputs.files import find_files, is_anything
 from modeling_detr.predicting.inputs.input_image import FoundImage, InputImage
 from modeling_detr.predicting.inputs.standard_input import find_in_standard_input, is_standard_input
 from modeling_detr.predicting.inputs.web import find_on_the_web, is_url
+from modeling_detr.predicting.journal import FOLDER as UNFINISHED
 
 
 __all__ = ["INPUTS", "FoundImage", "InputImage", "InputKind", "find_inputs", "named"]
 
 
-_OUTPUT_FOLDERS = ("segments", "crops")  # whose files could be taken for pictures
+_OUTPUT_FOLDERS = ("segments", "crops", UNFINISHED)  # whose files could be taken for pictures, and the journal's
 _MAX_SUFFIX = 12  # characters; URLs may have any
 
 
@@ -28,11 +30,11 @@ class InputKind(NamedTuple):
     """A kind of input.
 
     matches: whether a text that the user passed is of this kind. find: `find(text, ignored)`: the images, without
-    those in the folder `ignored`.
+    those in the folders `ignored`.
     """
 
     matches: Callable[[str], bool]
-    find: Callable[[str, Path | None], Iterable[FoundImage]]
+    find: Callable[[str, Sequence[Path]], Iterable[FoundImage]]
 
 
 INPUTS: dict[str, InputKind] = {
@@ -42,12 +44,12 @@ INPUTS: dict[str, InputKind] = {
 }
 
 
-def find_inputs(inputs: Iterable[str], ignored: Path | None = None) -> list[InputImage]:
+def find_inputs(inputs: Iterable[str], ignored: Sequence[Path] = ()) -> list[InputImage]:
     """The images that the user asked for, each once, with unique names.
 
     Args:
         inputs: Texts of the kinds in `INPUTS`.
-        ignored: A folder that is not searched: that of the results, with the pictures of earlier calls.
+        ignored: Folders that are not searched: those of results, with the pictures of earlier calls.
 
     Raises:
         ValueError: An input does not exist, is not an image, or contains no images.
@@ -63,23 +65,31 @@ def named(found: Iterable[FoundImage]) -> Iterator[InputImage]:
     Folders named like those of other outputs get another name.
     """
     taken: set[str] = set()
+    next_number: dict[PurePath, int] = defaultdict(lambda: 2)
     sources: set[str] = set()
     for image in found:
         if image.source in sources:
             continue
         sources.add(image.source)
-        name, number = _apart_from_outputs(image.name), 2
+        name = _inside_the_results(image.name)
         stem, suffix = output_stem(str(name)), name.suffix[:_MAX_SUFFIX]
         unique = name.with_name(stem + suffix)
-        while unique.with_suffix("").as_posix().casefold() in taken:
-            unique, number = name.with_name(f"{stem}_{number}{suffix}"), number + 1
-        taken.add(unique.with_suffix("").as_posix().casefold())
-        yield InputImage(unique.as_posix(), image.source, image.opener, image.record)
+        while taken.intersection(_file_names(unique)):
+            unique = name.with_name(f"{stem}_{next_number[name]}{suffix}")
+            next_number[name] += 1
+        taken.update(_file_names(unique))
+        yield InputImage(unique.as_posix(), image.source, image.opener, image.record, image.version)
 
 
-def _apart_from_outputs(name: PurePath) -> PurePath:
-    first, *others = name.parts
-    return PurePath(f"{first}_2", *others) if others and first.casefold() in _OUTPUT_FOLDERS else name
+def _inside_the_results(name: PurePath) -> PurePath:
+    """A name for files that lie in the folder of the results, apart from those of other outputs."""
+    first, *others = (part for part in name.parts if part not in ("..", name.anchor))
+    return PurePath(f"{first}_2" if others and first.casefold() in _OUTPUT_FOLDERS else first, *others)
+
+
+def _file_names(name: PurePath) -> tuple[str, str]:
+    """What the names of an image's files begin with: `a.txt`, or `a.bmp.png`, the picture of `a.bmp`."""
+    return name.with_suffix("").as_posix().casefold(), name.as_posix().casefold()
 
 
 def _kind_of(text: str) -> InputKind:

@@ -1,7 +1,7 @@
 """Images in files: single ones, folders with their subfolders, and patterns in quotes."""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -16,12 +16,12 @@ def is_anything(_text: str) -> bool:
     return True
 
 
-def find_files(text: str, ignored: Path | None) -> Iterator[FoundImage]:
+def find_files(text: str, ignored: Sequence[Path]) -> Iterator[FoundImage]:
     """The images that a path or a pattern stands for.
 
     Args:
         text: An image, a folder to search with its subfolders, or a pattern (`photos/**/*.jpg`).
-        ignored: A folder that is not searched.
+        ignored: Folders that are not searched, unless the path leads into them.
 
     Raises:
         ValueError: There is no such file, it is not an image, or there are no images.
@@ -29,7 +29,7 @@ def find_files(text: str, ignored: Path | None) -> Iterator[FoundImage]:
     path = Path(text)
     if path.is_dir():
         images = [file for file in sorted(path.rglob("*")) if _has_image_suffix(file) and file.is_file()]
-        images = [file for file in images if not _is_in(ignored, file)]
+        images = _without_ignored(images, ignored, path)
         if not images:
             raise ValueError(f"{text}: no images in this folder; for videos, pass '{path / '*.mp4'}'.")
         yield from (FoundImage(file.relative_to(path), str(file)) for file in images)
@@ -38,7 +38,7 @@ def find_files(text: str, ignored: Path | None) -> Iterator[FoundImage]:
     else:
         root, pattern = split_pattern(text)
         matches = [file for file in sorted(root.glob(pattern)) if file.is_file() and _has_image_suffix(file)]
-        matches = [file for file in matches if not _is_in(ignored, file)]
+        matches = _without_ignored(matches, ignored, root)
         if not matches:
             raise ValueError(f"{text}: no image matches this pattern.")
         yield from (FoundImage(file.relative_to(root), str(file)) for file in matches)
@@ -65,8 +65,11 @@ def _is_image(path: Path) -> bool:
         return False
 
 
-def _is_in(folder: Path | None, file: Path) -> bool:
-    return folder is not None and folder.resolve() in file.resolve().parents
+def _without_ignored(files: list[Path], ignored: Sequence[Path], searched: Path) -> list[Path]:
+    """Leaves out files in the folders `ignored`, but for a folder in which `searched` is."""
+    inside = searched.resolve().parents
+    folders = {folder.resolve() for folder in ignored}.difference(inside)
+    return [file for file in files if folders.isdisjoint(file.resolve().parents)] if folders else files
 
 
 def split_pattern(text: str) -> tuple[Path, str]:

@@ -4,10 +4,11 @@ cat photo.jpg | detr predict runs/mine -
 find photos -name '*.jpg' | detr predict runs/mine -
 """
 
+import hashlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +29,7 @@ def is_standard_input(text: str) -> bool:
     return text == "-"
 
 
-def find_in_standard_input(_text: str, ignored: Path | None) -> Iterator[FoundImage]:
+def find_in_standard_input(_text: str, ignored: Sequence[Path]) -> Iterator[FoundImage]:
     """The image on standard input, or those whose paths or URLs are.
 
     Raises:
@@ -43,7 +44,8 @@ def find_in_standard_input(_text: str, ignored: Path | None) -> Iterator[FoundIm
         raise ValueError(f"standard input has more than {_MAX_BYTES / 1e9:.0f} GB, expected an image, or paths.")
     suffix = _image_suffix(content)
     if suffix is not None:
-        yield FoundImage(Path(f"{NAME}{suffix}"), "-", partial(_open, content))
+        version = hashlib.sha256(content).hexdigest()
+        yield FoundImage(Path(f"{NAME}{suffix}"), "-", partial(_open, content), version=version)
         return
     lines = content.split(b"\0") if b"\0" in content else content.splitlines()  # of find -print0, or of find
     for line in filter(None, lines):

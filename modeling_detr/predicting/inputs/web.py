@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -27,7 +27,7 @@ def is_url(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
-def find_on_the_web(url: str, _ignored: Path | None) -> Iterator[FoundImage]:
+def find_on_the_web(url: str, _ignored: Sequence[Path]) -> Iterator[FoundImage]:
     """The image with a URL; nothing is read yet."""
     try:
         path = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path).replace("\0", "_"))

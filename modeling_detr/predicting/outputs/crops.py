@@ -16,6 +16,8 @@ CROPS = "crops"
 class Crops(Output):
     """`crops/CLASS/NAME_1.jpg`, `NAME_2.jpg`, …, by descending score."""
 
+    listed_as = "crops"
+
     def __init__(self, run: OutputRun) -> None:
         super().__init__(run)
         self._class_folders = file_names_of(run.class_names.values())
@@ -29,4 +31,4 @@ class Crops(Output):
             with synced_file(self.run.folder / place) as file:
                 crop.save(file, quality=95)
             crops.append(place.as_posix())
-        return {"crops": crops}
+        return {self.listed_as: crops}

@@ -18,6 +18,7 @@ class YoloFiles(Output):
     """
 
     files = ("yolo_classes.txt",)
+    listed_as = "yolo"
 
     def add(self, image: InputImage, prediction: Prediction) -> dict[str, Any]:
         """Writes the lines of one image; the file is empty if it has no objects."""
@@ -29,7 +30,7 @@ class YoloFiles(Output):
             lines.append(" ".join([str(found.label), *(f"{number:.6f}" for number in (*box, found.score))]) + "\n")
         name = PurePosixPath("yolo", image.name).with_suffix(".txt")
         replace_text(self.run.folder / name, "".join(lines))
-        return {"yolo": name.as_posix()}
+        return {self.listed_as: name.as_posix()}
 
     def finish(self, _entries: Entries) -> None:
         """Writes the names of the classes."""
@@ -40,6 +41,8 @@ class YoloFiles(Output):
 class VocFiles(Output):
     """`voc/NAME.xml`: an annotation of Pascal VOC, with a `score` for each object."""
 
+    listed_as = "voc"
+
     def add(self, image: InputImage, prediction: Prediction) -> dict[str, Any]:
         """Writes the file of one image."""
         height, width = prediction.size
@@ -47,4 +50,4 @@ class VocFiles(Output):
         name = PurePosixPath("voc", image.name).with_suffix(".xml")
         file_name = printable(PurePosixPath(image.name).name)
         replace_text(self.run.folder / name, annotation_xml(file_name, height, width, objects))
-        return {"voc": name.as_posix()}
+        return {self.listed_as: name.as_posix()}

@@ -37,9 +37,12 @@ class Output:
 
     Attributes:
         files: What `finish` writes, relative to the folder of the results.
+        listed_as: The key under which the entry of an image lists the files of `add`, relative to that folder: a name,
+            or a list. They are removed if the image changes before an interrupted run continues.
     """
 
     files: tuple[str, ...] = ()
+    listed_as: str = ""
 
     def __init__(self, run: OutputRun) -> None:
         self.run = run
@@ -53,6 +56,11 @@ class Output:
         Raises:
             OutputError: They cannot be written.
         """
+
+    def files_of(self, entry: Entry) -> list[str]:
+        """The files of one image, by its entry."""
+        listed = entry.get(self.listed_as, [])
+        return [listed] if isinstance(listed, str) else listed
 
     def finish(self, entries: Entries) -> None:
         """Writes the files about all images, completely or not at all.

@@ -21,9 +21,11 @@ def picture_name(image: str) -> PurePosixPath:
 class Pictures(Output):
     """A picture for each image, in the same subfolder as the image."""
 
+    listed_as = "picture"
+
     def add(self, image: InputImage, prediction: Prediction) -> dict[str, Any]:
         """Draws the picture."""
         name = picture_name(image.name)
         with synced_file(self.run.folder / name) as file:
             prediction.draw().save(file, quality=92)
-        return {"picture": name.as_posix()}
+        return {self.listed_as: name.as_posix()}

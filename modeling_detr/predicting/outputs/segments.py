@@ -19,9 +19,11 @@ SEGMENTS = "segments"
 class SegmentMaps(Output):
     """`segments/NAME.png`: red + 256 green + 256² blue is the `id` of the segment in the entry, 0 is none."""
 
+    listed_as = "segmentation"
+
     def add(self, image: InputImage, prediction: Prediction) -> dict[str, Any]:
         """Writes the map."""
         name = PurePosixPath(SEGMENTS, image.name).with_suffix(".png")
         with synced_file(self.run.folder / name) as file:
             Image.fromarray(segment_colours(prediction.segmentation.numpy().astype(np.int64))).save(file)
-        return {"segmentation": name.as_posix()}
+        return {self.listed_as: name.as_posix()}

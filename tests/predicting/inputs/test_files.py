@@ -1,14 +1,17 @@
+import time
 from pathlib import Path
 
 import pytest
 from mutations import replace_by
 from noise_images import picture
 
-from modeling_detr.predicting.inputs import INPUTS, FoundImage, InputKind, find_inputs
+from modeling_detr.predicting.inputs import INPUTS, FoundImage, InputKind, find_inputs, named
+from modeling_detr.predicting.journal import FOLDER as UNFINISHED
+from modeling_detr.predicting.outputs.pictures import picture_name
 
 
 def found(inputs: list[Path | str], ignored: Path) -> dict[str, Path]:
-    return {image.name: Path(image.source) for image in find_inputs(map(str, inputs), ignored)}
+    return {image.name: Path(image.source) for image in find_inputs(map(str, inputs), [ignored])}
 
 
 def test_images_with_the_same_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
@@ -18,14 +21,16 @@ def test_images_with_the_same_name_in_two_folders_are_kept_apart(tmp_path: Path)
 
 
 def test_images_whose_outputs_would_share_a_file_are_kept_apart(tmp_path: Path) -> None:
-    names = ["A.png", "a.jpg", "segments/a.jpg", "Crops/a.jpg", f"{'x' * 250}.webp"]
+    names = ["A.png", "a.jpg", "b.bmp", "b.bmp.png", "segments/a.jpg", "Crops/a.jpg", f"{'x' * 250}.webp"]
+    names += [f"{UNFINISHED}/a.jpg"]
     for name in names:
         picture(tmp_path / name)
     images = found([tmp_path], tmp_path / "out")
     assert sorted(path.name for path in images.values()) == sorted(Path(name).name for name in names)
     written = [Path(folder, name).with_suffix("").as_posix().lower() for name in images for folder in ("", "segments")]
     assert len(set(written)) == 2 * len(names)
-    assert not any(name.lower().startswith("crops/") for name in images)
+    assert len({str(picture_name(name)).lower() for name in images}) == len(names)
+    assert not any(name.lower().startswith(("crops/", f"{UNFINISHED}/")) for name in images)
     assert all(len(Path(name).name) < 255 for name in images)
 
 
@@ -60,6 +65,27 @@ def test_output_of_an_earlier_call_is_not_used_as_input(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.jpg")
     picture(tmp_path / "out" / "sub" / "a.jpg")
     assert found([tmp_path], tmp_path / "out") == {"a.jpg": path}
+
+
+def test_a_folder_of_results_is_searched_if_it_is_named(tmp_path: Path) -> None:
+    path = picture(tmp_path / "runs" / "photos" / "a.jpg")
+    assert found([path.parent], tmp_path / "runs") == {"a.jpg": path}
+    assert found([f"{path.parent}/*.jpg"], tmp_path / "runs") == {"a.jpg": path}
+    with pytest.raises(ValueError, match="no images in this folder"):
+        found([tmp_path / "runs"], tmp_path / "runs")
+
+
+def test_names_stay_in_the_folder_of_the_results() -> None:
+    names = ["../../a.jpg", "/etc/a.jpg", "b/../../a.jpg"]
+    images = named(FoundImage(Path(name), name) for name in names)
+    assert [image.name for image in images] == ["a.jpg", "etc/a.jpg", "b/a.jpg"]
+
+
+def test_many_images_with_one_name_are_numbered_in_linear_time() -> None:
+    started = time.process_time()
+    images = [*named(FoundImage(Path("image.jpg"), str(number)) for number in range(5000))]
+    assert images[-1].name == "image_5000.jpg"
+    assert time.process_time() - started < 5  # a minute if each name tried all numbers
 
 
 def test_missing_and_empty_inputs_are_errors(tmp_path: Path) -> None:

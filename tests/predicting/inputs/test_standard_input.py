@@ -25,6 +25,12 @@ def test_an_image_is_read(read, tmp_path: Path) -> None:
     assert (image.name, image.source, tuple(image.read().shape)) == ("stdin.png", "-", (3, 60, 90))
 
 
+def test_another_image_is_another_state(read, tmp_path: Path) -> None:
+    contents = [picture(tmp_path / f"{side}.png", (side, 60)).read_bytes() for side in (60, 60, 70)]
+    states = [image.state() for content in contents for image in read(content)]
+    assert states[0] == states[1] != states[2]
+
+
 @pytest.mark.parametrize("separator", [b"\n", b"\0", b"\r\n"])
 def test_paths_in_lines_are_read_also_if_they_are_not_utf_8(read, tmp_path: Path, separator: bytes) -> None:
     paths = [picture(tmp_path / name) for name in ("a b.png", "\udcff.png")]
