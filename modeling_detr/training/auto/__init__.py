@@ -7,7 +7,7 @@ the base recipe. To choose another key, write a function and add a line. A plug-
 
 from collections.abc import Callable
 
-from modeling_detr.training.auto.image_choices import no_flip_classes, size, transform
+from modeling_detr.training.auto.image_choices import mosaic_probability, no_flip_classes, size, transform
 from modeling_detr.training.auto.model_choices import (
     backbone,
     backbone_weights,
@@ -67,6 +67,7 @@ CHOICES: dict[str, Callable[[Situation], Choice | None]] = {
     "processor_config.size": size,
     "epochs": epochs,
     "max_steps": max_steps,
+    "mosaic_probability": mosaic_probability,
     "eval_every_epochs": eval_every_epochs,
     "checkpoint_every_epochs": checkpoint_every_epochs,
     "lr_drop_epochs": lr_drop_epochs,

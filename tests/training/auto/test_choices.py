@@ -118,6 +118,14 @@ def test_less_than_an_epoch_is_a_part_of_one():
     assert 300 < CHOICES["max_steps"](now).value < 400
 
 
+@pytest.mark.parametrize(("epochs", "mosaics"), [(12, False), (83, True)])
+def test_images_that_are_seen_often_are_also_shown_in_mosaics(epochs, mosaics):
+    settings = {"epochs": epochs}.items()
+    choice = CHOICES["mosaic_probability"](situation(settings=settings))
+    assert (choice is not None and choice.value > 0) == mosaics
+    assert CHOICES["mosaic_probability"](situation(settings=settings, pretrained=object())) is None
+
+
 @pytest.mark.parametrize(("queries", "weight"), [(60, 0.3), (1000, 0.1), (20, 0.5)])
 def test_no_object_weighs_as_much_as_the_objects_of_an_image_within_limits(queries, weight):
     settings = {"model_config.num_queries": queries}.items()
