@@ -7,20 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from modeling_detr.conversion.sources import load_detector
-from modeling_detr.errors_detr import ModelError
+from modeling_detr.errors_detr import FileMissingError, FileReadError, ModelError
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, RawImage, to_rgb
 from modeling_detr.precision import ComputeDtype, compute_dtype
 from modeling_detr.predicting.inputs import find_inputs
 from modeling_detr.predicting.result import Prediction
 from modeling_detr.predicting.score_rules import ScoreRules, Threshold
 from modeling_detr.predicting.tiles import Tiling, merge_tiles, without_small
+from modeling_detr.predicting.video.reading import is_video
 from modeling_detr.prediction import detect_batch, segment_batch, task_of
 from modeling_detr.runtimes.exported_detector import ExportedDetector
 from modeling_detr.segmentation_detr import Detector as DetectorModel
 from modeling_detr.structures_detr import DetectionResult
+
+
+_AXES_OF_SEVERAL = 4  # of an array or tensor
 
 
 class Detector:
@@ -103,6 +108,10 @@ class Detector:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model, processor, source=str(source), device=device, dtype=dtype, compiled=compiled)
 
+    def __repr__(self) -> str:
+        classes = len(self.model.config.class_names)
+        return f"<Detector of {self.source}: {classes} classes, {self.model.device}, {self.dtype}>"
+
     @property
     def class_names(self) -> dict[int, str]:
         """Label → name of the class."""
@@ -118,34 +127,39 @@ class Detector:
         images: Any,
         *,
         threshold: Threshold | None = None,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | str | None = None,
         calibrated: bool = False,
         batch_size: int = 1,
-        tiling: Tiling | None = None,
+        tiling: Tiling | int | None = None,
         keep_image: bool = True,
     ) -> Any:
         """Predicts.
 
         Args:
             images: An image: a PIL image, an array or a tensor (see `to_rgb`), bytes, a path or URL. Or several: a
-                folder, a pattern such as `photos/*.jpg`, a list, or a generator, of which only a batch is in memory.
+                folder, a pattern such as `photos/*.jpg`, a list, an array or tensor with four axes, or a generator, of
+                which only a batch is in memory.
             threshold: The lowest score: a number, one for each class by name, or `best` for those in the model's
                 `thresholds.json`. None: .5, and .85 for panoptic segments.
-            classes: Names of the classes that count; None: all.
+            classes: Names of the classes that count, a list or a text with commas; None: all.
             calibrated: Calibrate scores by the model's `thresholds.json`.
             batch_size: Images of equal size that are computed at once, for a GPU. Others are computed by themselves,
                 because padding changes predictions.
-            tiling: Divide images into tiles: `Tiling(1024, overlap=0.2)`. `batch_size` counts tiles then.
+            tiling: Divide images into tiles: their side in pixels, or `Tiling(1024, overlap=0.2)`. `batch_size` counts
+                tiles then.
             keep_image: Keep the pixels in the predictions, to draw them and to crop.
 
         Returns:
-            A `Prediction` for an image, a list of them for a folder, a pattern or a list, and a generator for a
-            generator.
+            A `Prediction` for an image, a list of them for several, and a generator for a generator.
 
         Raises:
+            FileReadError: A file is not there, or is not an image that can be read.
             ModelError: See `ScoreRules.of`.
-            ValueError: Not an image, or a file that cannot be read.
+            ValueError: An argument is out of range, or an array does not have the shape or the values of an image.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected at least 1.")
+        tiling = Tiling(tiling) if isinstance(tiling, int) else tiling
         rules = ScoreRules.of(
             self.source,
             self.model.config.class_names,
@@ -159,7 +173,8 @@ class Detector:
         )
         if isinstance(images, str | Path) and _are_several(str(images)):
             return [*predict(image.source for image in find_inputs([str(images)]))]
-        if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
+        is_list = isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview)
+        if is_list or getattr(images, "ndim", 0) == _AXES_OF_SEVERAL:
             return [*predict(images)]
         if isinstance(images, Iterator) and not hasattr(images, "read"):
             return predict(images)
@@ -256,7 +271,24 @@ def _are_several(source: str) -> bool:
 
 def _batches_of_equal_size(images: Iterable[RawImage], batch_size: int) -> Iterator[list[tuple[str, Tensor]]]:
     """Consecutive images of equal size, with their paths."""
-    loaded = ((str(image) if isinstance(image, str | Path) else "", to_rgb(image)) for image in images)
-    for _, group in itertools.groupby(loaded, key=lambda pair: pair[1].shape):
+    for _, group in itertools.groupby(map(_read, images), key=lambda pair: pair[1].shape):
         while batch := list(itertools.islice(group, batch_size)):
             yield batch
+
+
+def _read(image: RawImage) -> tuple[str, Tensor]:
+    """The path or URL of an image, if it has one, and its pixels."""
+    if not isinstance(image, str | Path):
+        return "", to_rgb(image)
+    source = str(image)
+    try:
+        return source, to_rgb(image)
+    except FileNotFoundError as error:
+        raise FileMissingError(source, "no such image or folder") from error
+    except Exception as error:  # Pillow and servers raise almost anything
+        if is_video(source):
+            remedy = "use 'detr predict' for videos, or pass the frames as a generator"
+            raise FileReadError(source, "is a video, expected an image", remedy) from error
+        if isinstance(error, UnidentifiedImageError):
+            raise FileReadError(source, "is not an image, or in a format that Pillow does not read") from error
+        raise FileReadError(source, f"cannot be read ({str(error).rstrip('.')})") from error

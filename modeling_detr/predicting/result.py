@@ -1,7 +1,8 @@
 """What a model predicts in one image, with what people do with it: look at it, save it, crop it, read it."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,6 +15,9 @@ from modeling_detr.atomic_output import synced_file
 from modeling_detr.evaluation.evaluators.coco import encode_masks
 from modeling_detr.structures_detr import DetectionResult, PanopticResult, SegmentInfo
 from modeling_detr.visualization import draw_prediction
+
+
+_MOST_CLASSES = 6  # in a line of text
 
 
 class Detection(NamedTuple):
@@ -34,7 +38,8 @@ class Detection(NamedTuple):
 class Prediction:
     """The objects or panoptic segments of one image.
 
-    `len(prediction)` is their number; iterating yields the objects. A notebook shows it as a picture.
+    It reads like a list of objects: `len(prediction)`, `prediction[0]`, `for found in prediction`. A notebook shows it
+    as a picture.
 
     Attributes:
         result: The tensors: `scores` (K,), `labels` (K,) and `boxes` (K, 4) xyxy in pixels of the image, with `masks`
@@ -84,8 +89,9 @@ class Prediction:
 
     @property
     def names(self) -> list[str]:
-        """The name of each object's class."""
-        return [self.class_names[label] for label in self.labels.tolist()]
+        """The name of each object's or segment's class."""
+        labels = [info["label_id"] for info in self.segments] if self.is_panoptic else self.labels.tolist()
+        return [self.class_names[label] for label in labels]
 
     @property
     def masks(self) -> Tensor | None:
@@ -111,10 +117,15 @@ class Prediction:
         for row, (label, score, box) in enumerate(rows):
             yield Detection(label, self.class_names[label], score, tuple(box), None if masks is None else masks[row])
 
+    def __getitem__(self, index: int) -> Detection:
+        objects: list[Detection] = [*self]
+        return objects[index]
+
     def __repr__(self) -> str:
         kind = "segment" if self.is_panoptic else "object"
         where = f" in {self.source}" if self.source else ""
-        return f"<{len(self)} {kind}{'' if len(self) == 1 else 's'}{where}>"
+        classes = f": {counted_by_class(self.names)}" if len(self) else ""
+        return f"<{len(self)} {kind}{'' if len(self) == 1 else 's'}{where}{classes}>"
 
     def draw(self) -> Image.Image:
         """The image with what was predicted; small images are enlarged.
@@ -131,6 +142,8 @@ class Prediction:
             OutputError: It cannot be written.
             ValueError: The image was not kept, or the path has no suffix of an image format.
         """
+        if Path(path).suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"{path}: has no suffix of an image format, such as .jpg or .png.")
         picture = self.draw()
         with synced_file(path) as file:
             picture.save(file, quality=92)
@@ -218,3 +231,16 @@ class Prediction:
         if self.image is None:
             raise ValueError("the prediction has no image, which was not kept (keep_image=False).")
         return self.image
+
+
+def counted_by_class(names: Iterable[str]) -> str:
+    """The most frequent classes with their numbers: "star 3, square 1".
+
+    Args:
+        names: The class of each object.
+    """
+    counts = Counter(names).most_common()
+    shown = [f"{name} {count}" for name, count in counts[:_MOST_CLASSES]]
+    if len(counts) > len(shown):
+        shown.append("…")
+    return ", ".join(shown)

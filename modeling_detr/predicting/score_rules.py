@@ -1,9 +1,10 @@
 """Which predictions count, and which score is written for them."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class ScoreRules:
         class_names: Sequence[str],
         *,
         threshold: Threshold | None = None,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | str | None = None,
         calibrated: bool = False,
         is_panoptic: bool = False,
     ) -> "ScoreRules":
@@ -51,16 +52,19 @@ class ScoreRules:
             model: What the user passed for the model, for its `thresholds.json`.
             class_names: The model's classes.
             threshold: The lowest score. None: .5, and .85 for panoptic segments.
-            classes: Names of the classes that count; None: all.
+            classes: Names of the classes that count, a list or a text with commas; None: all.
             calibrated: Calibrate scores by the model's `thresholds.json`.
             is_panoptic: Whether the model predicts segments.
 
         Raises:
             ModelError: The model has no `thresholds.json`, has no class of a name, or predicts segments, which have
                 one threshold for all classes.
+            ValueError: A threshold is not a number from 0 to 1.
         """
         names = unique_names(class_names)
-        if is_panoptic and (calibrated or not isinstance(threshold, float | int | None)):
+        threshold = _checked(threshold)
+        classes = listed_names(classes) if isinstance(classes, str) else classes
+        if is_panoptic and (calibrated or not isinstance(threshold, float | None)):
             option = "calibrated scores" if calibrated else "thresholds by class"
             raise ModelError(model, f"predicts panoptic segments, for which there are no {option}", "drop that option")
         saved = load_thresholds(model) if threshold == BEST or calibrated else None
@@ -72,8 +76,8 @@ class ScoreRules:
             lowest = threshold.get(OTHERS, lowest)
             by_name = {name: score for name, score in threshold.items() if name != OTHERS}
             _check_names(model, by_name, names)
-        elif isinstance(threshold, float | int):
-            lowest = float(threshold)
+        elif isinstance(threshold, float):
+            lowest = threshold
         if classes is not None:
             _check_names(model, classes, names)
         scores = [
@@ -124,8 +128,29 @@ def listed_names(text: str) -> list[str]:
     return [name.strip() for row in rows for name in row if name.strip()]
 
 
+def _checked(threshold: Any) -> dict[str, float] | float | Literal["best"] | None:
+    """A threshold with plain numbers."""
+    if isinstance(threshold, Mapping):
+        return {name: _score(score, f"threshold of {name or 'other classes'}") for name, score in threshold.items()}
+    if threshold is None:
+        return None
+    if isinstance(threshold, str) and threshold == BEST:
+        return BEST
+    return _score(threshold, "threshold")
+
+
+def _score(value: Any, where: str) -> float:
+    try:
+        score = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not 0 <= score <= 1:
+        raise ValueError(f"{where}: got {value!r}, expected a score from 0 to 1, or {BEST!r} for all classes.")
+    return score
+
+
 def _check_names(model: str, names: Sequence[str] | Mapping[str, float], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             quotes = " A name with a comma is in double quotes." if any("," in other for other in known) else ""
-            raise ModelError(model, f"has no class '{name}'", did_you_mean(name, known) + quotes)
+            raise ModelError(model, f"has no class '{name}'", did_you_mean(str(name), known) + quotes)

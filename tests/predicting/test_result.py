@@ -6,6 +6,7 @@ import torch
 from IPython.core.formatters import DisplayFormatter
 
 from modeling_detr.predicting import Prediction
+from modeling_detr.predicting.result import counted_by_class
 
 
 @pytest.fixture
@@ -30,7 +31,15 @@ def test_it_reads_like_a_list_of_objects(prediction: Prediction) -> None:
     first, second = prediction
     assert (first.name, first.score, first.box_xyxy) == ("star", pytest.approx(0.9), (10.0, 5.0, 30.0, 25.0))
     assert second.mask is None
-    assert repr(prediction) == "<2 objects in a.png>"
+    assert prediction[0] == first
+    assert prediction[-1] == second
+    assert repr(prediction) == "<2 objects in a.png: star 1, disc 1>"
+
+
+def test_the_most_frequent_classes_are_counted_first() -> None:
+    assert counted_by_class("abbccc") == "c 3, b 2, a 1"
+    assert counted_by_class("abcdefgh") == "a 1, b 1, c 1, d 1, e 1, f 1, …"
+    assert counted_by_class([]) == ""
 
 
 def test_its_values_survive_json(prediction: Prediction) -> None:
@@ -55,6 +64,12 @@ def test_it_is_drawn_and_saved(prediction: Prediction, tmp_path: Path) -> None:
     assert prediction.save(tmp_path / "new" / "a.jpg").stat().st_size > 0
 
 
+@pytest.mark.parametrize("name", ["drawn", "drawn.xyz"])
+def test_a_name_without_the_suffix_of_an_image_is_an_error(prediction: Prediction, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: has no suffix of an image format"):
+        prediction.save(tmp_path / name)
+
+
 def test_a_notebook_shows_it_as_a_picture(prediction: Prediction) -> None:
     formats, _ = DisplayFormatter().format(prediction)
     assert formats["image/png"].startswith(b"\x89PNG")
@@ -75,6 +90,7 @@ def test_segments_have_no_boxes_and_objects_no_segments(prediction: Prediction) 
     panoptic = Prediction(
         {"segmentation": map_of_ids, "segments_info": [{"id": 1, "label_id": 0, "score": 0.9}]}, {0: "disc"}, (4, 4)
     )
+    assert repr(panoptic) == "<1 segment: disc 1>"
     assert panoptic.to_dict()["segments"] == [{"id": 1, "label": 0, "name": "disc", "score": 0.9, "area": 8}]
     with pytest.raises(AttributeError, match="has no boxes"):
         _ = panoptic.boxes

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,11 @@ def rules(**options: object) -> ScoreRules:
         ({"threshold": {"dog": 0.3}}, [0.9, 0.6, 0.4]),
         ({"threshold": {"dog": 0.3, OTHERS: 0.7}}, [0.9, 0.4]),
         ({"classes": ["cat"], "threshold": 0.0}, [0.6]),
+        ({"classes": "cat", "threshold": 0.0}, [0.6]),
+        ({"classes": "cat, dog"}, [0.9, 0.6]),
+        ({"threshold": np.float32(0.7)}, [0.9]),
+        ({"threshold": torch.tensor(0.7)}, [0.9]),
+        ({"threshold": 0}, [0.9, 0.6, 0.4]),
         ({"classes": []}, []),
     ],
 )
@@ -38,6 +44,17 @@ def test_objects_count_by_their_score_and_class(options: dict[str, object], kept
 def test_an_unknown_class_is_an_error(options: dict[str, object]) -> None:
     with pytest.raises(ModelError, match="has no class 'dgo'; did you mean 'dog'"):
         rules(**options)
+
+
+def test_the_label_of_a_class_is_not_its_name() -> None:
+    with pytest.raises(ModelError, match="has no class '0'; expected one of cat, dog"):
+        rules(classes=[0])
+
+
+@pytest.mark.parametrize("threshold", [1.5, -0.1, 50, float("nan"), "high", [0.5, 0.5], {"cat": 2}, {OTHERS: "high"}])
+def test_a_threshold_that_is_no_score_is_an_error(threshold: object) -> None:
+    with pytest.raises(ValueError, match="expected a score from 0 to 1, or 'best'"):
+        rules(threshold=threshold)
 
 
 @pytest.mark.parametrize("options", [{"threshold": "best"}, {"threshold": {"cat": 0.3}}, {"calibrated": True}])
