@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 
 from modeling_detr.atomic_output import exits_on_sigterm
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
@@ -50,14 +51,18 @@ from modeling_detr.predicting.journal import Journal
 from modeling_detr.predicting.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputRun, create_outputs
 from modeling_detr.predicting.outputs.pictures import picture_name
 from modeling_detr.predicting.overwriting import check_inputs_are_kept
+from modeling_detr.predicting.result import counted_by_class
 from modeling_detr.predicting.run import FinishedRun, PredictionRun
 from modeling_detr.predicting.score_rules import ScoreRules
 from modeling_detr.predicting.tiles import DEFAULT_OVERLAP, Tiling
-from modeling_detr.predicting.video.reading import find_videos, is_video, require_av
+from modeling_detr.predicting.video.reading import find_videos, is_video, left_out_videos, require_av
 from modeling_detr.predicting.video.run import VideoOptions, predict_video, video_names
 from modeling_detr.predicting.video.writing import WRITTEN_SUFFIXES
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.distributed import end_with_launcher
+
+
+_DEFAULT_FORMAT = "coco"  # of --as_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,16 +232,13 @@ def _add_outputs(parser: CommandParser) -> None:
     parser.add_argument(
         "--to",
         choices=writable_formats(),
-        default="coco",
-        help="its format, as of 'detr data convert' (default: coco)",
+        help=f"its format, as of 'detr data convert' (default: {_DEFAULT_FORMAT})",
     )
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = build_parser().parse_args(argv)
-    if bool(arguments.inputs) == bool(arguments.data):
-        got = "both inputs and --data" if arguments.data else "neither inputs nor --data"
-        raise ValueError(f"got {got}, expected one of them.")
+    _check_combination(arguments)
     parse_score_options(arguments)
     arguments.save = _listed(arguments.save)
     if not arguments.save and arguments.as_dataset is None:
@@ -249,6 +251,23 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_at_least("num_workers", arguments.num_workers, 0)
     check_device(arguments.device)
     return arguments
+
+
+def _check_combination(arguments: argparse.Namespace) -> None:
+    """Checks that there is something to predict for, and that no option is without effect."""
+    model = Path(arguments.model)
+    if model.suffix.lower() in Image.registered_extensions() and model.is_file():
+        raise ValueError(f"{model}: is an image, expected the model first: detr predict MODEL {model}")
+    if bool(arguments.inputs) == bool(arguments.data):
+        got = "both inputs and --data" if arguments.data else "nothing to predict for"
+        raise ValueError(f"got {got}; pass images, folders or videos, or --data DATASET.")
+    of_data = {"split": arguments.split, "data_format": arguments.data_format, **dataset_options(arguments)}
+    unused = [name for name, value in of_data.items() if value not in (None, False)]
+    if unused and not arguments.data:
+        raise ValueError(f"--{unused[0]}: is about the dataset of --data; pass --data {arguments.inputs[0]} instead.")
+    if arguments.to is not None and arguments.as_dataset is None:
+        raise ValueError("--to: is the format of --as_dataset; add --as_dataset FOLDER, or use --save.")
+    arguments.to = arguments.to or _DEFAULT_FORMAT
 
 
 def _listed(text: str) -> list[str]:
@@ -310,8 +329,11 @@ def _report(finished: FinishedRun, run: PredictionRun, output_dir: Path, notes: 
     noun = "segment" if run.detector.is_panoptic else "object"
     listed = [str(output_dir / file) for output in run.outputs.values() for file in output.files]
     where = f", listed in {listed[0]}" if listed else ""
-    print(f"{counted(finished.found, noun)} in {counted(finished.images, 'image')}{where}")
-    if finished.images and finished.found == 0 and run.rules.lowest > 0:
+    found = finished.found.total()
+    print(f"{counted(found, noun)} in {counted(finished.images, 'image')}{where}")
+    if found:
+        print(printable(counted_by_class(finished.found.elements())))
+    if finished.images and found == 0 and run.rules.lowest > 0:
         print(f"no score reaches {run.rules.lowest:g}; a lower --threshold keeps more")
     for note in notes:
         print(note)
@@ -327,6 +349,8 @@ def _find_videos(arguments: argparse.Namespace) -> list[str]:
         ValueError: There is no such file, or an output is asked for that videos do not have.
         VideoError: PyAV is not installed.
     """
+    for note in filter(None, map(left_out_videos, arguments.inputs)):
+        print(printable(note), file=sys.stderr)
     videos = [*dict.fromkeys(itertools.chain.from_iterable(map(find_videos, arguments.inputs)))]
     if videos:
         require_av()

@@ -4,6 +4,7 @@ Several processes, started by Accelerate, share the images.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,12 +32,12 @@ class FinishedRun:
 
     Attributes:
         images: Number of images with predictions.
-        found: Number of objects or segments.
+        found: Class → number of its objects or segments.
         unreadable: Path or URL → reason, of the images that could not be read.
     """
 
     images: int
-    found: int
+    found: Counter[str]
     unreadable: Mapping[str, str]
 
 
@@ -132,10 +133,10 @@ class PredictionRun:
         self.journal.read()
         for output in self.outputs.values():
             output.finish(self.entries)
-        images = found = 0
+        images, found = 0, Counter[str]()
         for entry in self.entries():
             images += 1
-            found += len(entry["segments" if self.detector.is_panoptic else "detections"])
+            found.update(one["name"] for one in entry["segments" if self.detector.is_panoptic else "detections"])
         return FinishedRun(images, found, self.journal.failures([image.source for image in self.images]))
 
     def entries(self) -> Iterator[Entry]:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +50,10 @@ def test_pictures_and_a_json_are_written(
     boxes = np.array([found["box_xyxy"] for found in written[2]["detections"]])
     assert boxes.shape == (7, 4)
     assert np.abs(boxes).max() < 100  # in pixels of that image
-    assert "28 objects in 4 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"28 objects in 4 images, listed in {out}/predictions.json" in said
+    counts = Counter(found["name"] for entry in written for found in entry["detections"])
+    assert ", ".join(f"{name} {count}" for name, count in counts.most_common()) in said.splitlines()
 
 
 def test_a_broken_image_is_reported_and_skipped(
@@ -329,10 +333,36 @@ def test_a_file_name_that_is_not_utf_8_costs_nothing(model_folder: Path, tmp_pat
     assert (out / entry["picture"]).exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["a.jpg", "--data", "shapes"]])
-def test_images_or_a_dataset_are_required(arguments: list[str]) -> None:
-    with pytest.raises(ValueError, match="expected one of them"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "got nothing to predict for; pass images"),
+        (["a.jpg", "--data", "shapes"], "got both inputs and --data"),
+        (["my_dataset", "--split", "val"], "--split: is about the dataset of --data; pass --data my_dataset instead"),
+        (["a.jpg", "--drop_difficult"], "--drop_difficult: is about the dataset of --data"),
+        (["a.jpg", "--to", "yolo"], "--to: is the format of --as_dataset"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         main(["no_model", *arguments])
+
+
+def test_an_image_in_the_place_of_the_model_is_said(tmp_path: Path) -> None:
+    image = str(picture(tmp_path / "a.png"))
+    for arguments in ([image], [image, "runs/mine"]):
+        with pytest.raises(ValueError, match=r"a\.png: is an image, expected the model first"):
+            main(arguments)
+
+
+def test_videos_in_a_folder_are_not_left_out_silently(model_folder, tmp_path, capsys) -> None:
+    picture(tmp_path / "in" / "a.png")
+    for name in ("b.mp4", "c.MOV"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    arguments = [str(model_folder), str(tmp_path / "in"), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert f"2 videos are left out; for them, pass '{tmp_path}/in/**/*.MOV' '{tmp_path}/in/**/*.mp4'" in said
 
 
 @pytest.mark.parametrize(("option", "value"), [("--as_dataset", "dataset"), ("--tile", "50")])

@@ -31,10 +31,10 @@ def find_files(text: str, ignored: Sequence[Path]) -> Iterator[FoundImage]:
         images = [file for file in sorted(path.rglob("*")) if _has_image_suffix(file) and file.is_file()]
         images = _without_ignored(images, ignored, path)
         if not images:
-            raise ValueError(f"{text}: no images in this folder; for videos, pass '{path / '*.mp4'}'.")
+            raise ValueError(f"{text}: no images in this folder.")
         yield from (FoundImage(file.relative_to(path), str(file)) for file in images)
     elif path.exists() or not glob.has_magic(text):
-        yield FoundImage(Path(path.name), _checked(path))
+        yield FoundImage(Path(path.name), _checked(text))
     else:
         root, pattern = split_pattern(text)
         matches = [file for file in sorted(root.glob(pattern)) if file.is_file() and _has_image_suffix(file)]
@@ -44,8 +44,11 @@ def find_files(text: str, ignored: Sequence[Path]) -> Iterator[FoundImage]:
         yield from (FoundImage(file.relative_to(root), str(file)) for file in matches)
 
 
-def _checked(path: Path) -> str:
+def _checked(text: str) -> str:
+    path = Path(text)
     if not path.exists():
+        if "://" in text:
+            raise ValueError(f"{text}: this kind of URL is not read, expected http:// or https://, or a path.")
         raise ValueError(f"{path}: no such image or folder.")
     require_file(path)
     if not _has_image_suffix(path) and not _is_image(path):

@@ -3,6 +3,7 @@
 import json
 
 from modeling_detr.atomic_output import replaced_file
+from modeling_detr.predicting.journal import Entry
 from modeling_detr.predicting.outputs.output import Entries, Output
 
 
@@ -20,8 +21,15 @@ class JsonList(Output):
             text.write("[")
             for number, entry in enumerate(entries()):
                 text.write(",\n" if number else "\n")
-                text.write(" " + json.dumps(entry, indent=1, ensure_ascii=False).replace("\n", "\n "))
+                text.write(_readable(entry))
             text.write("\n]\n")
+
+
+def _readable(entry: Entry) -> str:
+    """An entry as JSON, with a line for each object."""
+    *facts, (key, found) = entry.items()  # the objects come last
+    lines = ",\n".join(f"  {json.dumps(one, ensure_ascii=False)}" for one in found)
+    return f' {json.dumps(dict(facts), ensure_ascii=False)[:-1]}, "{key}": [' + (f"\n{lines}\n ]}}" if found else "]}")
 
 
 class JsonLines(Output):

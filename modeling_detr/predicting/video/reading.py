@@ -60,6 +60,16 @@ def find_videos(text: str) -> list[str]:
     return videos
 
 
+def left_out_videos(text: str) -> str:
+    """What to say about an input that is a folder with videos, of which only the images are taken; empty if none."""
+    folder = Path(text)
+    videos = [file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+    if not videos:
+        return ""
+    patterns = sorted({f"'{folder / '**' / '*'}{file.suffix}'" for file in videos})
+    return f"{folder}: {len(videos)} videos are left out; for them, pass {' '.join(patterns)}"
+
+
 class Frame(NamedTuple):
     """A frame.
 
