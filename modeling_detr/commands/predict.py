@@ -159,7 +159,7 @@ def _predict_videos(
         where = printable(f"{source}: {written}")
         print(f"{counted(done.found, noun)} in {counted(done.frames, 'frame')} of {where}")
         if done.problem:
-            print(printable(f"{source}: {done.problem}; what was done until then is kept"), file=sys.stderr)
+            print(printable(f"{source}: {done.problem}; what was done is kept"), file=sys.stderr)
             code = 1
         if done.was_interrupted:
             break

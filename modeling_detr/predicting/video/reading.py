@@ -27,7 +27,8 @@ SUFFIXES = (
 STREAMS = ("rtsp://", "rtmp://", "rtmps://", "srt://", "udp://")
 CAMERA = "camera:"
 
-_TIMEOUT = (15.0, 20.0)  # seconds to open, and without a packet; of streams
+TIMEOUT = (15.0, 20.0)  # seconds to open, and without a packet; of streams
+_UNFINISHED_PLAYLIST = {"live_start_index": "0", "m3u8_hold_counters": "3"}  # all of it, and not to wait for more
 _MISSING_SECONDS = 1.0  # before its declared end at which a file has been cut off
 _DEFAULT_RATE = Fraction(30)
 
@@ -48,10 +49,14 @@ def find_videos(text: str) -> list[str]:
 
     Raises:
         ValueError: No file matches the pattern.
+        OSError: There is no such file, or it is a folder, a pipe or a device.
     """
     if not is_video(text):
         return []
-    if "://" in text or text.startswith(CAMERA) or not glob.has_magic(text) or Path(text).exists():
+    if "://" in text or text.startswith(CAMERA):
+        return [text]
+    if not glob.has_magic(text) or Path(text).exists():
+        require_file(Path(text))
         return [text]
     root, pattern = split_pattern(text)
     videos = sorted(str(file) for file in root.glob(pattern) if file.is_file())
@@ -117,6 +122,7 @@ class VideoReader:
         self.problem = ""
         self._last_seconds = 0.0
         self._broken = 0
+        self._ends_broken = False
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -140,27 +146,51 @@ class VideoReader:
                 yield from self._decode(packet)
         except self._av.error.FFmpegError as error:  # of a connection, or of a damaged file
             self.problem = f"ended early: {_reason(error)}"
-        declared = self._container.duration
-        if not self.problem and declared is not None and not self.is_live:
-            # Sound may be longer than the pictures; a file that was cut off lacks the end of both
-            missing = declared / self._av.time_base - max(self._last_seconds, end_of_sound)
-            if missing > max(_MISSING_SECONDS, 3 / float(self.rate)):
-                self.problem = f"ended after {self._last_seconds:.1f} of {declared / self._av.time_base:.1f} seconds"
-        if not self.problem and self._broken:
-            self.problem = f"{self._broken} packets could not be decoded"
+            return
+        self.problem = self._missing_end(end_of_sound) or self._damage()
 
     @property
     def is_live(self) -> bool:
         """Whether it has no end of its own."""
-        return self.source.startswith((*STREAMS, CAMERA))
+        return self.source.startswith((*STREAMS, CAMERA)) or ("://" in self.source and self._is_open_playlist)
+
+    @property
+    def _is_open_playlist(self) -> bool:
+        """Whether it is a playlist to which segments are still added, or that was never finished."""
+        return self._container.format.name == "hls" and self._container.duration is None
+
+    def _missing_end(self, end_of_sound: float) -> str:
+        """How one sees that it should have gone on; empty if one does not."""
+        if self.is_live:
+            return f"the stream ended, or sent nothing for {TIMEOUT[1]:.0f} seconds"
+        if self._is_open_playlist:
+            return "the playlist has no end (#EXT-X-ENDLIST), so the video may go on"
+        if self._container.duration is not None:
+            # Sound may be longer than the pictures; a file that was cut off lacks the end of both
+            declared = self._container.duration / self._av.time_base
+            missing = declared - max(self._last_seconds, end_of_sound)
+            if missing > max(_MISSING_SECONDS, 3 / float(self.rate)):
+                return f"ended after {self._last_seconds:.1f} of {declared:.1f} seconds"
+        return ""
+
+    def _damage(self) -> str:
+        """What is damaged; empty if nothing is."""
+        if not self._broken:
+            return ""
+        places = "1 place is" if self._broken == 1 else f"{self._broken} places are"
+        end = "; its last frame is, so it was probably cut off" if self._ends_broken else ""
+        return f"{places} damaged or missing{end}"
 
     def _decode(self, packet: Any) -> Iterator[Frame]:
+        self._broken += packet.is_corrupt
         try:
             decoded = packet.decode()
         except self._av.error.FFmpegError:
             self._broken += 1  # as players do, go on with the next packet
             return
         for frame in decoded:
+            self._broken += frame.is_corrupt
+            self._ends_broken = frame.is_corrupt
             pts = frame.pts if frame.pts is not None else round((self._last_seconds + 1 / self.rate) / self.time_base)
             self._last_seconds = float(pts * self.time_base)
             yield Frame(_upright(frame), pts, self._last_seconds)
@@ -171,9 +201,10 @@ class VideoReader:
             options = _camera(source.removeprefix(CAMERA))
         elif "://" not in source:
             require_file(Path(source))
-            options = {"file": source}
+            is_playlist = source.lower().endswith(".m3u8")
+            options = {"file": source, "options": _UNFINISHED_PLAYLIST if is_playlist else {}}
         else:
-            options = {"file": source, "timeout": _TIMEOUT}
+            options = {"file": source, "timeout": TIMEOUT}
         try:
             return self._av.open(**options)
         except (self._av.error.FFmpegError, ValueError) as error:
@@ -211,11 +242,11 @@ def require_av() -> Any:
 def _camera(number: str) -> dict[str, Any]:
     """How FFmpeg opens a camera of this machine."""
     if sys.platform == "darwin":
-        return {"file": number or "0", "format": "avfoundation", "timeout": _TIMEOUT}
+        return {"file": number or "0", "format": "avfoundation", "timeout": TIMEOUT}
     if sys.platform == "win32":
-        return {"file": f"video={number}", "format": "dshow", "timeout": _TIMEOUT}
+        return {"file": f"video={number}", "format": "dshow", "timeout": TIMEOUT}
     device = number if number.startswith("/") else f"/dev/video{number or 0}"
-    return {"file": device, "format": "v4l2", "timeout": _TIMEOUT}
+    return {"file": device, "format": "v4l2", "timeout": TIMEOUT}
 
 
 def _upright(frame: Any) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from modeling_detr.atomic_output import output_stem, replaced_file
+from modeling_detr.errors_detr import VideoError
 from modeling_detr.predicting.detector import Detector
 from modeling_detr.predicting.result import Prediction
 from modeling_detr.predicting.score_rules import ScoreRules
@@ -70,7 +71,7 @@ def predict_video(
         options: How it is predicted.
 
     Raises:
-        VideoError: The video cannot be opened.
+        VideoError: The video cannot be opened, or has no frames.
         OutputError: A file cannot be written.
     """
     lines = output_dir / f"{name}.frames.jsonl"
@@ -84,10 +85,20 @@ def predict_video(
             written.append(drawn)
         run = _VideoRun(detector, source, options, text, writer)
         was_interrupted = run.predict(reader)
+        if not run.frames:
+            _refuse_empty(source, reader.problem, was_interrupted)
         problem = reader.problem
         if was_interrupted and not reader.is_live:
             problem = f"interrupted after {run.frames} frames"
     return PredictedVideo(run.frames, run.found, tuple(written), problem, was_interrupted)
+
+
+def _refuse_empty(source: str, problem: str, was_interrupted: bool) -> None:
+    if was_interrupted:
+        raise KeyboardInterrupt
+    raise VideoError(
+        source, f"has no frames{f', {problem}' if problem else ''}", "check the file, or convert it to MP4"
+    )
 
 
 def video_names(sources: Sequence[str]) -> list[str]:

@@ -1,8 +1,11 @@
 """Videos are made with PyAV, predicted by the command, and read again."""
 
 import json
+import threading
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -12,6 +15,7 @@ from noise_images import picture
 
 from modeling_detr.commands.predict import main
 from modeling_detr.predicting import Detector, Prediction
+from modeling_detr.predicting.video import reading
 from modeling_detr.predicting.video.reading import Frame, VideoReader, find_videos, is_video
 from modeling_detr.predicting.video.run import video_names
 
@@ -26,17 +30,21 @@ def write_video(
     sound: str = "",
     sound_seconds: float | None = None,
     times: list[int] | None = None,
+    noise: bool = False,
+    codec: str = "mpeg4",
     **options,
 ) -> Path:
     """Writes frames that become brighter, 10 a second, or at `times` in hundredths of seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", **options) as container:
-        stream = container.add_stream("mpeg4", rate=10)
+        stream = container.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = SIZE[1], SIZE[0], "yuv420p"
         stream.codec_context.time_base = Fraction(1, 100)
         audio = container.add_stream(sound, rate=44_100, layout="mono") if sound else None
         for number in range(frames):
             pixels = np.full((*SIZE, 3), 6 * number, np.uint8)
+            if noise:  # for frames of many bytes
+                pixels = np.random.default_rng(number).integers(0, 256, (*SIZE, 3), np.uint8)
             pixels[:10, :10] = (255, 0, 0)  # the top left corner
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = (times[number] if times else 10 * number), Fraction(1, 100)
@@ -144,7 +152,62 @@ def test_a_video_that_is_cut_off_keeps_what_was_done(predict, tmp_path: Path, ca
     assert 5 < len(lines) < 40
     drawn, _ = frames_of(tmp_path / "out" / "clip.mp4")
     assert len(drawn) == len(lines)
-    assert "what was done until then is kept" in capsys.readouterr().err
+    assert "what was done is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rest", [0, 50])  # bytes of a packet of 188
+def test_a_transport_stream_that_is_cut_off_is_noticed(tmp_path: Path, rest: int) -> None:
+    video = write_video(tmp_path / "clip.ts", 20, noise=True)
+    assert frames_of(video)[1].problem == ""
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) // 2 // 188 * 188 + rest])
+    frames, reader = frames_of(video)
+    assert 5 < len(frames) < 15  # its length is nowhere declared
+    assert reader.problem == "1 place is damaged or missing; its last frame is, so it was probably cut off"
+
+
+def test_a_hole_in_a_transport_stream_is_noticed(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.ts", 20, noise=True)
+    content = bytearray(video.read_bytes())
+    middle = len(content) // 2 // 188 * 188
+    del content[middle : middle + 40 * 188]
+    video.write_bytes(content)
+    assert "damaged or missing" in frames_of(video)[1].problem
+
+
+@pytest.fixture
+def playlist(tmp_path: Path) -> Path:
+    """A video in segments of a second, without the end of its list."""
+    options = {"hls_time": "1", "hls_list_size": "0"}
+    path = write_video(tmp_path / "hls" / "clip.m3u8", 40, codec="libx264", options=options)
+    assert frames_of(path)[1].problem == ""
+    text = path.read_text()
+    path.write_text(text.replace("#EXT-X-ENDLIST\n", ""))
+    assert path.read_text() != text
+    return path
+
+
+def test_a_playlist_without_an_end_is_read_as_far_as_it_goes(predict, playlist: Path, tmp_path: Path, capsys) -> None:
+    assert predict(playlist, "--batch_size", "8") == 1
+    assert len(lines_of(tmp_path / "out" / "clip.frames.jsonl")) == 40
+    assert len(frames_of(tmp_path / "out" / "clip.mp4")[0]) == 40
+    assert "the playlist has no end (#EXT-X-ENDLIST)" in capsys.readouterr().err
+
+
+def test_a_stream_that_breaks_keeps_what_was_done(
+    predict, playlist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(reading, "TIMEOUT", (20.0, 2.0))
+    handler = partial(SimpleHTTPRequestHandler, directory=playlist.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = predict(f"http://127.0.0.1:{server.server_port}/clip.m3u8", "--batch_size", "8")
+        server.shutdown()
+    assert code == 1
+    lines = lines_of(tmp_path / "out" / "clip.frames.jsonl")
+    assert 5 < len(lines) == len(frames_of(tmp_path / "out" / "clip.mp4")[0])
+    error = capsys.readouterr().err
+    assert "the stream ended, or sent nothing for 2 seconds; what was done is kept" in error
 
 
 def test_ctrl_c_keeps_what_was_done(predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -163,6 +226,33 @@ def test_ctrl_c_keeps_what_was_done(predict, tmp_path: Path, monkeypatch: pytest
     assert len(frames_of(tmp_path / "out" / "clip.mp4")[0]) == 7
     assert "interrupted after 7 frames" in capsys.readouterr().err
     assert not (tmp_path / "out" / "other.mp4").exists()
+
+
+def test_a_video_without_frames_costs_itself_only(predict, tmp_path: Path, capsys) -> None:
+    empty = write_video(tmp_path / "empty.mkv", 20)
+    with av.open(str(empty)) as container:
+        first = next(packet for packet in container.demux(video=0) if packet.size)
+        head = first.pos
+    empty.write_bytes(empty.read_bytes()[:head])
+    assert predict(empty, write_video(tmp_path / "clip.mp4", 3)) == 1
+    assert "empty.mkv: has no frames, ended after 0.0 of" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"clip.mp4", "clip.frames.jsonl"}
+
+
+def test_ctrl_c_before_the_first_frame_leaves_nothing(predict, tmp_path: Path, monkeypatch) -> None:
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detector, "predict_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(write_video(tmp_path / "clip.mp4", 3))
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_a_video_that_does_not_exist_is_noticed_before_predicting(predict, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
+        predict(write_video(tmp_path / "clip.mp4", 3), tmp_path / "nowhere.mp4")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_no_video_costs_itself_only(predict, tmp_path: Path, capsys) -> None:
