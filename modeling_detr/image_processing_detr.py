@@ -83,9 +83,12 @@ def resize_output_size(
     Original: datasets/transforms.py, `resize`; with its rounding, which truncates the longer edge.
 
     Returns:
-        `(height, width)`, at least one pixel each.
+        `(height, width)`, at least one pixel each. An image whose shortest edge would need less than one is distorted:
+        a line of a million pixels, which as a file is small, would fill the memory of a model.
     """
     short, long = min(height, width), max(height, width)
+    if longest_edge is not None and long / short > longest_edge:
+        return (longest_edge, 1) if width < height else (1, longest_edge)
     target = shortest_edge
     if longest_edge is not None and long / short * target > longest_edge:
         target = max(1, round(longest_edge * short / long))

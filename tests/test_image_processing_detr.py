@@ -46,9 +46,11 @@ def test_resize_output_size_equals_the_originals_for_every_golden_row() -> None:
         )
 
 
-def test_resize_output_size_of_a_very_long_image_keeps_at_least_one_pixel() -> None:
-    assert resize_output_size(1, 5000, 800, 1333) == (1, 5000)
-    assert resize_output_size(2, 9000, 800, 1333) == (1, 4500)
+def test_resize_output_size_of_a_very_long_image_keeps_one_pixel_and_the_longest_edge() -> None:
+    assert resize_output_size(1, 5000, 800, 1333) == (1, 1333)
+    assert resize_output_size(9000, 2, 800, 1333) == (1333, 1)
+    assert resize_output_size(1, 1333, 800, 1333) == (1, 1333)
+    assert resize_output_size(1, 5000, 800) == (800, 4_000_000)
 
 
 rgb_kinds = {

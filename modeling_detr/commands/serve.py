@@ -145,7 +145,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 def _token(arguments: argparse.Namespace) -> str | None:
     """The token; a server that other machines reach must have one."""
-    from modeling_detr.serving.server import is_loopback
+    from modeling_detr.serving.guard import is_loopback
 
     token: str | None = arguments.token or os.environ.get(TOKEN) or None
     if token is not None and (len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable()):

@@ -155,6 +155,8 @@ def size_after_resize(size: tuple[int, ...], rule: dict[str, int] | None) -> tup
         scale = min(rule["max_height"] / height, rule["max_width"] / width)
         return max(1, int(height * scale)), max(1, int(width * scale))
     short, long = min(height, width), max(height, width)
+    if "longest_edge" in rule and long / short > rule["longest_edge"]:
+        return (rule["longest_edge"], 1) if width < height else (1, rule["longest_edge"])
     target = rule["shortest_edge"]
     if "longest_edge" in rule and long / short * target > rule["longest_edge"]:
         target = max(1, round(rule["longest_edge"] * short / long))

@@ -97,10 +97,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "The token is missing or wrong."},
     408: {"model": ErrorAnswer, "description": "The request was sent too slowly."},
     413: {"model": ErrorAnswer, "description": "Too many bytes, pixels or images."},
+    415: {"model": ErrorAnswer, "description": "The body is compressed."},
     422: {"model": ErrorAnswer, "description": "A broken image, an unknown class, a wrong option."},
     500: {"model": ErrorAnswer, "description": "The model failed."},
     503: {"model": ErrorAnswer, "description": "Too busy or stopping; Retry-After says when to try again."},
 }
+_OPTIONS = {"threshold", "classes"}  # of an address
 _FILES = {
     "type": "object",
     "properties": {
@@ -170,6 +172,11 @@ def _add_predict(app: FastAPI, service: Service, secured: Sequence[params.Depend
         ] = None,
     ) -> Response:
         """The body is the bytes of an image, a form with files, or JSON with Base64."""
+        unknown = sorted(request.query_params.keys() - _OPTIONS)
+        if unknown:
+            raise Refusal(
+                422, printable(unknown[0][:80]), "is no option of this address", "expected threshold, classes"
+            )
         return Response(await service.predict(request, threshold, classes), media_type="application/json")
 
 

@@ -94,6 +94,10 @@ class BodyReader:
         self.buffered -= count
 
     async def _read(self, request: Request, count: "_Count") -> Upload:
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            problem = f"has the Content-Encoding '{printable(encoding[:40])}', which is not supported"
+            raise Refusal(415, "the request", problem, "send the bytes without it")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
             async with asyncio.timeout(self.limits.timeout) as timeout:

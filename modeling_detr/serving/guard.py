@@ -1,6 +1,7 @@
 """Who may ask: the token, the host and the origin of a request are checked before anything of it is read."""
 
 import hmac
+import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,7 +14,6 @@ from modeling_detr.serving.service import Service
 PREDICT, MODEL, METRICS, HEALTH = "/predict", "/model", "/metrics", "/health"
 _PRIVATE = (PREDICT, MODEL, METRICS)  # the others say nothing about the model or its use
 _COUNTED = ("/", PREDICT, MODEL, METRICS, HEALTH)
-_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -70,7 +70,7 @@ class Guard:
                 return Refusal(401, "Authorization", "has no valid token", "send 'Authorization: Bearer TOKEN'")
             return None
         host = headers.get("host", "")
-        if _host_of(host) not in _LOCAL_HOSTS:
+        if not is_loopback(_host_of(host)):
             problem = "names a host that is not this machine"
             return Refusal(421, "Host", problem, "use http://127.0.0.1, or start the server with --token")
         origin = headers.get("origin")
@@ -80,9 +80,17 @@ class Guard:
         return None
 
 
-def _host_of(address: str) -> str | None:
-    """The host of `host:port`; None if it is malformed."""
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine for itself only."""
     try:
-        return urlsplit(f"//{address}").hostname
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return None
+        return host == "localhost"
+
+
+def _host_of(address: str) -> str:
+    """The host of `host:port`; empty if it is malformed."""
+    try:
+        return urlsplit(f"//{address}").hostname or ""
+    except ValueError:
+        return ""

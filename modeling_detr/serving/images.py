@@ -1,6 +1,7 @@
 """From the bytes that a client sends to what the model takes: checked by the header first, then decoded."""
 
 import io
+import re
 from functools import cache
 from typing import NamedTuple
 
@@ -12,6 +13,10 @@ from modeling_detr.serving.refusal import Refusal
 
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # no others are tried
+_JPEG = ("JPEG", "MPO")
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of those that are followed by a length, and of the end
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_MOST_SCANS = 100  # a progressive file has about ten
 _SEND = "send a JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF or PPM file"
 
 
@@ -54,6 +59,8 @@ def prepare_image(image: SentImage, processor: DetrTorchvisionImageProcessor, ma
     try:
         with Image.open(io.BytesIO(image.content), formats=_readable_formats()) as opened:
             _check_size(image.where, opened.width, opened.height, max_pixels)
+            if opened.format in _JPEG:
+                _check_scans(image)
             pixels = to_rgb(opened)
         return PreparedImage(dict(processor(pixels)), (pixels.shape[-2], pixels.shape[-1]))
     except Refusal:
@@ -72,6 +79,17 @@ def _check_size(where: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         problem = f"{width}x{height} pixels (width x height), more than the limit of {max_pixels:,}"
         raise Refusal(413, where, problem, "send a smaller image, or start the server with a larger --max_pixels")
+
+
+def _check_scans(image: SentImage) -> None:
+    """Refuses a JPEG file of thousands of scans: each is a few bytes, and the time of a whole decoding."""
+    scans = position = 0
+    while (marker := _MARKER.search(image.content, position)) and marker[0] != _END_OF_IMAGE:
+        scans += marker[0] == _START_OF_SCAN
+        position = marker.end() + max(2, int.from_bytes(image.content[marker.end() : marker.end() + 2], "big"))
+        if scans > _MOST_SCANS:
+            problem = f"has more than {_MOST_SCANS} scans, which take too long to decode"
+            raise Refusal(413, image.where, problem, "save it again as an ordinary JPEG file")
 
 
 @cache

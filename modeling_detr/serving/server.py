@@ -7,7 +7,6 @@ here, the slow ones lose their place.
 
 import asyncio
 import contextlib
-import ipaddress
 import signal
 import socket
 import threading
@@ -33,14 +32,6 @@ _GRACE = 5  # seconds that clients have to close their connections in the end
 _SLACK = 1.25  # of the time to receive a request: the application answers 408 first
 _CHECKS = 8  # in that time
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -92,7 +83,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=most,
+                limit_concurrency=2 * most,  # requests of clients that were cut off may still be ending
                 timeout_keep_alive=_KEEP_ALIVE,
                 timeout_graceful_shutdown=_GRACE,
             )
@@ -201,7 +192,7 @@ class Connection(H11Protocol):
         self._watch = self.loop.call_later(self.seconds / _CHECKS, self._check)
 
     def _make_room(self) -> None:
-        while len(self.connections) >= self.most:  # uvicorn answers 503 from this number on
+        while len(self.connections) > self.most:
             others = [
                 one
                 for one in self.connections

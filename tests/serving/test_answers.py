@@ -1,6 +1,7 @@
 """What a client is answered."""
 
 import base64
+import gzip
 import io
 import json
 import struct
@@ -13,6 +14,7 @@ from served import TOKEN, held_detector, jpeg, served
 from modeling_detr import DetrTorchvisionImageProcessor
 from modeling_detr.deployment.export import export_detector
 from modeling_detr.predicting import Detector
+from modeling_detr.serving.images import SentImage, prepare_image
 from modeling_detr.serving.limits import Limits
 
 
@@ -122,6 +124,29 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
+def progressive(scans, after=b""):
+    """A progressive JPEG whose last scan is repeated."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * scans + content[-2:] + after
+
+
+def test_a_line_of_pixels_is_not_longer_for_the_model_than_other_images(server, detector):
+    buffer = io.BytesIO()
+    Image.new("RGB", (20_000, 1)).save(buffer, "PNG")
+    prepared = prepare_image(SentImage("image", buffer.getvalue()), detector.processor, 20_000)
+    assert prepared.inputs["pixel_values"].shape == (1, 3, 1, 96)
+    (prediction,) = server.request("/predict", buffer.getvalue())[2]["predictions"]
+    assert (prediction["height"], prediction["width"]) == (1, 20_000)
+
+
+def test_a_file_that_ends_with_other_data_as_those_of_phones_is_no_jpeg_of_many_scans(server):
+    assert server.request("/predict", progressive(20, b"\xff\xda" * 1000))[0] == 200
+    assert server.request("/predict", jpeg(seed=3) + progressive(500))[0] == 200
+
+
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
 
 
@@ -134,6 +159,11 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
         ({"body": b"", "method": "POST"}, 422, "the request: has no body; send the bytes of an image"),
         ({"body": bomb(400, 300)}, 413, "the image: 400x300 pixels (width x height), more than the limit of 20,000;"),
         ({"body": bomb(60000, 60000)}, 413, "the image: has an implausible number of pixels"),
+        (
+            {"body": progressive(500)},
+            413,
+            "the image: has more than 100 scans, which take too long to decode; save it",
+        ),
         ({"body": b"x" * 200_001}, 413, "the request: has a body of more than 200,000 bytes; send less"),
         ({"body": iter([b"x" * 1000] * 201)}, 413, "the request: has a body of more than 200,000 bytes"),
         (form(*[jpeg(20, 20)] * 4), 413, "the request: has 4 images, more than the limit of 3; send several"),
@@ -159,6 +189,16 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
             {"path": "/predict?classes=dics", "body": jpeg()},
             422,
             "the_model: has no class 'dics'; did you mean 'disc'?",
+        ),
+        (
+            {"path": "/predict?treshold=0.1", "body": jpeg()},
+            422,
+            "treshold: is no option of this address; expected threshold, classes.",
+        ),
+        (
+            {"body": gzip.compress(jpeg()), "headers": {"Content-Encoding": "gzip"}},
+            415,
+            "the request: has the Content-Encoding 'gzip', which is not supported; send the bytes without it.",
         ),
         ({"path": "/predict"}, 405, "GET /predict: Method Not Allowed; /docs lists what there is."),
         ({"path": "/%1b[31m"}, 404, r"GET /\u001b[31m: Not Found"),
@@ -243,7 +283,7 @@ def test_the_schema_has_the_three_forms_of_a_body_and_all_errors(server):
     schema = server.request("/openapi.json")[2]
     predict = schema["paths"]["/predict"]["post"]
     assert predict["requestBody"]["content"].keys() == {"image/*", "multipart/form-data", "application/json"}
-    assert predict["responses"].keys() == {"200", "401", "408", "413", "422", "500", "503"}
+    assert predict["responses"].keys() == {"200", "401", "408", "413", "415", "422", "500", "503"}
     assert schema["paths"].keys() == {"/predict", "/model", "/health", "/metrics"}
 
 
@@ -286,7 +326,7 @@ def test_without_a_token_other_pages_and_hosts_are_refused(server):
         assert server.request("/predict", jpeg(), {"Host": host})[0] == 421
     for origin in ("https://evil.example", "null", f"http://localhost:{port + 1}"):
         assert server.request("/predict", jpeg(), {"Origin": origin})[0] == 403
-    for host in (f"localhost:{port}", f"[::1]:{port}", "127.0.0.1"):
+    for host in (f"localhost:{port}", f"[::1]:{port}", "127.0.0.1", f"127.8.8.8:{port}"):
         assert server.request("/predict", jpeg(), {"Host": host, "Origin": f"http://{host}"})[0] == 200
 
 
