@@ -8,12 +8,6 @@
   const COLOURS = 8;
   const AXIS_LABELS = { steps: "step", images: "images", minutes: "minutes", epochs: "epoch" };
 
-  const make = (name, attributes = {}, ...children) => {
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.append(...children);
-    return element;
-  };
   const draw = (name, attributes = {}, text = "") => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);

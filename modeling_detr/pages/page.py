@@ -281,6 +281,7 @@ class Page:
         """
         kinds = set[str]().union(*map(_kinds, self.sections))
         style, scripts = _file("page.css"), [_file("page.js")]
+        scripts += [_file("elements.js")] if self.live_script or "curves" in kinds else []
         scripts += [_file(script) for kind, script in _SCRIPTS.items() if kind in kinds]
         scripts += [self.live_script] if self.live_script else []
         sources = "connect-src 'self'; img-src 'self' data:" if self.live_script else "img-src data:"

@@ -42,6 +42,7 @@ class FoundSegment(BaseModel):
     name: str
     score: float
     area: Annotated[int, Field(description="In pixels.")]
+    segmentation: Annotated[dict[str, Any], Field(description="Its pixels as COCO's RLE.")]
 
 
 class Predicted(BaseModel):

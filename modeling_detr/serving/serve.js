@@ -5,15 +5,8 @@
   const LOWEST = 0.05; // score that is asked for; the slider hides what is below its own
   const MOST_PIXELS = 1600; // of the longer side of the picture on the page
   const COLOURS = 8; // --line-0 … --line-7 of the style
-
-  const make = (name, attributes = {}, ...children) => {
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.append(...children);
-    return element;
-  };
-  const live = (name) => document.querySelector(`.live[data-name="${name}"]`);
-  const sectionOf = (element) => element.closest("section");
+  const MASK_PIXELS = 800; // of the longer side of the masks on the page
+  const [MASK, CHOSEN_MASK] = [0.45, 0.75]; // opacity
 
   const chooser = make("input", { type: "file", accept: "image/*" });
   const drop = make("label", { class: "drop" }, "Drop an image, or ", make("u", {}, "choose a file"), chooser);
@@ -75,6 +68,71 @@
     draw();
   }
 
+  // The runs of COCO's compressed RLE: 5 bits a character, each run as its difference to the one before the last.
+  function runsOf(counts) {
+    const runs = [];
+    for (let position = 0; position < counts.length; ) {
+      let [value, shift, code] = [0, 0, 32];
+      for (; code & 32; shift += 5) {
+        code = counts.charCodeAt(position++) - 48;
+        value |= (code & 31) << shift;
+      }
+      if (code & 16) value |= -1 << shift;
+      runs.push(runs.length > 2 ? value + runs.at(-2) : value);
+    }
+    return runs;
+  }
+
+  // A mask, 1 where the object is, by row and in the size of the page's masks; the runs are by column.
+  function maskOf({ size: [height, width], counts }) {
+    const scale = Math.min(1, MASK_PIXELS / Math.max(width, height));
+    const [columns, rows] = [width, height].map((value) => Math.max(1, Math.round(value * scale)));
+    const pixels = new Uint8Array(width * height);
+    let position = 0;
+    runsOf(counts).forEach((run, number) => {
+      if (number % 2 === 1) pixels.fill(1, position, position + run);
+      position += run;
+    });
+    const mask = new Uint8Array(columns * rows);
+    let [count, sumX, sumY] = [0, 0, 0];
+    for (let y = 0; y < rows; y++) {
+      const row = Math.floor(((y + 0.5) * height) / rows);
+      for (let x = 0; x < columns; x++) {
+        if (pixels[Math.floor(((x + 0.5) * width) / columns) * height + row] === 0) continue;
+        mask[y * columns + x] = 1;
+        count++;
+        sumX += x;
+        sumY += y;
+      }
+    }
+    return { mask, columns, rows, centre: count > 0 ? [sumX / count / columns, sumY / count / rows] : [0.5, 0.5] };
+  }
+
+  const colourOf = (one, row) =>
+    getComputedStyle(document.documentElement).getPropertyValue(`--line-${(prediction.segments ? row : one.label) % COLOURS}`);
+
+  // Draws the masks of objects, the first one on top.
+  function drawMasks(context, found) {
+    const shown = [...found.entries()].reverse().filter(([, one]) => one.segmentation);
+    if (shown.length === 0) return;
+    for (const [, one] of shown) one.mask ??= maskOf(one.segmentation);
+    const { columns, rows } = shown[0][1].mask;
+    const layer = make("canvas", { width: columns, height: rows });
+    const pen = layer.getContext("2d", { willReadFrequently: true });
+    const image = pen.createImageData(columns, rows);
+    for (const [row, one] of shown) {
+      pen.fillStyle = colourOf(one, row);
+      pen.fillRect(0, 0, 1, 1);
+      const colour = pen.getImageData(0, 0, 1, 1).data;
+      const opacity = 255 * (row === chosen ? CHOSEN_MASK : MASK);
+      one.mask.mask.forEach((inside, pixel) => {
+        if (inside === 1) image.data.set([colour[0], colour[1], colour[2], opacity], 4 * pixel);
+      });
+    }
+    pen.putImageData(image, 0, 0);
+    context.drawImage(layer, 0, 0, canvas.width, canvas.height);
+  }
+
   const objects = () =>
     (prediction?.detections ?? prediction?.segments ?? []).filter(
       (one) => prediction.segments || one.score >= Number(slider.value),
@@ -95,22 +153,29 @@
     canvas.height = Math.max(1, Math.round(picture.height * scale));
     const context = canvas.getContext("2d");
     context.drawImage(picture, 0, 0, canvas.width, canvas.height);
-    if (prediction === null || prediction.segments) return;
+    if (prediction === null) return;
+    drawMasks(context, found);
     const style = getComputedStyle(document.documentElement);
     const size = Math.max(11, Math.round(Math.max(canvas.width, canvas.height) / 55));
     context.font = `${size}px system-ui, sans-serif`;
     context.textBaseline = "bottom";
-    [...found.entries()].reverse().forEach(([row, { label, name, score, box_xyxy: box }]) => {
-      const [x0, y0, x1, y1] = box.map((value) => value * scale);
-      const colour = style.getPropertyValue(`--line-${label % COLOURS}`);
-      context.strokeStyle = context.fillStyle = colour;
+    [...found.entries()].reverse().forEach(([row, one]) => {
+      context.strokeStyle = context.fillStyle = colourOf(one, row);
       context.lineWidth = (row === chosen ? 2 : 1) * Math.max(1.5, size / 7);
-      context.strokeRect(x0, y0, x1 - x0, y1 - y0);
-      const text = `${name} ${score.toFixed(2)}`;
-      const bottom = Math.max(y0, 1.3 * size);
-      context.fillRect(x0, bottom - 1.3 * size, context.measureText(text).width + 0.6 * size, 1.3 * size);
+      const text = one.box_xyxy ? `${one.name} ${one.score.toFixed(2)}` : one.name;
+      const width = context.measureText(text).width + 0.6 * size;
+      let [left, bottom] = [0, 0];
+      if (one.box_xyxy) {
+        const [x0, y0, x1, y1] = one.box_xyxy.map((value) => value * scale);
+        context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+        [left, bottom] = [x0, Math.max(y0, 1.3 * size)];
+      } else {
+        const [x, y] = one.mask.centre;
+        [left, bottom] = [x * canvas.width - width / 2, y * canvas.height + 0.65 * size];
+      }
+      context.fillRect(left, bottom - 1.3 * size, width, 1.3 * size);
       context.fillStyle = style.getPropertyValue("--ground");
-      context.fillText(text, x0 + 0.3 * size, bottom - 0.1 * size);
+      context.fillText(text, left + 0.3 * size, bottom - 0.1 * size);
     });
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", found.map(({ name }) => name).join(", "));

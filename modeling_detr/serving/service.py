@@ -1,7 +1,6 @@
 """A model that answers requests: what is accepted, prepared, computed and counted."""
 
 import asyncio
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,8 @@ from modeling_detr.image_processing_detr import to_rgb
 from modeling_detr.predicting import Detector
 from modeling_detr.predicting.score_rules import BEST, ScoreRules, Threshold, listed_names
 from modeling_detr.prediction import task_of
-from modeling_detr.serving.batcher import Batcher, Computed
+from modeling_detr.serving.answer import answer_as_json
+from modeling_detr.serving.batcher import Batcher
 from modeling_detr.serving.body import BodyReader, Classes, Upload, stopping
 from modeling_detr.serving.images import PreparedImage, SentImage, prepare_image
 from modeling_detr.serving.limits import Limits
@@ -207,16 +207,8 @@ class Service:
             "wait": max(one.waited for one in computed),
             "model": max(one.seconds for one in computed),
         }
-        return await loop.run_in_executor(self._pool, _to_json, self.detector.source, computed, seconds)
-
-
-def _to_json(model: str, computed: Sequence[Computed], seconds: Mapping[str, float]) -> bytes:
-    content = {
-        "model": model,
-        "predictions": [one.prediction.to_dict() for one in computed],
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-    }
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+        predictions = [one.prediction for one in computed]
+        return await loop.run_in_executor(self._pool, answer_as_json, self.detector.source, predictions, seconds)
 
 
 def _threshold(sent: float | str | Mapping[str, float] | None) -> Threshold | None:

@@ -5,15 +5,6 @@
   const SECONDS = 2;
   const LEGEND = "Left: predicted, right: ground truth. Solid: found; dashed or striped: false or missed.";
 
-  const make = (name, attributes = {}, ...children) => {
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.append(...children);
-    return element;
-  };
-  const live = (name) => document.querySelector(`.live[data-name="${name}"]`);
-  const sectionOf = (element) => element.closest("section, details");
-
   const header = document.querySelector("header");
   const title = document.title;
   const line = make("p", { class: "state", role: "status" }, make("i"), make("span", {}, "Loading …"));

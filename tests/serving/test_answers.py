@@ -7,8 +7,11 @@ import json
 import struct
 import zlib
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from served import TOKEN, held_detector, jpeg, served
 
 from modeling_detr import DetrTorchvisionImageProcessor
@@ -266,14 +269,28 @@ def test_the_model_describes_itself(server):
     }
 
 
-@pytest.mark.parametrize(("certain_label", "stuff"), [(1, None), (1, [1])])
-def test_masks_and_segments_are_answered(tiny_segmenter, certain_label, stuff):
-    options = {} if stuff is None else {"stuff_labels": stuff}
-    detector = held_detector(tiny_segmenter(certain_label, num_labels=2, id2label=NAMES, **options))
+def test_masks_are_answered(tiny_segmenter):
+    detector = held_detector(tiny_segmenter(1, num_labels=2, id2label=NAMES))
     with served(detector) as running:
         _, _, content = running.request("/predict", jpeg())
     assert content["predictions"] == expected(detector, jpeg())
-    assert content["predictions"][0].keys() >= {"segments" if stuff else "detections"}
+    found = coco_mask.decode([one["segmentation"] for one in content["predictions"][0]["detections"]])
+    assert np.array_equal(found.transpose(2, 0, 1).astype(bool), detector(jpeg()).masks.numpy())
+
+
+def test_segments_are_answered_with_their_pixels(tiny_segmenter, monkeypatch):
+    detector = held_detector(tiny_segmenter(1, num_labels=2, id2label=NAMES, stuff_labels=[1]))
+    segmentation = torch.zeros(90, 120, dtype=torch.int64)
+    segmentation[:45], segmentation[45:, 60:] = 1, 2
+    infos = [{"id": 1, "label_id": 1, "score": 0.9}, {"id": 2, "label_id": 0, "score": 0.9}]
+    result = {"segmentation": segmentation, "segments_info": infos}
+    monkeypatch.setattr(detector, "predict_batch", lambda inputs, sizes, rules: [result for _ in sizes])
+    with served(detector) as running:
+        _, _, content = running.request("/predict", jpeg())
+    segments = content["predictions"][0]["segments"]
+    assert [(one["id"], one["name"], one["area"]) for one in segments] == [(1, "star", 5400), (2, "disc", 2700)]
+    for one in segments:
+        assert np.array_equal(coco_mask.decode(one["segmentation"]) == 1, segmentation.numpy() == one["id"])
 
 
 # The schema

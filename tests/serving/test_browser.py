@@ -87,6 +87,49 @@ def test_an_image_that_is_dropped_is_shown_with_its_boxes(chromium, detector):
         assert all("422" in problem for problem in reported), reported
 
 
+def test_segments_and_masks_are_drawn_where_they_are(chromium, tiny_segmenter, monkeypatch):
+    """The upper half of a grey image is one segment, its lower right quarter another, and the rest is none."""
+    detector = held_detector(tiny_segmenter(1, num_labels=2, id2label={0: "disc", 1: "star"}, stuff_labels=[1]))
+    segmentation = torch.zeros(480, 640, dtype=torch.int64)
+    segmentation[:240], segmentation[240:, 320:] = 1, 4
+    infos = [{"id": 1, "label_id": 1, "score": 0.9}, {"id": 4, "label_id": 0, "score": 0.9}]
+    result = {"segmentation": segmentation, "segments_info": infos}
+    monkeypatch.setattr(detector, "predict_batch", lambda inputs, sizes, rules: [result for _ in sizes])
+    pixel = "[...document.querySelector('canvas').getContext('2d').getImageData({}, {}, 1, 1).data].slice(0, 3)"
+    with served(detector) as running:
+        chromium.open(running.url)
+        drop(chromium, grey(640, 480))
+        assert chromium.wait_for(ROWS, ["star", "disc"]) == ["star", "disc"]
+        corners = ((5, 5), (630, 230), (330, 250), (630, 470), (310, 250), (5, 470))
+        first, second, third, fourth, *others = (chromium.evaluate(pixel.format(*corner)) for corner in corners)
+        assert others == [[120] * 3] * 2
+        assert first == second != [120] * 3
+        assert third == fourth not in ([120] * 3, first)
+        chromium.evaluate("document.querySelector('tbody tr').dispatchEvent(new MouseEvent('mouseenter'))")
+        assert chromium.evaluate(pixel.format(5, 5)) != first
+
+
+def test_the_masks_of_objects_are_drawn(chromium, tiny_segmenter):
+    detector = held_detector(tiny_segmenter(1, num_labels=2, id2label={0: "disc", 1: "star"}))
+    mask = detector(grey(640, 480), threshold=0.05).masks.any(0).numpy()
+    grid = mask[10::20, 10::20].ravel().tolist()
+    assert 0.05 < sum(grid) / len(grid) < 0.95
+    drawn = """{
+        const pen = document.querySelector("canvas").getContext("2d");
+        const drawn = [];
+        for (let y = 10; y < 480; y += 20)
+            for (let x = 10; x < 640; x += 20) drawn.push(pen.getImageData(x, y, 1, 1).data[0] !== 120);
+        drawn;
+    }"""
+    with served(detector) as running:
+        chromium.open(running.url)
+        drop(chromium, grey(640, 480))
+        assert chromium.wait_for(SHOWN, 7) == 7
+        found = chromium.evaluate(drawn)
+    same = sum(one == other for one, other in zip(grid, found, strict=True))
+    assert same > 0.97 * len(grid)  # others are under a label or the line of a box
+
+
 def test_the_page_asks_for_the_token(chromium, detector):
     with served(detector, TOKEN) as running:
         chromium.open(running.url)
