@@ -124,11 +124,11 @@ def wait_until(condition, seconds=30):
 
 
 @contextmanager
-def served(detector, token=None, limits=None, wait_for_ready=True, **options):
+def served(detector, token=None, limits=None, wait_for_ready=True, origins=(), **options):
     """Serves a detector until the block ends."""
     service = Service(detector, limits or Limits(), **options)
     with listen("127.0.0.1", 0) as listener:
-        server = Server(service, create_app(service, token))
+        server = Server(service, create_app(service, token, origins))
         running = Served(service, server, listener.getsockname()[1])
 
         def run():

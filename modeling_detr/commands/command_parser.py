@@ -93,9 +93,18 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         prog: The command, as the user types it.
         description: Its description; usually the docstring of its module.
+        familiar: Options of other tools, as in `FAMILIAR_OPTIONS`, for this command only.
     """
 
-    def __init__(self, prog: str | None = None, description: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        prog: str | None = None,
+        description: str | None = None,
+        *,
+        familiar: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        self._familiar = {**FAMILIAR_OPTIONS, **(familiar or {})}
         options.setdefault("formatter_class", _HelpFormatter)
         super().__init__(prog, description=description, allow_abbrev=False, **options)
 
@@ -108,11 +117,11 @@ class CommandParser(argparse.ArgumentParser):
         names = (text.partition("=")[0] for text in itertools.takewhile(lambda text: text != "--", arguments))
         for name in names:
             if name.startswith("--") and name not in options and not self.subcommands:
-                self.error(f"unknown option {name}; {_remedy(name, options)}")
+                self.error(f"unknown option {name}; {self._remedy(name, options)}")
         for before, text in zip(["", *arguments], [] if self.subcommands else arguments, strict=False):
             name, equals, _ = text.partition("=")
             if equals and name.isidentifier() and not before.startswith("-") and not Path(text).exists():
-                self.error(f"unexpected '{text}'; {_remedy(f'--{name}', options)}")
+                self.error(f"unexpected '{text}'; {self._remedy(f'--{name}', options)}")
         return super().parse_known_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -130,20 +139,19 @@ class CommandParser(argparse.ArgumentParser):
             parts.append(" ".join([*action.option_strings[:1], str(value)]))
         return " ".join(parts)
 
+    def _remedy(self, unknown: str, options: Sequence[str]) -> str:
+        meant = self._familiar.get("--" + unknown.removeprefix("--").replace("-", "_"), "")
+        if " " in meant:
+            return meant
+        if meant in options:
+            return f"did you mean '{meant}'?"
+        return did_you_mean(unknown, [name for name in options if name != "--help"])
+
     @property
     def subcommands(self) -> "Mapping[str, CommandParser]":
         """The parsers of the sub-commands by name; empty if there are none."""
         actions = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         return {name: parser for action in actions for name, parser in action.choices.items()}
-
-
-def _remedy(unknown: str, options: Sequence[str]) -> str:
-    meant = FAMILIAR_OPTIONS.get("--" + unknown.removeprefix("--").replace("-", "_"), "")
-    if " " in meant:
-        return meant
-    if meant in options:
-        return f"did you mean '{meant}'?"
-    return did_you_mean(unknown, [name for name in options if name != "--help"])
 
 
 def check_at_least(name: str, value: float, least: int) -> None:

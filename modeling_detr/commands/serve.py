@@ -17,6 +17,7 @@ Needs: pip install 'modeling-detr[serve]'
 import argparse
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -41,6 +42,17 @@ TOKEN = "DETR_TOKEN"  # in the environment, where other users of the machine do 
 _PACKAGES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
 _LAST_PORT = 65535
 _SHORTEST_TOKEN = 16
+_IN_REQUESTS = "requests choose it: /predict?threshold=0.3&classes=cat,dog"
+_ONE_PROCESS = "a server is one process; start several on ports of their own"
+_FAMILIAR_OPTIONS = {
+    "--threshold": _IN_REQUESTS,
+    "--conf": _IN_REQUESTS,
+    "--classes": _IN_REQUESTS,
+    "--workers": _ONE_PROCESS,
+    "--num_workers": _ONE_PROCESS,
+    "--api_key": "--token",
+    "--cors": "--allowed_origins",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         url = f"http://{host}:{listener.getsockname()[1]}/"
         print(f"serving {printable(arguments.model)} at {url} (Ctrl-C ends)", flush=True)
-        Server(service, create_app(service, token)).serve_on(listener)
+        Server(service, create_app(service, token, arguments.allowed_origins)).serve_on(listener)
     if service.failure is not None:
         raise service.failure
     print("stopped", flush=True)
@@ -72,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> CommandParser:
     """The parser of the command; its help and its page of the documentation come from it."""
-    parser = CommandParser("detr serve", __doc__)
+    parser = CommandParser("detr serve", __doc__, familiar=_FAMILIAR_OPTIONS)
     parser.add_argument(
         "model", help="a model folder, the folder of a run, a Hub id, an original checkpoint or an exported model"
     )
@@ -89,6 +101,14 @@ def build_parser() -> CommandParser:
         "--token",
         help=f"what clients send to be answered (default: {TOKEN} of the environment, which `ps` does not show)",
     )
+    group.add_argument(
+        "--allowed_origins",
+        type=_origins,
+        default=[],
+        metavar="ORIGINS",
+        help="web pages that may use the server in a browser, separated by commas, such as http://localhost:3000 "
+        "(default: only its own)",
+    )
     group = parser.add_argument_group("images that are computed together")
     group.add_argument("--batch_size", type=int, default=8, help="at most (default: 8)")
     group.add_argument(
@@ -96,6 +116,15 @@ def build_parser() -> CommandParser:
     )
     _add_limits(parser)
     return parser
+
+
+def _origins(text: str) -> list[str]:
+    """The value of `--allowed_origins`."""
+    origins = [origin.strip().rstrip("/") for origin in text.split(",")]
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/\s*?#@]+", origin):
+            raise argparse.ArgumentTypeError(f"got '{origin}', expected http://HOST:PORT or https://HOST")
+    return origins
 
 
 def _add_limits(parser: CommandParser) -> None:
@@ -122,9 +151,7 @@ def _check_packages() -> None:
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             name = package.replace("_", "-")
-            raise ServeError(
-                "detr serve", f"needs {name}, which is not installed", "pip install 'modeling-detr[serve]'"
-            )
+            raise ServeError(name, "is not installed", "pip install 'modeling-detr[serve]'")
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

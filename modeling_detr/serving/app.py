@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Query, Request, Response, params
@@ -115,12 +115,13 @@ _FILES = {
 }
 
 
-def create_app(service: Service, token: str | None = None) -> Guard:
+def create_app(service: Service, token: str | None = None, origins: Collection[str] = ()) -> Guard:
     """The application: any ASGI server can run it.
 
     Args:
         service: The model.
         token: See `Guard`.
+        origins: See `Guard`.
     """
 
     @contextlib.asynccontextmanager
@@ -143,7 +144,7 @@ def create_app(service: Service, token: str | None = None) -> Guard:
     secured = [] if token is None else [Depends(HTTPBearer(auto_error=False))]  # for the schema; Guard checks it
     _add_predict(app, service, secured)
     _add_others(app, service, secured)
-    return Guard(app, service, token)
+    return Guard(app, service, token, origins)
 
 
 def _add_predict(app: FastAPI, service: Service, secured: Sequence[params.Depends]) -> None:
@@ -224,7 +225,9 @@ def _add_error_answers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
         where = f"{request.method} {printable(request.url.path[:200])}"
-        message = f"{where}: {phrase_of(error.status_code)}; /docs lists what there is."
+        allowed = (error.headers or {}).get("Allow")
+        remedy = f"use {allowed}" if allowed else "/docs lists what there is"
+        message = f"{where}: {phrase_of(error.status_code)}; {remedy}."
         return error_answer(error.status_code, message, error.headers)
 
     @app.exception_handler(RequestValidationError)

@@ -107,7 +107,7 @@ class BodyReader:
                         upload = await self._read_form(request, count)
                     else:
                         content = b"".join([chunk async for chunk in self._chunks(request, count)])
-                        is_json = kind == "application/json"
+                        is_json = kind == "application/json" or content.startswith(b"{")  # as no image does
                         upload = await asyncio.to_thread(_from_json if is_json else _from_bytes, content)
                 finally:
                     self._receiving.discard(timeout)
@@ -158,7 +158,7 @@ class BodyReader:
                 texts[name] = value
             else:
                 problem = f"has a field '{printable(name[:80])}', which is no file"
-                raise Refusal(422, "the form", problem, "expected files, threshold and classes")
+                raise Refusal(422, "the form", problem, "expected files (curl -F image=@FILE), threshold and classes")
         if not images:
             raise Refusal(422, "the form", "has no files", "send an image: curl -F image=@photo.jpg")
         return Upload(images, texts.get("threshold"), texts.get("classes"))
@@ -217,7 +217,8 @@ def _decoded(text: str, where: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refusal(422, where, f"is not Base64 ({error})", "encode the bytes of the file") from error
+        remedy = "encode the bytes of the file; URLs and paths are not read"
+        raise Refusal(422, where, f"is not Base64 ({error})", remedy) from error
 
 
 def _named(index: int, name: str | None) -> str:

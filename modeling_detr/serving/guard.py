@@ -2,9 +2,11 @@
 
 import hmac
 import ipaddress
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modeling_detr.serving.refusal import Refusal
@@ -33,10 +35,16 @@ class Guard:
         app: What answers.
         service: The model.
         token: What a request must have as `Authorization: Bearer …`; None: nothing.
+        origins: Web pages (`https://HOST:PORT`) that may use the model in a browser.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, token: str | None) -> None:
-        self.app, self.service = app, service
+    def __init__(self, app: ASGIApp, service: Service, token: str | None, origins: Collection[str] = ()) -> None:
+        self.app, self.service, self._origins = app, service, origins
+        self._answer: ASGIApp = self._answer_allowed
+        if origins:
+            self._answer = CORSMiddleware(
+                self._answer_allowed, allow_origins=[*origins], allow_methods=["GET", "POST"], allow_headers=["*"]
+            )
         self._expected = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,11 +64,14 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self._refusal(scope)
-            await (self.app if refusal is None else refusal.answer())(scope, receive, send_noted)
+            await self._answer(scope, receive, send_noted)
         finally:
             path = scope["path"]
             self.service.metrics.note_request(path if path in _COUNTED else "other", status)
+
+    async def _answer_allowed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope)
+        await (self.app if refusal is None else refusal.answer())(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = Headers(scope=scope)
@@ -74,9 +85,9 @@ class Guard:
             problem = "names a host that is not this machine"
             return Refusal(421, "Host", problem, "use http://127.0.0.1, or start the server with --token")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
             problem = "is another page, which may not use this server"
-            return Refusal(403, "Origin", problem, "start the server with --token")
+            return Refusal(403, "Origin", problem, f"start the server with --allowed_origins {origin[:100]}")
         return None
 
 

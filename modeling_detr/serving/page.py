@@ -10,8 +10,6 @@ def serve_page() -> str:
     page = Page(
         "Find objects",
         [Section("Image", [Live("image")]), Section("Found", [Live("found")])],
-        summary="Drop an image here, paste it, or choose a file.",
-        facts=[("API", "POST /predict; /docs describes it")],
         live_script=Path(__file__).with_name("serve.js").read_text(encoding="utf-8"),
     )
     return page.to_html()

@@ -3,13 +3,13 @@
 // Sends an image that is dropped, pasted or chosen to /predict, and draws what is found in it.
 {
   const LOWEST = 0.05; // score that is asked for; the slider hides what is below its own
-  const MOST_PIXELS = 1600; // of the longer side of the picture on the page
+  const [LEAST_PIXELS, MOST_PIXELS] = [640, 1600]; // of the longer side of the picture on the page
   const COLOURS = 8; // --line-0 … --line-7 of the style
   const MASK_PIXELS = 800; // of the longer side of the masks on the page
   const [MASK, CHOSEN_MASK] = [0.45, 0.75]; // opacity
 
   const chooser = make("input", { type: "file", accept: "image/*" });
-  const drop = make("label", { class: "drop" }, "Drop an image, or ", make("u", {}, "choose a file"), chooser);
+  const drop = make("label", { class: "drop" }, "Drop or paste an image, or ", make("u", {}, "choose a file"), chooser);
   const token = make("input", { type: "password", autocomplete: "off", "aria-label": "Token" });
   const tokenLine = make("form", { class: "slider", hidden: "" }, make("label", {}, "Token of the server "), token);
   const status = make("p", { class: "status", role: "status" });
@@ -18,7 +18,9 @@
   const sliderLine = make("p", { class: "slider", hidden: "" }, make("span", {}, "Threshold"), slider, shownThreshold);
   const canvas = make("canvas", { hidden: "" });
   const stage = make("div", { class: "stage" }, canvas);
-  live("image").append(tokenLine, drop, sliderLine, stage, status);
+  live("image").append(tokenLine, drop, sliderLine, status, stage);
+  const description = make("a", { href: "/docs" }, "/docs");
+  document.querySelector("main").append(make("p", { class: "status" }, "For programs: POST /predict, see ", description));
 
   let model = null; // what /model answers
   let picture = null; // the image, decoded by the browser; null if it cannot
@@ -148,7 +150,8 @@
   }
 
   function drawPicture(found) {
-    const scale = Math.min(1, MOST_PIXELS / Math.max(picture.width, picture.height));
+    const longer = Math.max(picture.width, picture.height);
+    const scale = Math.min(MOST_PIXELS, Math.max(LEAST_PIXELS, longer)) / longer; // small ones are enlarged
     canvas.width = Math.max(1, Math.round(picture.width * scale));
     canvas.height = Math.max(1, Math.round(picture.height * scale));
     const context = canvas.getContext("2d");
@@ -173,6 +176,7 @@
         const [x, y] = one.mask.centre;
         [left, bottom] = [x * canvas.width - width / 2, y * canvas.height + 0.65 * size];
       }
+      left = Math.max(0, Math.min(left, canvas.width - width));
       context.fillRect(left, bottom - 1.3 * size, width, 1.3 * size);
       context.fillStyle = style.getPropertyValue("--ground");
       context.fillText(text, left + 0.3 * size, bottom - 0.1 * size);

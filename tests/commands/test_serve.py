@@ -79,13 +79,27 @@ def test_a_wrong_option_is_one_line(capsys, monkeypatch, options, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threshold", ".3"], "unknown option --threshold; requests choose it: /predict?threshold=0.3"),
+        (["--workers", "4"], "unknown option --workers; a server is one process"),
+        (["--cors", "*"], "unknown option --cors; did you mean '--allowed_origins'?"),
+        (["--allowed_origins", "*"], "argument --allowed_origins: got '*', expected http://HOST:PORT"),
+        (["--allowed_origins", "http://a/b"], "argument --allowed_origins: got 'http://a/b', expected"),
+    ],
+)
+def test_options_that_others_have_lead_to_what_is_here(capsys, options, message):
+    with pytest.raises(SystemExit):
+        run_command("serve", ["no_model", *options])
+    assert capsys.readouterr().err.startswith(f"detr serve: error: {message}")
+
+
 def test_a_missing_package_is_named_with_the_command_that_installs_it(capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find_spec(name))
     assert run_command("serve", ["no_model"]) == 2
-    assert capsys.readouterr().err == (
-        "detr serve: detr serve: needs uvicorn, which is not installed; pip install 'modeling-detr[serve]'.\n"
-    )
+    assert capsys.readouterr().err == ("detr serve: uvicorn: is not installed; pip install 'modeling-detr[serve]'.\n")
 
 
 def test_elsewhere_it_warns_and_a_token_of_the_environment_is_enough(capsys, monkeypatch):

@@ -82,6 +82,13 @@ def test_bytes_forms_and_json_are_answered_as_the_detector_predicts(server, dete
     assert answer[2]["predictions"] == both[1:]
 
 
+def test_json_is_known_by_its_first_byte(server, detector):
+    body = as_json(images=[jpeg()], threshold=0)["body"]
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}, {"Content-Type": "text/plain"}):
+        status, _, content = server.request("/predict", body, headers)
+        assert (status, content.get("predictions")) == (200, expected(detector, jpeg(), threshold=0))
+
+
 def test_curls_own_type_for_a_body_is_an_image(server):
     status, _, content = server.request("/predict", jpeg(), {"Content-Type": "application/x-www-form-urlencoded"})
     assert (status, len(content["predictions"])) == (200, 1)
@@ -172,7 +179,11 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
         (form(*[jpeg(20, 20)] * 4), 413, "the request: has 4 images, more than the limit of 3; send several"),
         (form(jpeg(), b"no image"), 422, "image 2 (1.jpg): is not an image (8 bytes)"),
         (form(), 422, "the form: has no files; send an image: curl -F image=@photo.jpg."),
-        (form(jpeg(), other="x"), 422, "the form: has a field 'other', which is no file; expected files, threshold"),
+        (
+            form(jpeg(), other="x"),
+            422,
+            "the form: has a field 'other', which is no file; expected files (curl -F image=@FILE)",
+        ),
         ({**form(), "body": b"nothing"}, 422, "the form: cannot be read (Invalid multipart data)"),
         ({**form(), "headers": {"Content-Type": "multipart/form-data"}}, 422, "the form: cannot be read (Missing b"),
         (as_json(images=[]), 422, "images: is empty; send at least one image as Base64."),
@@ -203,7 +214,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
             415,
             "the request: has the Content-Encoding 'gzip', which is not supported; send the bytes without it.",
         ),
-        ({"path": "/predict"}, 405, "GET /predict: Method Not Allowed; /docs lists what there is."),
+        ({"path": "/predict"}, 405, "GET /predict: Method Not Allowed; use POST."),
         ({"path": "/%1b[31m"}, 404, r"GET /\u001b[31m: Not Found"),
     ],
 )
@@ -345,6 +356,27 @@ def test_without_a_token_other_pages_and_hosts_are_refused(server):
         assert server.request("/predict", jpeg(), {"Origin": origin})[0] == 403
     for host in (f"localhost:{port}", f"[::1]:{port}", "127.0.0.1", f"127.8.8.8:{port}"):
         assert server.request("/predict", jpeg(), {"Host": host, "Origin": f"http://{host}"})[0] == 200
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_pages_that_are_allowed_are_answered_and_others_are_not(detector, token):
+    page, other = "http://localhost:3000", "http://localhost:3001"
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    known = {} if token is None else {"Authorization": f"Bearer {token}"}
+    with served(detector, token, origins=[page]) as running:
+        status, headers, _ = running.request("/predict", None, {"Origin": page, **asked}, "OPTIONS")
+        assert (status, headers["access-control-allow-origin"]) == (200, page)
+        assert "authorization" in headers["access-control-allow-headers"].lower()
+        status, headers, _ = running.request("/predict", jpeg(), {"Origin": page, **known})
+        assert (status, headers["access-control-allow-origin"]) == (200, page)
+        status, headers, _ = running.request("/predict", None, {"Origin": other, **asked}, "OPTIONS")
+        assert (status, "access-control-allow-origin" in headers) == (400, False)
+        status, headers, content = running.request("/predict", jpeg(), {"Origin": other, **known})
+        assert "access-control-allow-origin" not in headers
+        if token is None:
+            assert (status, "--allowed_origins http://localhost:3001" in content["error"]["message"]) == (403, True)
+        else:
+            assert running.request("/predict", jpeg(), {"Origin": page})[0] == 401
 
 
 @pytest.mark.slow

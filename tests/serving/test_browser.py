@@ -143,6 +143,14 @@ def test_the_page_asks_for_the_token(chromium, detector):
         assert chromium.wait_for(SHOWN, 7) == 7
 
 
+def test_a_small_image_is_enlarged(chromium, detector):
+    with served(detector) as running:
+        chromium.open(running.url)
+        drop(chromium, jpeg(128, 96))
+        assert chromium.wait_for(SHOWN, 7) == 7
+        assert chromium.evaluate(SIZE) == [640, 480]
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_the_page_fits_its_window(chromium, detector, width, scheme, tmp_path):
     with served(detector) as running:
