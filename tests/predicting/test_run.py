@@ -1,5 +1,6 @@
 """Runs that are interrupted, or meet another one in their folder."""
 
+import itertools
 import json
 import os
 import shutil
@@ -7,15 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from killed_writes import killed_before
 from noise_images import picture
 
 from modeling_detr.commands.predict import main
 from modeling_detr.errors_detr import ModelNotFoundError, OutputError
 from modeling_detr.predicting import Detector
-from modeling_detr.predicting.journal import FOLDER
+from modeling_detr.predicting.inputs import find_inputs
+from modeling_detr.predicting.journal import FOLDER, Journal
+from modeling_detr.predicting.outputs import OutputRun, create_outputs
+from modeling_detr.predicting.run import PredictionRun
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -195,3 +202,42 @@ def test_a_killed_run_on_changed_images_ends_like_a_new_one(command, tmp_path: P
     assert subprocess.run(script, cwd=REPOSITORY).returncode == 1
     assert main(command("whole", "--batch_size", "3")) == 1
     assert_same_results(tmp_path / "parts", tmp_path / "whole")
+
+
+class TwoBoxes:
+    """Predicts the same two objects in each image."""
+
+    is_panoptic = False
+    class_names = {0: "disc", 1: "star"}  # noqa: RUF012
+
+    def processor(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"pixel_values": pixels[None]}
+
+    def predict_batch(self, _inputs, sizes, _rules) -> list[dict[str, torch.Tensor]]:
+        boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0], [5.0, 5.0, 20.0, 25.0]])
+        return [{"scores": torch.tensor([0.9, 0.8]), "labels": torch.tensor([1, 0]), "boxes": boxes} for _ in sizes]
+
+
+def predict_with_two_boxes(inputs: Path, out: Path) -> None:
+    detector, images = TwoBoxes(), find_inputs([str(inputs)])
+    outputs = create_outputs(["pictures", "json", "yolo"], OutputRun(out, detector.class_names), is_panoptic=False)
+    run = PredictionRun(detector, None, images, outputs, Journal(out))  # type: ignore[arg-type]
+    run.open({"model": "two boxes"})
+    run.predict()
+    run.finish()
+    run.journal.remove()
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_file_operation_costs_no_result(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png")
+    predict_with_two_boxes(tmp_path / "in", tmp_path / "whole")
+    for operation in itertools.count():
+        out = tmp_path / str(operation)
+        is_killed = killed_before(operation, partial(predict_with_two_boxes, tmp_path / "in", out))
+        predict_with_two_boxes(tmp_path / "in", out)
+        assert_same_results(out, tmp_path / "whole")
+        shutil.rmtree(out)
+        if not is_killed:
+            break
+    assert operation > 20
