@@ -126,10 +126,12 @@ def _predict_images(
             return 0
         finished = run.finish()
         notes = _write_as_dataset(arguments, run)
+        run.journal.remove()
     except BaseException:
         print(f"stopped; the same command with --output_dir {output_dir} continues", file=sys.stderr)
         raise
-    run.journal.remove()
+    finally:
+        run.journal.close()
     _report(finished, run, output_dir, notes)
     return int(bool(finished.unreadable))
 

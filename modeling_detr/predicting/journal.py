@@ -97,13 +97,20 @@ class Journal:
             self._file.write(json.dumps({**entry, _STATE: state}).encode("ascii") + b"\n")
             self._file.flush()
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Brings the entries to the disk."""
         if self._file is not None:
             with explained_output(self.folder):
                 os.fsync(self._file.fileno())
                 self._file.close()
             self._file = None
+
+    def close(self) -> None:
+        """Brings the entries to the disk, and lets other runs into the folder."""
+        try:
+            self.flush()
+        finally:
+            self._lock.close()
 
     def read(self) -> None:
         """Looks again at what all processes have written."""
@@ -137,13 +144,13 @@ class Journal:
 
     def remove(self) -> None:
         """Ends the run: its results are written."""
-        self.close()
+        self.flush()
         with explained_output(self.folder):
             for file in self.folder.glob("*.jsonl"):  # before the settings, without which they would be another run's
                 file.unlink()
             shutil.rmtree(self.folder)
             sync(self.folder.parent)
-        self._lock.close()
+        self.close()
 
     def _index(self, file: Path, offset: int, line: bytes) -> None:
         try:

@@ -87,7 +87,7 @@ class PredictionRun:
             self.journal.open(settings, is_main=is_main)
             if is_main:
                 self._remove_outdated()
-        return sum(self.journal.is_done(image.source, image.state()) for image in self.images)
+        return sum(map(self._is_done, self.images))
 
     def predict(self, processes: PartialState | None = None) -> None:
         """Predicts for the images of this process that are not done; shows a bar in a terminal. The run is open.
@@ -99,11 +99,10 @@ class PredictionRun:
             OutputError: Something cannot be written.
             LoaderError: A loader process was killed.
         """
-        todo = [
-            index for index, image in enumerate(self.images) if not self.journal.is_done(image.source, image.state())
-        ]
         count = 1 if processes is None else processes.num_processes
-        own = todo[0 if processes is None else processes.process_index :: count]
+        share = range(0 if processes is None else processes.process_index, len(self.images), count)
+        # Shares of what is left could overlap or leave gaps: each process sees another state of the journal
+        own = [index for index in share if not self._is_done(self.images[index])]
         batches = PreparedBatches(
             self.images,
             own,
@@ -116,7 +115,7 @@ class PredictionRun:
         try:
             with tqdm(
                 total=len(self.images),
-                initial=len(self.images) - len(todo),
+                initial=min((len(share) - len(own)) * count, len(self.images)),
                 desc="predict",
                 unit="image",
                 dynamic_ncols=True,
@@ -126,7 +125,7 @@ class PredictionRun:
                     done = self._predict(batch)
                     bar.update(min(done * count, len(self.images) - int(bar.n)))
         finally:
-            self.journal.close()
+            self.journal.flush()
 
     def finish(self) -> FinishedRun:
         """Writes what is about all images, once all processes are done, and counts."""
@@ -142,6 +141,9 @@ class PredictionRun:
     def entries(self) -> Iterator[Entry]:
         """The entries of the images that are done, in the order of the images."""
         return self.journal.entries([image.source for image in self.images])
+
+    def _is_done(self, image: InputImage) -> bool:
+        return self.journal.is_done(image.source, image.state())
 
     def _remove_outdated(self) -> None:
         """Removes files of images that have changed, have got another name or are gone since they were predicted."""

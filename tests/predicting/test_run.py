@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -218,14 +220,39 @@ class TwoBoxes:
         return [{"scores": torch.tensor([0.9, 0.8]), "labels": torch.tensor([1, 0]), "boxes": boxes} for _ in sizes]
 
 
-def predict_with_two_boxes(inputs: Path, out: Path) -> None:
+def run_with_two_boxes(inputs: Path, out: Path) -> PredictionRun:
     detector, images = TwoBoxes(), find_inputs([str(inputs)])
     outputs = create_outputs(["pictures", "json", "yolo"], OutputRun(out, detector.class_names), is_panoptic=False)
-    run = PredictionRun(detector, None, images, outputs, Journal(out))  # type: ignore[arg-type]
+    return PredictionRun(detector, None, images, outputs, Journal(out))  # type: ignore[arg-type]
+
+
+def predict_with_two_boxes(inputs: Path, out: Path) -> None:
+    run = run_with_two_boxes(inputs, out)
     run.open({"model": "two boxes"})
     run.predict()
     run.finish()
     run.journal.remove()
+
+
+def test_a_process_that_starts_late_leaves_no_image_out(tmp_path: Path) -> None:
+    for number in range(5):
+        picture(tmp_path / "in" / f"{number}.png")
+    for rank in range(2):  # the second opens the journal when the first is done
+        processes = SimpleNamespace(
+            num_processes=2, process_index=rank, is_main_process=rank == 0, main_process_first=nullcontext
+        )
+        run = run_with_two_boxes(tmp_path / "in", tmp_path / "out")
+        run.open({}, processes)
+        run.predict(processes)
+    assert run.finish().images == 5
+
+
+def test_a_run_that_fails_lets_others_into_its_folder(command, interrupted, tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png")
+    interrupted(command("out"), 0)
+    code = "import sys; from pathlib import Path; from modeling_detr.predicting.journal import Journal\n"
+    code += "Journal(Path(sys.argv[1])).open({})"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=REPOSITORY, check=True)
 
 
 @pytest.mark.slow
