@@ -41,23 +41,20 @@ from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
-from modeling_detr.errors_detr import ModelError, OutputExistsError, VideoError, did_you_mean, printable
-from modeling_detr.output_errors import check_folder
+from modeling_detr.errors_detr import ModelError, VideoError, did_you_mean, printable
 from modeling_detr.predicting import Detector
-from modeling_detr.predicting.as_dataset import write_as_dataset
+from modeling_detr.predicting.as_dataset import check_target, write_as_dataset
 from modeling_detr.predicting.inputs import InputImage, find_inputs, named
 from modeling_detr.predicting.inputs.dataset import find_in_dataset
-from modeling_detr.predicting.journal import Journal
+from modeling_detr.predicting.journal import Journal, files_of_model
 from modeling_detr.predicting.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputRun, create_outputs
-from modeling_detr.predicting.outputs.pictures import picture_name
-from modeling_detr.predicting.overwriting import check_inputs_are_kept
+from modeling_detr.predicting.overwriting import check_results
 from modeling_detr.predicting.result import counted_by_class
 from modeling_detr.predicting.run import FinishedRun, PredictionRun
 from modeling_detr.predicting.score_rules import ScoreRules
 from modeling_detr.predicting.tiles import DEFAULT_OVERLAP, Tiling
 from modeling_detr.predicting.video.reading import find_videos, is_video, left_out_videos, require_av
-from modeling_detr.predicting.video.run import VideoOptions, predict_video, video_names
-from modeling_detr.predicting.video.writing import WRITTEN_SUFFIXES
+from modeling_detr.predicting.video.run import VideoOptions, predict_videos
 from modeling_detr.structures_detr import DetectionIndex
 from modeling_detr.training.distributed import end_with_launcher
 
@@ -78,16 +75,9 @@ def _run(arguments: argparse.Namespace, processes: PartialState | None, output_d
     videos = _find_videos(arguments)
     is_in_runs = output_dir.resolve().is_relative_to(RUNS.resolve())  # a run that continues finds the same images
     images, dataset = _find_images(arguments, [output_dir, RUNS] if is_in_runs else [output_dir])
-    draws = "pictures" in arguments.save
-    pictures = [str(picture_name(image.name)) for image in images] if draws else []
-    drawn_videos = [f"{name}{suffix}" for name in video_names(videos) for suffix in WRITTEN_SUFFIXES] if draws else []
-    lists = [file for name in arguments.save for file in OUTPUTS[name].create.files] if images else []
-    check_folder(output_dir, files=[*pictures, *lists])
-    check_inputs_are_kept(
-        output_dir, [*pictures, *drawn_videos], [*(image.source for image in images if not image.opener), *videos]
-    )
+    check_results(output_dir, images, videos, arguments.save)
     if arguments.as_dataset is not None:
-        _check_as_dataset(arguments.as_dataset, output_dir)
+        check_target(arguments.as_dataset, output_dir)
 
     # Predict.
     detector = _load(arguments, processes)
@@ -146,25 +136,18 @@ def _predict_videos(
 ) -> int:
     """Predicts for one video after the other; returns the exit code."""
     options = VideoOptions(rules, "pictures" in arguments.save, arguments.batch_size, arguments.tiling)
-    named = [*zip(videos, video_names(videos), strict=True)]
-    count, first = (1, 0) if processes is None else (processes.num_processes, processes.process_index)
+    noun = "segment" if detector.is_panoptic else "object"
     code = 0
-    for source, name in named[first::count]:
-        try:
-            done = predict_video(detector, source, name, output_dir, options)
-        except VideoError as error:  # costs this video only
-            print(error, file=sys.stderr)
+    for done in predict_videos(detector, videos, output_dir, options, processes):
+        if isinstance(done, VideoError):  # costs this video only
+            print(done, file=sys.stderr)
             code = 1
             continue
-        noun = "segment" if detector.is_panoptic else "object"
-        written = ", ".join(map(str, done.written))
-        where = printable(f"{source}: {written}")
+        where = printable(f"{done.source}: {', '.join(map(str, done.written))}")
         print(f"{counted(done.found, noun)} in {counted(done.frames, 'frame')} of {where}")
         if done.problem:
-            print(printable(f"{source}: {done.problem}; what was done is kept"), file=sys.stderr)
+            print(printable(f"{done.source}: {done.problem}; what was done is kept"), file=sys.stderr)
             code = 1
-        if done.was_interrupted:
-            break
     return code
 
 
@@ -284,15 +267,6 @@ def _load(arguments: argparse.Namespace, processes: PartialState | None) -> Dete
     return Detector(model, processor, source=arguments.model, device=device, dtype=dtype, compiled=arguments.compile)
 
 
-def _check_as_dataset(folder: Path, output_dir: Path) -> None:
-    """Checks that the dataset can be written as a new folder, which the results are not in."""
-    if os.path.lexists(folder):
-        raise OutputExistsError(folder, "already exists", "choose another folder or remove it")
-    if output_dir.resolve().is_relative_to(folder.resolve()):
-        raise OutputExistsError(folder, "is the folder of the results, or contains it", "choose another --as_dataset")
-    check_folder(folder)
-
-
 def _check_panoptic(arguments: argparse.Namespace, detector: Detector) -> None:
     """Checks that what was asked for exists for panoptic segments, before anything is predicted."""
     if not detector.is_panoptic:
@@ -404,7 +378,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     threshold = arguments.threshold
     return {
         "model": arguments.model,
-        "model_files": _files_of(Path(arguments.model)),
+        "model_files": files_of_model(Path(arguments.model)),
         "threshold": dict(threshold) if isinstance(threshold, dict) else threshold,
         "classes": arguments.classes,
         "calibrated": arguments.calibrated,
@@ -413,10 +387,3 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "tile": arguments.tile,
         "overlap": arguments.overlap,
     }
-
-
-def _files_of(model: Path) -> list[list[Any]]:
-    """Size and time of the model's files, if it is local."""
-    files = [model] if model.is_file() else [*model.glob("*"), *model.glob("model/*")] if model.is_dir() else []
-    weights = [file for file in files if file.is_file() and file.suffix not in (".md", ".html", ".log", ".jsonl")]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(weights)]

@@ -1,5 +1,6 @@
 """Predictions as a dataset in any format that can be written: labels to correct in an annotation tool."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,26 @@ import numpy as np
 from modeling_detr.data.convert import Conversion, convert_dataset
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.masks import read_segmentations
+from modeling_detr.errors_detr import OutputExistsError
 from modeling_detr.evaluation.metrics import unique_names
+from modeling_detr.output_errors import check_folder
 from modeling_detr.predicting.inputs import InputImage
 from modeling_detr.predicting.journal import Entry
 from modeling_detr.structures_detr import UNSPLIT, AnnotationTable, Category, DetectionIndex, ImageRecord
+
+
+def check_target(folder: Path, results: Path) -> None:
+    """Checks that the dataset can be written as a new folder, which the results are not in.
+
+    Raises:
+        OutputExistsError: It exists, or contains the results.
+        OutputError: It cannot be written.
+    """
+    if os.path.lexists(folder):
+        raise OutputExistsError(folder, "already exists", "choose another folder or remove it")
+    if results.resolve().is_relative_to(folder.resolve()):
+        raise OutputExistsError(folder, "is the folder of the results, or contains it", "choose another folder")
+    check_folder(folder)
 
 
 def write_as_dataset(

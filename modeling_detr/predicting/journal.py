@@ -180,3 +180,10 @@ class Journal:
                 f"holds an unfinished run with other settings ({listed})",
                 f"repeat its command to finish it, choose another folder, or remove {self.folder}",
             )
+
+
+def files_of_model(model: Path) -> list[list[Any]]:
+    """Size and time of a model's files, for the settings of a run; empty if it is not local."""
+    files = [model] if model.is_file() else [*model.glob("*"), *model.glob("model/*")] if model.is_dir() else []
+    weights = [file for file in files if file.is_file() and file.suffix not in (".md", ".html", ".log", ".jsonl")]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(weights)]

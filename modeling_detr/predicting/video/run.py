@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
+from accelerate import PartialState
 from tqdm import tqdm
 
 from modeling_detr.atomic_output import output_stem, replaced_file
@@ -24,6 +25,7 @@ class PredictedVideo:
     """What was done with a video.
 
     Attributes:
+        source: The video.
         frames: Number of frames.
         found: Number of objects or segments in all frames.
         written: The files.
@@ -31,6 +33,7 @@ class PredictedVideo:
         was_interrupted: Whether a signal ended it.
     """
 
+    source: str
     frames: int
     found: int
     written: tuple[Path, ...]
@@ -90,7 +93,38 @@ def predict_video(
         problem = reader.problem
         if was_interrupted and not reader.is_live:
             problem = f"interrupted after {run.frames} frames"
-    return PredictedVideo(run.frames, run.found, tuple(written), problem, was_interrupted)
+    return PredictedVideo(source, run.frames, run.found, tuple(written), problem, was_interrupted)
+
+
+def predict_videos(
+    detector: Detector,
+    sources: Sequence[str],
+    output_dir: Path,
+    options: VideoOptions,
+    processes: PartialState | None = None,
+) -> Iterator[PredictedVideo | VideoError]:
+    """Predicts for the videos of this process, until a signal ends one; yields an error of one that cannot be read.
+
+    Args:
+        detector: The model.
+        sources: All videos.
+        output_dir: The folder of the results.
+        options: How they are predicted.
+        processes: The processes that share the videos; None: one.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    count, first = (1, 0) if processes is None else (processes.num_processes, processes.process_index)
+    for source, name in [*zip(sources, video_names(sources), strict=True)][first::count]:
+        try:
+            done = predict_video(detector, source, name, output_dir, options)
+        except VideoError as error:
+            yield error
+            continue
+        yield done
+        if done.was_interrupted:
+            break
 
 
 def _refuse_empty(source: str, problem: str, was_interrupted: bool) -> None:
