@@ -115,7 +115,7 @@ def _image(source: Any) -> Image.Image:
     if isinstance(source, str):
         try:
             text = source.partition(",")[2] if source.startswith("data:") else source
-            source = base64.b64decode(text, validate=True)
+            source = base64.b64decode("".join(text.split()), validate=True)  # `base64` breaks lines
         except binascii.Error as error:
             raise ValueError("inputs: the text is not base64, expected an image in base64.") from error
     if not isinstance(source, bytes):

@@ -44,7 +44,8 @@ REQUESTS = """
     everything = {"threshold": 0.0}
     content = open(image, "rb").read()
     text = base64.b64encode(content).decode()
-    for inputs in (Image.open(image), content, text, [text, text]):
+    lines = base64.encodebytes(content).decode()
+    for inputs in (Image.open(image), content, text, lines, [text, text]):
         print(json.dumps(endpoint({"inputs": inputs, "parameters": everything})))
     print(json.dumps(endpoint({"inputs": text, "parameters": {"threshold": 1.0}})))
 """
