@@ -203,6 +203,10 @@ class LoaderError(DetrError, RuntimeError):
     """Data loading processes that cannot start, have ended, keep the run waiting, or have raised an error."""
 
 
+class LaunchError(DetrError, ValueError):
+    """The processes of a command cannot be started."""
+
+
 class ServeError(DetrError, ValueError):
     """A server of `detr serve` that cannot start."""
 

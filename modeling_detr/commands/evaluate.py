@@ -31,6 +31,7 @@ from modeling_detr.analysis.suspected_report import SUSPECTED_LABELS, save_suspe
 from modeling_detr.commands.command_parser import CommandParser, check_at_least, check_draws
 from modeling_detr.commands.dataset_options import add_dataset_options
 from modeling_detr.commands.device import add_dtype, add_trust_code, precision_of
+from modeling_detr.commands.launching import add_launch_options, launched
 from modeling_detr.commands.results import add_output_dir, link_to, new_results_folder
 from modeling_detr.commands.trained_on import (
     CHOICE_OPTION_NAMES,
@@ -73,6 +74,11 @@ OPTION_NAMES = CHOICE_OPTION_NAMES
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
+    argv, code = launched("evaluate", argv, _parse_arguments)
+    return _evaluate(argv) if code is None else code
+
+
+def _evaluate(argv: Sequence[str]) -> int:
     arguments = _parse_arguments(argv)
     end_with_launcher()
     accelerator = Accelerator()
@@ -88,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = adopt_model_labels(dataset, dict(enumerate(model.config.class_names)), model.config.stuff_labels)
 
     if accelerator.is_main_process:
-        reason = f" ({printable(choice.reason)})" if choice.reason else ""
-        print(f"scoring {printable(index.name)}: {counted(len(index), 'image')}{reason}")
+        print(_what_is_scored(index, choice))
 
     # Score everything that the model predicts.
     loader = build_eval_loader(
@@ -131,6 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(link_to(output_dir / REPORT_PAGE))
     accelerator.end_training()
     return 0
+
+
+def _what_is_scored(index: DetectionIndex, choice: Choice) -> str:
+    reason = f" ({printable(choice.reason)})" if choice.reason else ""
+    return f"scoring {printable(index.name)}: {counted(len(index), 'image')}{reason}"
 
 
 def _open(
@@ -202,6 +212,7 @@ def build_parser() -> CommandParser:
         help="longest wait for a batch of the loader processes; 0: no limit (default: %(default)g)",
     )
     add_dtype(parser)
+    add_launch_options(parser)
     add_trust_code(parser)
     add_output_dir(parser, "evaluate", "the report and the predictions")
     return parser

@@ -1,8 +1,7 @@
-r"""Trains a model from a recipe.
+"""Trains a model from a recipe.
 
     detr train shapes --output_dir runs/demo
-    accelerate launch --config_file configs/accelerate/several_gpus.yaml scripts/train.py configs/detr_r50.yaml \
-        --data COCO_FOLDER
+    detr train detr_r50 --data COCO_FOLDER --gpus auto
 
     detr train auto --data MY_DATASET --minutes 60
 
@@ -18,10 +17,11 @@ repeats the step whose non-finite loss ended a run, in the same or another preci
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from modeling_detr.commands.launching import launched
 from modeling_detr.commands.results import link_to
 from modeling_detr.errors_detr import printable
 from modeling_detr.line_breaks import fitted
@@ -29,30 +29,32 @@ from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.recipe_parsing import builtin_recipes, parse_arguments, parse_recipe
 
 
+if TYPE_CHECKING:
+    from modeling_detr.evaluation.report import EvaluationReport
+    from modeling_detr.training.setup import PreparedRun
+
+
 OPTION_NAMES = {"format": "data_format"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains; returns the exit code, which is 128 plus the signal's number if a signal stopped the run."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, code = launched("train", argv, parse_recipe)
+    if code is not None:
+        return code
     if any(argument.partition("=")[0] == "--replay" for argument in arguments):
         return _replay(arguments)
     recipe, notes, choices = _recipe(arguments)
 
     # Slow imports come after parsing, so that `--help` and errors in the recipe appear at once.
-    from modeling_detr.data.findings import counted
-    from modeling_detr.evaluation.report import REPORT_PAGE
     from modeling_detr.provenance import command_line
-    from modeling_detr.training.expectations import hardly_learned_note
     from modeling_detr.training.export import push_model, push_notes
-    from modeling_detr.training.metric_logger import read_log
     from modeling_detr.training.plan import plan
     from modeling_detr.training.preflight import preflight
-    from modeling_detr.training.run_folder import LOG, MODEL, PREDICTIONS
+    from modeling_detr.training.run_folder import MODEL
     from modeling_detr.training.setup import prepare_run
     from modeling_detr.training.signals import TrainingInterrupted
     from modeling_detr.training.trainer import Trainer
-    from modeling_detr.visualization import plot_curves
 
     # Build everything, print the plan, and run the checks before the first step.
     run = prepare_run(recipe, notes + push_notes(recipe))
@@ -73,26 +75,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.accelerator.end_training()
         return 128 + interruption.signal_number
 
-    # Report the results and where they are.
-    model_dir = recipe.run_dir / MODEL
     if on_main_process:
-        state, log = run.state, read_log(recipe.run_dir / LOG)
-        print(f"\nThe last evaluation, after {counted(state.step, 'step')}:\n\n{report.metrics_table()}\n")
-        metric = report.primary_metric.name
-        print(f"{state.seconds / 60:.1f} minutes; best {metric} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
-        note = hardly_learned_note(recipe, report, state.step, run.schedule.steps_per_epoch)
-        if note is not None:
-            print(fitted(note))
-        print(f"model     {model_dir}, for detr predict, from_pretrained and detr convert")
-        print(f"pictures  {recipe.run_dir / PREDICTIONS}")
-        if any(entry["kind"] == "epoch" for entry in log):
-            print(f"curves    {plot_curves({recipe.run_dir.name: log}, recipe.run_dir / 'curves.png')}")
-        print(link_to(recipe.run_dir / REPORT_PAGE))
+        _print_results(run, report)
     run.accelerator.end_training()
     if on_main_process and recipe.push_to_hub is not None:
         message = f"{report.primary_metric.name} {run.state.best_ap:.3f} after epoch {run.state.best_epoch}"
-        print(f"pushed to {push_model(model_dir, recipe.push_to_hub, recipe.hub_private, message)}")
+        print(f"pushed to {push_model(recipe.run_dir / MODEL, recipe.push_to_hub, recipe.hub_private, message)}")
     return 0
+
+
+def _print_results(run: "PreparedRun", report: "EvaluationReport") -> None:
+    """Prints the last evaluation, and where everything is."""
+    from modeling_detr.data.findings import counted
+    from modeling_detr.evaluation.report import REPORT_PAGE
+    from modeling_detr.training.expectations import hardly_learned_note
+    from modeling_detr.training.metric_logger import read_log
+    from modeling_detr.training.run_folder import LOG, MODEL, PREDICTIONS
+    from modeling_detr.visualization import plot_curves
+
+    run_dir, state = run.recipe.run_dir, run.state
+    log = read_log(run_dir / LOG)
+    print(f"\nThe last evaluation, after {counted(state.step, 'step')}:\n\n{report.metrics_table()}\n")
+    metric = report.primary_metric.name
+    print(f"{state.seconds / 60:.1f} minutes; best {metric} {state.best_ap:.3f}, after epoch {state.best_epoch}.")
+    note = hardly_learned_note(run.recipe, report, state.step, run.schedule.steps_per_epoch)
+    if note is not None:
+        print(fitted(note))
+    print(f"model     {run_dir / MODEL}, for detr predict, from_pretrained and detr convert")
+    print(f"pictures  {run_dir / PREDICTIONS}")
+    if any(entry["kind"] == "epoch" for entry in log):
+        print(f"curves    {plot_curves({run_dir.name: log}, run_dir / 'curves.png')}")
+    print(link_to(run_dir / REPORT_PAGE))
 
 
 def _recipe(arguments: Sequence[str]) -> tuple[Recipe, list[str], list[str]]:

@@ -9,7 +9,7 @@ class Hint(str):
 
 _CLASSES = Hint("the classes are those of the dataset, which 'detr data check' lists")
 _DEVICE = Hint("choose GPUs with the environment variable CUDA_VISIBLE_DEVICES (empty: train on the CPU)")
-_PROCESSES = Hint("start several processes with accelerate launch or torchrun, which connect them")
+_PROCESSES = Hint("train on several GPUs with --gpus 4, or all with --gpus auto")
 
 # Name elsewhere → key here, or a hint in words if it is not one key. Most are of Ultralytics, Transformers' Trainer
 # and the original's main.py; names that resemble the key, such as learning-rate, are recognised without this table.
@@ -90,7 +90,12 @@ FAMILIAR_KEYS = {
     "image_size": "processor_config.size '{shortest_edge: 480, longest_edge: 640}'",
     "size": "processor_config.size '{shortest_edge: 480, longest_edge: 640}'",
     "device": _DEVICE,
-    "gpus": _DEVICE,
+    "gpus": _PROCESSES,
+    "num_gpus": _PROCESSES,
+    "devices": _PROCESSES,
+    "num_processes": _PROCESSES,
+    "nproc_per_node": _PROCESSES,
+    "nodes": _PROCESSES,
     "num_labels": _CLASSES,
     "num_classes": _CLASSES,
     "nc": _CLASSES,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modeling_detr.commands import COMMANDS
+from modeling_detr.commands.launching import take_launch
 from modeling_detr.training.familiar_keys import FAMILIAR_KEYS
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.recipe_keys import keys_of
@@ -41,6 +42,7 @@ def test_the_command_is_accepted(page, command):
     if name == "--version":
         return
     if name == "train":
+        _, arguments = take_launch(arguments)
         if arguments and not {"--help", "--replay"} & {*arguments}:
             parse_recipe(arguments)
         return
