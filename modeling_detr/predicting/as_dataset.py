@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modeling_detr.data.convert import Conversion, convert_dataset
 from modeling_detr.data.findings import Findings
@@ -54,30 +55,33 @@ def write_as_dataset(
     """
     image_of = {image.source: image for image in images}
     records: list[ImageRecord] = []
-    found: list[dict[str, Any]] = []
-    image_index: list[int] = []
+    numbers: list[NDArray[np.float64]] = []  # of each image: its objects' image, label, score and box
+    segmentations: list[dict[str, Any]] = []
     for entry in entries:
+        detections = entry["detections"]
+        rows = [[len(records), one["label"], one["score"], *one["box_xyxy"]] for one in detections]
+        numbers.append(np.array(rows, np.float64).reshape(-1, 7))
+        segmentations += [{"segmentation": one["segmentation"]} for one in detections if "segmentation" in one]
         records.append(_record(image_of[entry["image"]], entry, len(records) + 1))
-        found += entry["detections"]
-        image_index += [len(records) - 1] * len(entry["detections"])
-    boxes = np.array([one["box_xyxy"] for one in found], np.float64).reshape(-1, 4)
-    of_image = np.array(image_index, np.int64)
+    found = np.concatenate(numbers) if numbers else np.empty((0, 7))
+    of_image, labels = found[:, :2].astype(np.int64).T
+    scores, boxes = found[:, 2], found[:, 3:]
     sizes = np.array([(record.height, record.width) for record in records], np.int64).reshape(-1, 2)[of_image]
     boxes = np.clip(boxes, 0, sizes[:, [1, 0, 1, 0]])
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)
     kept = np.flatnonzero(has_area)
     masks = None
-    if found and "segmentation" in found[0]:
-        rows = [found[row] for row in kept.tolist()]
-        masks, _ = read_segmentations(rows, sizes[kept], lambda row: f"object {row}", Findings(), optional=True)
+    if segmentations:
+        of_kept = [segmentations[row] for row in kept.tolist()]
+        masks, _ = read_segmentations(of_kept, sizes[kept], lambda row: f"object {row}", Findings(), optional=True)
     table = AnnotationTable(
         of_image[kept],
-        np.array([one["label"] for one in found], np.int64)[kept],
+        labels[kept],
         boxes[kept],
         (boxes[:, 2:] - boxes[:, :2]).prod(-1)[kept],
         np.zeros(len(kept), np.bool_),
         masks,
-        {"score": np.array([one["score"] for one in found], np.float64)[kept]},
+        {"score": scores[kept]},
     )
     categories = tuple(Category(label, name) for label, name in enumerate(unique_names(class_names), start=1))
     splits = {UNSPLIT: np.arange(len(records))}

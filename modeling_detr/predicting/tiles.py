@@ -137,7 +137,7 @@ def merge_tiles(results: Sequence[DetectionResult], tiles: Sequence[Tile], size:
         "boxes": objects.boxes[rows],
     }
     if objects.masks is not None:
-        merged["masks"] = objects.masks[rows]
+        merged["masks"] = objects.merged_masks(rows.tolist(), size)
     return merged
 
 
@@ -146,6 +146,7 @@ class _Objects:
     """The objects of all tiles, in pixels of the image.
 
     is_cut: (K,) whether an edge of its tile, inside the image, cuts it. tile_of: the tiles that each was seen in.
+    masks: the parts of each mask, with their tiles, as masks of the whole image are large; None: there are no masks.
     """
 
     scores: Tensor
@@ -154,21 +155,20 @@ class _Objects:
     is_cut: Tensor
     tile_of: list[set[int]]
     tiles: Sequence[Tile]
-    masks: Tensor | None
+    masks: list[list[tuple[Tile, Tensor]]] | None
 
     @classmethod
     def of(cls, results: Sequence[DetectionResult], tiles: Sequence[Tile], size: tuple[int, int]) -> "_Objects":
         height, width = size
-        boxes, cut, tile_of, masks = [], [], [], []
+        boxes, cut, tile_of = [], [], []
+        masks: list[list[tuple[Tile, Tensor]]] = []
         for number, (result, tile) in enumerate(zip(results, tiles, strict=True)):
             offset = torch.tensor([tile.left, tile.top, tile.left, tile.top], dtype=result["boxes"].dtype)
             boxes.append(result["boxes"] + offset)
             cut.append(_cut_by(boxes[-1], tile, height, width))
             tile_of += [{number} for _ in range(len(result["scores"]))]
             if "masks" in result:
-                whole = torch.zeros(len(result["masks"]), height, width, dtype=torch.bool)
-                whole[:, tile.top : tile.bottom, tile.left : tile.right] = result["masks"]
-                masks.append(whole)
+                masks += [[(tile, mask)] for mask in result["masks"]]
         return cls(
             torch.cat([result["scores"] for result in results]),
             torch.cat([result["labels"] for result in results]),
@@ -176,7 +176,7 @@ class _Objects:
             torch.cat(cut),
             tile_of,
             tiles,
-            torch.cat(masks) if masks else None,
+            masks if any("masks" in result for result in results) else None,
         )
 
     def continuation(self, row: int, rivals: Sequence[int]) -> int | None:
@@ -199,7 +199,15 @@ class _Objects:
         self.scores[other] = torch.maximum(self.scores[other], self.scores[row])
         self.tile_of[other] |= self.tile_of[row]
         if self.masks is not None:
-            self.masks[other] |= self.masks[row]
+            self.masks[other] += self.masks[row]
+
+    def merged_masks(self, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """The masks (K, H, W) of some objects."""
+        merged = torch.zeros(len(rows), *size, dtype=torch.bool)
+        for mask, row in zip(merged, rows, strict=True):
+            for tile, part in self.masks[row] if self.masks is not None else ():
+                mask[tile.top : tile.bottom, tile.left : tile.right] |= part
+        return merged
 
 
 def _cut_by(boxes: Tensor, tile: Tile, height: int, width: int) -> Tensor:

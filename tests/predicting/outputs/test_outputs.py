@@ -13,7 +13,8 @@ from pyarrow import parquet
 from pycocotools.coco import COCO
 
 from modeling_detr.commands.predict import main
-from modeling_detr.data import open_dataset
+from modeling_detr.data import open_dataset, read_image
+from modeling_detr.data.formats import writable_formats
 
 
 Predict = Callable[..., list[dict]]
@@ -111,6 +112,33 @@ def test_predictions_become_a_dataset_to_correct(predict: Predict, tmp_path: Pat
     assert len(index.annotations) == sum(len(entry["detections"]) for entry in entries)
     scores = sorted(found["score"] for entry in entries for found in entry["detections"])
     assert np.allclose(sorted(index.annotations.attributes["score"]), scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", writable_formats())
+def test_a_dataset_of_predictions_is_read_back_as_predicted(model_folder: Path, tmp_path: Path, to: str) -> None:
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "in" / "sub" / "a.png", (40, 50))  # the same name
+    turned = Image.Exif()
+    turned[0x112] = 6  # a quarter turn
+    with Image.open(picture(tmp_path / "in" / "b.jpg", (40, 80))) as image:
+        image.save(tmp_path / "in" / "b.jpg", exif=turned)
+    folder, options = tmp_path / "dataset", ["--output_dir", str(tmp_path / "out"), "--save", "json"]
+    arguments = [str(model_folder), str(tmp_path / "in"), *options, "--threshold", "0", "--device", "cpu"]
+    assert main([*arguments, "--as_dataset", str(folder), "--to", to]) == 0
+    index = open_dataset(folder, task="conversion")
+    read = {}
+    for number, record in enumerate(index.images):
+        assert read_image(record).shape[1:] == (record.height, record.width)
+        rows = index.annotations.image_index == number
+        read[record.height, record.width] = np.sort(index.annotations.boxes_xyxy[rows], axis=0)
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert read.keys() == {(entry["height"], entry["width"]) for entry in written} == {(60, 90), (50, 40), (40, 80)}
+    for entry in written:
+        height, width = entry["height"], entry["width"]
+        boxes = np.array([found["box_xyxy"] for found in entry["detections"]]).clip(0, [width, height, width, height])
+        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+        assert len(boxes) > 0
+        np.testing.assert_allclose(read[height, width], np.sort(boxes, axis=0), rtol=0, atol=1)  # VOC has whole pixels
 
 
 def test_what_cannot_be_written_is_an_error_with_the_choices(model_folder: Path, tmp_path: Path) -> None:
