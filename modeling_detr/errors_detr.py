@@ -70,9 +70,8 @@ class DetrError(Exception):
         if not self.problem:  # PyTorch rebuilds errors of loader processes from their text alone
             return "\n".join(map(printable, self.where.split("\n")))
         remedy = self.remedy_with_settings(format_setting)
-        text = (
-            f"{self.where}: {self.problem.removesuffix('.')}; {remedy}" if remedy else f"{self.where}: {self.problem}"
-        )
+        problem = f"{self.problem.removesuffix('.')}; {remedy}" if remedy else self.problem
+        text = f"{self.where}: {problem}"
         return printable(text if text.endswith((".", "?")) else f"{text}.")
 
     def remedy_with_settings(self, format_setting: Callable[[str, object], str] = python_argument) -> str:

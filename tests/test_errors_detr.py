@@ -36,5 +36,6 @@ def test_an_error_quotes_names_from_data_on_one_harmless_line():
     error = DatasetError("a\x1b[2J.jpg", "got class 'x\ny'", "rename it", {"format": "c\x07"})
     assert str(error) == r"a\u001b[2J.jpg: got class 'x\ny'; rename it (format='c\x07')."
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(DatasetError("a", "expected one of b, c.", "choose one")) == "a: expected one of b, c; choose one."
     # PyTorch rebuilds errors of loader processes from the text of their traceback, which has several lines
     assert str(DatasetError("Caught it.\n\x1b[2J")) == "Caught it.\n\\u001b[2J"

@@ -265,7 +265,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         if error.settings:  # it is about an option, not about the dataset
             raise
         hint = "`detr data check` lists every finding, and --fix writes a clean copy"
-        remedy = "; ".join(part for part in (error.remedy, hint) if part)
+        remedy = "; ".join(part for part in (error.remedy.removesuffix("."), hint) if part)
         raise type(error)(error.where, error.problem, remedy) from error
     for note in index.notes:
         print(fitted(f"note      {printable(note)}", indent=10))

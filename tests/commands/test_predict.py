@@ -362,7 +362,7 @@ def test_videos_in_a_folder_are_not_left_out_silently(model_folder, tmp_path, ca
     arguments = [str(model_folder), str(tmp_path / "in"), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
     assert main(arguments) == 0
     said = capsys.readouterr().err
-    assert f"2 videos are left out; for them, pass '{tmp_path}/in/**/*.MOV' '{tmp_path}/in/**/*.mp4'" in said
+    assert f"2 videos left out; to predict for videos, pass '{tmp_path}/in/**/*.MOV' '{tmp_path}/in/**/*.mp4'" in said
 
 
 @pytest.mark.parametrize(("option", "value"), [("--as_dataset", "dataset"), ("--tile", "50")])

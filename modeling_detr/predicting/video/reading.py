@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_detr.data.findings import counted
 from modeling_detr.data.image_headers import MAX_PIXELS
 from modeling_detr.errors_detr import VideoError
 from modeling_detr.input_files import require_file
@@ -72,7 +73,7 @@ def left_out_videos(text: str) -> str:
     if not videos:
         return ""
     patterns = sorted({f"'{folder / '**' / '*'}{file.suffix}'" for file in videos})
-    return f"{folder}: {len(videos)} videos are left out; for them, pass {' '.join(patterns)}"
+    return f"{folder}: {counted(len(videos), 'video')} left out; to predict for videos, pass {' '.join(patterns)}"
 
 
 class Frame(NamedTuple):
