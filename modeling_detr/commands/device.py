@@ -3,6 +3,7 @@
 from typing import get_args
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from modeling_detr.commands.command_parser import CommandParser
@@ -13,9 +14,10 @@ from modeling_detr.runtimes.exported_detector import ExportedDetector
 
 def add_device(parser: CommandParser) -> None:
     """Add the option; check its value with `check_device`."""
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")  # set by --cpu_processes
     parser.add_argument(
         "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
+        default="cuda" if on_gpu else "cpu",
         help="device to run the model on (default: cuda if PyTorch finds a GPU, else cpu)",
     )
 

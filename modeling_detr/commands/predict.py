@@ -35,6 +35,7 @@ from modeling_detr.atomic_output import exits_on_sigterm
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.device import add_device, add_dtype, add_trust_code, check_device, precision_of
+from modeling_detr.commands.launching import add_launch_options, launched
 from modeling_detr.commands.results import RUNS, add_output_dir, claimed_results_folder, link_to
 from modeling_detr.commands.score_options import add_score_options, parse_score_options
 from modeling_detr.conversion.sources import load_detector
@@ -64,6 +65,9 @@ _DEFAULT_FORMAT = "coco"  # of --as_dataset
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
+    argv, code = launched("predict", argv, _parse_arguments)
+    if code is not None:
+        return code
     arguments = _parse_arguments(argv)
     processes = _processes(arguments.device)
     with _results_folder(arguments.output_dir, processes) as output_dir:
@@ -168,6 +172,7 @@ def build_parser() -> CommandParser:
     add_score_options(parser)
     _add_outputs(parser)
     add_device(parser)
+    add_launch_options(parser)
     add_dtype(parser)
     parser.add_argument(
         "--compile",

@@ -306,8 +306,9 @@ def test_several_processes_share_the_images(model_folder: Path, tmp_path: Path) 
     (tmp_path / "in" / "broken.png").write_bytes(b"broken")
     arguments = [str(model_folder), str(tmp_path / "in"), "--threshold", "0", "--device", "cpu", "--output_dir"]
     assert main([*arguments, str(tmp_path / "one")]) == 1
-    process = launch(*arguments, tmp_path / "two", processes=2, script="scripts/predict.py")
+    process = launch(*arguments, tmp_path / "two", "--cpu_processes", 2, script="scripts/predict.py")
     assert "1 of 8 images could not be read" in process.communicate(timeout=250)[0]
+    assert process.returncode == 1
     one, two = ((tmp_path / name / "predictions.json").read_text() for name in ("one", "two"))
     assert one == two
 
