@@ -172,3 +172,11 @@ def check_draws(draws: int | None, least: int) -> None:
     """
     if draws is not None and not least <= draws <= _MOST_DRAWS:
         raise ValueError(f"--bootstrap: got {draws}, expected {least} to {_MOST_DRAWS:,}.")
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """Parses `HEIGHT,WIDTH`."""
+    sides = text.replace("x", ",").split(",")
+    if len(sides) != 2 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"got '{text}', expected height and width in pixels, such as 480,640")
+    return int(sides[0]), int(sides[1])

@@ -18,7 +18,7 @@ from typing import get_args
 
 import numpy as np
 
-from modeling_detr.commands.command_parser import CommandParser, boolean, check_at_least
+from modeling_detr.commands.command_parser import CommandParser, boolean, check_at_least, height_and_width
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.trained_on import CHOICE_OPTION_NAMES, add_choice_options, choose_images, open_images
 from modeling_detr.conversion.sources import load_model
@@ -113,7 +113,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument(
         "--fixed_size",
-        type=_height_and_width,
+        type=height_and_width,
         metavar="HEIGHT,WIDTH",
         help="one size for all images, which some backbones need (default: any size)",
     )
@@ -193,10 +193,3 @@ def _calibration_images(arguments: argparse.Namespace) -> DetectionIndex:
         index = choose_split(index, find_split(index, "train"))
     print(f"calibrating on {printable(index.name)}")
     return index
-
-
-def _height_and_width(text: str) -> tuple[int, int]:
-    sides = text.replace("x", ",").split(",")
-    if len(sides) != 2 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
-        raise argparse.ArgumentTypeError(f"got '{text}', expected height and width in pixels, such as 480,640")
-    return int(sides[0]), int(sides[1])

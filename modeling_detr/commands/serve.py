@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from modeling_detr.atomic_output import exits_on_sigterm
-from modeling_detr.commands.command_parser import CommandParser, check_at_least
+from modeling_detr.commands.command_parser import CommandParser, check_at_least, height_and_width
 from modeling_detr.commands.device import add_device, add_dtype, add_trust_code, check_device, precision_of
 from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.image_headers import MAX_PIXELS
@@ -70,7 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exits_on_sigterm(), listen(arguments.host, arguments.port) as listener:
         detector = _load(arguments)
         service = Service(
-            detector, _limits(arguments), batch_size=arguments.batch_size, batch_wait=arguments.batch_wait_ms / 1000
+            detector,
+            _limits(arguments),
+            batch_size=arguments.batch_size,
+            batch_wait=arguments.batch_wait_ms / 1000,
+            warm_up_size=arguments.warm_up,
         )
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         url = f"http://{host}:{listener.getsockname()[1]}/"
@@ -92,6 +96,14 @@ def build_parser() -> CommandParser:
     add_device(parser)
     add_dtype(parser)
     parser.add_argument("--compile", action="store_true", help="compile the model: images of a new size take minutes")
+    parser.add_argument(
+        "--warm_up",
+        type=height_and_width,
+        default=(480, 640),
+        metavar="HEIGHT,WIDTH",
+        help="size of the image that is predicted before the server is ready; with --compile, that of your images "
+        "(default: 480,640)",
+    )
     group = parser.add_argument_group("where it listens")
     group.add_argument("--port", type=int, default=8000, help="port (default: 8000; 0: one that is free)")
     group.add_argument(

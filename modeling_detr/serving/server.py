@@ -7,6 +7,7 @@ here, the slow ones lose their place.
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -26,6 +27,7 @@ try:
 except ModuleNotFoundError:  # on Windows
     resource = None  # type: ignore[assignment]
 
+FORCED = 1  # exit code after a second signal
 _MOST_CONNECTIONS = 512  # more cost those their place that have waited longest for their clients
 _KEEP_ALIVE = 30  # seconds until a connection without requests is closed
 _GRACE = 5  # seconds that clients have to close their connections in the end
@@ -62,7 +64,7 @@ def most_connections() -> int:
 class Server(uvicorn.Server):
     """Runs the application until SIGINT or SIGTERM, and then until what was accepted is answered.
 
-    A second signal does not wait for the answers.
+    A second signal waits for nothing.
 
     Args:
         service: The model.
@@ -89,6 +91,7 @@ class Server(uvicorn.Server):
             )
         )
         self.service = service
+        self._is_asked_to_stop = False
 
     def serve_on(self, listener: socket.socket) -> None:
         """Answers requests until the end; `service.failure` says why if it was not asked for.
@@ -99,9 +102,10 @@ class Server(uvicorn.Server):
         asyncio.run(self.serve(sockets=[listener]))
 
     def stop(self) -> None:
-        """Begins the end; a second call does not wait for answers."""
-        if self.service.is_stopping:
-            self.should_exit = self.force_exit = True
+        """Begins the end; a second call ends the process, because a thread that computes cannot be interrupted."""
+        if self._is_asked_to_stop:
+            os._exit(FORCED)
+        self._is_asked_to_stop = True
         self.service.stop()
 
     @contextlib.contextmanager

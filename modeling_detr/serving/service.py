@@ -26,7 +26,7 @@ from modeling_detr.serving.metrics import Metrics
 from modeling_detr.serving.refusal import CLIENT_GONE, Refusal
 
 
-_WARM_UP_SIZE = (640, 480)
+WARM_UP_SIZE = (480, 640)
 _MOST_PREPARING = 4  # images that are decoded at a time
 _LONGEST_WAIT = 60  # seconds that a client is told to wait
 
@@ -39,6 +39,7 @@ class Service:
         limits: What is accepted.
         batch_size: Images that are computed at once, at most.
         batch_wait: Seconds that an image waits for others of its size.
+        warm_up_size: (height, width) of the image that the model predicts for before it is ready.
 
     Attributes:
         is_ready: Whether the model has predicted for an image.
@@ -48,9 +49,16 @@ class Service:
     """
 
     def __init__(
-        self, detector: Detector, limits: Limits | None = None, *, batch_size: int = 8, batch_wait: float = 0.005
+        self,
+        detector: Detector,
+        limits: Limits | None = None,
+        *,
+        batch_size: int = 8,
+        batch_wait: float = 0.005,
+        warm_up_size: tuple[int, int] = WARM_UP_SIZE,
     ) -> None:
         self.detector, self.limits = detector, limits or Limits()
+        self.warm_up_size = warm_up_size
         self.metrics = Metrics()
         self.batcher = Batcher(detector, batch_size, batch_wait, self.metrics)
         self.is_ready = self.is_stopping = False
@@ -64,8 +72,8 @@ class Service:
     async def run(self) -> None:
         """Predicts for an image, then for those of clients, until it is cancelled."""
         try:
-            pixels = to_rgb(Image.new("RGB", _WARM_UP_SIZE, (127, 127, 127)))
-            await self.batcher.warm_up(PreparedImage(dict(self.detector.processor(pixels)), _WARM_UP_SIZE[::-1]))
+            pixels = to_rgb(Image.new("RGB", self.warm_up_size[::-1], (127, 127, 127)))
+            await self.batcher.warm_up(PreparedImage(dict(self.detector.processor(pixels)), self.warm_up_size))
             self.is_ready = True
             await self.batcher.run()
         except Exception as error:  # no later request would end better

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 
 import pytest
@@ -52,6 +53,22 @@ def test_a_signal_lets_what_was_accepted_be_answered_and_the_exit_code_is_0(mode
         client.join()
     assert answers == [(200, True)]
     assert (process.returncode, output, errors) == (0, "stopped\n", "")
+
+
+def test_a_second_signal_does_not_wait_for_a_model_that_computes_for_long(model_folder):
+    code = CODE.replace("time.sleep(2)", "time.sleep(300)")
+    arguments = [sys.executable, "-c", code, "serve", str(model_folder), "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline().startswith("serving ")
+            assert process.stdout.readline() == "computing\n"
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 1
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(

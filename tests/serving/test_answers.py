@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from served import TOKEN, held_detector, jpeg, served
+from served import TOKEN, held_detector, jpeg, served, wait_until
 
 from modeling_detr import DetrTorchvisionImageProcessor
 from modeling_detr.deployment.export import export_detector
@@ -268,6 +268,13 @@ def test_it_is_ready_once_the_model_has_predicted(tiny_detector):
         detector.gate.set()
         assert early()[0] == 200
         assert running.request("/health")[::2] == (200, {"status": "ready"})
+
+
+def test_the_size_of_the_first_image_can_be_chosen(tiny_detector):
+    detector = held_detector(tiny_detector())
+    with served(detector, wait_for_ready=False, warm_up_size=(300, 500)) as running:
+        wait_until(lambda: running.service.is_ready)
+        assert detector.batches == [[(300, 500)]]
 
 
 def test_the_model_describes_itself(server):
