@@ -59,11 +59,11 @@ def locked(lock: Path, refuse: Callable[[str], DetrError]) -> Iterator[None]:
 def lock_holder(lock: Path) -> tuple[str, int] | None:
     """The host and the number of the process that has locked a file last; it may have ended since.
 
-    None if no process has, or it has not written its number yet.
+    None if no process has, or it has not written its number yet, or the file is damaged.
     """
     try:
         return _parse_holder(lock.read_text(encoding="utf-8"))
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 
