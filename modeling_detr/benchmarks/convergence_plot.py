@@ -1,4 +1,4 @@
-"""The picture of a study: AP50 over time and over images seen, and over the number of training images."""
+"""The pictures of a study: AP50 over time and over images seen, and over the number of training images."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from modeling_detr.benchmarks.study import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 _AXES: dict[str, Callable[[CurvePoint], float]] = {
@@ -21,26 +22,43 @@ _AXES: dict[str, Callable[[CurvePoint], float]] = {
 
 
 def plot_convergence(study: Study, results: Sequence[RunResult], path: Path) -> Path:
-    """Draws one row of panels for each number of training images, and a learning curve if there are several.
+    """Draws AP50 over time and over images seen, one row for each number of training images.
 
     Lines are means over the seeds, bands reach from the lowest to the highest.
     """
     from matplotlib.figure import Figure
 
-    counts = [images for images in study.train_images if any(result.train_images == images for result in results)]
-    rows = len(counts) + (len(counts) > 1)
-    figure = Figure(figsize=(10, 3.6 * rows + 0.4), layout="constrained")
-    panels = figure.subplots(rows, 2, squeeze=False)
-    for row, images in zip(panels, counts, strict=False):
+    counts = _counts(study, results)
+    figure = Figure(figsize=(10, 3.6 * len(counts) + 0.4), layout="constrained")
+    for row, images in zip(figure.subplots(len(counts), 2, squeeze=False), counts, strict=True):
         of_images = [result for result in results if result.train_images == images]
         for axes, (name, x) in zip(row, _AXES.items(), strict=True):
             axes.set_title(f"{of_images[0].num_images:,} training images", fontsize=10)
             _prepare(axes, name)
             _plot_curves(axes, study, of_images, x)
-    if len(counts) > 1:
-        _prepare(panels[-1][0], "training images")
-        _plot_learning_curves(panels[-1][0], study, results)
-        panels[-1][1].remove()
+            axes.set_xlim(left=0)
+    return _save(figure, study, path)
+
+
+def plot_learning_curves(study: Study, results: Sequence[RunResult], path: Path) -> Path | None:
+    """Draws AP50 over the number of training images, if there are several; lines and bands as above."""
+    from matplotlib.figure import Figure
+
+    if len(_counts(study, results)) < 2:
+        return None
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    _prepare(axes, "training images")
+    _plot_learning_curves(axes, study, results)
+    return _save(figure, study, path)
+
+
+def _counts(study: Study, results: Sequence[RunResult]) -> list[int | None]:
+    """The numbers of training images that have results, as in the study."""
+    return [images for images in study.train_images if any(result.train_images == images for result in results)]
+
+
+def _save(figure: "Figure", study: Study, path: Path) -> Path:
     lines = [figure.axes[0].plot([], [], color=f"C{number % 10}")[0] for number in range(len(study.variants))]
     figure.legend(lines, [*study.variants], loc="outside lower center", ncols=min(4, len(lines)), fontsize=9)
     with replaced_file(path) as partial:
@@ -74,3 +92,6 @@ def _plot_learning_curves(axes: "Axes", study: Study, results: Sequence[RunResul
             axes.plot(counts, [*map(statistics.mean, values)], marker=".", color=f"C{number % 10}")
             lowest, highest = [*map(min, values)], [*map(max, values)]
             axes.fill_between(counts, lowest, highest, alpha=0.2, color=f"C{number % 10}", linewidth=0)
+    ticks = sorted({run.num_images for run in results})
+    axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
+    axes.minorticks_off()

@@ -9,8 +9,8 @@ A study is a YAML file or the name of a built-in one. Keys of its recipe can be 
 `detr evaluate`. Stop the command at any time: started again, it keeps the runs that are finished, and continues the
 others from their last checkpoint.
 
-The results are `results.json` (every run and its curve), `results.md` (a table) and `curves.png`. The exit code is 1
-if a run failed.
+The results are `results.json` (every run and its curve), `results.md` (a table), `curves.png` and, with several
+numbers of training images, `learning_curves.png`. The exit code is 1 if a run failed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from modeling_detr.atomic_output import make_folder, replace_text
 from modeling_detr.benchmarks.convergence import read_results, results_json, results_markdown
-from modeling_detr.benchmarks.convergence_plot import plot_convergence
+from modeling_detr.benchmarks.convergence_plot import plot_convergence, plot_learning_curves
 from modeling_detr.benchmarks.study import (
     START,
     PlannedRun,
@@ -46,7 +46,7 @@ from modeling_detr.output_errors import check_folder
 from modeling_detr.provenance import command_line
 
 
-RESULTS = ("results.json", "results.md", "curves.png")
+RESULTS = ("results.json", "results.md", "curves.png", "learning_curves.png")
 
 
 def add_convergence(commands: "argparse._SubParsersAction[CommandParser]", argv: Sequence[str]) -> None:
@@ -134,3 +134,4 @@ def _write(study: Study, runs: Sequence[PlannedRun], failures: Sequence[str], fo
     replace_text(folder / "results.md", results_markdown(study, results, failures, command))
     if results:
         plot_convergence(study, results, folder / "curves.png")
+        plot_learning_curves(study, results, folder / "learning_curves.png")

@@ -11,7 +11,7 @@ from modeling_detr.benchmarks.convergence import (
     results_markdown,
     spread,
 )
-from modeling_detr.benchmarks.convergence_plot import plot_convergence
+from modeling_detr.benchmarks.convergence_plot import plot_convergence, plot_learning_curves
 from modeling_detr.benchmarks.study import Study
 
 
@@ -101,6 +101,8 @@ def test_everything_is_in_the_json_and_the_picture(tmp_path):
     assert values["runs"][0]["curve"][1] == {"step": 20, "images": 160, "minutes": 2.0, "ap": 0.1, "ap50": 0.2}
     assert {"machine", "versions", "command"} <= {*values["facts"]}
     assert plot_convergence(study, [*few, *RESULTS], tmp_path / "curves.png").stat().st_size > 10_000
+    assert plot_learning_curves(study, [*few, *RESULTS], tmp_path / "learning.png").stat().st_size > 10_000
+    assert plot_learning_curves(study, RESULTS, tmp_path / "one.png") is None
     text = results_markdown(study, [*few, *RESULTS], [], "")
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## 20 training images",
