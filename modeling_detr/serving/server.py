@@ -102,10 +102,7 @@ class Server(uvicorn.Server):
         asyncio.run(self.serve(sockets=[listener]))
 
     def stop(self) -> None:
-        """Begins the end; a second call ends the process, because a thread that computes cannot be interrupted."""
-        if self._is_asked_to_stop:
-            os._exit(FORCED)
-        self._is_asked_to_stop = True
+        """Begins the end."""
         self.service.stop()
 
     @contextlib.contextmanager
@@ -116,12 +113,18 @@ class Server(uvicorn.Server):
             return
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self.stop)
+            loop.add_signal_handler(number, self._handle_signal)
         try:
             yield
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
+
+    def _handle_signal(self) -> None:
+        if self._is_asked_to_stop:
+            os._exit(FORCED)  # a thread that computes cannot be interrupted
+        self._is_asked_to_stop = True
+        self.stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Waits for clients to read their answers, and cuts off those that take too long."""
