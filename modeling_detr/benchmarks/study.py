@@ -38,7 +38,7 @@ from modeling_detr.training.recipe_parsing import builtin_files, find_recipe, pa
 START = "start"  # the first stage, and `model: start`
 DECIDED_BY_STUDY = ("seed", "train_images", "output_dir", "resume", "push_to_hub")
 _RUNS = "runs"
-_NAME = re.compile(r"[\w.+-]+")
+_NAME = re.compile(r"\w[\w.+-]*")  # a folder of its own: not ..
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,18 @@ def read_study(name: str) -> Study:
     for required in ("recipe", "variants"):
         if required not in values:
             raise StudyError(path, f"has no '{required}'", "see docs/benchmarks.md")
+    _check_recipe(f"{path}: recipe", values["recipe"])
     values["variants"] = _mapping(f"{path}: variants", values["variants"])
     for variant, keys in values["variants"].items():
         if variant == START or not _NAME.fullmatch(variant):
-            problem = f"got '{variant}', expected a name of letters, digits and ._+- other than '{START}'"
+            problem = f"got '{variant}', expected letters, digits and ._+-, first a letter or digit; not '{START}'"
             raise StudyError(f"{path}: variants", problem)
         values["variants"][variant] = _keys(f"{path}: variants: {variant}", keys)
     values["keys"] = _keys(f"{path}: keys", values.get("keys"))
     if values.get(START) is not None:
         stage = _mapping(f"{path}: {START}", values[START], ["recipe", "keys"])
         stage["keys"] = _keys(f"{path}: {START}: keys", stage.get("keys"))
+        _check_recipe(f"{path}: {START}: recipe", stage.get("recipe", values["recipe"]))
         values[START] = Stage(**{"recipe": values["recipe"], **stage})
     for name_of, parse in _LISTS.items():
         if name_of in values:
@@ -155,10 +157,17 @@ def read_study(name: str) -> Study:
     return Study(name=path.stem, **values)
 
 
+def _check_recipe(where: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise StudyError(where, f"got {value!r}, expected the name or path of a recipe")
+
+
 def _mapping(where: str, value: object, known: Sequence[str] | None = None) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, dict):
         raise StudyError(where, f"got {value!r}, expected lines of 'key: value'")
     for name in value:
+        if not isinstance(name, str):
+            raise StudyError(where, f"got the name {name!r}, expected text", f"write it in quotes: '{name}'")
         if known is not None and name not in known:
             raise StudyError(where, f"unknown key '{name}'", did_you_mean(name, known))
     return dict(value)
@@ -224,7 +233,7 @@ def parse_thresholds(value: object, where: str = "--thresholds") -> tuple[float,
         numbers = [2.0]
     if not all(0 < number < 1 for number in numbers):
         raise StudyError(where, f"got {value!r}, expected values of AP50 between 0 and 1, such as 0.5,0.7")
-    return tuple(numbers)
+    return tuple(dict.fromkeys(numbers))
 
 
 _LISTS = {"seeds": parse_seeds, "train_images": parse_images, "thresholds": parse_thresholds}

@@ -94,7 +94,7 @@ def _check_is_results(path: str | Path, values: object) -> None:
     if isinstance(values, Mapping) and {"images", "annotations"} <= {*values}:
         raise PredictionError(path, f"is a COCO dataset, {_EXPECTED}", _EVALUATE)
     if not isinstance(values, list):
-        keys = f" with the keys {', '.join(map(str, [*values][:8]))}" if isinstance(values, Mapping) else ""
+        keys = f" with the keys {', '.join(map(str, [*values][:8]))}" if isinstance(values, Mapping) and values else ""
         raise PredictionError(path, f"contains a {type(values).__name__}{keys}, {_EXPECTED}", _EVALUATE)
     if not values:
         raise PredictionError(path, "is an empty list: it has no predictions", _EVALUATE)

@@ -169,7 +169,7 @@ def _checked(recipe: Recipe, rows: _Rows, notes: Sequence[str], index: Detection
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
     reasons = (  # in this order: a row counts for the first that applies
         (~finite, "have NaN or infinite values", None),
-        (is_low, f"score below teacher_min_score {recipe.teacher_min_score:g}", None),
+        (is_low, f"have a score of 0, or below teacher_min_score {recipe.teacher_min_score:g}", None),
         (rows.image_index < 0, "are of images that are not trained on", rows.image_name),
         (rows.label < 0, "are of classes that the dataset does not have", rows.class_name),
         (~has_area, "have no area in their image", None),

@@ -123,6 +123,11 @@ def _load(source: str) -> tuple[Detector, DetrTorchvisionImageProcessor]:
         if "trust_code" not in error.settings:
             raise
         raise ModelError(error.where, error.problem, "pass the model that it was exported from") from error
+    except DetrError:
+        raise
+    except ValueError as error:  # a model of another package
+        remedy = "pass a .json file of its predictions in COCO's results format"
+        raise ModelError(source, str(error).removeprefix(f"{source}: ").rstrip("."), remedy) from error
 
 
 def _check_classes(source: str, class_names: Sequence[str], index: DetectionIndex) -> None:

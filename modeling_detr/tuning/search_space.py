@@ -177,8 +177,8 @@ def _check_key(key: str, where: str) -> None:
     if key in _FIXED:
         raise SearchError(where, f"'{key}' is the same for all trials", "remove it")
     if declared[mapping].is_mapping != bool(inner):
-        expected = "a key of it, such as" if not inner else "without a dot:"
-        raise SearchError(where, f"got '{key}', expected {expected} {mapping}{'.num_queries' if not inner else ''}")
+        expected = "a key of it, as in model_config.num_queries" if not inner else f"'{mapping}', which has no keys"
+        raise SearchError(where, f"got '{key}', expected {expected}")
     if mapping == "model_config" and not hasattr(DetrConfig(), inner):
         raise SearchError(where, f"the model has no setting '{inner}'", did_you_mean(inner, vars(DetrConfig())))
 
@@ -250,7 +250,7 @@ def _of_choices(place: str, key: str, choices: list[Any], base: Any, grows: bool
     if start not in choices and grows:
         choices = [start, *choices]
     if start not in choices:
-        raise _without_base(place, json.dumps(choices), key, start)
+        raise _without_base(place, json.dumps(choices), start)
     if len(set(choices)) < 2 or len(set(choices)) < len(choices):
         raise SearchError(place, f"got {json.dumps(choices)}, expected at least two different values")
     return Dimension(key, base, tuple(choices))
@@ -259,16 +259,19 @@ def _of_choices(place: str, key: str, choices: list[Any], base: Any, grows: bool
 def _of_range(place: str, key: str, written: dict[str, Any], base: Any, grows: bool) -> Dimension:
     if not _is_number(base):
         raise SearchError(place, f"the recipe's value is {base!r}, which is not a number", "give a list of values")
-    if [*written] == ["around"]:
-        factor = written["around"]
-        if not _is_number(factor) or factor <= 1:
-            raise SearchError(place, f"around: got {factor!r}, expected a factor above 1, such as 5")
-        written = {"low": base / factor, "high": base * factor, "log": True}
+    for name in ("around", "times"):
+        if name in written and len(written) > 1:
+            others = ", ".join(other for other in written if other != name)
+            raise SearchError(place, f"got {name} with {others}", f"use {name} alone, or low, high and log")
+    if "around" in written:
+        written = _around(place, written["around"], base)
     for name in written:
         if name not in ("low", "high", "log"):
             raise SearchError(place, f"unknown '{name}'", "expected low, high and log, or around, or times")
     low, high, log = written.get("low"), written.get("high"), written.get("log", False)
-    if not _is_number(low) or not _is_number(high) or not low < high or type(log) is not bool:
+    if type(log) is not bool:
+        raise SearchError(place, f"log: got {log!r}, expected true or false")
+    if not _is_number(low) or not _is_number(high) or not low < high:
         raise SearchError(place, f"got {json.dumps(written)}, expected low and high, low < high, such as 0.1 and 0.5")
     if log and low <= 0:
         raise SearchError(place, f"low: got {low}, expected a positive number with log: true")
@@ -279,14 +282,27 @@ def _of_range(place: str, key: str, written: dict[str, Any], base: Any, grows: b
         low, high = min(low, base), max(high, base)
         log = log and low > 0
     if not low <= base <= high:
-        raise _without_base(place, f"{low:g} to {high:g}", key, base)
+        raise _without_base(place, f"{low:g} to {high:g}", base)
     kind = int if is_whole else float
     return Dimension(key, base, low=kind(low), high=kind(high), log=log, is_whole=is_whole)
 
 
-def _without_base(place: str, text: str, key: str, base: object) -> SearchError:
+def _around(place: str, factor: object, base: float) -> dict[str, Any]:
+    if not _is_number(factor) or factor <= 1:
+        raise SearchError(place, f"around: got {factor!r}, expected a factor above 1, such as 5")
+    if base <= 0:
+        raise SearchError(
+            place, f"around: the recipe's value is {base:g}, expected a positive one", "use low and high"
+        )
+    low, high = base / factor, base * factor
+    if type(base) is int:  # at least the neighbours, which a small factor would round away
+        low, high = max(1, min(round(low), base - 1)), max(round(high), base + 1)
+    return {"low": low, "high": high, "log": True}
+
+
+def _without_base(place: str, text: str, base: object) -> SearchError:
     problem = f"{text} does not contain {json.dumps(base)}, the recipe's own value, which is the first trial"
-    return SearchError(place, problem, f"extend it, or choose the recipe's value with --{key}")
+    return SearchError(place, problem, "extend it, or search around a recipe with a value in it")
 
 
 def _check_values(place: str, dimension: Dimension) -> None:

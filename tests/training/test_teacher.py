@@ -81,8 +81,9 @@ def test_what_cannot_be_used_is_counted_once(load, index):
     teacher = load([*wrong, good])
     assert len(teacher.objects) == 1
     assert teacher.notes[-1].partition("dropped predictions: ")[2] == (
-        "2 have NaN or infinite values; 2 score below teacher_min_score 0.3; 2 are of images that are not trained on "
-        "(998); 1 are of classes that the dataset does not have (77); 2 have no area in their image"
+        "2 have NaN or infinite values; 2 have a score of 0, or below teacher_min_score 0.3; "
+        "2 are of images that are not trained on (998); "
+        "1 are of classes that the dataset does not have (77); 2 have no area in their image"
     )
     with pytest.raises(PredictionError, match="none of its 9 predictions can be used: 2 have NaN") as error:
         load(wrong)

@@ -10,7 +10,7 @@ from modeling_detr import DetrConfig, DetrForObjectDetection, DetrTorchvisionIma
 from modeling_detr.data import DetectionDataset, open_dataset
 from modeling_detr.data.convert import convert_dataset
 from modeling_detr.data.loaders import build_eval_loader
-from modeling_detr.errors_detr import ModelNotFoundError, PredictionError
+from modeling_detr.errors_detr import ModelError, ModelNotFoundError, PredictionError
 from modeling_detr.prediction import predict_objects
 from modeling_detr.training import teacher_predictions
 from modeling_detr.training.recipe_parsing import parse_recipe
@@ -167,3 +167,12 @@ def test_several_processes_predict_together_and_use_the_same_boxes(recipe, tmp_p
     assert np.array_equal(one.objects.label, two.objects.label)
     np.testing.assert_allclose(one.objects.boxes_xyxy, two.objects.boxes_xyxy, atol=1e-3)
     assert notes == other_notes
+
+
+def test_a_model_of_another_package_is_an_error_that_says_how_it_can_teach(recipe, tmp_path):
+    folder = tmp_path / "yolos"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "yolos"}')
+    teaching = recipe(teacher=str(folder))
+    with pytest.raises(ModelError, match=r"model_type 'yolos', .*; pass a \.json file of its predictions in COCO's"):
+        load_teacher(teaching, open_splits(teaching)[0], 100, Accelerator(cpu=True), resumes=False)

@@ -100,14 +100,18 @@ def test_a_file_adds_and_replaces_ranges(tmp_path):
         ({"learning_rat": [1, 2]}, "ranges.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
         ({"data": ["a", "b"]}, "'data' is the same for all trials"),
         ({"model_config.num_query": [1, 2]}, "no setting 'num_query'; did you mean 'num_queries'?"),
-        ({"model_config": [1, 2]}, "expected a key of it, such as model_config.num_queries"),
-        ({"learning_rate.x": [1, 2]}, "expected without a dot: learning_rate"),
+        ({"model_config": [1, 2]}, "expected a key of it, as in model_config.num_queries"),
+        ({"learning_rate.x": [1, 2]}, "got 'learning_rate.x', expected 'learning_rate', which has no keys"),
         ({"learning_rate": 1e-3}, "ranges.yaml: learning_rate: got 0.001, expected a list of values or"),
         ({"learning_rate": {"low": 1, "hi": 2}}, "unknown 'hi'; expected low, high and log"),
         ({"learning_rate": {"low": 2, "high": 1}}, "expected low and high, low < high"),
         ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "low: got 0, expected a positive number"),
         ({"learning_rate": {"low": 1e-5, "high": 1e-4}}, "does not contain 0.001, the recipe's own value"),
         ({"learning_rate": {"around": 0.5}}, "around: got 0.5, expected a factor above 1"),
+        ({"learning_rate": {"around": 3, "low": 1e-5}}, "got around with low; use around alone, or low, high and log"),
+        ({"learning_rate": {"times": [1, 2], "log": True}}, "got times with log; use times alone"),
+        ({"learning_rate": {"low": 1e-5, "high": 1, "log": "yes"}}, "log: got 'yes', expected true or false"),
+        ({"ema_decay": {"around": 2}}, "around: the recipe's value is 0, expected a positive one; use low and high"),
         ({"batch_size": {"low": 1, "high": 8.5}}, "got 1 and 8.5, expected whole numbers"),
         ({"batch_size": [8, 4.5]}, "got 4.5, expected whole numbers"),
         ({"batch_size": [0, 8]}, "ranges.yaml: batch_size: got 0, expected at least 1"),
@@ -124,6 +128,15 @@ def test_a_range_that_is_not_valid_says_what_is_expected(written, message):
     with pytest.raises(SearchError) as error:
         search_space(small_dataset(), written=written, where="ranges.yaml")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("base", "factor", "expected"), [(8, 3, (3, 24)), (1, 1.2, (1, 2)), (8, 1.01, (7, 9))])
+def test_a_range_around_a_whole_number_is_whole(base, factor, expected):
+    recipe = small_dataset("--batch_size", str(base))
+    (size,) = search_space(recipe, names=["batch_size"], written={"batch_size": {"around": factor}}).dimensions
+    assert (size.low, size.high) == expected
+    assert size.is_whole
+    assert size.log
 
 
 def test_names_that_cannot_be_searched_are_errors(tmp_path):

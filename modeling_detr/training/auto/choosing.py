@@ -6,6 +6,7 @@ recipe, lines = auto_recipe({"data": "my_dataset", "minutes": 60.0})
 import contextlib
 import gc
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from accelerate.utils import parse_flag_from_env
 
 from modeling_detr.data import open_dataset
 from modeling_detr.data.formats import reading_options
-from modeling_detr.errors_detr import CheckpointError
+from modeling_detr.errors_detr import CheckpointError, RecipeError
 from modeling_detr.input_files import is_file
 from modeling_detr.training.auto import CHOICES
 from modeling_detr.training.auto.facts import DataFacts
@@ -65,7 +66,7 @@ def auto_recipe(given: Mapping[str, Any]) -> AutoRecipe:
         line = f"auto      the recipe is {earlier}, which was chosen when the run started"
         line += "" if minutes is None else "; --minutes does not change it, --epochs does"
         return AutoRecipe(recipe, [line])
-    minutes = DEFAULT_MINUTES if minutes is None else float(minutes)
+    minutes = DEFAULT_MINUTES if minutes is None else _checked_minutes(minutes)
     is_new = given.get("model") is None
     base = read_recipe_file(builtin_recipes()[_BASE if is_new else _FINE_TUNING])
     settings = {**flattened(base), **flattened(given)}
@@ -90,6 +91,12 @@ def auto_recipe(given: Mapping[str, Any]) -> AutoRecipe:
             situation.settings[key] = choice.value  # type: ignore[index]  # a dict of this function
             lines.append(_line(key, choice.value if choice.shown is None else choice.shown, choice.reason))
     return AutoRecipe(_recipe(situation.settings), lines)
+
+
+def _checked_minutes(minutes: Any) -> float:
+    if not 0 < float(minutes) < math.inf:
+        raise RecipeError("--minutes", f"got {minutes:g}, expected a positive number", "leave it out for an hour")
+    return float(minutes)
 
 
 def _earlier_recipe(given: Mapping[str, Any]) -> Path | None:

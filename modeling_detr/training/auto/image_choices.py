@@ -33,7 +33,8 @@ def size(situation: Situation) -> Choice | None:
     if cells < 0.95 * COARSEST_CELLS:
         reason += ": too small to be learnt well; cut the images into tiles"
     elif edge == edges[-1]:
-        reason += "; larger would cost time for little" if edge < data.shortest_edge else "; the images' own size"
+        own = "the images' own size" if edge < data.shortest_edge + _GRID else "the smallest size that is used"
+        reason += "; larger would cost time for little" if edge < data.shortest_edge else f"; {own}"
     elif edge == edges[0] and steps is not None and steps < enough:
         reason += f"; as small as they allow, since the time is short: about {steps:,} steps"
     elif steps is not None:

@@ -2,6 +2,7 @@
 
 import math
 
+from modeling_detr.data.findings import counted
 from modeling_detr.training.auto.situation import Choice, Situation
 
 
@@ -18,7 +19,7 @@ def batch_size(situation: Situation) -> Choice:
     """Small batches: more steps help a DETR more than smoother ones, until there are many images."""
     images = max(1, situation.data.num_images // situation.num_processes)
     if images < 8:
-        return Choice(max(1, images // 2), f"only {situation.data.num_images} images")
+        return Choice(max(1, images // 2), f"only {counted(situation.data.num_images, 'image')}")
     if situation.device == "cpu":
         return Choice(2, "on a CPU, an image costs hardly more in a small batch, and more steps help more")
     if images <= _SMALL_DATA or not situation.is_new:
@@ -74,7 +75,7 @@ def ema_decay(situation: Situation) -> Choice:
     decay = min(0.9998, max(0.9, 1 - 5 / situation.total_steps))
     decay = round(decay, 4 if decay > 0.999 else 3 if decay > 0.99 else 2)
     return Choice(
-        decay, f"averages about the last fifth of {situation.total_steps:,} steps; .999 was measured on 5,110"
+        decay, f"averages about the last fifth of {counted(situation.total_steps, 'step')}; .999 was measured on 5,110"
     )
 
 

@@ -48,7 +48,7 @@ def epochs(situation: Situation) -> Choice:
     if fit.is_limited:
         minutes = (steps * pace.step + _EVALUATIONS * (pace.evaluation + pace.checkpoint)) / 60
         return Choice(fit.epochs, f"more hardly help; about {minutes:.2g} minutes ({counted(steps, 'step')}, {speed})")
-    return Choice(fit.epochs, f"{counted(steps, 'step')} fit into {situation.minutes:g} minutes: {speed}")
+    return Choice(fit.epochs, f"{counted(steps, 'step')} in {situation.minutes:g} minutes: {speed}")
 
 
 def max_steps(situation: Situation) -> Choice | None:

@@ -84,3 +84,9 @@ def test_a_model_is_fine_tuned_at_its_own_size(given, tmp_path):
     assert (recipe.lr_schedule, recipe.lr_drop_epochs) == ("step", 8)
     assert recipe.backbone_weights is None
     assert any("the size that the model was trained with" in line for line in lines)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_minutes_that_are_no_time_are_an_error(given, minutes):
+    with pytest.raises(ValueError, match=r"--minutes: got .*, expected a positive number; leave it out for an hour"):
+        auto_recipe({**given, "minutes": minutes})
