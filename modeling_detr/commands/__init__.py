@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from modeling_detr.output_errors import fix_of
 
 
 PLUGINS = "modeling_detr.plugins"  # entry-point group of the packages that add to public tables
-_SECONDS_TO_SPEAK = 2.0
 
 
 class Command(NamedTuple):
@@ -182,7 +180,6 @@ def _exit_code(program: str, run: Callable[[], int | None], format_setting: Call
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
     except (DetrError, ValueError, OSError, ArithmeticError) as error:
-        _let_the_first_process_speak()
         if isinstance(error, BrokenPipeError) and _nobody_reads_stdout():
             return 128 + signal.SIGPIPE
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
@@ -191,18 +188,6 @@ def _exit_code(program: str, run: Callable[[], int | None], format_setting: Call
         line = f"{program}: {printable(_without_worker_traceback(message))}"
         print(fitted(line, indent=2, stream=sys.stderr), file=sys.stderr)
         return 2
-    except Exception:
-        _let_the_first_process_speak()
-        raise
-
-
-def _let_the_first_process_speak() -> None:
-    """Wait, in all processes of a launcher but the first: its error is usually that of all, or the reason of theirs.
-
-    The launcher ends the others as soon as one has ended.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(_SECONDS_TO_SPEAK)
 
 
 def _message_of(error: Exception) -> str:

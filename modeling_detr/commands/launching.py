@@ -10,14 +10,17 @@ import logging
 import os
 import socket
 import sys
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
 from modeling_detr.errors_detr import LaunchError
 
 
+_SECONDS_TO_SPEAK = 2.0
 _PORT = 29500  # torchrun's default
 _SECONDS_TO_MEET = 600  # for all machines to start the command, which a queue may not do at once
 
@@ -133,6 +136,20 @@ def launched(
         return rest, None
     check(rest)
     return rest, launch.run(command, rest)
+
+
+@contextmanager
+def first_process_speaks() -> Iterator[None]:
+    """A block whose errors are usually those of all processes, or follow from that of the first.
+
+    The others wait before they raise theirs: the launcher ends them as soon as the first has ended.
+    """
+    try:
+        yield
+    except Exception:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(_SECONDS_TO_SPEAK)
+        raise
 
 
 def _gpus_to_use(asked: str) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modeling_detr.commands.launching import launched
+from modeling_detr.commands.launching import first_process_speaks, launched
 from modeling_detr.commands.results import link_to
 from modeling_detr.errors_detr import printable
 from modeling_detr.line_breaks import fitted
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from modeling_detr.training.trainer import Trainer
 
     # Build everything, print the plan, and run the checks before the first step.
-    run = prepare_run(recipe, notes + push_notes(recipe))
+    with first_process_speaks():
+        run = prepare_run(recipe, notes + push_notes(recipe))
     on_main_process = run.accelerator.is_main_process
     summary = "\n".join([*map(printable, choices), plan(run)]) if on_main_process else ""
     if on_main_process:

@@ -9,7 +9,7 @@ class Hint(str):
 
 _CLASSES = Hint("the classes are those of the dataset, which 'detr data check' lists")
 _DEVICE = Hint("choose GPUs with the environment variable CUDA_VISIBLE_DEVICES (empty: train on the CPU)")
-_PROCESSES = Hint("train on several GPUs with --gpus 4, or all with --gpus auto")
+_PROCESSES = Hint("train on several GPUs with --gpus 4 or --gpus auto, or by accelerate launch or torchrun")
 
 # Name elsewhere → key here, or a hint in words if it is not one key. Most are of Ultralytics, Transformers' Trainer
 # and the original's main.py; names that resemble the key, such as learning-rate, are recognised without this table.

@@ -35,9 +35,8 @@ def overview(program: str, recipes: Mapping[str, Path], keys: Mapping[str, Key])
         ("--help KEY", "explain one key"),
         ("--help RECIPE", "show a built-in recipe"),
         ("--help all", "explain all keys"),
-        ("--gpus N|auto", "train on N GPUs or all; --nodes N --main_address HOST: on several machines"),
-        ("--cpu_processes N", "train in N processes on the CPU"),
-        ("--replay FILE", "repeat a training step with a non-finite loss and report its origin"),
+        ("--gpus N|auto", "train on N GPUs or on all (also --cpu_processes, --nodes)"),
+        ("--replay FILE", "repeat a training step whose loss was not finite"),
     ]
     options = [_entry(option, explanation, 14) for option, explanation in more]
     parts = [
