@@ -106,7 +106,7 @@ class Served:
         return float(next(line for line in text.splitlines() if line.startswith("detr_queue_images ")).split()[1])
 
     def is_alive(self):
-        """Whether the server has not ended yet."""
+        """Whether the server is still running."""
         return self.thread.is_alive()
 
     def stop(self):

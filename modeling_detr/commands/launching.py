@@ -159,7 +159,7 @@ def _gpus_to_use(asked: str) -> int:
     if asked != "auto" and (not asked.isdecimal() or int(asked) < 1):
         raise LaunchError("--gpus", f"got '{asked}'", "expected a number, such as 2, or auto")
     if there == 0:
-        raise LaunchError("--gpus", f"PyTorch sees no GPU: {_why_no_gpu(torch)}", "drop --gpus to use the CPU")
+        raise LaunchError("--gpus", f"PyTorch sees no GPU: {_why_no_gpu()}", "drop --gpus to use the CPU")
     wanted = there if asked == "auto" else int(asked)
     if wanted > there:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -168,12 +168,13 @@ def _gpus_to_use(asked: str) -> int:
     return wanted
 
 
-def _why_no_gpu(torch: object) -> str:
+def _why_no_gpu() -> str:
+    import torch
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return f"CUDA_VISIBLE_DEVICES is '{visible}'"
-    version = torch.version  # type: ignore[attr-defined]
-    if version.cuda is None and version.hip is None:
+    if torch.version.cuda is None and torch.version.hip is None:
         return "this build of PyTorch is for the CPU"
     return "there is none, or its driver does not work (see nvidia-smi)"
 
