@@ -59,7 +59,7 @@ def locked(lock: Path, refuse: Callable[[str], DetrError]) -> Iterator[None]:
 def lock_holder(lock: Path) -> tuple[str, int] | None:
     """The host and the number of the process that has locked a file last; it may have ended since.
 
-    None if no process has, or it has not written its number yet, or the file is damaged.
+    None if there is none so far, if its number is still to be written, or if the file is damaged.
     """
     try:
         return _parse_holder(lock.read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def _parse_holder(text: str) -> tuple[str, int] | None:
     try:
         holder = json.loads(text)
         return str(holder["host"]), int(holder["process"])
-    except (ValueError, KeyError, TypeError):  # the process has not written it yet
+    except (ValueError, KeyError, TypeError):  # still to be written
         return None
 
 

@@ -20,6 +20,7 @@ from typing import NoReturn
 from modeling_detr.errors_detr import LaunchError
 
 
+_LIMITS_ITS_THREADS = ("train",)  # on a CPU, where it leaves cores to its loaders
 _SECONDS_TO_SPEAK = 2.0
 _PORT = 29500  # torchrun's default
 _SECONDS_TO_MEET = 600  # for all machines to start the command, which a queue may not do at once
@@ -50,13 +51,15 @@ class Launch:
         Raises:
             LaunchError: The options contradict each other or what is there, or the machines do not meet.
         """
+        from modeling_detr.benchmarks.machine import num_cores  # imports PyTorch, which help and errors do not need
+
         count = self._count()
         if count == 1 and self.nodes == 1:
             return None
-        environment = {"ACCELERATE_USE_CPU": "true"} if self.gpus is None else {}
-        # torchrun would set 1 with a warning; one process each would take all cores
-        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // count)))
-        os.environ.update(environment)
+        if self.gpus is None:
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+        if self.gpus is not None or command not in _LIMITS_ITS_THREADS:  # else each process would use all cores
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // count)))
         return start_processes(count, self.nodes, self.main_address, ["-m", "modeling_detr", command, *arguments])
 
     def _count(self) -> int:
@@ -69,6 +72,8 @@ class Launch:
         if self.nodes > 1 and self.main_address is None:
             remedy = "give the name or address of one of the machines, the same on all: --main_address 10.0.0.1"
             raise LaunchError("--nodes", "the machines need a place to meet", remedy)
+        if self.nodes == 1 and self.main_address is not None:
+            raise LaunchError("--main_address", "is for several machines", "add --nodes 2, or drop it")
         if self.gpus is not None and self.cpu_processes is not None:
             raise LaunchError("--gpus", "cannot be combined with --cpu_processes", "drop one of them")
         if self.gpus is not None:
@@ -177,10 +182,6 @@ def _why_no_gpu() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return "this build of PyTorch is for the CPU"
     return "there is none, or its driver does not work (see nvidia-smi)"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _endpoint(address: str) -> str:

@@ -56,6 +56,7 @@ def test_options_about_processes_are_separated_from_those_of_the_command():
         (Launch(cpu_processes=0), 0, r"--cpu_processes: got 0"),
         (Launch(nodes=2, gpus="2"), 2, r"--nodes: the machines need a place to meet; .*--main_address 10\.0\.0\.1"),
         (Launch(nodes=2, main_address="node1"), 2, r"--nodes: says nothing about each machine; add --gpus auto"),
+        (Launch(gpus="2", main_address="node1"), 2, r"--main_address: is for several machines; add --nodes 2"),
         (Launch(nodes=0, gpus="2"), 2, r"--nodes: got 0"),
         (Launch(nodes=2, gpus="2", main_address="no.such.host"), 2, r"--main_address: no machine 'no.such.host'"),
         (Launch(nodes=2, gpus="2", main_address="host:http"), 2, r"--main_address: got 'host:http'"),
