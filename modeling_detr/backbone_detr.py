@@ -21,7 +21,7 @@ from transformers.utils.import_utils import is_tracing
 
 from .configuration_detr import DetrConfig, check_backbone
 from .errors_detr import ModelError, did_you_mean
-from .folding_detr import InferenceCopies
+from .folding_detr import InferenceCopies, NormPair, fold_when_training
 
 
 _MOST_BACKBONE_WEIGHTS = 10_000_000_000
@@ -31,10 +31,14 @@ class FrozenBatchNorm2d(nn.Module):
     """Batch norm with fixed statistics, scale and shift. All are buffers, so none of them ever trains.
 
     Original: models/backbone.py, `FrozenBatchNorm2d`. Differs from the original: one fused kernel instead of two
-    passes over the feature map, and timm's batch norms with a built-in activation are frozen too.
+    passes over the feature map, none at all in training if it follows a convolution, and timm's batch norms with a
+    built-in activation are frozen too.
 
     Args:
         norm: The batch norm whose weights and statistics are copied.
+
+    Attributes:
+        pair: The norm and the convolution before it, which computes both in training; None if there is none.
 
     Raises:
         ValueError: The batch norm has no running statistics.
@@ -47,6 +51,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
+        self.pair: NormPair | None = None
         self.eps = norm.eps
         self.drop = norm.drop if isinstance(norm, BatchNormAct2d) else nn.Identity()
         self.act = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
@@ -68,9 +73,12 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, channels, h, w) → the same shape."""
-        normed = F.batch_norm(
-            features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-        )
+        if self.pair is not None and self.pair.is_folded:
+            normed = features
+        else:
+            normed = F.batch_norm(
+                features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
         output: Tensor = self.act(self.drop(normed))
         return output
 
@@ -256,6 +264,7 @@ class DetrConvEncoder(nn.Module):
         self.copies = InferenceCopies(FrozenBatchNorm2d)
         if config.freeze_batch_norm:
             freeze_batch_norms(self.model)
+            fold_when_training(self.model, FrozenBatchNorm2d, config.num_channels)
         self.freeze_stem()
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             if tensor.device.type != "meta":  # timm has initialised it: `post_init` must not do so again

@@ -1,24 +1,31 @@
-"""A faster copy of the backbone for predicting on the CPU: batch norms folded into convolutions, channels last.
+"""Batch norms folded into the convolutions before them, which takes less time and memory.
 
-In evaluation mode a batch norm multiplies each channel by a constant and adds another, and the convolution before it
-can do both. The copy exists beside the backbone, whose weights, names and `state_dict` stay as they are; it is made
-when it is first needed, and again when a weight has changed.
+A batch norm that computes with stored statistics multiplies each channel by a constant and adds another, and the
+convolution before it can do both.
+
+For predicting on the CPU, a copy of the backbone is folded, and computes channels last. It exists beside the backbone,
+whose weights, names and `state_dict` stay as they are; it is made when it is first needed, and again when a weight has
+changed. In training, convolutions scale their weights in every step: see `ConvolutionBeforeNorm`.
 
 Shapes: B images · H, W pixels.
 """
 
 import copy
+import operator
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame, conv2d_same
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._pytree import tree_leaves
 
 
 # Fewer pixels are computed before a copy could be made
@@ -83,6 +90,124 @@ class InferenceCopies:
             if dtype not in self.folded:
                 self.folded[dtype] = _fold(backbone, self._norm_types, pixel_values.shape[1], dtype)
             return self.folded[dtype] or backbone
+
+
+# In training
+
+
+class ConvolutionBeforeNorm(nn.Conv2d):
+    """A convolution that also computes the frozen batch norm after it, in training.
+
+    The scaled weights are tiny beside the feature maps: the norm's passes over a map, forward and backward, are saved,
+    and so is the map that the norm would keep for its backward pass. Gradients are those of the weights as they are,
+    equal to within rounding. In evaluation mode each of the two layers computes its own part.
+
+    Attributes:
+        pair: The convolution and its norm.
+    """
+
+    pair: "NormPair"
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, channels, h, w) → (B, new channels, new h, new w)."""
+        weight, bias = self.weight, self.bias
+        if self.pair.is_folded:
+            scale, shift = self.pair.constants(weight.dtype)
+            weight = weight * scale[:, None, None, None]
+            bias = shift if bias is None else shift + bias * scale
+        return self._convolve(features, weight, bias)
+
+    def _convolve(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(features, weight, bias)
+
+
+class SameConvolutionBeforeNorm(ConvolutionBeforeNorm, Conv2dSame):
+    """The same for TensorFlow's padding, as in timm's `tf_…` models."""
+
+    def _convolve(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return conv2d_same(features, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+_BEFORE_NORM: dict[type[nn.Module], type[ConvolutionBeforeNorm]] = {
+    nn.Conv2d: ConvolutionBeforeNorm,
+    Conv2dSame: SameConvolutionBeforeNorm,
+}
+_CONVOLUTIONS = (*_BEFORE_NORM, *_BEFORE_NORM.values())
+
+
+class NormPair:
+    """A convolution and the frozen batch norm that alone reads its output.
+
+    Args:
+        backbone: The module that both are in.
+        convolution: Name of the convolution.
+        norm: Name of the norm.
+    """
+
+    def __init__(self, backbone: nn.Module, convolution: str, norm: str) -> None:
+        self._places = [_place(backbone, convolution), _place(backbone, norm)]
+        self._convolution, self._norm = (parent._modules[name] for parent, name in self._places)
+        self._tensors: list[Tensor] = []
+        self._versions: list[int] = []
+        self._constants: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the convolution computes the norm now: in training, while both are in their places and unwatched."""
+        convolution, norm = self._convolution, self._norm
+        if convolution is None or norm is None or not convolution.training or not torch.is_grad_enabled():
+            return False
+        (parent, name), (norm_parent, norm_name) = self._places
+        is_in_place = parent._modules.get(name) is convolution and norm_parent._modules.get(norm_name) is norm
+        return is_in_place and not (convolution._forward_hooks or norm._forward_pre_hooks)
+
+    def constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The norm's scale and shift, (channels,) each; kept until one of its tensors changes."""
+        norm: Any = self._norm
+        tensors = [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+        if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
+            return self._compute(dtype)
+        versions = [tensor._version for tensor in tensors]
+        is_same = len(self._tensors) == len(tensors) and all(map(operator.is_, self._tensors, tensors))
+        if self._constants is None or not is_same or versions != self._versions or self._constants[0].dtype != dtype:
+            self._tensors, self._versions, self._constants = tensors, versions, self._compute(dtype)
+        return self._constants
+
+    @torch.no_grad()
+    def _compute(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        scale, shift = _scale_and_shift(self._norm, torch.promote_types(dtype, torch.float32))
+        return scale.to(dtype), shift.to(dtype)
+
+
+def _place(backbone: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The parent of a module, and its name there."""
+    parent, _, child = name.rpartition(".")
+    return backbone.get_submodule(parent), child
+
+
+def fold_when_training(backbone: nn.Module, frozen_norm: type[nn.Module], channels: int) -> None:
+    """Has convolutions compute the frozen batch norms after them, in training; norms elsewhere stay as they are.
+
+    Args:
+        backbone: Its convolutions become `ConvolutionBeforeNorm`; weights and names stay.
+        frozen_norm: Class of the norms, whose `pair` is set.
+        channels: Channels of an image.
+    """
+    batch, height, width = _PROBE_SIZE
+    probe = torch.empty(batch, channels, height, width, device="meta")
+    try:
+        copied = _copy_sharing_tensors(backbone).to("meta").eval()
+        with torch.no_grad():
+            pairs, _ = _norms_after_convolutions(copied, (frozen_norm,), probe)
+    except Exception:  # whatever a backbone raises that cannot be copied, or called with the probe
+        return
+    names = {module: name for name, module in copied.named_modules()}
+    for copied_norm, copied_convolution in pairs.items():
+        convolution: Any = backbone.get_submodule(names[copied_convolution])
+        norm: Any = backbone.get_submodule(names[copied_norm])
+        if type(convolution) in _BEFORE_NORM:
+            convolution.__class__ = _BEFORE_NORM[type(convolution)]  # with the same weights, and in the same place
+            convolution.pair = norm.pair = NormPair(backbone, names[copied_convolution], names[copied_norm])
 
 
 # When a copy may be used
@@ -311,7 +436,7 @@ def _copy_sharing_tensors(module: nn.Module) -> nn.Module:
 def _norms_after_convolutions(
     backbone: nn.Module, norm_types: tuple[type[nn.Module], ...], probe: Tensor
 ) -> tuple[dict[nn.Module, nn.Conv2d], list[Tensor]]:
-    """Finds batch norms whose input is always the output of the same convolution, by running a probe.
+    """Finds batch norms whose input is the output of a convolution that nothing else reads, by running a probe.
 
     Returns:
         The norms with their convolutions, each of which has one norm only; and the probe's feature maps.
@@ -328,20 +453,44 @@ def _norms_after_convolutions(
 
     handles: list[Any] = []
     for module in backbone.modules():
-        if type(module) in (nn.Conv2d, Conv2dSame):
+        if type(module) in _CONVOLUTIONS:
             handles.append(module.register_forward_hook(keep_output))
         elif type(module) in norm_types and _has_statistics(module):
             handles.append(module.register_forward_pre_hook(find_source))
-    expected = [feature.clone() for feature in backbone(probe)]
+    with _Readers(outputs) as readers:
+        expected = [feature.clone() for feature in backbone(probe)]
     for handle in handles:
         handle.remove()
 
     pairs: dict[nn.Module, nn.Conv2d] = {}
     for norm, found in sources.items():
         convolution = next(iter(found))
-        if len(found) == 1 and isinstance(convolution, nn.Conv2d) and convolution not in pairs.values():
+        if isinstance(convolution, nn.Conv2d) and readers.counts[convolution] == 1 == len(found):
             pairs[norm] = convolution
     return pairs, expected
+
+
+class _Readers(TorchFunctionMode):
+    """Counts the operations that read the outputs of convolutions.
+
+    Args:
+        outputs: Convolutions and their outputs; grows while the mode is active.
+
+    Attributes:
+        counts: Convolution → operations that read its output, over all its calls.
+    """
+
+    def __init__(self, outputs: list[tuple[nn.Conv2d, Tensor]]) -> None:
+        super().__init__()
+        self._outputs = outputs
+        self.counts: Counter[nn.Module] = Counter()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):  # not a shape, for example
+            for value in tree_leaves((args, kwargs)):
+                self.counts.update(convolution for convolution, output in self._outputs if output is value)
+        return result
 
 
 def _has_statistics(norm: nn.Module) -> bool:
@@ -349,14 +498,20 @@ def _has_statistics(norm: nn.Module) -> bool:
     return norm.running_mean is not None and norm.running_var is not None
 
 
+def _scale_and_shift(norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The constants that a batch norm multiplies each channel by, and adds to it; computed in a precision."""
+    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.to(dtype)
+    shift = -norm.running_mean.to(dtype) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.to(dtype)
+    return scale, shift
+
+
 def _fold_into(convolution: nn.Conv2d, norm: Any) -> None:
     """Gives a convolution weights that compute it and the norm after it; its old ones stay as they are."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
+    scale, shift = _scale_and_shift(norm, torch.float64)
     if convolution.bias is not None:
         shift = shift + convolution.bias.double() * scale
     weight = convolution.weight * scale.float()[:, None, None, None]
@@ -375,13 +530,15 @@ def _store_channels_last(backbone: nn.Module, dtype: torch.dtype) -> None:
     """Replaces convolutions by ones in a precision, channels last; those of other classes keep what they compute."""
     replacements: dict[nn.Module, nn.Module] = {}
     for module in backbone.modules():
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            replacements[module] = ChannelsLastConv2d(module, dtype)
-        elif type(module) is Conv2dSame:
+        if type(module) not in _CONVOLUTIONS:
+            continue
+        if isinstance(module, Conv2dSame):
             weight = module.weight.detach().to(dtype, memory_format=torch.channels_last)
             module.weight = nn.Parameter(weight, requires_grad=False)
             if module.bias is not None:
                 module.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
+        elif module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            replacements[module] = ChannelsLastConv2d(module, dtype)
     _replace_modules(backbone, replacements)
 
 

@@ -86,6 +86,12 @@ def fastest_dtype(device_type: str) -> tuple[torch.dtype, str]:
     return dtype, reason
 
 
+def emulates_bfloat16(device_type: str) -> str:
+    """Why bfloat16 is many times slower than float32 on a type of device; empty if it is not."""
+    dtype, reason = fastest_dtype(device_type)
+    return reason if device_type in ("cpu", "cuda") and dtype == torch.float32 else ""
+
+
 def _cpu_feature() -> str | None:
     """The CPU's instructions for bfloat16, or None."""
     if not hasattr(torch.cpu, "get_capabilities"):  # of older versions

@@ -191,21 +191,19 @@ def _keys(where: str, value: object) -> dict[str, Any]:
 
 
 def parse_seeds(value: object, where: str = "--seeds") -> tuple[int, ...]:
-    """Parses a number of seeds, counted from 0, or a list of them, which may be text such as `7,8`.
+    """Parses a number of seeds, counted from 0, or a list of them, which may be text such as `7,8`, or `7,` for one.
 
     Raises:
         StudyError: It is neither.
     """
     entries = _entries(value)
-    if not isinstance(value, list) and len(entries) == 1 and _is_whole(entries[0]) and int(entries[0]) >= 1:
-        return tuple(range(int(entries[0])))
-    if (
-        entries
-        and all(map(_is_whole, entries))
-        and len({*map(int, entries)}) == len(entries)
-        and (isinstance(value, list) or len(entries) > 1)
-    ):
-        return tuple(map(int, entries))
+    if entries and all(map(_is_whole, entries)):
+        seeds = tuple(map(int, entries))
+        is_list = isinstance(value, list) or "," in str(value)
+        if not is_list and seeds[0] >= 1:
+            return tuple(range(seeds[0]))
+        if is_list and len({*seeds}) == len(seeds):
+            return seeds
     raise StudyError(where, f"got {value!r}, expected how many, such as 3, or different seeds, such as 7,8,9")
 
 

@@ -56,7 +56,7 @@ def add_convergence(commands: "argparse._SubParsersAction[CommandParser]", argv:
     )
     studies = ", ".join(builtin_studies())
     parser.add_argument("study", help=f"a YAML file, or a built-in study: {studies}")
-    parser.add_argument("--seeds", help="how many seeds, from 0, or a list such as 7,8,9 (default: the study's)")
+    parser.add_argument("--seeds", help="how many seeds, from 0, or a list such as 7,8,9 or 7, (default: the study's)")
     parser.add_argument("--variants", help="only these variants, such as plain,aided; the first is the reference")
     parser.add_argument("--train_images", help="numbers of training images, such as 25,50,all (default: the study's)")
     parser.add_argument("--thresholds", help="AP50 to report the time to, such as 0.5,0.7 (default: the study's)")

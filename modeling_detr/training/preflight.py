@@ -25,6 +25,7 @@ from torchvision.ops import box_iou
 
 from modeling_detr.data import DetectionDataset, SampleKey
 from modeling_detr.data.batch_transfer import bytes_in_shared_memory
+from modeling_detr.data.findings import counted
 from modeling_detr.data.loaders import BatchLoader
 from modeling_detr.data.sampler import planned_sizes
 from modeling_detr.errors_detr import DetrError, OutOfMemoryError, PreflightError
@@ -252,7 +253,7 @@ def _queries_line(run: PreparedRun, most_loaded: int) -> str:
     in_mosaics = f" ({most_loaded} in mosaics)" if most_loaded > most else ""
     fits = max(most, most_loaded) <= num_queries
     surplus = "" if fits else "; surplus objects are not trained on: raise model_config.num_queries"
-    return f"at most {most} objects per image{in_mosaics}, {num_queries} queries{surplus}"
+    return f"at most {counted(most, 'object')} per image{in_mosaics}, {num_queries} queries{surplus}"
 
 
 def _speed_line(loading: LoadingCheck, num_workers: int, batch_size: int, step_seconds: float | None) -> str:

@@ -203,7 +203,7 @@ def _checked(recipe: Recipe, rows: _Rows, notes: Sequence[str], index: Detection
         is_crowd=np.zeros(len(chosen), np.bool_),
         attributes={"score": np.minimum(rows.scores[chosen], 1.0)},
     )
-    sentences = [_summary(objects, index), *_agreement(objects, index), *notes]
+    sentences = [_summary(objects, index), *_agreement(objects, index), *_beyond_edges(rows, limits, used), *notes]
     if dropped:
         sentences.append(f"dropped predictions: {'; '.join(dropped)}")
     return Teacher(objects, tuple(f"teacher {where}: {sentence}" for sentence in sentences))
@@ -233,6 +233,14 @@ def _summary(objects: AnnotationTable, index: DetectionIndex) -> str:
         f"{counted(len(objects), 'box', 'boxes')} in {num_images:,} of {counted(len(index), 'image')}, mean score "
         f"{objects.attributes['score'].mean():.2f}"
     )
+
+
+def _beyond_edges(rows: _Rows, limits: NDArray[np.float64], used: NDArray[np.bool_]) -> list[str]:
+    """Warn if many boxes reach far beyond their image, as they do if a bbox is read that has corners, not a size."""
+    beyond = (rows.boxes_xyxy[used] > 1.05 * limits[used]).any(1)
+    if beyond.mean() < 0.2:
+        return []
+    return [f"WARNING: {beyond.mean():.0%} of its boxes reach beyond their image; is its bbox [x, y, width, height]?"]
 
 
 def _agreement(objects: AnnotationTable, index: DetectionIndex) -> list[str]:

@@ -130,7 +130,7 @@ def test_an_unknown_study_is_compared_with_the_known_ones():
 def test_lists_of_the_command_line():
     assert parse_seeds("3") == (0, 1, 2)
     assert parse_seeds("7,8") == parse_seeds([7, 8]) == (7, 8)
-    assert parse_seeds([7]) == (7,)
+    assert parse_seeds([7]) == parse_seeds("7,") == (7,)
     assert parse_images("25, all") == (25, None)
     for text in ("0", "3,3", "-1", ""):
         with pytest.raises(StudyError, match="--seeds"):

@@ -125,6 +125,14 @@ def test_classes_that_are_shifted_by_one_are_a_warning(load, index):
     )
 
 
+def test_boxes_given_by_their_corners_are_a_warning(load, index):
+    rows = [
+        {**row, "bbox": [x, y, x + width, y + height]} for row in truth(index) for x, y, width, height in [row["bbox"]]
+    ]
+    assert any("of its boxes reach beyond their image" in note for note in load(rows).notes)
+    assert not any("reach beyond" in note for note in load(truth(index)).notes)
+
+
 def test_masks_of_a_file_are_not_used_and_the_plan_says_so(load, index):
     rows = [{**row, "segmentation": {"size": [64, 64], "counts": "x"}} for row in truth(index)]
     assert any("only the boxes of its predictions are used, not the masks" in note for note in load(rows).notes)

@@ -19,7 +19,7 @@ from modeling_detr.benchmarks.speed.settings import SpeedSettings
 from modeling_detr.deployment.checks import OPTIONS_FOR_TIMING
 from modeling_detr.deployment.graph import GraphOptions
 from modeling_detr.deployment.targets import TARGETS, ExportSettings
-from modeling_detr.precision import compute_dtype
+from modeling_detr.precision import compute_dtype, emulates_bfloat16
 from modeling_detr.runtimes import open_model
 
 
@@ -41,6 +41,7 @@ class Form:
         packages: Modules that have to be installed.
         extra: The extra of this package that installs them.
         on_cpu_only: Whether it runs on the CPU only.
+        in_bfloat16: Whether it computes in bfloat16.
     """
 
     prepare: Callable[[Contenders, SpeedSettings], Forwards]
@@ -49,6 +50,7 @@ class Form:
     packages: Sequence[str] = ()
     extra: str = ""
     on_cpu_only: bool = False
+    in_bfloat16: bool = False
 
     def missing(self, settings: SpeedSettings) -> str:
         """Why it cannot be measured; empty if it can."""
@@ -56,6 +58,8 @@ class Form:
             return "--quick leaves it out, since compiling or exporting takes minutes"
         if self.on_cpu_only and settings.device.type != "cpu":
             return f"exported models are run on the CPU, not on {settings.device.type}"
+        if self.in_bfloat16 and (reason := emulates_bfloat16(settings.device.type)):
+            return reason
         absent = [package for package in self.packages if importlib.util.find_spec(package) is None]
         if absent:
             return f"needs {', '.join(absent)}; pip install 'modeling-detr[{self.extra}]'"
@@ -140,7 +144,7 @@ def _exported(name: str, contenders: Contenders, settings: SpeedSettings) -> dic
 
 FORMS: dict[str, Form] = {
     "float32": Form(_eager, 1e-4),
-    "bfloat16 autocast": Form(partial(_eager, context=_autocast), 5e-2),
+    "bfloat16 autocast": Form(partial(_eager, context=_autocast), 5e-2, in_bfloat16=True),
     "dtype auto beside float32": Form(partial(_eager, context=_auto), 5e-2),
     **{
         f"{name} beside eager": Form(

@@ -95,8 +95,8 @@ class DataFacts:
         small = f"; those of '{self.smallest_class}' {self.pixels(self.small_side)}" if len(self.classes) > 1 else ""
         return (
             f"{counted(self.num_images, 'image')} of {self.width}x{self.height} to train on, {self.num_eval_images:,} "
-            f"to evaluate on, {classes}; {self.median_objects:,} objects per image (at most {self.most_objects:,}), "
-            f"typically {self.pixels(self.median_side)} pixels wide{small}"
+            f"to evaluate on, {classes}; {counted(self.median_objects, 'object')} per image (at most "
+            f"{self.most_objects:,}), typically {self.pixels(self.median_side)} pixels wide{small}"
         )
 
     def pixels(self, side: float) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import timm
 
 from modeling_detr.backbone_detr import is_weights_file
+from modeling_detr.data.findings import counted
 from modeling_detr.training.auto.image_choices import COARSEST_CELLS, largest_edge
 from modeling_detr.training.auto.situation import Choice, Situation
 from modeling_detr.training.auto.strides import strides
@@ -78,7 +79,7 @@ def stride(situation: Situation) -> Choice | None:
 def num_queries(situation: Situation) -> Choice | None:
     """Twice as many queries as objects, so that each object finds one nearby; fewer spare ones in crowded images."""
     data = situation.data
-    most, basis = data.most_objects, f"at most {data.most_objects:,} objects per image"
+    most, basis = data.most_objects, f"at most {counted(data.most_objects, 'object')} per image"
     if most > _TWICE_UP_TO and most > 3 * data.usual_most_objects:
         most, basis = data.usual_most_objects, f"99% of the images have at most {data.usual_most_objects:,} objects"
     if not situation.is_new:

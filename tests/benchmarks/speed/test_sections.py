@@ -57,13 +57,20 @@ def test_the_share_of_padding_counts_pixels():
     assert padding.padding_share([np.array([[2, 3], [2, 3]])]) == 0
 
 
-def test_a_step_is_measured_in_float32_and_bfloat16(settings, small_config):
+def test_a_step_is_measured_in_float32_and_bfloat16(settings, small_config, monkeypatch):
+    monkeypatch.setattr(step, "emulates_bfloat16", lambda device_type: "")
     measurements = [*step.measure(settings, small_config, [step.StepCase(1, 64, 64)])]
     assert [measurement.work for measurement in measurements] == [
         "resnet18, batch 1, 64x64, float32",
         "resnet18, batch 1, 64x64, bfloat16",
     ]
     assert all([*measurement.samples] == ["modeling_detr", "transformers"] for measurement in measurements)
+
+
+def test_bfloat16_is_not_measured_where_it_is_emulated(settings, small_config, monkeypatch):
+    monkeypatch.setattr(step, "emulates_bfloat16", lambda device_type: "this CPU has no bfloat16")
+    (measurement,) = step.measure(settings, small_config, [step.StepCase(1, 64, 64)])
+    assert measurement.work == "resnet18, batch 1, 64x64, float32"
 
 
 def test_an_epoch_is_measured_from_files(settings, small_config):
@@ -74,7 +81,7 @@ def test_an_epoch_is_measured_from_files(settings, small_config):
 
 def test_inference_is_measured_in_each_form(settings, small_config):
     measurements = [*inference.measure(settings, small_config, [inference.InferenceCase(2, 64, 96)])]
-    eager = [name for name, form in FORMS.items() if not form.takes_minutes]
+    eager = [name for name, form in FORMS.items() if not form.missing(settings)]
     assert [measurement.work.rpartition(", ")[2] for measurement in measurements] == eager
     assert all(measurement.differences["transformers"] < 0.05 for measurement in measurements)
 

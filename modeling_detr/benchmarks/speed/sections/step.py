@@ -12,6 +12,7 @@ from modeling_detr.benchmarks.speed.measurement import ORIGINAL, OURS, STOCK, TI
 from modeling_detr.benchmarks.speed.settings import SpeedSettings
 from modeling_detr.benchmarks.speed.training import Trainings, build_trainings
 from modeling_detr.configuration_detr import DetrConfig
+from modeling_detr.precision import emulates_bfloat16
 from modeling_detr.structures_detr import DetectionBatch
 
 
@@ -40,9 +41,13 @@ NOTES = (
 def measure(
     settings: SpeedSettings, config: DetrConfig | None = None, cases: Sequence[StepCase] | None = None
 ) -> Iterator[Measurement]:
-    """Measures steps of a model in float32 and under bfloat16 autocast."""
+    """Measures steps of a model in float32 and, if the device computes in bfloat16, under autocast."""
     config = config or coco_config()
     cases = cases or (CASES if settings.device.type == "cpu" else GPU_CASES)
+    precisions = [False, True]
+    if reason := emulates_bfloat16(settings.device.type):
+        settings.skip(f"bfloat16: {reason}")
+        precisions.remove(True)
     for case in cases:
         trainings = build_trainings(build_contenders(config, settings), settings)
         name = f"{config.backbone}, batch {case.images}, {case.width}x{case.height}"
@@ -50,7 +55,7 @@ def measure(
         # compared before any step, after which the weights differ
         agreed = {
             autocast: check_agreement(name, trainings.outputs(batch, autocast), TOLERANCE[autocast])
-            for autocast in (False, True)
+            for autocast in precisions
         }
         for autocast, differences in agreed.items():
             work = f"{name}, {'bfloat16' if autocast else 'float32'}"
