@@ -17,6 +17,7 @@ SERVER = {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True",
 
 def start(port: int, ready: multiprocessing.Queue) -> None:
     """Start as one of two processes, of which the other one never comes."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a new process, whatever this copy of pytest's has inherited
     os.environ |= {**SERVER, "MASTER_PORT": str(port)}
     try:
         end_with_launcher()
