@@ -112,6 +112,10 @@ class DatasetReadError(DetrError, OSError):
     """A file of a dataset that exists but cannot be read."""
 
 
+class StoreError(DetrError, OSError):
+    """An object store or web server that does not answer. No image takes the place of one that it keeps back."""
+
+
 class ModelError(DetrError, ValueError):
     """A model or a checkpoint file that cannot be loaded or converted."""
 

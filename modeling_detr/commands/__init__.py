@@ -21,6 +21,7 @@ from modeling_detr.commands.terminal import printable_output
 from modeling_detr.errors_detr import DetrError, PluginError, did_you_mean, printable, python_argument
 from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import fix_of
+from modeling_detr.remote_addresses import without_credentials
 
 
 PLUGINS = "modeling_detr.plugins"  # entry-point group of the packages that add to public tables
@@ -111,6 +112,9 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
         return 2
     module = COMMANDS[name].module
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    for place, text in enumerate(argv):
+        if name != "predict" or text.startswith("--") or argv[place - 1].startswith("--"):  # its inputs may be cameras
+            argv[place] = without_credentials(text)
 
     def run() -> int | None:
         with _interrupts_end(program):

@@ -28,7 +28,7 @@ def add_dataset_options(parser: argparse._ActionsContainer) -> None:
         else:
             parser.add_argument(
                 f"--{option.name}",
-                type=option.kind,
+                type=str if option.kind is Path else option.kind,  # a Path would make `s3:/` of `s3://`
                 choices=option.choices or None,
                 metavar="DIR" if option.kind is Path else None,
                 help=option.help,

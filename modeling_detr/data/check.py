@@ -29,7 +29,8 @@ from modeling_detr.data.image_decoding import read_image
 from modeling_detr.data.image_headers import EXIF_ORIENTATION, UNREADABLE_REMEDY
 from modeling_detr.data.open import open_dataset
 from modeling_detr.data.splits import has_role
-from modeling_detr.errors_detr import DatasetError, DatasetReadError, DetrError, printable, python_argument
+from modeling_detr.errors_detr import DatasetError, DatasetReadError, DetrError, StoreError, printable, python_argument
+from modeling_detr.remote_addresses import is_remote, without_credentials
 from modeling_detr.structures_detr import AnnotationTable, DetectionIndex, ImageRecord
 
 
@@ -205,12 +206,14 @@ def check_dataset(
 
     Raises:
         DatasetNotFoundError: `path` does not exist.
+        StoreError: An object store or web server does not answer.
     """
+    path = without_credentials(path) if isinstance(path, str) else path
     findings = Findings(collects=True)
     try:
         index = open_dataset(path, format=format, findings=findings, task=task, **dict(reading or {}))
     except (ValueError, OSError) as error:
-        if not Path(path).expanduser().exists():
+        if isinstance(error, StoreError) or not (is_remote(str(path)) or Path(path).expanduser().exists()):
             raise
         if not isinstance(error, DetrError):
             error = DatasetError(path, str(error).rstrip("."), "fix the dataset")
@@ -398,6 +401,8 @@ def _check_images(
     def check(image: int) -> Exception | None:
         try:
             thumbnails[image] = _thumbnail(index.images[image])
+        except StoreError:  # every other image would take as long
+            raise
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
             return error
         return None

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from modeling_detr.data.remote.placeholders import reader_of
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, DetrError, FileReadError
 from modeling_detr.input_files import read_ends, require_file
 from modeling_detr.structures_detr import ImageReader
@@ -59,7 +60,7 @@ def stored_size(path: str, reader: ImageReader | None = None) -> tuple[tuple[int
 
 def may_be_turned(path: str, reader: ImageReader | None = None) -> bool:
     """Whether an image may have an orientation: False for JPEG files without EXIF data, in a third of the time."""
-    if reader is not None:
+    if reader is not None or reader_of(path) is not None:
         return True
     head = read_ends(path, _HEAD_BYTES)
     return not head.startswith(b"\xff\xd8") or b"Exif" in head or b"tiff:Orientation" in head
@@ -150,6 +151,7 @@ def image_source(path: str, reader: ImageReader | None) -> str | BinaryIO | NDAr
     Raises:
         DatasetReadError: The reader failed, or returned something else.
     """
+    reader = reader or reader_of(path)
     if reader is None:
         return path
     try:

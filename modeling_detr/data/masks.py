@@ -6,7 +6,7 @@ A annotations of a dataset · n rows to read, all of one image · H, W pixels.
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from modeling_detr.coco_masks_detr import (
     outline_length,
 )
 from modeling_detr.data.findings import Findings, counted
-from modeling_detr.data.image_headers import opened_image
-from modeling_detr.structures_detr import MaskColumn
+from modeling_detr.data.image_headers import image_source, opened_image
+from modeling_detr.structures_detr import ImageReader, MaskColumn
 
 
 _PIXELS_IN_MEMORY = 1 << 26
@@ -297,29 +297,36 @@ class PanopticMasks:
         files: The PNG files.
         file: (A,) int64, index into `files`.
         segment: (A,) int64, id of each row's segment in its file.
+        reader: Reads PNG files that are not on the disk; None: they are.
     """
 
     files: tuple[str, ...]
     file: NDArray[np.int64]
     segment: NDArray[np.int64]
+    reader: ImageReader | None = None
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Decode the masks (n, H, W) bool."""
         if len(rows) == 0:
             return np.zeros((0, 0, 0), np.bool_)
-        segments = read_segment_ids(self.files[self.file[rows[0]]])
+        segments = read_segment_ids(self.files[self.file[rows[0]]], self.reader)
         masks: NDArray[np.bool_] = segments == self.segment[rows].astype(np.int32)[:, None, None]
         return masks
 
 
-def read_segment_ids(path: str) -> NDArray[np.int32]:
+def read_segment_ids(path: str, reader: ImageReader | None = None) -> NDArray[np.int32]:
     """Read the segment id of every pixel (H, W) of a panoptic PNG: red + 256 green + 256² blue, or the grey value.
+
+    Args:
+        path: The PNG file.
+        reader: Reads it if it is not on the disk.
 
     Raises:
         DatasetNotFoundError: The file does not exist.
         DatasetReadError: It is not a readable image.
     """
-    with opened_image(path, path, "panoptic image") as image:
+    source = image_source(path, reader)
+    with opened_image(path, cast(str | BinaryIO, source), "panoptic image") as image:
         if image.mode in ("L", "I", "I;16"):
             return np.asarray(image).astype(np.int32)
         colours = np.asarray(image.convert("RGB"), dtype=np.int32)

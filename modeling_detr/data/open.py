@@ -16,6 +16,7 @@ from modeling_detr.data.labels import MAX_CLASSES, only_things
 from modeling_detr.data.splits import choose_split
 from modeling_detr.errors_detr import DatasetError, DatasetNotFoundError, DatasetReadError, DetrError, did_you_mean
 from modeling_detr.input_files import require_file
+from modeling_detr.remote_addresses import is_remote, without_credentials
 from modeling_detr.structures_detr import DetectionIndex, Task
 
 
@@ -36,7 +37,8 @@ def open_dataset(
         path: The dataset's folder; a COCO annotation file (.json); a YOLO description (.yaml); a parquet file; the
             name of a dataset on the Hub (owner/name); or `shapes`, with options as in
             `shapes?size=128&train=8000&val=400&seed=0&panoptic=true`. If a folder without a dataset
-            contains a single folder, that one is opened.
+            contains a single folder, that one is opened. Also the address of a folder or of such a file in an object
+            store or on a web server (`s3://`, `gs://`, `hf://datasets/`, `https://`); see `data.remote`.
         split: Name of a split, or several joined by `+` (`train+val`); None: all images. Classes and labels are always
             those of the whole dataset.
         format: A key of `FORMATS`; None: detected. In a folder with both COCO formats, the task `panoptic` reads the
@@ -46,17 +48,19 @@ def open_dataset(
             (every pixel belongs to a thing or to stuff). `conversion` keeps all that can be written in another format:
             boxes, and the masks of objects that have one.
         **options: Options of the format; None and False mean "not set". `images` (most formats): a folder of
-            images, which may be outside the dataset's folder; other images outside it are an error. `drop_difficult`
-            (VOC): leave out objects marked as difficult. `box_format` (hf, COCO): convention of the boxes, one of
-            `dataset_format.BoxFormat` (COCO: `xywh` or `xyxy`); detected by default. `crowds`: `as_objects`
-            makes crowd regions ordinary objects, `as_crowds` accepts a dataset that has nothing else. `boxes`:
-            whether they were drawn on the `upright` image or on the one `stored`, without its EXIF orientation.
+            images, which may be outside the dataset's folder, or an address of one; other images outside it are an
+            error. `drop_difficult` (VOC): leave out objects marked as difficult. `box_format` (hf, COCO): convention
+            of the boxes, one of `dataset_format.BoxFormat` (COCO: `xywh` or `xyxy`); detected by default. `crowds`:
+            `as_objects` makes crowd regions ordinary objects, `as_crowds` accepts a dataset that has nothing else.
+            `boxes`: whether they were drawn on the `upright` image or on the one `stored`, without its EXIF
+            orientation.
 
     Returns:
         The index of images and annotations; its `notes` list what was left out or changed.
 
     Raises:
         DatasetNotFoundError: `path` does not exist, or images or labels are missing.
+        StoreError: An object store or web server does not answer.
         DatasetError: The format cannot be detected or lacks what the task needs, the split does not exist, or a file
             has unexpected content.
         TypeError: No format has this option.
@@ -64,6 +68,28 @@ def open_dataset(
     if task not in (*get_args(Task), "conversion"):
         raise DatasetError("task", f"got '{task}'", did_you_mean(task, get_args(Task)))
     given = {name: value for name, value in options.items() if value is not None and value is not False}
+    findings = Findings() if findings is None else findings
+    path, images = (without_credentials(str(place)) for place in (path, given.get("images", "")))
+    if not is_remote(path) and not is_remote(images):
+        index = _open(path, format, findings, task, given)
+    else:
+        from modeling_detr.data.remote.opening import RemoteData
+
+        remote = RemoteData(path, given | ({"images": images} if images else {}))
+        with remote.reading(findings):
+            index = _open(remote.path, format, findings, task, remote.options)
+        index = remote.index(index)
+    return index if split is None else choose_split(index, split)
+
+
+def _open(
+    path: str | Path,
+    format: str | None,  # noqa: A002
+    findings: Findings,
+    task: Purpose,
+    given: Mapping[str, object],
+) -> DetectionIndex:
+    """Open all splits of a dataset that is on this machine, or a built-in one, or from the Hub; see `open_dataset`."""
     chosen, place = _choose_format(path, format, "detection" if task == "conversion" else task)
     _check_options(chosen, place, given)
     if task == "conversion":
@@ -75,8 +101,8 @@ def open_dataset(
             f"format '{chosen.name}' has no {_NEEDED[task]}, which task '{task}' needs",
             f"choose another task, or use a dataset in one of the formats {', '.join(able)}",
         )
-    findings = Findings() if findings is None else findings
     findings.format = chosen.name
+    given = dict(given)
     crowds = given.pop(CROWDS_OPTION.name, None)
     index = _read(chosen, place, findings, task, given)
     index = settle_crowds(index, None if crowds is None else str(crowds), place, findings)
@@ -84,7 +110,7 @@ def open_dataset(
         raise DatasetError(place, f"{len(index.categories):,} classes, more than the limit of {MAX_CLASSES:,}")
     if task == "instance" and not all(category.is_thing for category in index.categories):
         index = only_things(index)
-    return index if split is None else choose_split(index, split)
+    return index
 
 
 def _read(

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from modeling_detr.data.annotations import EDGE_TOLERANCE
 from modeling_detr.data.findings import Findings, counted
 from modeling_detr.data.image_headers import may_be_turned, stored_size
-from modeling_detr.errors_detr import DetrError
+from modeling_detr.data.remote.placeholders import reader_of
+from modeling_detr.errors_detr import DetrError, StoreError
 from modeling_detr.structures_detr import ImageRecord
 
 
 _MAX_EXAMINED = 10_000  # images of which the header is read in a large dataset; all if one of them is turned
 _MAX_CHECKED = 500_000  # the same in `detr data check`
+_MAX_REMOTE = 64  # the same of images that are not on this machine
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,8 @@ def _examined(
 ) -> Sequence[int]:
     """Choose images to look at from the usable ones: those with boxes past their edge, and others evenly."""
     limit = _MAX_CHECKED if findings.collects else _MAX_EXAMINED
+    if not findings.collects and records and reader_of(records[0].path) is not None:
+        limit = _MAX_REMOTE
     if len(usable) <= limit:
         return usable
     past = np.unique(image_index[~_fit(boxes_xyxy, _sizes(records)[image_index])])[:limit]
@@ -180,6 +184,8 @@ def _turned(
             if not may_be_turned(record.path, record.reader):
                 continue
             stored, orientation = stored_size(record.path, record.reader)
+        except StoreError:  # every other image would take as long
+            raise
         except DetrError:  # reported when the image is read
             continue
         written = record.height, record.width

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from modeling_detr.data.image_headers import header_size
-from modeling_detr.errors_detr import LoaderError, printable
+from modeling_detr.errors_detr import LoaderError, StoreError, printable
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.predicting.inputs import InputImage
 
@@ -103,6 +103,8 @@ class _Batches(Dataset[list[PreparedBatch]]):
             try:
                 pixels = self.images[index].read()
                 inputs = {} if self.processor is None else dict(self.processor(pixels))
+            except StoreError:  # every other image would take as long
+                raise
             except Exception as error:  # Pillow and servers raise almost anything
                 unreadable[index] = printable(" ".join(str(error).split()) or type(error).__name__)
                 continue

@@ -21,6 +21,7 @@ from modeling_detr.data.formats import FORMATS, reading_options
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
 from modeling_detr.data.splits import DEFAULT_SEED
 from modeling_detr.errors_detr import PluginError, RecipeError
+from modeling_detr.remote_addresses import without_credentials
 from modeling_detr.structures_detr import Task
 from modeling_detr.training.optimization import LearningRateSchedule
 from modeling_detr.training.recipe_keys import Resume, key, keys_of
@@ -393,6 +394,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks bounds, and keys that exclude or require each other."""
+        for name in ("data", "images"):  # passwords belong into no file of the run
+            text = getattr(self, name)
+            object.__setattr__(self, name, without_credentials(text) if isinstance(text, str) else text)
         for name, declared in keys_of(type(self)).items():
             declared.check(getattr(self, name))
         self._check_exclusive("eval_split", "eval_fraction")

@@ -1,0 +1,24 @@
+import pytest
+
+from modeling_detr.remote_addresses import credentials_of, is_remote, without_credentials
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "credentials"),
+    [
+        ("https://user:pass@host:80/data", "https://host:80/data", ("user", "pass")),
+        ("s3://KEY:a/b+c@d@bucket/coco", "s3://bucket/coco", ("KEY", "a/b+c@d")),
+        ("--data=https://token@host/data", "--data=https://host/data", ("token", "")),
+        ("https://host/data@2", "https://host/data@2", None),
+        ("me@home:data", "me@home:data", None),
+    ],
+)
+def test_credentials_are_taken_out_and_remembered(text, plain, credentials, monkeypatch):
+    monkeypatch.setenv("_DETR_STORE_CREDENTIALS", "{}")
+    assert without_credentials(text) == plain
+    assert credentials_of(plain.removeprefix("--data=")) == credentials
+
+
+def test_paths_are_not_addresses():
+    assert is_remote("s3://bucket")
+    assert not any(map(is_remote, ["coco", "/data/coco", "owner/name", "shapes?size=64", "C:/data"]))
