@@ -5,10 +5,13 @@ plug-ins may add their own. A format whose images are not files (entries of an a
 `ImageRecord.reader` for each of them, and gets their size from `image_headers.header_size(path, reader)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from modeling_detr.structures_detr import DetectionIndex, Task
 
@@ -77,6 +80,8 @@ class WrittenDataset:
         notes: What was left out or changed, one sentence each.
         keeps_splits: Whether the splits are the same when read back, so that they can be compared one by one.
         exact_masks: Whether masks are the same when read back, to the pixel.
+        rows: Name of each split → the images in its rows, for formats without a file for each image, whose `files`
+            are empty.
     """
 
     index: DetectionIndex
@@ -84,6 +89,7 @@ class WrittenDataset:
     notes: list[str]
     keeps_splits: bool = True
     exact_masks: bool = False
+    rows: Mapping[str, NDArray[np.int64]] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,22 @@
 """Copy the images of a dataset to a converted one, each once and under a unique name."""
 
+import io
 import itertools
 import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from modeling_detr.data.image_decoding import read_image
-from modeling_detr.data.image_headers import header_size
-from modeling_detr.structures_detr import DetectionIndex
+from modeling_detr.data.image_headers import header_size, image_source, opened_image
+from modeling_detr.data.image_paths import is_image_name
+from modeling_detr.structures_detr import DetectionIndex, ImageRecord
 
 
 UNLISTED = "unlisted"  # name of the split for images that are in no split
@@ -50,9 +53,9 @@ class ImageCopies:
         self.home = [UNLISTED] * len(index)
         self.name: list[str] = []
         names = file_names_of(index.splits)
-        for split in sorted(index.splits, key=lambda name: (-len(index.splits[name]), name)):
-            for image in index.splits[split].tolist():
-                self.home[image] = names[split]
+        for split, images in home_splits(index).items():
+            for image in images.tolist():
+                self.home[image] = names.get(split, UNLISTED)
         self.splits = {names[split]: members for split, members in index.splits.items()}
         unlisted = np.flatnonzero([home == UNLISTED for home in self.home])
         if len(unlisted):
@@ -75,15 +78,14 @@ class ImageCopies:
             place = self._place_of(self.home[image])
             source = Path(record.path)
             is_file = record.reader is None and source.is_file()
-            as_is = is_file and not record.ignores_exif and header_size(record.path) == (record.height, record.width)
-            stem, suffix = (source.stem, source.suffix) if as_is else (source.stem or f"image_{image}", ".png")
-            stem = _unique_stem(place, stem, source.parent.name, image, taken)
-            self.name.append(f"{stem}{_REJECTED.sub('_', suffix).rstrip(' .')}")
+            content, name = (None, source.name) if is_file and _fits(record) else image_file(record, image)
+            stem = _unique_stem(place, Path(name).stem, source.parent.name if is_file else "", image, taken)
+            self.name.append(f"{stem}{_REJECTED.sub('_', Path(name).suffix).rstrip(' .')}")
             self.path(image).parent.mkdir(parents=True, exist_ok=True)
-            if as_is:
+            if content is None:
                 _copy(source, self.path(image), link)
             else:
-                Image.fromarray(read_image(record).permute(1, 2, 0).numpy()).save(self.path(image))
+                self.path(image).write_bytes(content)
                 if is_file:
                     rewritten.append(record.path)
         if not rewritten:
@@ -93,6 +95,50 @@ class ImageCopies:
             f"{len(rewritten)} {were} annotated without the EXIF orientation, re-encoded as PNG; the first: "
             f"{rewritten[0]}."
         ]
+
+
+def home_splits(index: DetectionIndex) -> dict[str, NDArray[np.int64]]:
+    """The images of each split, each only in the smallest that contains it; those that are in none are `UNLISTED`."""
+    home = np.full(len(index), -1, np.int64)
+    names = list(index.splits)
+    for split in sorted(names, key=lambda name: (-len(index.splits[name]), name)):
+        home[index.splits[split]] = names.index(split)
+    if (home == -1).any():
+        names = names if UNLISTED in names else [*names, UNLISTED]
+        home[home == -1] = names.index(UNLISTED)
+    homes = {name: np.flatnonzero(home == place) for place, name in enumerate(names)}
+    return {name: images for name, images in homes.items() if len(images)}
+
+
+def image_file(record: ImageRecord, image: int) -> tuple[bytes, str]:
+    """The bytes and the name of an image's file.
+
+    It is a PNG file of its pixels if the annotations ignore its EXIF orientation, or if there are only pixels.
+
+    Raises:
+        DatasetError: The image does not have the size in its annotations.
+        OSError: It cannot be read.
+    """
+    name = PurePath(record.path).name
+    known = is_image_name(name)
+    stem = PurePath(name).stem if known or record.reader is None else f"image_{image}"
+    source = image_source(record.path, record.reader)
+    if not isinstance(source, np.ndarray) and _fits(record):
+        content = Path(source).read_bytes() if isinstance(source, str) else source.read()
+        return content, name if known else f"{stem}.{_suffix_of(record.path, content)}"
+    buffer = io.BytesIO()
+    Image.fromarray(read_image(record).permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue(), f"{stem or f'image_{image}'}.png"
+
+
+def _fits(record: ImageRecord) -> bool:
+    """Whether an image can be copied as it is: it has the size of its annotations, also after its EXIF orientation."""
+    return not record.ignores_exif and header_size(record.path, record.reader) == (record.height, record.width)
+
+
+def _suffix_of(path: str, content: bytes) -> str:
+    with opened_image(path, io.BytesIO(content)) as image:
+        return {"JPEG": "jpg", "MPO": "jpg"}.get(image.format or "PNG", (image.format or "PNG").lower())
 
 
 def _copy(source: Path, target: Path, link: bool) -> None:

@@ -1,7 +1,7 @@
 """Read images that are stored as bytes in the rows of an Arrow file, as `datasets` writes them.
 
-Such an image has a virtual path, `/folder/data-00000-of-00002.arrow?column=image&row=17`. Each process memory-maps a
-file once, so that reading a row costs no more than reading a small file, and workers share the pages.
+Such an image has a virtual path, `/folder/data-00000-of-00002.arrow?column=image&row=17/name.jpg`. Each process
+memory-maps a file once, so that reading a row costs no more than reading a small file, and workers share the pages.
 """
 
 import functools
@@ -17,12 +17,14 @@ from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError
 from modeling_detr.input_files import require_file
 
 
-_VIRTUAL_PATH = re.compile(r"(?P<file>.+\.arrow)\?column=(?P<column>.+)&row=(?P<row>\d+)")
+_VIRTUAL_PATH = re.compile(r"(?P<file>.+\.arrow)\?column=(?P<column>.+)&row=(?P<row>\d+)(/.*)?", re.DOTALL)
 
 
-def row_path(file: str, column: str, row: int) -> str:
-    """Return the virtual path of the image in a row."""
-    return f"{file}?column={column}&row={row}"
+def row_path(file: str, column: str, row: int, name: str | None = None) -> str:
+    """Return the virtual path of the image in a row, which ends with the name of the file that it was, if that is
+    known."""
+    last = re.split(r"[/\\]", name or "")[-1]
+    return f"{file}?column={column}&row={row}" + (f"/{last}" if last not in ("", ".", "..") else "")
 
 
 def read_row(path: str) -> io.BytesIO:

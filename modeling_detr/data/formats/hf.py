@@ -1,4 +1,5 @@
-"""The format `hf` of Hugging Face's `datasets`: a Hub id, a `save_to_disk` folder, or parquet files. Read-only.
+"""The format `hf` of Hugging Face's `datasets`: a Hub id, a `save_to_disk` folder, or parquet files. Read-only;
+`parquet` writes files that it reads.
 
     objects: {bbox: [[…]], category: […], area?: […], iscrowd?: […]}    the usual column, also as a list of structs
     bbox: [[…]], category: […]                                          or top-level columns
@@ -334,5 +335,6 @@ FORMAT = DatasetFormat(
     looked_for="*.parquet",
     evidence="parquet or Arrow files, images with metadata.jsonl (.csv, .parquet), or the name of one on the Hub",
     options=(IMAGES_OPTION, BOX_FORMAT_OPTION, BOXES_OPTION, CROWDS_OPTION),
+    defers_to=("parquet",),
     is_name=lambda text, chosen: is_hub_id(text) or (chosen and "/" not in text and not Path(text).exists()),
 )

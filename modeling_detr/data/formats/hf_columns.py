@@ -21,6 +21,7 @@ _BOXES = ("bbox", "bboxes", "box", "boxes")
 _CLASSES = ("category", "categories", "category_id", "label", "labels", "class", "classes", "class_id", "class_label")
 _AREAS = ("area", "areas")
 _CROWDS = ("iscrowd", "is_crowd")
+_SEGMENTATION = "segmentation"
 _IDS = ("image_id", "id")
 
 
@@ -45,6 +46,7 @@ class SplitColumns:
         attributes: Name → (A,) values; see `AnnotationTable`.
         unused: Names of the fields of objects that are not used.
         folders: (R,) folder of the table of each row, near which its image is; None: the dataset's.
+        segmentations: (A,) masks as written; None: there are none, or they are not requested.
     """
 
     where: str
@@ -63,6 +65,7 @@ class SplitColumns:
     attributes: Mapping[str, NDArray[np.float64]]
     unused: Sequence[str]
     folders: Sequence[str] | None = None
+    segmentations: Sequence[Any] | None = None
 
     def describe(self, index: int) -> str:
         """Name an object in a message."""
@@ -70,12 +73,13 @@ class SplitColumns:
         return f"{self.where}, object {int(self.object_index[index])} of row {row} (image {self.ids[row]!r})"
 
 
-def read_columns(where: str, rows: Any) -> SplitColumns:
+def read_columns(where: str, rows: Any, with_masks: bool = False) -> SplitColumns:
     """Read the columns of one split.
 
     Args:
         where: Name of the split in messages.
         rows: The `datasets.Dataset`.
+        with_masks: Read the column of segmentations too.
 
     Raises:
         DatasetError: There is no column of images, boxes or classes, or their lengths differ.
@@ -100,7 +104,9 @@ def read_columns(where: str, rows: Any) -> SplitColumns:
     starts = np.searchsorted(parents, parents)
     boxes, convention = _box_numbers(where, pc.list_flatten(fields[boxes_key]))
     area, crowd = _first_of(_AREAS, fields), _first_of(_CROWDS, fields)
-    flat = {key: pc.list_flatten(fields[key]).to_pylist() for key in (classes_key, area, crowd) if key is not None}
+    masks = _SEGMENTATION if with_masks and _SEGMENTATION in fields else None
+    used = [key for key in (classes_key, area, crowd, masks) if key is not None]
+    flat = {key: pc.list_flatten(fields[key]).to_pylist() for key in used}
     for key, values in flat.items():
         if len(values) != len(boxes):
             raise DatasetError(
@@ -128,6 +134,7 @@ def read_columns(where: str, rows: Any) -> SplitColumns:
         is_crowd=None if crowd is None else np.array([to_flag(flag) for flag in flat[crowd]], dtype=np.bool_),
         convention=convention,
         attributes=_attributes({str(named[key]): values for key, values in marks.items()}),
+        segmentations=None if masks is None else flat[masks],
         unused=[key for key in fields if key not in (boxes_key, *flat, *marks, *_IDS)],
     )
 
@@ -290,7 +297,7 @@ def _images(where: str, rows: Any, column: str) -> tuple[list[str], list[ImageRe
         for row in range(len(cells)):
             cell = cells[row]
             if cell["bytes"].is_valid:
-                paths.append(row_path(file, column, row))
+                paths.append(row_path(file, column, row, cell["path"].as_py() if "path" in cell else None))
                 readers.append(read_row)
             else:
                 readers.append(None)

@@ -3,7 +3,7 @@
 import contextlib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def find_hf_files(path: Path) -> list[Path]:
     """Find the files that identify `path` as a dataset of `datasets`; empty if it is not."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
-    return _saved_files(path) or metadata_files(path) or _parquet_files(path)
+    return _saved_files(path) or metadata_files(path) or parquet_files(path)
 
 
 def find_tables(path: str | Path) -> list[Path]:
@@ -43,7 +43,8 @@ def _saved_files(path: Path) -> list[Path]:
     return [file for name in ("dataset_dict.json", "state.json") if (file := path / name).is_file()]
 
 
-def _parquet_files(path: Path) -> list[Path]:
+def parquet_files(path: Path) -> list[Path]:
+    """The Parquet files in a folder and in the folders of it, in the order of their paths."""
     return sorted({*path.glob("*.parquet"), *path.glob("*/*.parquet"), *path.glob("*/*/*.parquet")})
 
 
@@ -84,6 +85,20 @@ def load_splits(path: str | Path) -> dict[str, Any]:
     if isinstance(loaded, datasets.DatasetDict):
         return {UNSPLIT if name == _WHOLE else name: rows for name, rows in loaded.items()}
     return {UNSPLIT: loaded}
+
+
+def load_parquet(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Load the memory-mapped `datasets.Dataset` of each split from its Parquet files; see `load_splits`."""
+    import datasets
+
+    # keys of our own: `datasets` allows few characters in the name of a split
+    named = {f"split{number}": [str(file) for file in files[name]] for number, name in enumerate(files)}
+    for paths in files.values():
+        for file in paths:
+            require_file(file)
+    with _quiet(datasets):
+        loaded = datasets.load_dataset("parquet", data_files=named, keep_in_memory=False)
+    return dict(zip(files, (loaded[key] for key in named), strict=True))
 
 
 def _from_parquet(datasets: Any, place: Path) -> Any:
