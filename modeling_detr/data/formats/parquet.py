@@ -50,7 +50,7 @@ def _described(file: str, version: tuple[int, int]) -> dict[str, Any] | None:  #
 
     try:
         text = (pyarrow.parquet.read_schema(file).metadata or {}).get(KEY)
-        content = None if text is None else json.loads(text)
+        content: Any = json.loads(text or "null")
         known: dict[str, Any] = {
             "split": str(content["split"]),
             "categories": [Category(int(entry["id"]), str(entry["name"])) for entry in content["categories"]],
@@ -162,8 +162,8 @@ def _to_index(
         attributes={name: values[kept] for name, values in split.attributes.items()},
     )
     records = [
-        ImageRecord(split.ids[row], split.paths[row], *sizes[place].tolist(), split.readers[row], numbers[row])
-        for place, row in enumerate(usable.tolist())
+        ImageRecord(split.ids[row], split.paths[row], height, width, split.readers[row], numbers[row])
+        for row, (height, width) in zip(usable.tolist(), sizes.tolist(), strict=True)
     ]
     return records, table
 
