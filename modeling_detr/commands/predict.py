@@ -23,6 +23,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from modeling_detr.atomic_output import exits_on_sigterm
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.device import add_device, add_dtype, add_trust_code, check_device, precision_of
-from modeling_detr.commands.launching import add_launch_options, launched
+from modeling_detr.commands.launching import Launch, add_launch_options, take_launch
+from modeling_detr.commands.predict_parts import SAVED, add_parts_options, check_parts_options, predict_in_parts
 from modeling_detr.commands.results import RUNS, add_output_dir, claimed_results_folder, link_to
 from modeling_detr.commands.score_options import add_score_options, parse_score_options
 from modeling_detr.conversion.sources import load_detector
@@ -43,13 +45,17 @@ from modeling_detr.data.findings import counted
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
 from modeling_detr.errors_detr import ModelError, VideoError, did_you_mean, printable
+from modeling_detr.output_errors import check_folder
 from modeling_detr.predicting import Detector
 from modeling_detr.predicting.as_dataset import check_target, write_as_dataset
+from modeling_detr.predicting.engines import DEFAULT_ENGINE
+from modeling_detr.predicting.image_pass import ImagePass
 from modeling_detr.predicting.inputs import InputImage, find_inputs, named
 from modeling_detr.predicting.inputs.dataset import find_in_dataset
 from modeling_detr.predicting.journal import Journal, files_of_model
 from modeling_detr.predicting.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputRun, create_outputs
 from modeling_detr.predicting.overwriting import check_results
+from modeling_detr.predicting.parts import TABLE
 from modeling_detr.predicting.result import counted_by_class
 from modeling_detr.predicting.run import FinishedRun, PredictionRun
 from modeling_detr.predicting.score_rules import ScoreRules
@@ -65,10 +71,12 @@ _DEFAULT_FORMAT = "coco"  # of --as_dataset
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    argv, code = launched("predict", argv, _parse_arguments)
-    if code is not None:
-        return code
-    arguments = _parse_arguments(argv)
+    launch, argv = take_launch(argv)
+    arguments = _parse_arguments(argv, launch)
+    if launch is not None and arguments.engine == DEFAULT_ENGINE:
+        code = launch.run("predict", argv)
+        if code is not None:
+            return code
     processes = _processes(arguments.device)
     with _results_folder(arguments.output_dir, processes) as output_dir:
         return _run(arguments, processes, output_dir)
@@ -79,7 +87,10 @@ def _run(arguments: argparse.Namespace, processes: PartialState | None, output_d
     videos = _find_videos(arguments)
     is_in_runs = output_dir.resolve().is_relative_to(RUNS.resolve())  # a run that continues finds the same images
     images, dataset = _find_images(arguments, [output_dir, RUNS] if is_in_runs else [output_dir])
-    check_results(output_dir, images, videos, arguments.save)
+    if arguments.shard is None:
+        check_results(output_dir, images, videos, arguments.save)
+    else:
+        check_folder(output_dir / TABLE)
     if arguments.as_dataset is not None:
         check_target(arguments.as_dataset, output_dir)
 
@@ -89,6 +100,10 @@ def _run(arguments: argparse.Namespace, processes: PartialState | None, output_d
     rules = _score_rules(arguments, detector)
     code = 0
     with exits_on_sigterm():
+        if arguments.shard is not None:
+            image_pass = _image_pass(arguments, detector, rules)
+            load = partial(load_image_pass, arguments)
+            return predict_in_parts(arguments, image_pass, load, images, _settings(arguments), processes)
         if images:
             outputs = create_outputs(
                 arguments.save,
@@ -201,6 +216,7 @@ def build_parser() -> CommandParser:
     group.add_argument("--data", help="a dataset of any format, whose annotations are not needed")
     group.add_argument("--split", help="its split (default: all images)")
     add_dataset_options(group)
+    add_parts_options(parser)
     return parser
 
 
@@ -208,7 +224,6 @@ def _add_outputs(parser: CommandParser) -> None:
     """The options that choose what is written."""
     parser.add_argument(
         "--save",
-        default=",".join(DEFAULT_OUTPUTS),
         metavar="KINDS",
         help=f"what to write, separated by commas (default: {','.join(DEFAULT_OUTPUTS)}): "
         + "; ".join(f"{name}, {kind.description}" for name, kind in OUTPUTS.items()),
@@ -226,10 +241,15 @@ def _add_outputs(parser: CommandParser) -> None:
     )
 
 
-def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(argv: Sequence[str], launch: Launch | None = None) -> argparse.Namespace:
+    """The arguments; `launch` are those about processes, which are not among `argv`."""
     arguments = build_parser().parse_args(argv)
+    arguments.launch = launch
     _check_combination(arguments)
+    check_parts_options(arguments, argv, launch)
     parse_score_options(arguments)
+    if arguments.save is None:
+        arguments.save = ",".join(DEFAULT_OUTPUTS if arguments.shard is None else SAVED)
     arguments.save = _listed(arguments.save)
     if not arguments.save and arguments.as_dataset is None:
         raise ValueError(f"--save: got nothing to write; choose among {', '.join(OUTPUTS)}.")
@@ -270,6 +290,28 @@ def _load(arguments: argparse.Namespace, processes: PartialState | None) -> Dete
     quiet = processes is not None and not processes.is_main_process
     dtype = precision_of(arguments.dtype, model, device, arguments.model, quiet=quiet)
     return Detector(model, processor, source=arguments.model, device=device, dtype=dtype, compiled=arguments.compile)
+
+
+def load_image_pass(arguments: argparse.Namespace, device: str) -> ImagePass:
+    """Loads the model in another process, as this one did.
+
+    Args:
+        arguments: The parsed arguments.
+        device: The device of that process.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+    model, processor = load_detector(arguments.model, arguments.trust_code)
+    dtype = precision_of(arguments.dtype, model, torch.device(device), arguments.model, quiet=True)
+    detector = Detector(
+        model, processor, source=arguments.model, device=device, dtype=dtype, compiled=arguments.compile
+    )
+    return _image_pass(arguments, detector, _score_rules(arguments, detector))
+
+
+def _image_pass(arguments: argparse.Namespace, detector: Detector, rules: ScoreRules) -> ImagePass:
+    return ImagePass(detector, rules, arguments.batch_size, arguments.tiling, arguments.num_workers)
 
 
 def _check_panoptic(arguments: argparse.Namespace, detector: Detector) -> None:
@@ -333,6 +375,8 @@ def _find_videos(arguments: argparse.Namespace) -> list[str]:
     for note in filter(None, map(left_out_videos, arguments.inputs)):
         print(printable(note), file=sys.stderr)
     videos = [*dict.fromkeys(itertools.chain.from_iterable(map(find_videos, arguments.inputs)))]
+    if videos and arguments.shard is not None:
+        raise ValueError(f"{videos[0]}: is a video, which cannot be divided among shards; expected images.")
     if videos:
         require_av()
         others = [name for name in arguments.save if name not in ("pictures", "json", "jsonl")]

@@ -18,7 +18,7 @@ from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor
 from modeling_detr.predicting.inputs import InputImage
 
 
-_POOL = 4096  # images that are sorted by size at a time
+POOL = 4096  # images that are sorted by size at a time
 
 
 class PreparedBatch(NamedTuple):
@@ -46,6 +46,7 @@ class PreparedBatches:
         batch_size: Images per batch.
         num_workers: Processes that read and prepare them; 0: this one.
         keep_pixels: Whether the original images are needed.
+        pool: Consecutive images that may share a batch; a batch never has images of two pools.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class PreparedBatches:
         batch_size: int = 1,
         num_workers: int = 0,
         keep_pixels: bool = True,
+        pool: int = POOL,
     ) -> None:
-        dataset = _Batches(images, [*_plan(images, indices, batch_size)], processor, keep_pixels)
+        dataset = _Batches(images, [*_plan(images, indices, batch_size, pool)], processor, keep_pixels)
         self._loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
         self._num_workers = num_workers
 
@@ -131,15 +133,15 @@ def _joined(group: Sequence[tuple[int, dict[str, Tensor], Tensor]], keep_pixels:
     )
 
 
-def _plan(images: Sequence[InputImage], indices: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def _plan(images: Sequence[InputImage], indices: Sequence[int], batch_size: int, pool: int) -> Iterator[list[int]]:
     """Batches of images with the same size in their headers, by their first image."""
     if batch_size == 1:
         yield from ([index] for index in indices)
         return
-    for start in range(0, len(indices), _POOL):
+    for start in range(0, len(indices), pool):
         by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
         batches = []
-        for index in indices[start : start + _POOL]:
+        for index in indices[start : start + pool]:
             size = _size_in_header(images[index])
             group = [] if size is None else by_size[size]
             if not group:

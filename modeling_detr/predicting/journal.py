@@ -5,6 +5,7 @@ The folder `.unfinished` of the results has a file of lines for each process tha
 killed process leaves at most one incomplete line, which is dropped, and its image is predicted again.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -171,10 +172,8 @@ class Journal:
         return OutputError(self.folder.parent, f"{holder} is predicting into it", remedy)
 
     def _check_settings(self, found: Any, settings: Mapping[str, Any]) -> None:
-        found = found if isinstance(found, dict) else {}
-        changed = [name for name, value in settings.items() if found.get(name) != value]
-        if changed:
-            listed = ", ".join(f"{name} was {found.get(name)!r}, is {settings[name]!r}" for name in changed)
+        listed = changed_settings(found, settings)
+        if listed:
             raise OutputError(
                 self.folder.parent,
                 f"holds an unfinished run with other settings ({listed})",
@@ -182,8 +181,29 @@ class Journal:
             )
 
 
+def changed_settings(found: Any, settings: Mapping[str, Any]) -> str:
+    """The settings that differ from those in a file: "threshold was 0.5, is 0.3"; empty if none does."""
+    found = found if isinstance(found, dict) else {}
+    changed = [name for name, value in settings.items() if found.get(name) != value]
+    return ", ".join(f"{name} was {found.get(name)!r}, is {settings[name]!r}" for name in changed)
+
+
 def files_of_model(model: Path) -> list[list[Any]]:
     """Size and time of a model's files, for the settings of a run; empty if it is not local."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in _model_files(model)]
+
+
+def digest_of_model(model: Path) -> str:
+    """What tells the content of a model's files from others, also of a copy; empty if it is not local."""
+    digest = hashlib.sha256()
+    files = _model_files(model)
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16] if files else ""
+
+
+def _model_files(model: Path) -> list[Path]:
     files = [model] if model.is_file() else [*model.glob("*"), *model.glob("model/*")] if model.is_dir() else []
-    weights = [file for file in files if file.is_file() and file.suffix not in (".md", ".html", ".log", ".jsonl")]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(weights)]
+    ignored = (".md", ".html", ".log", ".jsonl")
+    return sorted(file for file in files if file.is_file() and file.suffix not in ignored)

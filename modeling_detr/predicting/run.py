@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate import PartialState
-from torch import Tensor
 from tqdm import tqdm
 
 from modeling_detr.errors_detr import printable
 from modeling_detr.output_errors import explained_output
-from modeling_detr.predicting.batches import PreparedBatch, PreparedBatches
 from modeling_detr.predicting.detector import Detector
+from modeling_detr.predicting.image_pass import ImagePass, described_failure
 from modeling_detr.predicting.inputs import InputImage
 from modeling_detr.predicting.journal import Entry, Journal
 from modeling_detr.predicting.outputs import OUTPUTS, Output
@@ -69,7 +68,7 @@ class PredictionRun:
     ) -> None:
         self.detector, self.rules, self.images = detector, rules, images
         self.outputs, self.journal = outputs, journal
-        self.batch_size, self.tiling, self.num_workers = batch_size, tiling, num_workers
+        self.image_pass = ImagePass(detector, rules, batch_size, tiling, num_workers)
         self.needs_pixels = any(name in OUTPUTS and OUTPUTS[name].needs_pixels for name in outputs)
 
     def open(self, settings: Mapping[str, Any], processes: PartialState | None = None) -> int:
@@ -103,14 +102,6 @@ class PredictionRun:
         share = range(0 if processes is None else processes.process_index, len(self.images), count)
         # Shares of what is left could overlap or leave gaps: each process sees another state of the journal
         own = [index for index in share if not self._is_done(self.images[index])]
-        batches = PreparedBatches(
-            self.images,
-            own,
-            None if self.tiling else self.detector.processor,
-            batch_size=1 if self.tiling else self.batch_size,
-            num_workers=min(self.num_workers, len(own)),
-            keep_pixels=self.needs_pixels or self.tiling is not None,
-        )
         is_main = processes is None or processes.is_main_process
         try:
             with tqdm(
@@ -121,9 +112,9 @@ class PredictionRun:
                 dynamic_ncols=True,
                 disable=None if is_main else True,  # None: disabled unless the output is a terminal
             ) as bar:
-                for batch in batches:
-                    done = self._predict(batch)
-                    bar.update(min(done * count, len(self.images) - int(bar.n)))
+                for index, predicted in self.image_pass.predictions(self.images, own, keep_pixels=self.needs_pixels):
+                    self._write(self.images[index], predicted)
+                    bar.update(min(count, len(self.images) - int(bar.n)))
         finally:
             self.journal.flush()
 
@@ -165,34 +156,15 @@ class PredictionRun:
             for output in self.outputs.values():
                 yield from output.files_of(entry)
 
-    def _predict(self, batch: PreparedBatch) -> int:
-        """Predicts for a batch and writes what is about its images; returns their number."""
-        for index, reason in batch.unreadable.items():
-            source = self.images[index].source
-            tqdm.write(_printed_failure(source, reason), file=sys.stderr)
-            self.journal.add({"image": source, "error": reason})
-        if batch.images:
-            results = self._results(batch)
-            pixels: Sequence[Tensor | None] = batch.pixels or [None] * len(batch.images)
-            for index, result, size, image in zip(batch.images, results, batch.sizes, pixels, strict=True):
-                source = self.images[index].source
-                self._write(self.images[index], Prediction(result, self.detector.class_names, size, image, source))
-        return len(batch.images) + len(batch.unreadable)
-
-    def _results(self, batch: PreparedBatch) -> list[Any]:
-        if self.tiling is None or batch.pixels is None:
-            return self.detector.predict_batch(batch.inputs, batch.sizes, self.rules)
-        predict = self.detector.predict_in_tiles
-        return [predict(pixels, self.tiling, self.rules, self.batch_size) for pixels in batch.pixels]
-
-    def _write(self, image: InputImage, prediction: Prediction) -> None:
-        content = prediction.to_dict()
+    def _write(self, image: InputImage, predicted: Prediction | str) -> None:
+        """Writes what is about an image: its prediction, or why it could not be read."""
+        if isinstance(predicted, str):
+            tqdm.write(printable(described_failure(image.source, predicted)), file=sys.stderr)
+            self.journal.add({"image": image.source, "error": predicted})
+            return
+        content = predicted.to_dict()
         written: dict[str, Any] = {}
         for output in self.outputs.values():
-            written |= output.add(image, prediction) or {}
-        predicted: dict[str, Any] = {key: content.pop(key) for key in ("detections", "segments") if key in content}
-        self.journal.add({"image": image.source, **content, **written, **predicted}, image.state())
-
-
-def _printed_failure(source: str, reason: str) -> str:
-    return printable(f"{source}: skipped, {reason.rstrip('.').removeprefix(f'{source}: ')}")
+            written |= output.add(image, predicted) or {}
+        found: dict[str, Any] = {key: content.pop(key) for key in ("detections", "segments") if key in content}
+        self.journal.add({"image": image.source, **content, **written, **found}, image.state())

@@ -3,6 +3,7 @@
 import csv
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from modeling_detr.atomic_output import replaced_file
@@ -40,29 +41,45 @@ class ParquetTable(Output):
 
     def finish(self, entries: Entries) -> None:
         """Writes the table, 1,000 images at a time."""
-        import pyarrow as arrow
-        from pyarrow import parquet
+        write_parquet(self.run.folder / self.files[0], entries())
 
-        schema = arrow.schema(
-            [
-                ("image", arrow.string()),
-                ("height", arrow.int32()),
-                ("width", arrow.int32()),
-                ("labels", arrow.list_(arrow.int32())),
-                ("names", arrow.list_(arrow.string())),
-                ("scores", arrow.list_(arrow.float32())),
-                ("boxes_xyxy", arrow.list_(arrow.list_(arrow.float32(), 4))),
-            ]
-        )
-        with replaced_file(self.run.folder / self.files[0]) as file, parquet.ParquetWriter(file, schema) as writer:
-            for rows in _chunks(map(_row, entries())):
-                writer.write_table(arrow.Table.from_pylist(rows, schema))
+
+def write_parquet(target: Path, entries: Iterable[Entry], *, errors: bool = False) -> None:
+    """Writes a Parquet file with a row for each image, completely or not at all.
+
+    Args:
+        target: The file.
+        entries: What was predicted for the images.
+        errors: Whether it has a column for images that could not be read, `error`, which is null for all others.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    columns = [
+        ("image", arrow.string()),
+        ("height", arrow.int32()),
+        ("width", arrow.int32()),
+        ("labels", arrow.list_(arrow.int32())),
+        ("names", arrow.list_(arrow.string())),
+        ("scores", arrow.list_(arrow.float32())),
+        ("boxes_xyxy", arrow.list_(arrow.list_(arrow.float32(), 4))),
+    ]
+    schema = arrow.schema([*columns, ("error", arrow.string())] if errors else columns)
+    with replaced_file(target) as file, parquet.ParquetWriter(file, schema) as writer:
+        for rows in _chunks(map(_row, entries)):
+            writer.write_table(arrow.Table.from_pylist(rows, schema))
 
 
 def _row(entry: Entry) -> dict[str, Any]:
+    image = entry["image"].encode("utf-8", "backslashreplace").decode()  # names of files may not be text
+    if "error" in entry:
+        return {"image": image, "error": entry["error"]}
     found = entry["detections"]
     return {
-        "image": entry["image"].encode("utf-8", "backslashreplace").decode(),  # names of files may not be text
+        "image": image,
         "height": entry["height"],
         "width": entry["width"],
         "labels": [one["label"] for one in found],
