@@ -3,6 +3,7 @@
     detr predict runs/demo photo.jpg holiday_photos 'archive/**/*.png'
     detr predict runs/demo --data my_dataset --split test --save json,coco
     detr predict runs/demo new_images --as_dataset to_correct --to label_studio
+    detr predict runs/demo millions_of_images --output_dir out --shard 3/16
 
 Inputs are images, folders, patterns, URLs, `-` (an image, or paths in lines, on standard input), a dataset, or videos,
 streams (`rtsp://…`) and cameras (`camera:0`). For each image, the command draws a picture with labelled boxes, in the

@@ -22,7 +22,10 @@ from modeling_detr.predicting.parts import Part
 
 
 _MOST_BLOCKS = 10_000  # of which the driver keeps track
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # sends and warns of nothing
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing to others
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as future versions do; without it, Ray warns
+}
 
 
 def require_ray() -> None:
@@ -49,7 +52,8 @@ def predict_on_ray(work: PartWork, parts: Sequence[Part]) -> Iterator[DonePart]:
     if not parts:
         return
     require_ray()
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
     import ray.data
 
@@ -61,6 +65,7 @@ def predict_on_ray(work: PartWork, parts: Sequence[Part]) -> Iterator[DonePart]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars, context.print_on_execution_start = False, False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that there are no bars
         rows = [
             {"part": tuple(part), "images": pickle.dumps([work.images[index] for index in part.indices])}
             for part in parts
@@ -69,7 +74,7 @@ def predict_on_ray(work: PartWork, parts: Sequence[Part]) -> Iterator[DonePart]:
         predicted = ray.data.from_items(rows, override_num_blocks=blocks).map(
             _PartPredictor,
             fn_constructor_args=(work.load, _device(resources), work.table, Path.cwd()),
-            concurrency=min(count, blocks),
+            compute=ray.data.ActorPoolStrategy(size=min(count, blocks)),
             **resources,
         )
         for row in predicted.iter_rows():
