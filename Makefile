@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "Building $(VENV) with $$($$found --version)"; \
 		$$found -m venv $(VENV); \
 	fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,notebooks,export,openvino,tune,video,serve,remote,ray]' --config-settings editable_mode=compat --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,notebooks,export,openvino,tune,video,serve,remote,ray,metrics]' --config-settings editable_mode=compat --constraint constraints.txt
 	@touch $@
 
 # Trains on generated shapes, prints AP on held-out images, and saves their pictures with boxes and the training curves.

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 
+RAISED_ON = "raised on rank "  # begins the note of an error that another process has raised; see `add_note`
 _MAX_TEXT = 1200  # characters of a problem
 # Control characters, line and paragraph separators, surrogates (in file names that are not UTF-8), and characters that
 # reorder the text after them (https://trojansource.codes). Joiners stay: emoji and several scripts need them.

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from modeling_detr import DetrTorchvisionImageProcessor
+from modeling_detr.listening import listen
 from modeling_detr.predicting import Detector
 from modeling_detr.serving.app import create_app
 from modeling_detr.serving.limits import Limits
-from modeling_detr.serving.server import Server, listen
+from modeling_detr.serving.server import Server
 from modeling_detr.serving.service import Service
 
 

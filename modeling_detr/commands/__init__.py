@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from modeling_detr import __version__
 from modeling_detr.commands.terminal import printable_output
-from modeling_detr.errors_detr import DetrError, PluginError, did_you_mean, printable, python_argument
+from modeling_detr.errors_detr import RAISED_ON, DetrError, PluginError, did_you_mean, printable, python_argument
 from modeling_detr.line_breaks import fitted
 from modeling_detr.output_errors import fix_of
 from modeling_detr.remote_addresses import without_credentials
@@ -189,9 +189,15 @@ def _exit_code(program: str, run: Callable[[], int | None], format_setting: Call
         if os.environ.get("DETR_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
         message = error.to_text(format_setting) if isinstance(error, DetrError) else _message_of(error)
-        line = f"{program}: {printable(_without_worker_traceback(message))}"
+        line = f"{program}: {printable(_without_worker_traceback(message))}{_rank_note(error)}"
         print(fitted(line, indent=2, stream=sys.stderr), file=sys.stderr)
         return 2
+
+
+def _rank_note(error: Exception) -> str:
+    """On which rank an error was raised, if it was another one than this; see `distributed.raise_in_all`."""
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(RAISED_ON)]
+    return f" ({notes[0]})" if notes else ""
 
 
 def _message_of(error: Exception) -> str:

@@ -8,6 +8,7 @@ are fewer GPUs than it asks for.
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -134,13 +135,37 @@ def launched(
         These arguments; and the exit code, or None if this process is to run the command.
 
     Raises:
-        LaunchError: The processes cannot be started.
+        LaunchError: The processes cannot be started, or their launcher expects more than one here.
     """
+    complete_environment()
     launch, rest = take_launch(arguments)
     if launch is None:
         return rest, None
     check(rest)
     return rest, launch.run(command, rest)
+
+
+def complete_environment() -> None:
+    """Adds what launchers of one process per machine leave out of its environment, such as Kubeflow's PyTorchJob.
+
+    Its operator sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without a local rank, Accelerate would use the GPU
+    of each pod by itself.
+
+    Raises:
+        LaunchError: The pod is to have several processes, which torchrun starts.
+    """
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys() or "LOCAL_RANK" in os.environ:
+        return
+    processes, pods = os.environ["WORLD_SIZE"], os.environ.get("PET_NNODES", "")
+    if pods.isdecimal() and processes.isdecimal() and int(processes) > int(pods):
+        problem = f"is {processes} on {pods} pods, but this command is one process"
+        remedy = "set nprocPerNode to 1, or start it with: torchrun -m modeling_detr"
+        raise LaunchError("WORLD_SIZE", problem, remedy)
+    import torch
+
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    if torch.accelerator.device_count() == 0:  # else Accelerate does not connect the processes
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
 @contextmanager
@@ -235,8 +260,12 @@ def start_processes(count: int, nodes: int, address: str | None, command: Sequen
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return 128 - code if code < 0 else code
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:  # the process has said why
+            return int(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        print(f"detr: rank {rank} was ended by {name}, and then the others here", file=sys.stderr, flush=True)
+        return 128 - failure.exitcode
     except SignalException as error:
         return 128 + int(error.sigval)
     except (RendezvousError, DistError) as error:

@@ -31,6 +31,7 @@ from modeling_detr.commands.device import add_device, add_dtype, add_trust_code,
 from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.image_headers import MAX_PIXELS
 from modeling_detr.errors_detr import ServeError, printable
+from modeling_detr.listening import LAST_PORT, is_loopback, listen, url_of
 from modeling_detr.predicting import Detector
 
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 TOKEN = "DETR_TOKEN"  # in the environment, where other users of the machine do not see it
 _PACKAGES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
-_LAST_PORT = 65535
 _SHORTEST_TOKEN = 16
 _IN_REQUESTS = "requests choose it: /predict?threshold=0.3&classes=cat,dog"
 _ONE_PROCESS = "a server is one process; start several on ports of their own"
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_arguments(arguments)
 
     from modeling_detr.serving.app import create_app
-    from modeling_detr.serving.server import Server, listen
+    from modeling_detr.serving.server import Server
     from modeling_detr.serving.service import Service
 
     token = _token(arguments)
@@ -76,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_wait=arguments.batch_wait_ms / 1000,
             warm_up_size=arguments.warm_up,
         )
-        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        url = f"http://{host}:{listener.getsockname()[1]}/"
+        url = url_of(arguments.host, listener)
         print(f"serving {printable(arguments.model)} at {url} (Ctrl-C ends)", flush=True)
         Server(service, create_app(service, token, arguments.allowed_origins)).serve_on(listener)
     if service.failure is not None:
@@ -167,8 +166,8 @@ def _check_packages() -> None:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
-    if not 0 <= arguments.port <= _LAST_PORT:
-        raise ValueError(f"--port: got {arguments.port}, expected 0 to {_LAST_PORT}.")
+    if not 0 <= arguments.port <= LAST_PORT:
+        raise ValueError(f"--port: got {arguments.port}, expected 0 to {LAST_PORT}.")
     for name in ("batch_size", "max_bytes", "max_images", "max_pixels"):
         check_at_least(name, getattr(arguments, name), 1)
     check_at_least("batch_wait_ms", arguments.batch_wait_ms, 0)
@@ -184,8 +183,6 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 def _token(arguments: argparse.Namespace) -> str | None:
     """The token; a server that other machines reach must have one."""
-    from modeling_detr.serving.guard import is_loopback
-
     token: str | None = arguments.token or os.environ.get(TOKEN) or None
     if token is not None and (len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable()):
         problem = f"has {len(token)} characters, expected at least {_SHORTEST_TOKEN}, all of them printable ASCII"

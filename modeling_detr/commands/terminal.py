@@ -1,4 +1,7 @@
-"""Output of the commands: control sequences in names, or in messages of other libraries, do not reach the terminal."""
+"""Output of the commands: control sequences in names, or in messages of other libraries, do not reach the terminal.
+
+Of several processes, all but the first begin each line with their rank, as PyTorch does in its own tracebacks.
+"""
 
 import io
 import os
@@ -20,25 +23,45 @@ class PrintableStream:
 
     Args:
         stream: The stream to write to; it also answers everything else.
+        prefix: What each line begins with; a line that does already, and an empty one, is left as it is.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, prefix: str = "") -> None:
         self._stream = stream
+        self._prefix = prefix
+        self._line_has_begun = False
 
     def write(self, text: str) -> int:
         """Write a text, and return its length."""
         parts = _ALLOWED.split(text)  # text and allowed characters in turn
         parts[::2] = map(printable, parts[::2])
-        self._stream.write("".join(parts))
+        self._stream.write(self._prefixed("".join(parts)))
         return len(text)
+
+    def _prefixed(self, text: str) -> str:
+        if not self._prefix:
+            return text
+        lines = text.splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            is_empty = line.endswith("\n") and not line.strip()  # a traceback writes indentation by itself
+            if not self._line_has_begun and not is_empty and not line.startswith(self._prefix.rstrip()):
+                lines[number] = self._prefix + line
+            self._line_has_begun = not line.endswith(("\n", "\r"))
+        return "".join(lines)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
+def rank_prefix() -> str:
+    """What the lines of this process begin with: its rank if it is one of several, but not the first; else nothing."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" or os.environ.get("WORLD_SIZE", "1") == "1" else f"[rank{rank}]: "
+
+
 @contextmanager
 def printable_output() -> Iterator[None]:
-    """Let `sys.stdout` and `sys.stderr` escape control characters during the block.
+    """Let `sys.stdout` and `sys.stderr` escape control characters during the block, and name the rank (`rank_prefix`).
 
     After an exception they still do: Python prints its traceback later.
     """
@@ -47,7 +70,8 @@ def printable_output() -> Iterator[None]:
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
-    sys.stdout, sys.stderr = (cast(TextIO, PrintableStream(stream)) for stream in streams)
+    prefix = rank_prefix()
+    sys.stdout, sys.stderr = (cast(TextIO, PrintableStream(stream, prefix)) for stream in streams)
     yield
     sys.stdout, sys.stderr = streams
 

@@ -18,10 +18,8 @@ from pathlib import Path
 
 from modeling_detr.commands.command_parser import CommandParser
 from modeling_detr.errors_detr import RunNotFoundError, printable
+from modeling_detr.listening import LAST_PORT
 from modeling_detr.watching.server import WatchServer
-
-
-_LAST_PORT = 65535
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,8 +47,8 @@ def build_parser() -> CommandParser:
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = build_parser().parse_args(argv)
-    if not 0 <= arguments.port <= _LAST_PORT:
-        raise ValueError(f"--port: got {arguments.port}, expected 0 to {_LAST_PORT}.")
+    if not 0 <= arguments.port <= LAST_PORT:
+        raise ValueError(f"--port: got {arguments.port}, expected 0 to {LAST_PORT}.")
     if arguments.run.exists() and not arguments.run.is_dir():
         raise RunNotFoundError(arguments.run, "is a file", "expected the folder of a run")
     return arguments

@@ -1,7 +1,6 @@
 """Who may ask: the token, the host and the origin of a request are checked before anything of it is read."""
 
 import hmac
-import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -9,6 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modeling_detr.listening import host_of, is_loopback
 from modeling_detr.serving.refusal import Refusal
 from modeling_detr.serving.service import Service
 
@@ -81,7 +81,7 @@ class Guard:
                 return Refusal(401, "Authorization", "has no valid token", "send 'Authorization: Bearer TOKEN'")
             return None
         host = headers.get("host", "")
-        if not is_loopback(_host_of(host)):
+        if not is_loopback(host_of(host)):
             problem = "names a host that is not this machine"
             return Refusal(421, "Host", problem, "use http://127.0.0.1, or start the server with --token")
         origin = headers.get("origin")
@@ -89,19 +89,3 @@ class Guard:
             problem = "is another page, which may not use this server"
             return Refusal(403, "Origin", problem, f"start the server with --allowed_origins {origin[:100]}")
         return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine for itself only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _host_of(address: str) -> str:
-    """The host of `host:port`; empty if it is malformed."""
-    try:
-        return urlsplit(f"//{address}").hostname or ""
-    except ValueError:
-        return ""

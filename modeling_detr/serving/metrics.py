@@ -2,22 +2,21 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import Counter, Gauge, Histogram
+
+from modeling_detr.process_metrics import ProcessMetrics
 
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
-class Metrics:
+class Metrics(ProcessMetrics):
     """The counters of one server, with memory and CPU time of its process."""
 
-    kind = CONTENT_TYPE_LATEST
-
     def __init__(self) -> None:
-        registry = self._registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        super().__init__()
+        registry = self.registry
         self._requests = Counter(
             "detr_requests", "Requests, by address and status.", ["path", "status"], registry=registry
         )
@@ -48,7 +47,3 @@ class Metrics:
         """Counts a batch."""
         self._batches.observe(images)
         self._model.observe(seconds)
-
-    def to_text(self) -> bytes:
-        """All of it."""
-        return generate_latest(self._registry)

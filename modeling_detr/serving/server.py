@@ -17,7 +17,6 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from modeling_detr.errors_detr import OutputError
 from modeling_detr.serving.guard import Guard
 from modeling_detr.serving.service import Service
 
@@ -34,23 +33,6 @@ _GRACE = 5  # seconds that clients have to close their connections in the end
 _SLACK = 1.25  # of the time to receive a request: the application answers 408 first
 _CHECKS = 8  # in that time
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Opens the port.
-
-    Args:
-        host: A name or address of this machine.
-        port: The port; 0: one that is free.
-
-    Raises:
-        OutputError: The port is in use or not allowed, or the host is not this machine.
-    """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        problem = f"cannot be opened ({error.strerror or error})"
-        raise OutputError(f"port {port} of {host}", problem, "choose another --port or --host") from error
 
 
 def most_connections() -> int:

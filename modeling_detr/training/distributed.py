@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_detr.data.loader_processes import end_with_parent
-from modeling_detr.errors_detr import DetrError
+from modeling_detr.errors_detr import RAISED_ON, DetrError
 from modeling_detr.training.memory import limit_memory
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import TRACKERS
@@ -142,11 +142,14 @@ def raise_in_all(error: Exception | None) -> None:
     """Raise the error of any process in all processes; all of them must call this together.
 
     Args:
-        error: The error of this process; None if there is none.
+        error: The error of this process; None if there is none. Those of others get a note with their rank.
     """
-    errors = [found for found in gather_object([error]) if isinstance(found, Exception)]
-    if errors:
-        raise error or errors[0]  # its own error has its cause, which the copies of others lack
+    errors = [(rank, found) for rank, found in enumerate(gather_object([error])) if isinstance(found, Exception)]
+    if error is not None:
+        raise error  # it has its cause, which the copies of others lack
+    for rank, found in errors:
+        found.add_note(f"{RAISED_ON}{rank}")
+        raise found
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ class StepResult(NamedTuple):
         num_images: Number of images in the step.
         stop_requested: Whether any process asked to stop.
         checkpoint_requested: Whether any process asked for a checkpoint.
-        loader_wait: Longest wait of a process for its batches, in seconds.
+        loader_waits: How long each process waited for its batches, in seconds.
     """
 
     losses: dict[str, float]
@@ -127,7 +127,12 @@ class StepResult(NamedTuple):
     num_images: int
     stop_requested: bool
     checkpoint_requested: bool = False
-    loader_wait: float = 0.0
+    loader_waits: Sequence[float] = ()
+
+    @property
+    def loader_wait(self) -> float:
+        """The longest wait of a process for its batches, in seconds."""
+        return max(self.loader_waits, default=0.0)
 
 
 # Epochs
@@ -418,7 +423,7 @@ def _reduce(
         name: value if name.startswith("loss") else total.mean(name, value)
         for name, value in zip(names, totals, strict=True)
     }
-    return StepResult(means, norm, total.images, stops > 0, checkpoints > 0, max(waits))
+    return StepResult(means, norm, total.images, stops > 0, checkpoints > 0, waits)
 
 
 def _numbers(part: DetectionBatch, config: DetrConfig) -> LossNumbers:

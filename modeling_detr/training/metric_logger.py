@@ -38,12 +38,12 @@ _PROGRESS = ("images", "seconds")
 
 
 class MetricLogger:
-    """Writes the log of a run on the main process; on the others every method does nothing.
+    """Writes the log of a run on the main process; the others only print warnings of their own.
 
     Args:
         run_dir: The folder of the run.
         accelerator: Its trackers, if any, must have been started.
-        display: Shows the progress; used on the main process only.
+        display: Shows the progress.
     """
 
     def __init__(self, run_dir: Path, accelerator: Accelerator, display: Display) -> None:
@@ -103,10 +103,18 @@ class MetricLogger:
             return
         log_images(self.accelerator, {f"{name}/{index}": picture for index, picture in enumerate(pictures)}, step)
 
-    def warning(self, epoch: int, step: int, text: str) -> None:
-        """Log an entry of kind `"warning"`, and print it."""
+    def warning(self, epoch: int, step: int, text: str, *, of_this_process: bool = False) -> None:
+        """Log an entry of kind `"warning"`, and print it.
+
+        Args:
+            epoch: From 0.
+            step: Optimizer steps taken so far.
+            text: The warning.
+            of_this_process: Whether only this process knows it. Others than the main process print it, too.
+        """
         if self.accelerator.is_main_process:
             self._append({"kind": "warning", "epoch": epoch + 1, "step": step, "text": text})
+        if self.accelerator.is_main_process or of_this_process:
             self.display.warning(text)
 
     def message(self, text: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import box_iou
@@ -38,6 +38,7 @@ from modeling_detr.structures_detr import (
     DetectionResult,
     DetectionSample,
 )
+from modeling_detr.training.distributed import raise_in_all
 from modeling_detr.training.memory import peak_gib, release_memory, reset_peak
 from modeling_detr.training.out_of_memory import PartFailure, is_out_of_memory
 from modeling_detr.training.setup import PreparedRun
@@ -103,9 +104,7 @@ def preflight(run: PreparedRun) -> list[str]:
                 lines = _check_everything(run)
             except (ValueError, OSError, OutOfMemoryError) as problem:
                 error = _with_way_around(problem)
-    errors = [found for found in gather_object([error]) if found is not None]
-    if errors:
-        raise errors[0]
+    raise_in_all(error)
     if run.accelerator.num_processes > 1:
         (run.limit.pixels,) = broadcast_object_list([run.limit.pixels])
     run.state.max_pixels = run.limit.pixels

@@ -21,6 +21,7 @@ from modeling_detr.data.formats import FORMATS, reading_options
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
 from modeling_detr.data.splits import DEFAULT_SEED
 from modeling_detr.errors_detr import PluginError, RecipeError
+from modeling_detr.listening import LAST_PORT
 from modeling_detr.remote_addresses import without_credentials
 from modeling_detr.structures_detr import Task
 from modeling_detr.training.optimization import LearningRateSchedule
@@ -386,6 +387,19 @@ class Recipe:
         ["tensorboard"],
         "Experiment trackers of Accelerate, such as tensorboard,wandb,mlflow; install their packages yourself. "
         "Project and run are named after the last two parts of output_dir.",
+    )
+    metrics_port: int | None = key(
+        None,
+        "Port on which the main process serves speed, losses, AP and memory at /metrics, for Prometheus, until the "
+        "run ends. 0: one that is free. none: not served.",
+        at_least=0,
+        at_most=LAST_PORT,
+        resume=Resume.LAUNCH,
+    )
+    metrics_host: str = key(
+        "127.0.0.1",
+        "Address of this port: this machine only, or 0.0.0.0 for all who reach it; whoever does can read the values.",
+        resume=Resume.LAUNCH,
     )
     push_to_hub: str | None = key(
         None, "Repository on the Hub (owner/name) to push the best model to at the end of the run."

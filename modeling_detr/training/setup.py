@@ -48,6 +48,7 @@ from modeling_detr.training.distributed import (
 )
 from modeling_detr.training.engine import Engine, StepOptions
 from modeling_detr.training.memory import lift_limit
+from modeling_detr.training.metrics_server import check_metrics_port
 from modeling_detr.training.optimization import build_lr_scheduler, build_optimizer
 from modeling_detr.training.out_of_memory import PixelLimit
 from modeling_detr.training.recipe import Recipe
@@ -242,6 +243,7 @@ def prepare_run(recipe: Recipe, notes: Sequence[str] = ()) -> PreparedRun:
     with in_main_process(accelerator) as is_main:
         if is_main:
             check_run_folder(recipe.run_dir)
+            check_metrics_port(recipe)
     leave_cores_to_loaders(accelerator, recipe.num_workers)
     accelerator.wait_for_everyone()  # no process writes to the folder before all have checked it
     with accelerator.main_process_first():  # the others then use what it has created or downloaded

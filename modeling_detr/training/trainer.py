@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate.utils import broadcast, gather_object
@@ -30,6 +31,7 @@ from modeling_detr.training.divergence import NonFiniteLossError
 from modeling_detr.training.engine import StepResult, train_one_epoch
 from modeling_detr.training.export import export_model, model_card
 from modeling_detr.training.metric_logger import MetricLogger, drop_later_entries
+from modeling_detr.training.metrics_server import served_metrics
 from modeling_detr.training.monitoring import Pace, Stopwatch, find_symptoms, is_due
 from modeling_detr.training.pace_probe import fit_to_minutes
 from modeling_detr.training.picture_history import drop_later_pictures, keep_pictures, save_pictures
@@ -43,6 +45,10 @@ from modeling_detr.training.run_status import Outcome, note_end, note_start
 from modeling_detr.training.setup import PreparedRun, prepare_run
 from modeling_detr.training.signals import StopRequested, StopSignals, TrainingInterrupted
 from modeling_detr.training.trackers import start_trackers
+
+
+if TYPE_CHECKING:
+    from modeling_detr.training.run_metrics import RunMetrics
 
 
 _RESUME = "with the same command and --resume auto"
@@ -70,6 +76,7 @@ class Trainer:
         self._signals = StopSignals(alone=run.accelerator.num_processes == 1)
         self._stopwatch = Stopwatch()
         self._logger: MetricLogger
+        self._metrics: RunMetrics | None = None
         self._reported_unreadable: set[int] = set()
 
     @classmethod
@@ -289,6 +296,8 @@ class Trainer:
         state.step_averages.add(values)
         state.epoch_averages.add(values)
         self._logger.advance(state.epoch, state.step_in_epoch, result.losses["loss"])
+        if self._metrics is not None:
+            self._metrics.note_step(state.epoch, state.step, result)
         self._report_unreadable()
         if state.step % self.run.recipe.log_every_steps == 0:
             named_rates = {"learning_rate": rates[0], "backbone_learning_rate": rates[1]}
@@ -296,6 +305,8 @@ class Trainer:
             values = {**state.step_averages.take(), **named_rates, **pace.take(), **progress}
             with in_main_process(self.run.accelerator):
                 self._logger.step(state.epoch, state.step, values)
+            if self._metrics is not None:
+                self._metrics.note_logged(values)
 
     @property
     def _images_so_far(self) -> int:
@@ -318,7 +329,8 @@ class Trainer:
                 self._reported_unreadable.add(image)
                 without = f"training continues without it ({number} of {len(self.run.train_index)} images)"
                 remedy = f"detr data check {shlex.quote(self.run.recipe.data_source)} --fix OUT copies the rest"
-                self._logger.warning(self.state.epoch, self.state.step, f"{reason}; {without}; {remedy}")
+                text = f"{reason}; {without}; {remedy}"
+                self._logger.warning(self.state.epoch, self.state.step, text, of_this_process=True)
 
     def _log_epoch(self, pace: Mapping[str, float], report: EvaluationReport | None) -> None:
         """Log the averages of the epoch, the metrics of its evaluation, and warnings if training is going wrong."""
@@ -330,6 +342,8 @@ class Trainer:
         with in_main_process(self.run.accelerator):
             progress = {"images": self._images_so_far, "seconds": state.seconds}
             self._logger.epoch(state.epoch, state.step, averages, {**metrics, **progress}, headline)
+        if self._metrics is not None and report is not None:
+            self._metrics.note_evaluation(metrics, state.best_ap)
         if report is not None:
             due = is_due(state.step, schedule.total_steps, schedule.warmup_steps)
             for warning in find_symptoms(report, state.symptoms, due):
@@ -395,7 +409,7 @@ class Trainer:
             self._save_and_tell()
             return self._signals.failure or TrainingInterrupted(
                 signal.SIGTERM,
-                f"Stopped after step {self.state.step}: process {failed.index(True)} cannot load its images.",
+                f"Stopped after step {self.state.step}: rank {failed.index(True)} cannot load its images.",
             )
         folder = self._save_checkpoint()
         number = self._signals.received or signal.SIGTERM  # None: the signal reached another process
@@ -412,10 +426,18 @@ class Trainer:
         """Lock the folder of the run, prepare it and open its log."""
         with contextlib.ExitStack() as stack:
             self._lock_folder(stack)
+            self._metrics = stack.enter_context(
+                served_metrics(self.run.recipe, self.run.accelerator, self._build_metrics)
+            )
             stack.enter_context(self._open_log())
             # Until all are here, a signal ends each process at once; then all of them record it, see `StopSignals`.
             self.run.accelerator.wait_for_everyone()
             yield
+
+    def _build_metrics(self) -> "RunMetrics":
+        from modeling_detr.training.run_metrics import RunMetrics  # needs an optional package
+
+        return RunMetrics.of(self.run, lambda: 60 * self._stopwatch.minutes_since_checkpoint())
 
     def _lock_folder(self, stack: contextlib.ExitStack) -> None:
         """Lock the folder in the main process; all processes raise if another run has locked or changed it."""

@@ -5,8 +5,11 @@ import subprocess
 import sys
 import types
 
+import pytest
+
 from modeling_detr.commands import COMMANDS, Command, main
 from modeling_detr.commands.terminal import PrintableStream
+from modeling_detr.errors_detr import DatasetError
 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b2J\u202e"
@@ -43,6 +46,51 @@ def test_progress_bars_and_colours_pass():
     text = "50%|#####     |\r\x1b[A\x1b[1;31mred\x1b[0m\tand 斑马\n"
     assert PrintableStream(stream).write(text) == len(text)
     assert stream.getvalue() == text
+
+
+@pytest.fixture
+def ranked(monkeypatch):
+    """Returns a function that runs a function as a command on a rank of two."""
+
+    def run(function, rank):
+        monkeypatch.setitem(sys.modules, "ranked", types.SimpleNamespace(main=function))
+        monkeypatch.setitem(COMMANDS, "ranked", Command("", "ranked"))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        return main(["ranked"])
+
+    return run
+
+
+def test_each_line_of_another_rank_begins_with_it(ranked, capsys):
+    def command(_):
+        print("one", "line")
+        print("\nthen", end="")
+        print(" two\n[rank1]: as PyTorch writes")
+        raise FileNotFoundError("no such folder")
+
+    assert ranked(command, "1") == 2
+    out, err = capsys.readouterr()
+    assert out == "[rank1]: one line\n\n[rank1]: then two\n[rank1]: as PyTorch writes\n"
+    assert err == "[rank1]: detr ranked: no such folder\n"
+
+
+def test_warnings_and_tracebacks_of_another_rank_begin_with_it():
+    environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2"}
+    result = subprocess.run([sys.executable, "-c", PROGRAM, "x"], capture_output=True, text=True, env=environment)
+    lines = result.stderr.splitlines()
+    assert {"[rank1]: WARNING:root:unused weight x", "[rank1]: RuntimeError: size mismatch for x"} <= {*lines}
+    assert all(line.startswith("[rank1]: ") for line in lines)
+
+
+def test_the_first_rank_says_of_which_rank_an_error_is(ranked, capsys):
+    def command(_):
+        error = DatasetError("labels", "are broken")
+        error.add_note("raised on rank 1")
+        raise error
+
+    assert ranked(command, "0") == 2
+    assert capsys.readouterr().err == "detr ranked: labels: are broken. (raised on rank 1)\n"
 
 
 def test_a_name_that_the_terminals_encoding_lacks_is_escaped(monkeypatch):

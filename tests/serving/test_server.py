@@ -10,9 +10,9 @@ import pytest
 from served import held_detector, jpeg, served, wait_until
 
 from modeling_detr.errors_detr import OutputError
-from modeling_detr.serving.guard import is_loopback
+from modeling_detr.listening import is_loopback, listen
 from modeling_detr.serving.limits import Limits
-from modeling_detr.serving.server import listen, most_connections
+from modeling_detr.serving.server import most_connections
 
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"

@@ -102,7 +102,7 @@ def test_a_model_with_diverse_queries_gives_no_warning(stuck_recipe):
 
 
 def step(num_images, loader_wait):
-    return StepResult({}, 1.0, num_images, False, False, loader_wait)
+    return StepResult({}, 1.0, num_images, False, False, [loader_wait])
 
 
 def test_speed_and_wait_cover_the_time_since_the_last_call(monkeypatch):
