@@ -24,7 +24,7 @@ _DETR = (
 
 
 def start_detr(
-    arguments: Sequence[str], output: Path, cores: Sequence[int] | None = None
+    arguments: Sequence[str], output: Path, cores: Sequence[int] | None = None, gpu: str | None = None
 ) -> "subprocess.Popen[bytes]":
     """Starts `detr ARGUMENTS`.
 
@@ -32,11 +32,14 @@ def start_detr(
         arguments: The command and its arguments.
         output: The file to which what it prints is appended.
         cores: The cores that it may use; None: all.
+        gpu: The GPU that it may use, as `CUDA_VISIBLE_DEVICES` names it; None: all.
     """
     paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if cores is not None:
         environment["OMP_NUM_THREADS"] = str(len(cores))
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     with output.open("ab") as file:
         command = [sys.executable, "-c", _DETR, *arguments]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -31,6 +31,19 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share_of_cores(slot: int, jobs: int) -> list[int]:
+    """The cores of one of `jobs` processes that run at once; with more processes than cores, some share one."""
+    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+    return known[slot::jobs] or [known[slot % len(known)]]
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA or AMD GPUs that this process may use, each as `CUDA_VISIBLE_DEVICES` names it."""
+    count = torch.cuda.device_count()
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return visible[:count] if visible else [str(number) for number in range(count)]
+
+
 def cpu_flags() -> Sequence[str]:
     """Which of the instructions that decide about fast precisions the CPU has; empty where that is not known."""
     present = {*(_cpu_info("flags") or _cpu_info("Features")).split()}

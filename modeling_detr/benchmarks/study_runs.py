@@ -5,7 +5,6 @@ scored, `finished.json`. What the processes print is in `train.txt` and `evaluat
 """
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from modeling_detr.atomic_output import make_folder, replace_text
 from modeling_detr.benchmarks.detr_process import failure_of, start_detr, stopped_at_the_end
+from modeling_detr.benchmarks.machine import share_of_cores
 from modeling_detr.benchmarks.study import PlannedRun
 from modeling_detr.errors_detr import FileContentError, StudyError
 from modeling_detr.input_files import read_json
@@ -104,7 +104,7 @@ def run_study(runs: Sequence[PlannedRun], jobs: int, report: Callable[[PlannedRu
                 elif len(active) < jobs and (run.after is None or (run.after / FINISHED).is_file()):
                     waiting.remove(run)
                     slot = min({*range(jobs)} - {job.slot for job in active})
-                    job = _Job(run, _share_of_cores(slot, jobs) if jobs > 1 else None, slot, _commands(run))
+                    job = _Job(run, share_of_cores(slot, jobs) if jobs > 1 else None, slot, _commands(run))
                     _start_next(job)
                     active.append(job)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -130,12 +130,6 @@ def _start_next(job: _Job) -> None:
     if job.current == "train":
         replace_text(job.run.folder / PLANNED, json.dumps(list(job.run.arguments)))
     job.process = start_detr(arguments, _output(job), job.cores)
-
-
-def _share_of_cores(slot: int, jobs: int) -> list[int]:
-    """The cores of one of `jobs` jobs; with more jobs than cores, some share one."""
-    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
-    return known[slot::jobs] or [known[slot % len(known)]]
 
 
 def _look_at(job: _Job) -> str | None:

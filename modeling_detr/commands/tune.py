@@ -3,6 +3,7 @@
     detr tune small_dataset --data DATA --trials 20 --minutes_per_trial 10
     detr tune small_dataset --data DATA --trials 20 --keys ema_decay,batch_size
     detr tune auto --data DATA --trials 20 --minutes 10 --space ranges.yaml
+    detr tune finetune --data DATA --trials 20 --jobs auto    # a trial on each GPU at once
 
 The first argument is a recipe, as for `detr train`. The first trial is the recipe itself; each further one changes the
 searched keys. Every other key can be set for all trials: `--seed 3`, `--model_config.d_model 192`. Each trial is a
@@ -18,6 +19,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from modeling_detr.atomic_output import make_folder, replace_text
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.recipe_options import add_recipe_keys, recipe_keys_of
 from modeling_detr.commands.results import RUNS, link_to
+from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import SearchError, printable
 from modeling_detr.input_files import read_json
 from modeling_detr.line_breaks import fitted
@@ -47,10 +50,11 @@ from modeling_detr.tuning.search_space import SPACE, Space, read_space, search_s
 
 if TYPE_CHECKING:
     from modeling_detr.tuning.search import Search
+    from modeling_detr.tuning.trial_runs import Place
 
 
 BASE, SETTINGS = "base.yaml", "search.json"
-_DECIDED = ("minutes", "resume", "push_to_hub")  # keys that the command decides
+_DECIDED = ("minutes", "resume", "push_to_hub", "metrics_port", "metrics_host")  # keys that the command decides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_at_least("trials", arguments.trials, 1)
     if arguments.minutes_per_trial is not None and not arguments.minutes_per_trial > 0:
         raise SearchError("--minutes_per_trial", f"got {arguments.minutes_per_trial:g}, expected a positive number")
+    jobs = _jobs(arguments.jobs)
     if importlib.util.find_spec("optuna") is None:
         raise SearchError("detr tune", "needs optuna, which is not installed", "pip install 'modeling-detr[tune]'")
 
@@ -75,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(fitted(f"note      {note}", indent=10))
         keys = ", ".join(dimension.key for dimension in space.dimensions)
         print(fitted(f"search    {keys}; results in {folder}", indent=10), flush=True)
-        search = Search(SearchPlan(recipe, folder / BASE, space.dimensions, folder, arguments.trials))
+        where = _places(jobs)
+        search = Search(SearchPlan(recipe, folder / BASE, space.dimensions, folder, arguments.trials, where))
         own_minutes = read_recipe_file(find_recipe(arguments.recipe)).get("minutes")
         _run(search, command_line("detr tune", argv), own_minutes)
     return 0
@@ -93,6 +99,13 @@ def build_parser(argv: Sequence[str] = ()) -> CommandParser:
     parser.add_argument(
         "--minutes_per_trial", "--minutes", type=float, help="length of each trial (default: the recipe's)"
     )
+    parser.add_argument(
+        "--jobs",
+        default="1",
+        metavar="N",
+        help="trials at once, each on a GPU of its own or, without one, on its share of the cores; auto: as many as "
+        "there are GPUs (default: 1)",
+    )
     parser.add_argument("--keys", help=f"only these keys, of {', '.join(SPACE)} and those of --space")
     parser.add_argument(
         "--space", type=Path, help="YAML file of ranges, which add to the built-in ones or replace them"
@@ -100,6 +113,40 @@ def build_parser(argv: Sequence[str] = ()) -> CommandParser:
     parser.add_argument("--output_dir", type=Path, help="folder of the search (default: runs/tune/RECIPE)")
     add_recipe_keys(parser, argv, "all of 'detr train' have the given value in all trials", without=_DECIDED)
     return parser
+
+
+def _jobs(text: str) -> int | None:
+    """The value of `--jobs`; None: auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise SearchError("--jobs", f"got '{text}'", "expected a number, such as 2, or auto")
+    return int(text)
+
+
+def _places(jobs: int | None) -> "list[Place]":
+    """Where the trials run; says so if there are several at once."""
+    from modeling_detr.tuning.trial_runs import Place, places
+
+    if jobs == 1:
+        return [Place()]
+
+    from modeling_detr.benchmarks.machine import gpu_names, num_cores
+
+    gpus = [] if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") else gpu_names()
+    if jobs is None and not gpus:
+        raise SearchError("--jobs auto", "PyTorch sees no GPU here", f"give a number, of {num_cores()} cores")
+    count = len(gpus) if jobs is None else jobs
+    kind = counted(len(gpus), "GPU") if gpus else counted(num_cores(), "core")
+    print(f"at once   {counted(count, 'trial')} on {kind}", flush=True)
+    return places(count, gpus)
+
+
+def _check_data(recipe: Recipe) -> None:
+    """Opens the data as each trial does, so that what is wrong with it ends the search before its first trial."""
+    from modeling_detr.training.setup import open_splits
+
+    open_splits(recipe)
 
 
 def _prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Recipe, Space]:
@@ -125,6 +172,7 @@ def _prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Recipe, Space
     else:
         from modeling_detr.tuning.results import recipe_text
 
+        _check_data(recipe)
         replace_text(folder / BASE, recipe_text(recipe, {}))
         replace_text(folder / SETTINGS, json.dumps(settings, indent=1))
     return recipe, space
@@ -148,7 +196,7 @@ def _base_recipe(arguments: argparse.Namespace, given: dict[str, str], folder: P
         chosen = auto_recipe({**parsed.given, "output_dir": str(folder / "auto")})
         print(fitted("\n".join(map(printable, chosen.lines)), indent=10), flush=True)
         recipe = dataclasses.replace(chosen.recipe, minutes=arguments.minutes_per_trial)
-    return dataclasses.replace(recipe, output_dir=None, resume=None, push_to_hub=None)
+    return dataclasses.replace(recipe, output_dir=None, resume=None, push_to_hub=None, metrics_port=None)
 
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any], what: str = "") -> None:

@@ -1,11 +1,13 @@
 """The search: Optuna proposes values, each trial is a `detr train`, and hopeless ones are stopped early.
 
+Several trials can run at once.
 Everything is recorded in `search.journal` when it happens, so that a search continues after any interruption. A trial
 that was interrupted is closed and enqueued again with its folder, in which its training continues.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from modeling_detr.atomic_output import discard
-from modeling_detr.benchmarks.detr_process import start_detr, stopped_at_the_end
+from modeling_detr.benchmarks.detr_process import stopped_at_the_end
 from modeling_detr.errors_detr import SearchError
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import CHECKPOINTS
 from modeling_detr.tuning.records import COMPLETE, FAILED, PRUNED, RUNNING, TrialRecord
 from modeling_detr.tuning.search_space import NEEDS, Dimension
-from modeling_detr.tuning.trial_runs import POINTS, Start, TrialRuns
+from modeling_detr.tuning.trial_runs import POINTS, Outcome, Place, Start, TrialRun, start_trial
 
 
 JOURNAL, TRIALS = "search.journal", "trials"
@@ -49,6 +51,7 @@ class SearchPlan:
         dimensions: The keys to search.
         folder: The folder of the search.
         num_trials: How many trials, those of earlier calls included.
+        places: Where trials run; as many run at once.
     """
 
     recipe: Recipe
@@ -56,6 +59,7 @@ class SearchPlan:
     dimensions: Sequence[Dimension]
     folder: Path
     num_trials: int
+    places: Sequence[Place] = (Place(),)
 
 
 class Search:
@@ -64,12 +68,13 @@ class Search:
     Args:
         plan: What to search.
         start: Starts a process; tests pass another function.
-        seconds_between_looks: See `TrialRuns`.
+        seconds_between_looks: At the processes and their logs.
     """
 
-    def __init__(self, plan: SearchPlan, start: Start = start_detr, seconds_between_looks: float = 1.0) -> None:
+    def __init__(self, plan: SearchPlan, start: Start = start_trial, seconds_between_looks: float = 1.0) -> None:
         self.plan = plan
-        self._runs = TrialRuns(plan.recipe, start, seconds_between_looks)
+        self._start, self._seconds = start, seconds_between_looks
+        self._active: dict[Place, _Active] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         journal = plan.folder / JOURNAL
         _drop_incomplete_line(journal)
@@ -87,7 +92,7 @@ class Search:
         return [_record(number, self.plan.folder, trial) for number, trial in enumerate(latest.values(), start=1)]
 
     def run(self, report: Callable[[TrialRecord], None]) -> None:
-        """Runs the trials that are left.
+        """Runs the trials that are left, as many at once as there are places.
 
         Args:
             report: Called with each trial when it has ended.
@@ -97,14 +102,16 @@ class Search:
         """
         self._enqueue_what_was_interrupted()
         failures = 0
-        with stopped_at_the_end(lambda: self._runs.running):
-            while self._is_waiting() or len(self._latest()) < self.plan.num_trials:
-                record = self._run_next()
-                report(record)
-                failures += record.state == FAILED
-                if failures >= _FAILURES_TO_STOP and all(one.state == FAILED for one in self.records()):
-                    problem = f"the first {failures} trials failed; the last one: {record.failure}"
-                    raise SearchError(self.plan.folder, problem, "then continue with the same command")
+        with stopped_at_the_end(lambda: [one.run.process for one in self._active.values()]):
+            while self._active or self._has_next():
+                self._start_what_has_a_place()
+                for record in self._look():
+                    report(record)
+                    failures += record.state == FAILED
+                    ended = [one for one in self.records() if one.state != RUNNING]
+                    if failures >= _FAILURES_TO_STOP and all(one.state == FAILED for one in ended):
+                        problem = f"the first {failures} trials failed; the last one: {record.failure}"
+                        raise SearchError(self.plan.folder, problem, "then continue with the same command")
 
     def importances(self) -> dict[str, float]:
         """The share of each key in the differences of the scores, largest first; empty with too few trials.
@@ -142,18 +149,38 @@ class Search:
             start = {one.key: one.start for one in self.plan.dimensions}
             self._study.enqueue_trial(start, user_attrs={_FOLDER: _folder_name(1)})
 
-    def _run_next(self) -> TrialRecord:
+    def _has_next(self) -> bool:
+        return self._is_waiting() or len(self._latest()) < self.plan.num_trials
+
+    def _start_what_has_a_place(self) -> None:
+        for place in self.plan.places:
+            if place not in self._active and self._has_next():
+                self._active[place] = self._start_next(place)
+
+    def _look(self) -> Iterator[TrialRecord]:
+        """The trials that have ended since the last look; waits if none has."""
+        ended = [(place, outcome) for place, one in self._active.items() if (outcome := one.run.look()) is not None]
+        for place, outcome in ended:
+            active = self._active.pop(place)
+            self._note_end(active, outcome)
+            yield self.records()[[*self._latest()].index(active.name)]
+        if not ended:
+            time.sleep(self._seconds)
+
+    def _start_next(self, place: Place) -> "_Active":
         known = self._latest()
-        # the next proposal depends on the trials so far only, not on where the search was interrupted
+        # Of one trial at a time, the next proposal depends on those so far only, not on where the search was
+        # interrupted. Of several, those that still run count as bad ones, so that the proposals differ.
         self._study.sampler = optuna.samplers.TPESampler(
-            seed=self.plan.recipe.seed + len(known), n_startup_trials=_RANDOM_TRIALS
+            seed=self.plan.recipe.seed + len(known),
+            n_startup_trials=_RANDOM_TRIALS,
+            constant_liar=len(self.plan.places) > 1,
         )
         trial = self._study.ask()
         values = self._draw(trial)
         name = trial.user_attrs.get(_FOLDER, _folder_name(len(known) + 1))
         trial.set_user_attr(_VALUES, values)
         trial.set_user_attr(_FOLDER, name)
-        folder = self.plan.folder / name
 
         def judge(point: int, score: float) -> bool:
             trial.report(score, point)
@@ -161,8 +188,12 @@ class Search:
 
         arguments = self._arguments(values)
         if name != _folder_name(1):
-            arguments += ["--preflight", "false"]  # the first trial has checked the data
-        outcome = self._runs.train(arguments, folder, judge)
+            arguments += ["--preflight", "false"]  # the first trial checks the data
+        folder = self.plan.folder / name
+        return _Active(trial, name, TrialRun(self.plan.recipe, arguments, folder, judge, self._start, place))
+
+    def _note_end(self, active: "_Active", outcome: Outcome) -> None:
+        trial = active.trial
         trial.set_user_attr(_SCORE, outcome.score)
         trial.set_user_attr(_MINUTES, outcome.minutes)
         if outcome.failure is not None:
@@ -173,8 +204,8 @@ class Search:
         else:
             self._study.tell(trial, outcome.score)
         if outcome.failure is None:
-            discard(folder / CHECKPOINTS)  # the model stays; checkpoints of many trials would fill the disk
-        return self.records()[[*self._latest()].index(name)]
+            # the model stays; checkpoints of many trials would fill the disk
+            discard(self.plan.folder / active.name / CHECKPOINTS)
 
     def _draw(self, trial: Trial) -> dict[str, Any]:
         """The values of a trial; a key without effect keeps the recipe's value and is left out."""
@@ -192,6 +223,15 @@ class Search:
             text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
             arguments += [f"--{key}", text]
         return arguments
+
+
+@dataclass(frozen=True)
+class _Active:
+    """A trial that runs."""
+
+    trial: Trial
+    name: str
+    run: TrialRun
 
 
 def _suggest(trial: Trial, dimension: Dimension) -> Any:

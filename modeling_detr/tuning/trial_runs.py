@@ -1,4 +1,4 @@
-"""Trains one trial of a search in a process of its own, and watches its evaluations while it runs."""
+"""Trains the trials of a search, each in a process of its own, and watches their evaluations while they run."""
 
 import contextlib
 import itertools
@@ -6,20 +6,36 @@ import math
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modeling_detr.atomic_output import make_folder
 from modeling_detr.benchmarks.detr_process import failure_of, start_detr, stop_all
+from modeling_detr.benchmarks.machine import share_of_cores
 from modeling_detr.errors_detr import RunInUseError
 from modeling_detr.training.metric_logger import read_log
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import LOG, locked
 
 
-# Starts `detr` with arguments and the file for what it prints; tests pass another function.
-Start = Callable[[Sequence[str], Path], "subprocess.Popen[bytes]"]
+@dataclass(frozen=True)
+class Place:
+    """Where a trial runs.
+
+    Attributes:
+        slot: Its number among those that run at once, from 0.
+        cores: The cores that it may use; None: all.
+        gpu: The GPU that it may use, as `CUDA_VISIBLE_DEVICES` names it; None: whatever there is.
+    """
+
+    slot: int = 0
+    cores: tuple[int, ...] | None = None
+    gpu: str | None = None
+
+
+# Starts `detr` with arguments, the file for what it prints, and where; tests pass another function.
+Start = Callable[[Sequence[str], Path, Place], "subprocess.Popen[bytes]"]
 # Is given a point of the run and the best score so far; returns whether to stop the run there.
 Judge = Callable[[int, float], bool]
 
@@ -46,42 +62,63 @@ class Outcome:
     failure: str | None = None
 
 
-@dataclass
-class TrialRuns:
-    """Trains trials, one at a time.
+def places(jobs: int, gpus: Sequence[str]) -> list[Place]:
+    """Where the trials run that run at once: each on a GPU of its own, or on its share of the cores.
+
+    Args:
+        jobs: Trials that run at once. More than there are GPUs share them.
+        gpus: The GPUs; empty: trials run on the CPU.
+    """
+    if jobs == 1:
+        return [Place()]
+    if gpus:
+        return [Place(slot, gpu=gpus[slot % len(gpus)]) for slot in range(jobs)]
+    return [Place(slot, (*share_of_cores(slot, jobs),)) for slot in range(jobs)]
+
+
+def start_trial(arguments: Sequence[str], output: Path, place: Place) -> "subprocess.Popen[bytes]":
+    """Starts `detr ARGUMENTS` in its place; what it prints is appended to a file."""
+    return start_detr(arguments, output, place.cores, place.gpu)
+
+
+class TrialRun:
+    """A trial that trains, or continues if its folder has a checkpoint.
 
     Args:
         recipe: The recipe that the trials vary.
+        arguments: Those of `detr train`, without its folder.
+        folder: The folder of its run.
+        judge: See `Judge`.
         start: Starts the process.
-        seconds_between_looks: At the process and its log.
+        place: Where it runs.
+
+    Attributes:
+        process: Its process.
     """
 
-    recipe: Recipe
-    start: Start = start_detr
-    seconds_between_looks: float = 1.0
-    running: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
-
-    def train(self, arguments: Sequence[str], folder: Path, judge: Judge) -> Outcome:
-        """Trains a trial, or continues it if its folder has a checkpoint."""
+    def __init__(
+        self, recipe: Recipe, arguments: Sequence[str], folder: Path, judge: Judge, start: Start, place: Place
+    ) -> None:
         make_folder(folder)
         _wait_until_unlocked(folder)
-        evaluations = Evaluations(folder / LOG, self.recipe)
-        process = self.start(["train", *arguments, "--output_dir", str(folder), "--resume", "auto"], folder / _OUTPUT)
-        self.running[:] = [process]
-        while True:
-            code = process.poll()
-            for point, score in evaluations.new_points():
-                if code is None and judge(point, score):
-                    stop_all([process])
-                    self.running.clear()
-                    return Outcome(evaluations.best, evaluations.minutes, is_pruned=True)
-            if code is not None:
-                break
-            time.sleep(self.seconds_between_looks)
-        self.running.clear()
-        failure = None if code == 0 else failure_of("train", code, folder / _OUTPUT)
+        self._folder, self._judge, self._metric = folder, judge, METRICS[recipe.task]
+        self._evaluations = Evaluations(folder / LOG, recipe)
+        command = ["train", *arguments, "--output_dir", str(folder), "--resume", "auto"]
+        self.process = start(command, folder / _OUTPUT, place)
+
+    def look(self) -> Outcome | None:
+        """How it ended; None if it still trains. A hopeless one is stopped."""
+        code = self.process.poll()
+        evaluations = self._evaluations
+        for point, score in evaluations.new_points():
+            if code is None and self._judge(point, score):
+                stop_all([self.process])
+                return Outcome(evaluations.best, evaluations.minutes, is_pruned=True)
+        if code is None:
+            return None
+        failure = None if code == 0 else failure_of("train", code, self._folder / _OUTPUT)
         if failure is None and evaluations.best is None:
-            failure = f"its log has no evaluation with a value of {METRICS[self.recipe.task]} ({folder / LOG})"
+            failure = f"its log has no evaluation with a value of {self._metric} ({self._folder / LOG})"
         return Outcome(evaluations.best, evaluations.minutes, failure=failure)
 
 

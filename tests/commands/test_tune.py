@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 from launched_runs import ENVIRONMENT, RECIPE
 
@@ -20,7 +21,8 @@ from modeling_detr.tuning.search import Search
 
 @pytest.fixture
 def untrained(monkeypatch):
-    """The command, without its trials."""
+    """The command, without its trials and without GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(Search, "run", lambda self, report: None)
 
 
@@ -31,6 +33,10 @@ def untrained(monkeypatch):
         (["--trials", "2", "--minutes_per_trial", "0"], "--minutes_per_trial: got 0, expected a positive number."),
         (["--trials", "2", "--epoch", "5"], "unknown option --epoch; did you mean '--epochs'?"),
         (["--trials", "2", "--keys", "learning"], "'learning' has no range; did you mean 'learning_rate'?"),
+        (["--trials", "2", "--jobs", "0"], "--jobs: got '0'; expected a number, such as 2, or auto."),
+        (["--trials", "2", "--jobs", "auto"], "--jobs auto: PyTorch sees no GPU here; give a number, of "),
+        (["--trials", "2", "--data", "nowhere"], "nowhere: no such file or folder"),
+        (["--trials", "2", "--metrics_port", "9400"], "unknown option --metrics_port"),
         (["--trials", "2", "--batch_size", "0"], "--batch_size: got 0, expected at least 1."),
         (["--trials", "2", "--space", "none.yaml"], "none.yaml: no such file"),
         ([], "the following arguments are required: --trials"),

@@ -3,11 +3,15 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from modeling_detr.benchmarks.machine import gpu_names
 from modeling_detr.errors_detr import SearchError
 from modeling_detr.training.metric_logger import read_log
 from modeling_detr.training.recipe_parsing import parse_recipe
@@ -15,7 +19,7 @@ from modeling_detr.tuning.records import COMPLETE, FAILED, PRUNED, RUNNING, best
 from modeling_detr.tuning.results import recipe_text, write_results
 from modeling_detr.tuning.search import JOURNAL, Search, SearchPlan
 from modeling_detr.tuning.search_space import search_space
-from modeling_detr.tuning.trial_runs import Evaluations
+from modeling_detr.tuning.trial_runs import Evaluations, Place, places, start_trial
 
 
 EPOCHS = 10
@@ -57,19 +61,21 @@ class FakeTraining:
 
 @pytest.fixture
 def make_search(tmp_path):
-    def make(trials, folder=tmp_path, keys=("learning_rate", "batch_size"), started=None, **faults):
+    def make(trials, folder=tmp_path, keys=("learning_rate", "batch_size"), started=None, jobs=1, **faults):
         options = ["--learning_rate", "1e-3", "--batch_size", "8", "--mosaic_probability", "0"]
         recipe = parse_recipe(["small_dataset", "--data", "shapes", "--epochs", str(EPOCHS), *options])
         recipe = dataclasses.replace(recipe, output_dir=None)
 
-        def start(arguments, output):
+        def start(arguments, output, place):
             process = FakeTraining(arguments, output, **faults)
+            process.place = place
             if started is not None:
                 started.append(process)
             return process
 
         folder.mkdir(exist_ok=True)
-        plan = SearchPlan(recipe, folder / "base.yaml", search_space(recipe, names=keys).dimensions, folder, trials)
+        dimensions = search_space(recipe, names=keys).dimensions
+        plan = SearchPlan(recipe, folder / "base.yaml", dimensions, folder, trials, places(jobs, ["4", "7"]))
         return Search(plan, start, seconds_between_looks=0)
 
     return make
@@ -153,6 +159,55 @@ def test_a_search_whose_first_trials_fail_stops_and_starts_again(make_search):
     search.run(lambda record: None)
     assert [record.state for record in search.records()] == [COMPLETE] * 6
     assert search.records()[0].values == {"learning_rate": 1e-3, "batch_size": 8}
+
+
+def test_trials_that_run_at_once_have_a_gpu_each_and_fail_alone(make_search):
+    started, reported = [], []
+    search = make_search(7, started=started, jobs=2, failing=("0003",))
+    search.run(reported.append)
+    assert [record.state for record in search.records()] == [COMPLETE] * 2 + [FAILED] + [COMPLETE] * 4
+    assert sorted(record.number for record in reported) == [*range(1, 8)]
+    assert [process.place.gpu for process in started[:3]] == ["4", "7", "4"]
+    assert {process.place.gpu for process in started} == {"4", "7"}
+    assert len({tuple(values.values()) for values in values_of(search)}) == 7  # no two alike
+    assert [process.folder.name for process in started] == [f"{number:04d}" for number in range(1, 8)]
+
+
+def test_trials_that_were_interrupted_together_continue(make_search):
+    with pytest.raises(KeyboardInterrupt):
+        make_search(4, jobs=2, killed_at=4).run(lambda record: None)
+    stopped = make_search(4, jobs=2)
+    assert [record.state for record in stopped.records()] == [RUNNING] * 2
+    before, started = values_of(stopped), []
+    search = make_search(4, jobs=2, started=started)
+    search.run(lambda record: None)
+    assert [record.state for record in search.records()] == [COMPLETE] * 4
+    assert values_of(search)[:2] == before
+    epochs = [entry["epoch"] for entry in read_log(started[0].folder / "log.jsonl")]
+    assert epochs == [*range(1, EPOCHS + 1)]
+
+
+def test_places_divide_gpus_or_cores(monkeypatch):
+    assert places(1, ["0", "1"]) == [Place()]
+    assert [place.gpu for place in places(3, ["0", "MIG-7"])] == ["0", "MIG-7", "0"]
+    assert len({*places(3, ["0"])}) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 4, 5, 6}, raising=False)
+    assert [place.cores for place in places(2, [])] == [(2, 4, 6), (3, 5)]
+
+
+def test_gpus_are_those_that_the_search_may_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_names() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8f")
+    assert gpu_names() == ["3", "GPU-8f"]
+
+
+def test_a_trial_sees_its_gpu_only(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(options["env"]))
+    start_trial(["train"], tmp_path / "train.txt", Place(gpu="3"))
+    assert started[0]["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 def test_a_key_without_effect_is_left_out(make_search):
