@@ -48,6 +48,8 @@ try:
 except DetrError as error:
     raise SystemExit(f"ray_train.py: {error}") from None
 
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, what `detr` prints appears twice
+
 # Start a worker for each process; Ray restarts all of them after a failure, and they resume from the last checkpoint.
 TorchTrainer(
     train,

@@ -6,8 +6,8 @@
     detr data convert my_dataset coco_copy --to coco   write another format
     detr data show my_dataset --recipe small_dataset   pictures, also augmented
 
-`check` decodes every image. Each finding names the file, the line or id, and the remedy. Errors stop training or
-silently spoil it; warnings are handled automatically. The exit code is 1 if there are errors.
+`check` decodes the images, of large datasets a sample. Each finding names the file, the line or id, and the remedy.
+Errors stop training or silently spoil it; warnings are handled automatically. The exit code is 1 if there are errors.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from modeling_detr.analysis.suspected_labels import SuspectedLabel
 from modeling_detr.analysis.suspected_report import SUSPECTED_LABELS, save_suspected, suspected_section
 from modeling_detr.atomic_output import exits_on_sigterm, replace_text
 from modeling_detr.commands import as_option
-from modeling_detr.commands.command_parser import CommandParser, boolean
+from modeling_detr.commands.command_parser import CommandParser, check_at_least
 from modeling_detr.commands.data_show import add_show, annotated_images
 from modeling_detr.commands.dataset_options import add_dataset_options, dataset_options
 from modeling_detr.commands.device import add_trust_code
@@ -35,10 +35,12 @@ from modeling_detr.commands.results import RUNS, link_to, new_results_folder
 from modeling_detr.conversion.sources import load_detector
 from modeling_detr.data.check import CheckReport, check_dataset
 from modeling_detr.data.check_page import check_page
+from modeling_detr.data.check_pixels import Pixels
 from modeling_detr.data.contents import CONTENTS
 from modeling_detr.data.convert import Conversion, convert_dataset
 from modeling_detr.data.crowds import ONLY_CROWDS
 from modeling_detr.data.findings import counted
+from modeling_detr.data.findings_table import write_findings
 from modeling_detr.data.formats import writable_formats
 from modeling_detr.data.open import open_dataset
 from modeling_detr.errors_detr import DatasetError, OutputError, OutputExistsError, did_you_mean, printable
@@ -49,6 +51,7 @@ from modeling_detr.provenance import command_line, provenance
 
 
 PAGE = "data_check.html"
+MOST_DECODED = 20_000  # images, without --pixels: a minute or two of photographs on a few cores
 EXAMPLES = 3  # findings of each kind that are printed
 _NOT_COUNTED = ("areas", "image_ids")  # in what was converted: hardly anyone misses them
 PICTURES = 10  # images on the page
@@ -99,13 +102,21 @@ def _add_check(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     )
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a clean copy, in the same format")
     parser.add_argument(
-        "--pixels",
-        type=boolean,
-        default=True,
-        metavar="BOOL",
-        help="decode the images (default: true); false, or --no_images: read only headers that are needed",
+        "--findings", type=Path, metavar="FILE", help="write all findings as a table, to a .parquet file"
     )
-    parser.add_argument("--no_images", dest="pixels", action="store_false", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--pixels",
+        type=_pixels,
+        metavar="N",
+        help=f"decode at most N images, drawn at random; all; or none, or --no_images: read only headers that are "
+        f"needed (default: {MOST_DECODED:,}; with --fix or --model, all)",
+    )
+    parser.add_argument("--no_images", dest="pixels", action="store_const", const="none", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        help="processes that decode; 0: threads of one (default: one per core if there are thousands of images)",
+    )
     parser.add_argument(
         "--model",
         help="also look for wrong and missing labels with this model: a model folder, the folder of a run, a Hub id, "
@@ -122,13 +133,7 @@ def _add_check(commands: "argparse._SubParsersAction[CommandParser]") -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    if arguments.fix is not None:
-        _check_target(arguments.fix)
-        if not arguments.pixels:
-            raise ValueError("--fix: must know which images can be read; drop --pixels false.")
-
-    if arguments.model is not None and not arguments.pixels:
-        raise ValueError("--model: needs the pixels of the images; drop --pixels false.")
+    pixels = _images_to_decode(arguments)
     if not 0 <= arguments.certainty <= 1:
         raise ValueError(f"--certainty: got {arguments.certainty:g}, expected a number from 0 to 1.")
     page = _page_file(arguments)
@@ -139,7 +144,8 @@ def _check(arguments: argparse.Namespace) -> int:
         report = check_dataset(
             arguments.path,
             arguments.data_format,
-            images=arguments.pixels,
+            pixels=pixels,
+            num_workers=arguments.num_workers,
             progress=lambda count: _advance(bar, count),
             reading=dataset_options(arguments),
             task="detection" if arguments.fix is None else "conversion",
@@ -163,7 +169,11 @@ def _check(arguments: argparse.Namespace) -> int:
         if report.errors and arguments.fix is None and _can_be_fixed(report):
             print(f"a copy without the errors: detr data check {shlex.quote(arguments.path)} --fix NEW_FOLDER")
 
-    # Write the page.
+    # Write the table and the page.
+    if arguments.findings is not None:
+        write_findings(report.findings, arguments.findings, _as_option)
+        line = f"{counted(len(report.findings), 'finding')} in {printable(arguments.findings)}"
+        print(line, file=sys.stderr if arguments.json else sys.stdout)
     if page is not None:
         if arguments.html is None:  # another process may have written this page in the meantime
             page = new_results_folder("check") / PAGE
@@ -180,6 +190,38 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.fix is not None:
         print(_fix(report, arguments), file=sys.stderr if arguments.json else sys.stdout)
     return int(report.errors > 0)
+
+
+def _pixels(text: str) -> Pixels:
+    """The value of `--pixels`."""
+    words: dict[str, Pixels] = {"all": "all", "true": "all", "none": "none", "false": "none"}
+    if text.lower() in words:
+        return words[text.lower()]
+    number = text.replace(",", "").replace("_", "")
+    if not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"got '{text}', expected a number of images, all or none")
+    return int(number)
+
+
+def _images_to_decode(arguments: argparse.Namespace) -> Pixels:
+    """How many images to decode, after checking that the other options allow it."""
+    if arguments.fix is not None:
+        _check_target(arguments.fix)
+    pixels: Pixels | None = arguments.pixels
+    for option, needs in (("fix", "must know which images can be read"), ("model", "needs the pixels of all images")):
+        if getattr(arguments, option) is not None and pixels not in (None, "all"):
+            raise ValueError(f"--{option}: {needs}; drop --pixels {pixels}.")
+    if arguments.num_workers is not None:
+        check_at_least("num_workers", arguments.num_workers, 0)
+    if arguments.findings is not None:
+        if arguments.findings.suffix != ".parquet":
+            raise ValueError(
+                f"--findings: got {printable(arguments.findings)}, expected a name that ends in .parquet."
+            )
+        check_file(arguments.findings)
+    if pixels is None:
+        return "all" if arguments.fix is not None or arguments.model is not None else MOST_DECODED
+    return pixels
 
 
 def _page_file(arguments: argparse.Namespace) -> Path | None:

@@ -1,43 +1,32 @@
 """Check a dataset for `detr data check`: count its content, and report everything that is wrong with it.
 
-Threads decode every image once (Pillow releases the GIL). A JPEG is decoded at an eighth of its size: this is faster,
-but still reads the whole file and so detects truncation. A thumbnail of 272 bytes is kept of each image, to recognise
-it in another split.
+Images are decoded once, see `check_pixels`; their thumbnails are kept, to recognise an image in another split.
 """
 
 import dataclasses
 import difflib
-import os
 import re
-import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from modeling_detr.data.annotations import repeated_boxes
+from modeling_detr.data.check_pixels import Pixels, alike, decode_images, images_to_decode
 from modeling_detr.data.contents import CONTENTS, FLAGS, SCORE, count_contents
 from modeling_detr.data.dataset_format import Purpose
 from modeling_detr.data.findings import Finding, Findings, counted
 from modeling_detr.data.formats import FORMATS
-from modeling_detr.data.image_decoding import read_image
-from modeling_detr.data.image_headers import EXIF_ORIENTATION, UNREADABLE_REMEDY
 from modeling_detr.data.open import open_dataset
 from modeling_detr.data.splits import has_role
-from modeling_detr.errors_detr import DatasetError, DatasetReadError, DetrError, StoreError, printable, python_argument
+from modeling_detr.errors_detr import DatasetError, DetrError, StoreError, printable, python_argument
 from modeling_detr.remote_addresses import is_remote, without_credentials
-from modeling_detr.structures_detr import AnnotationTable, DetectionIndex, ImageRecord
+from modeling_detr.structures_detr import AnnotationTable, DetectionIndex
 
 
-_CHUNK = 512  # images decoded at a time
-_NEAR_BITS = 12  # of 256: near-duplicates differ in at most this many
-_MIN_STRUCTURE = 4.0  # images with a smaller standard deviation, in grey levels, are not compared
-_NEAR_LEVELS = 6.0  # of 255 grey levels: the largest mean difference of their thumbnails
 _NUM_QUERIES = 100  # of the original model
 _SIMILAR = 0.85  # ratio of difflib; "RBBC" and "RBC" have 0.857, "plate" and "plane" 0.8
 _RARE = 0.01  # share of the other class's boxes up to which a similar name counts as misspelt
@@ -64,6 +53,8 @@ class CheckReport:
         evidence: What the format was recognised by; None if the user has chosen it.
         facts: What the reader has decided about the dataset as a whole, such as what the lines of its files are.
         names: How the names of files were resolved; see `Findings.names`.
+        decoded: How many images were decoded.
+        is_sample: Whether they were drawn at random, so that others may be damaged or repeated.
     """
 
     index: DetectionIndex
@@ -73,6 +64,8 @@ class CheckReport:
     evidence: str | None = None
     facts: tuple[str, ...] = ()
     names: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    decoded: int = 0
+    is_sample: bool = False
 
     @property
     def errors(self) -> int:
@@ -92,6 +85,7 @@ class CheckReport:
             "format": self.format,
             "evidence": self.evidence,
             "facts": list(self.facts),
+            "decoded": self.decoded,
             **_counts(index, np.arange(len(index))),
             "splits": {name: _counts(index, members) for name, members in index.splits.items()},
             "classes": _classes(index),
@@ -118,7 +112,7 @@ class CheckReport:
         ]
         if self.evidence:
             lines.append(f"  format {self.format}, recognised by {self.evidence}")
-        lines += [f"  {fact}" for fact in self.facts]
+        lines += [f"  {fact}" for fact in [*self.facts, *self.sample_note(format_setting)]]
         for name, split in content["splits"].items():
             lines.append(
                 f"  split {name}: {counted(split['images'], 'image')} ({split['images_without_boxes']:,} without "
@@ -145,6 +139,13 @@ class CheckReport:
         lines += self._finding_lines(shown, format_setting)
         lines.append(f"{counted(self.errors, 'error')}, {counted(len(self.findings) - self.errors, 'warning')}")
         return "\n".join(map(printable, lines))
+
+    def sample_note(self, format_setting: Callable[[str, object], str] = python_argument) -> list[str]:
+        """A sentence that says how many images were decoded, if it was a sample."""
+        if not self.is_sample:
+            return []
+        number = f"decoded {self.decoded:,} of {counted(len(self.index), 'image')}, drawn at random"
+        return [f"{number}: others may be damaged or repeated ({format_setting('pixels', 'all')} decodes all)"]
 
     def resolution(self) -> dict[str, str]:
         """How the names of each kind of file were resolved, in words."""
@@ -187,8 +188,8 @@ def check_dataset(
     path: str | Path,
     format: str | None = None,  # noqa: A002 (the word that users know)
     *,
-    images: bool = True,
-    threads: int | None = None,
+    pixels: Pixels = "all",
+    num_workers: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
     reading: Mapping[str, Any] | None = None,
     task: Purpose = "detection",
@@ -198,15 +199,16 @@ def check_dataset(
     Args:
         path: See `open_dataset`.
         format: See `open_dataset`.
-        images: Whether to decode the images.
-        threads: Number of decoding threads; None: one per core.
-        progress: Called with the number of images checked since the last call.
+        pixels: Images to decode: `all`, `none`, or at most this many, drawn at random.
+        num_workers: Processes that decode them; 0: threads of this one; None: one per core if there are many images.
+        progress: Called with the number of images decoded since the last call.
         reading: Options of the format; see `open_dataset`.
         task: See `open_dataset`; for `conversion`, a clean copy keeps masks.
 
     Raises:
         DatasetNotFoundError: `path` does not exist.
         StoreError: An object store or web server does not answer.
+        LoaderError: A process that decodes was killed.
     """
     path = without_credentials(path) if isinstance(path, str) else path
     findings = Findings(collects=True)
@@ -221,17 +223,17 @@ def check_dataset(
         index = DetectionIndex(Path(path).name, (), (), AnnotationTable.concatenate([]))
     _check_annotations(index, findings)
     _check_class_names(index, findings)
-    thumbnails: NDArray[np.uint8] | None = None
-    if images:
-        thumbnails = _check_images(index, findings, threads or os.cpu_count() or 1, progress)
+    decoded = images_to_decode(index, pixels, findings.broken_images)
+    thumbnails = decode_images(index, decoded, findings, num_workers, progress) if len(decoded) else None
     _check_splits(index, findings)
     if thumbnails is not None:
         _check_leaks(index, thumbnails, findings)
     bad = [image for image, record in enumerate(index.images) if record.path in findings.broken_images]
     ordered = sorted(findings.items, key=lambda finding: finding.severity != "error")
     evidence = None if format is not None or findings.format is None else FORMATS[findings.format].evidence
+    facts, is_sample = tuple(findings.facts), isinstance(pixels, int) and pixels < len(index)
     return CheckReport(
-        index, tuple(ordered), findings.format, tuple(bad), evidence, tuple(findings.facts), findings.names
+        index, tuple(ordered), findings.format, tuple(bad), evidence, facts, findings.names, len(decoded), is_sample
     )
 
 
@@ -392,59 +394,6 @@ def _separate_splits(index: DetectionIndex) -> dict[str, NDArray[np.int64]]:
 # Images
 
 
-def _check_images(
-    index: DetectionIndex, findings: Findings, threads: int, progress: Callable[[int], None]
-) -> NDArray[np.uint8]:
-    """Decode every image and return thumbnails (N, 16, 17) uint8, zeros for images that cannot be read."""
-    thumbnails = np.zeros((len(index), 16, 17), np.uint8)
-
-    def check(image: int) -> Exception | None:
-        try:
-            thumbnails[image] = _thumbnail(index.images[image])
-        except StoreError:  # every other image would take as long
-            raise
-        except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about odd metadata and large images
-        for start in range(0, len(index), _CHUNK):
-            stop = min(start + _CHUNK, len(index))
-            chunk = [image for image in range(start, stop) if index.images[image].path not in findings.broken_images]
-            for image, error in zip(chunk, pool.map(check, chunk), strict=True):
-                if error is not None:
-                    _add_image_error(index.images[image].path, error, findings)
-            progress(stop - start)
-    return thumbnails
-
-
-def _add_image_error(path: str, error: Exception, findings: Findings) -> None:
-    if not isinstance(error, DetrError):
-        error = DatasetReadError(path, str(error), UNREADABLE_REMEDY)
-    kind = "image size" if isinstance(error, DatasetError) else "unreadable image"
-    findings.add(kind, error, image=path)
-
-
-def _thumbnail(record: ImageRecord) -> NDArray[np.uint8]:
-    """Read the whole image and shrink it to 16 x 17 grey pixels; raises what `read_image` raises."""
-    if record.reader is None and Path(record.path).is_file():
-        try:
-            with Image.open(record.path) as image:
-                orientation = image.getexif().get(EXIF_ORIENTATION, 1) if image.format == "JPEG" else 1
-                upright = (image.height, image.width) == (record.height, record.width)
-                if image.format == "JPEG" and orientation == 1 and upright:
-                    image.draft("L", (image.width // 8, image.height // 8))
-                    return _shrink(image)
-        except (OSError, SyntaxError):
-            pass  # `read_image` explains what is wrong
-    return _shrink(Image.fromarray(read_image(record).permute(1, 2, 0).numpy()))
-
-
-def _shrink(image: Image.Image) -> NDArray[np.uint8]:
-    return np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX))
-
-
 def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings: Findings) -> None:
     """Report images that are in several splits, as the same file or as a near-duplicate."""
     splits = _separate_splits(index)
@@ -467,7 +416,7 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
             action,
             ((index.images[image].path, f"is in the splits {splits_of(image)}") for image in several),
         )
-    pairs = _alike(thumbnails, membership)
+    pairs = alike(thumbnails, membership)
     if pairs:
         findings.warn(
             "near-duplicate images",
@@ -482,38 +431,3 @@ def _check_leaks(index: DetectionIndex, thumbnails: NDArray[np.uint8], findings:
                 for first, second in pairs
             ),
         )
-
-
-def _alike(thumbnails: NDArray[np.uint8], membership: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Find pairs of images from different splits whose thumbnails have nearly the same gradients and grey levels.
-
-    The signs of the 256 horizontal gradients are compared. Candidate pairs share one of 16 bands of 16 signs, as two
-    images that differ in fewer than 16 signs always do. Images without structure are skipped, and if many images
-    share a band, each is compared only with the next 32.
-    """
-    signs = thumbnails[:, :, 1:] > thumbnails[:, :, :-1]
-    bits = np.packbits(signs.reshape(len(thumbnails), 256), axis=1)  # (N, 32)
-    structured = np.array([thumbnail.std() > _MIN_STRUCTURE for thumbnail in thumbnails], dtype=np.bool_)
-    structured &= membership.any(1)
-    pair_of: dict[int, int] = {}
-    for band in range(16):
-        part = bits[:, 2 * band].astype(np.int64) << 8 | bits[:, 2 * band + 1]
-        order = np.argsort(part, kind="stable")
-        order = order[structured[order]]
-        for step in range(1, 33):
-            left, right = order[:-step], order[step:]
-            rows = part[left] == part[right]
-            if not rows.any():
-                break
-            left, right = left[rows], right[rows]
-            rows = ~(membership[left] & membership[right]).any(1)
-            left, right = left[rows], right[rows]
-            for start in range(0, len(left), 65536):
-                one, two = left[start : start + 65536], right[start : start + 65536]
-                near = np.bitwise_count(bits[one] ^ bits[two]).sum(1) <= _NEAR_BITS
-                for first, second in zip(one[near].tolist(), two[near].tolist(), strict=True):
-                    first, second = min(first, second), max(first, second)
-                    levels = np.abs(thumbnails[first].astype(np.int16) - thumbnails[second]).mean()
-                    if second not in pair_of and levels <= _NEAR_LEVELS:
-                        pair_of[second] = first
-    return sorted((first, second) for second, first in pair_of.items())

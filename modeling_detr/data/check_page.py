@@ -53,6 +53,7 @@ def check_page(
         highlights=[(f"{count:,}", name) for name, count in {**problems, **counts}.items()],
         facts=[
             ("format", _format(report)),
+            *(("pixels", note) for note in report.sample_note(format_setting)),
             *((f"names of {noun}s", text) for noun, text in report.resolution().items()),
             *facts,
         ],
