@@ -37,7 +37,9 @@ def system_error(error: BaseException) -> OSError | None:
     Libraries written in other languages report it only as an exception context or in a text.
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen = set[int]()
+    while cause is not None and id(cause) not in seen:  # an error may be its own cause
+        seen.add(id(cause))
         if isinstance(cause, OSError) and not isinstance(cause, DetrError) and cause.errno is not None:
             return cause
         if match := re.search(r"\(os error (\d+)\)", str(cause)):
@@ -89,7 +91,9 @@ def write_failure(error: BaseException, places: Iterable[str | Path]) -> OSError
     """
     roots = [Path(place).absolute() for place in places]
     cause: BaseException | None = error
-    while cause is not None:
+    seen = set[int]()
+    while cause is not None and id(cause) not in seen:  # an error may be its own cause
+        seen.add(id(cause))
         found = system_error(cause)
         if found is not None and found.errno in _ONLY_WRITING:
             return found

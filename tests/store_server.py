@@ -15,8 +15,8 @@ from unittest import mock
 class WebServer(ThreadingHTTPServer):
     """Serves a folder.
 
-    delay: seconds before each answer. broken: how many of the next images break off in the middle. password: what
-    `Authorization` must be. requests: path → how often it was requested.
+    delay: seconds before each answer. dead: whether requests get no answer. broken: how many of the next images break
+    off in the middle. password: what `Authorization` must be. requests: path → how often it was requested.
     """
 
     daemon_threads = True
@@ -24,6 +24,7 @@ class WebServer(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
         self.delay = 0.0
+        self.dead = False
         self.broken = 0
         self.password: str | None = None
         self.requests: Counter[str] = Counter()
@@ -46,7 +47,9 @@ class _Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests[self.path] += 1
         time.sleep(self.server.delay)
-        if self.server.password not in (None, self.headers.get("Authorization")):
+        if self.server.dead:
+            self.close_connection = True
+        elif self.server.password not in (None, self.headers.get("Authorization")):
             self.send_error(401)
         elif self.server.broken and self.path.endswith((".jpg", ".png")):
             self.server.broken -= 1

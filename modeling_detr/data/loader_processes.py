@@ -86,7 +86,10 @@ class ProcessWatch:
             raise
         except Exception as error:
             if "in DataLoader worker process" in str(error):
-                raise _explained(error, self._name) from error
+                explained = _explained(error, self._name)
+                if explained is error:  # an error that is its own cause would keep those who look for the first one
+                    raise
+                raise explained from error
             if "Too many open files" in str(error):  # PyTorch's own text, or that of the system
                 remedy = "raise the limit on open files (ulimit -n), or load the images in the main process"
                 raise LoaderError(self._name, "too many open files", remedy, {"num_workers": 0}) from error

@@ -125,18 +125,19 @@ class _Room:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left, self._step = 0, 0
+        self._measured: tuple[Path, int] | None = None  # for which folder and limit
 
     def take(self, count: int) -> bool:
         """Whether there is room for so many bytes."""
         with self._lock:
-            if self._step <= 0:
+            if self._step <= 0 or self._measured != (cache_folder(), max_bytes()):
                 self._measure()
             self._step -= count
             self._left -= count
             return self._left >= 0
 
     def _measure(self) -> None:
-        folder, limit = cache_folder(), max_bytes()
+        folder, limit = self._measured = cache_folder(), max_bytes()
         self._left = limit - sum(_size_of(images) for images in folder.glob(f"*/{IMAGES}"))
         with contextlib.suppress(OSError):
             self._left = min(self._left, shutil.disk_usage(folder).free - _MIN_FREE)

@@ -16,18 +16,11 @@ CONTENT = bytes(range(256)) * 40
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("DETR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(store, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("modeling_detr.data.remote.images._room", type(vars(images_module())["_room"])())
     (tmp_path / "served").mkdir()
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "served" / name).write_bytes(CONTENT)
     with serving(tmp_path / "served") as server:
         yield server
-
-
-def images_module():
-    from modeling_detr.data.remote import images
-
-    return images
 
 
 def reader_of(server, tmp_path, name="first") -> RemoteImages:
