@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,10 +51,11 @@ def start_detr(
 
 
 def failure_of(command: str, code: int, output: Path) -> str:
-    """A sentence about a command that failed: its exit code and the last line that it printed."""
+    """A sentence about a command that failed: its exit code or the signal that ended it, and its last line."""
     lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1].strip() if lines else "it printed nothing"
-    return f"detr {command} ended with exit code {code}: {last} ({output})"
+    how = f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    return f"detr {command} {how}: {last} ({output})"
 
 
 def stop_all(processes: "Iterable[subprocess.Popen[bytes]]") -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from modeling_detr.benchmarks.detr_process import failure_of
 from modeling_detr.benchmarks.machine import gpu_names
 from modeling_detr.errors_detr import SearchError
 from modeling_detr.training.metric_logger import read_log
@@ -201,6 +202,12 @@ def test_gpus_are_those_that_the_search_may_use(monkeypatch):
     assert gpu_names() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8f")
     assert gpu_names() == ["3", "GPU-8f"]
+
+
+def test_a_trial_that_was_killed_names_the_signal(tmp_path):
+    (tmp_path / "train.txt").write_text("epoch 3/50\n")
+    message = f"detr train was ended by SIGKILL: epoch 3/50 ({tmp_path / 'train.txt'})"
+    assert failure_of("train", -9, tmp_path / "train.txt") == message
 
 
 def test_a_trial_sees_its_gpu_only(monkeypatch, tmp_path):
