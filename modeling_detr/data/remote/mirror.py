@@ -7,7 +7,9 @@ date each time that the dataset is opened; only files that have changed are down
 import contextlib
 import hashlib
 import json
+import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -40,6 +42,7 @@ _MAX_FILES = 20_000_000
 _MAX_DEPTH = 32
 _THREADS = 16
 _LISTING = "listing.json"
+_QUIET_SECONDS = 10  # of waiting for another process, before it is named
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,15 @@ def _turn(home: Path, address: str) -> Iterator[None]:
     class Busy(OutputError):
         pass
 
+    began, is_told = time.monotonic(), False
     while True:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(home / ".lock", lambda holder: Busy(address, f"is read by {holder}")))
-            except Busy:
+                stack.enter_context(locked(home / ".lock", lambda holder: Busy(address, f"{holder} lists it")))
+            except Busy as busy:
+                if not is_told and time.monotonic() - began > _QUIET_SECONDS:
+                    print(f"waiting  {busy}", file=sys.stderr)
+                    is_told = True
                 time.sleep(0.2)
                 continue
             yield
@@ -207,10 +214,15 @@ def _sort_entries(root: str, folder: str, entries: Sequence[store.Entry], files:
 
 
 def _remove_others(tree: Path, files: Mapping[str, _File]) -> None:
-    """Remove the files of the mirror that the store no longer has."""
-    for place in [path for path in tree.rglob("*") if not path.is_dir()]:
-        if place.relative_to(tree).as_posix() not in files:
-            place.unlink()
+    """Remove the files and folders of the mirror that the store no longer has."""
+    for folder, inner, names in os.walk(tree, topdown=False):
+        start = "" if Path(folder) == tree else f"{Path(folder).relative_to(tree).as_posix()}/"
+        for name in names:
+            if f"{start}{name}" not in files:
+                Path(folder, name).unlink()
+        for name in inner:
+            with contextlib.suppress(OSError):  # not empty
+                Path(folder, name).rmdir()
 
 
 def _make_empty(place: Path) -> None:

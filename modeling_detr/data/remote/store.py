@@ -9,6 +9,7 @@ import base64
 import contextlib
 import functools
 import html
+import logging
 import math
 import os
 import random
@@ -57,6 +58,7 @@ def _s3(credentials: tuple[str, str] | None) -> dict[str, Any]:
 
 
 def _gcs(_: tuple[str, str] | None) -> dict[str, Any]:
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of each failure
     return {"requests_timeout": SECONDS_OF_SILENCE}
 
 

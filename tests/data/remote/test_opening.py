@@ -73,7 +73,7 @@ def test_images_may_be_elsewhere_than_the_annotations(coco_folder, tmp_path):
         assert read_image(index.images[0]).shape == (3, 60, 80)
 
 
-def test_annotations_are_downloaded_once_until_they_change(coco_folder):
+def test_annotations_are_downloaded_once_until_they_change(coco_folder, cache):
     file = coco_folder / "annotations/instances_train.json"
     with serving(coco_folder.parent) as server:
         address, path = f"{server.url}/coco", "/coco/annotations/instances_train.json"
@@ -83,7 +83,9 @@ def test_annotations_are_downloaded_once_until_they_change(coco_folder):
         content = json.loads(file.read_text())
         file.write_text(json.dumps({**content, "annotations": content["annotations"][:1]}))
         (coco_folder / "annotations/instances_val.json").unlink()
+        shutil.rmtree(coco_folder / "val")
         index = open_dataset(address)
+        assert not [*cache.glob("remote/*/tree/coco/val")]
         assert server.requests[path] == 2
         assert len(index.annotations) == 1
         assert index.splits.keys() == {"train"}
