@@ -2,6 +2,7 @@
 
     detr evaluate runs/demo shapes --split val
     torchrun --nproc_per_node 2 --no-python detr evaluate MODEL DATASET
+    detr evaluate runs/demo shapes --split val --predictions out
 
 The metrics are printed and written to `evaluation.json`, `.md` and `.html`. The report also has intervals of AP, what
 each kind of error costs and what to do about it, confusions, the best score threshold of each class, how well scores
@@ -15,8 +16,9 @@ On a machine without GPUs, several processes require ACCELERATE_USE_CPU=true in 
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -46,9 +48,9 @@ from modeling_detr.data.findings import counted
 from modeling_detr.data.labels import adopt_model_labels
 from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES
 from modeling_detr.data.loaders import build_eval_loader, resize_transform
-from modeling_detr.errors_detr import FileContentError, ModelError, printable
+from modeling_detr.errors_detr import FileContentError, ModelError, PredictionError, printable
 from modeling_detr.evaluation.coco_engines import engine_and_version
-from modeling_detr.evaluation.engine import evaluate
+from modeling_detr.evaluation.engine import evaluate, evaluate_predictions
 from modeling_detr.evaluation.evaluator import Evaluator, SavesPredictions
 from modeling_detr.evaluation.evaluators import default_evaluators
 from modeling_detr.evaluation.evaluators.coco import CocoEvaluator
@@ -59,11 +61,13 @@ from modeling_detr.model_folder_detr import model_folder
 from modeling_detr.output_errors import check_file, check_folder
 from modeling_detr.pages import Fact, Section, Table
 from modeling_detr.precision import ComputeDtype, described_dtype
+from modeling_detr.predicting.journal import model_identity
+from modeling_detr.predicting.saved_predictions import SavedPredictions
 from modeling_detr.prediction import OBJECT_THRESHOLD, task_of
 from modeling_detr.provenance import command_line, provenance
 from modeling_detr.saved_thresholds import THRESHOLDS
 from modeling_detr.segmentation_detr import Detector
-from modeling_detr.structures_detr import DetectionIndex, Task
+from modeling_detr.structures_detr import DetectionIndex, DetectionResult, Task
 from modeling_detr.training.distributed import end_with_launcher
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.report_page import comparison_section, curve_section
@@ -96,24 +100,31 @@ def _evaluate(argv: Sequence[str]) -> int:
     if accelerator.is_main_process:
         print(_what_is_scored(index, choice))
 
-    # Score everything that the model predicts.
-    loader = build_eval_loader(
-        index,
-        resize_transform(processor),
-        accelerator,
-        batch_size=arguments.batch_size,
-        masks=task != "detection",
-        num_workers=arguments.num_workers,
-        loader_timeout_minutes=arguments.loader_timeout_minutes,
-    )
-    quiet = not accelerator.is_main_process
-    dtype = precision_of(arguments.dtype, model, accelerator.device, arguments.model, quiet=quiet)
-    evaluators = default_evaluators(index, task)
+    # Score everything that the model predicts, or has predicted.
+    dtype: ComputeDtype = "float32"
+    if arguments.predictions is None:
+        quiet = not accelerator.is_main_process
+        dtype = precision_of(arguments.dtype, model, accelerator.device, arguments.model, quiet=quiet)
+        evaluators = default_evaluators(index, task)
+    else:
+        evaluators = [one for one in default_evaluators(index, task) if one.needs == "boxes"]
     saving = [evaluator for evaluator in evaluators if isinstance(evaluator, SavesPredictions)]
     for evaluator in saving:
         evaluator.start_saving(output_dir)
     model.float().to(accelerator.device)
-    report = evaluate(model, loader, processor, index, accelerator, evaluators, progress=True, dtype=dtype)
+    if arguments.predictions is None:
+        loader = build_eval_loader(
+            index,
+            resize_transform(processor),
+            accelerator,
+            batch_size=arguments.batch_size,
+            masks=task != "detection",
+            num_workers=arguments.num_workers,
+            loader_timeout_minutes=arguments.loader_timeout_minutes,
+        )
+        report = evaluate(model, loader, processor, index, accelerator, evaluators, progress=True, dtype=dtype)
+    else:
+        report = evaluate_predictions(_saved_predictions(arguments, model, index), index, evaluators)
 
     # Print and write the report and the predictions.
     if accelerator.is_main_process:
@@ -136,6 +147,39 @@ def _evaluate(argv: Sequence[str]) -> int:
         print(link_to(output_dir / REPORT_PAGE))
     accelerator.end_training()
     return 0
+
+
+def _saved_predictions(
+    arguments: argparse.Namespace, model: Detector, index: DetectionIndex
+) -> Iterator[tuple[int, DetectionResult]]:
+    """The predictions of `--predictions`.
+
+    Raises:
+        PredictionError: They are of another model.
+    """
+    saved = SavedPredictions(arguments.predictions)
+    identity = model_identity(arguments.model, model.config)
+    if saved.settings.get("model", identity) != identity:
+        remedy = f"pass that model, or predict again with {arguments.model}"
+        raise PredictionError(saved.table, "has the predictions of another model", remedy)
+    if saved.settings.get("threshold", 0.0) != 0 or saved.settings.get("classes") is not None:
+        print("note      AP needs all predictions: predict with --threshold 0, and without --classes", file=sys.stderr)
+    return saved.of_images(index)
+
+
+def _check_saved_predictions(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Checks that no option about predicting is given with `--predictions`."""
+    if arguments.predictions is None:
+        return
+    given = {text.partition("=")[0] for text in argv}
+    unused = given & {"--batch_size", "--num_workers", "--loader_timeout_minutes", "--dtype"}
+    if unused:
+        raise ValueError(f"{min(unused)}: has no effect with --predictions; drop one of them.")
+    if arguments.task not in (None, "detection"):
+        raise ValueError(f"--task: got {arguments.task} with --predictions, which are boxes; drop one of them.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--predictions: one process reads them; drop --gpus, --cpu_processes and torchrun.")
+    arguments.task = "detection"
 
 
 def _what_is_scored(index: DetectionIndex, choice: Choice) -> str:
@@ -178,6 +222,12 @@ def build_parser() -> CommandParser:
         help="detection: boxes; instance: also masks; panoptic: also segments (default: all that the model predicts)",
     )
     add_choice_options(parser)
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FOLDER",
+        help="score what 'detr predict --shard' or '--save parquet' has written with this model",
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="loader processes (default: %(default)s)")
     parser.add_argument(
@@ -220,6 +270,7 @@ def build_parser() -> CommandParser:
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = build_parser().parse_args(argv)
+    _check_saved_predictions(arguments, sys.argv[1:] if argv is None else argv)
     check_at_least("batch_size", arguments.batch_size, 1)
     check_at_least("num_workers", arguments.num_workers, 0)
     check_at_least("num_pictures", arguments.num_pictures, 0)

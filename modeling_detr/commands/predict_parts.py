@@ -5,7 +5,6 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -20,7 +19,7 @@ from modeling_detr.predicting.engines.part_work import Actors
 from modeling_detr.predicting.engines.ray_data import require_ray
 from modeling_detr.predicting.image_pass import ImagePass, described_failure
 from modeling_detr.predicting.inputs import InputImage
-from modeling_detr.predicting.journal import digest_of_model
+from modeling_detr.predicting.journal import model_identity
 from modeling_detr.predicting.parts import DEFAULT_IMAGES, Part, Parts, Shard
 
 
@@ -128,10 +127,9 @@ def predict_in_parts(
         problem = "predicts panoptic segments, which a Parquet table cannot hold"
         raise ModelError(arguments.model, problem, "drop --shard and --engine")
     parts = Parts(arguments.output_dir, images, arguments.images_per_part)
-    revision = getattr(image_pass.detector.model.config, "_commit_hash", None)  # of a model on the Hub
-    content = digest_of_model(Path(arguments.model)) or f"{arguments.model} {revision or ''}".strip()
+    identity = model_identity(arguments.model, image_pass.detector.model.config)
     kept = {name: value for name, value in settings.items() if name != "model_files"}
-    parts.open({**kept, "model": content})
+    parts.open({**kept, "model": identity})
     shard: Shard = arguments.shard
     own = parts.of(shard if processes is None else shard.split(processes.process_index, processes.num_processes))
     is_main = processes is None or processes.is_main_process

@@ -23,7 +23,7 @@ from modeling_detr.evaluation.report import EvaluationReport
 from modeling_detr.image_processing_detr import DetrTorchvisionImageProcessor, batch_to_device
 from modeling_detr.precision import ComputeDtype, in_precision
 from modeling_detr.segmentation_detr import has_masks
-from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionLabels, Task
+from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionLabels, DetectionResult, Task
 
 
 if TYPE_CHECKING:
@@ -96,6 +96,36 @@ def evaluate(
         losses=losses.compute(),
         seconds=time.perf_counter() - started,  # includes computing the metrics
         images_per_second=losses.num_images / model_seconds,
+    )
+
+
+def evaluate_predictions(
+    predictions: Iterable[tuple[int, DetectionResult]], index: DetectionIndex, evaluators: Sequence[Evaluator]
+) -> EvaluationReport:
+    """Scores predictions that are there already, as `evaluate` scores those that it makes.
+
+    Args:
+        predictions: The index of each image in `index.images`, with its objects: labels are those of `index`, boxes
+            xyxy in pixels of the image.
+        index: The dataset. All of its images count, including those without predictions.
+        evaluators: Evaluators of boxes.
+
+    Raises:
+        PredictionError: Predictions are invalid (see `CocoEvaluator`).
+    """
+    started, num_images = time.perf_counter(), 0
+    for image_index, result in predictions:
+        for evaluator in evaluators:
+            evaluator.update([image_index], [result])
+        num_images += 1
+    read_seconds = time.perf_counter() - started
+    return EvaluationReport(
+        dataset=index.name,
+        num_images=num_images,
+        results=_compute(evaluators),
+        losses={},
+        seconds=time.perf_counter() - started,
+        images_per_second=num_images / read_seconds,
     )
 
 

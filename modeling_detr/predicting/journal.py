@@ -203,6 +203,17 @@ def digest_of_model(model: Path) -> str:
     return digest.hexdigest()[:16] if files else ""
 
 
+def model_identity(model: str, config: object) -> str:
+    """What tells a model from others wherever it is: the digest of its files, or its name and revision on the Hub.
+
+    Args:
+        model: What the user passed.
+        config: Its config.
+    """
+    revision = getattr(config, "_commit_hash", None) or ""
+    return digest_of_model(Path(model)) or f"{model} {revision}".strip()
+
+
 def _model_files(model: Path) -> list[Path]:
     files = [model] if model.is_file() else [*model.glob("*"), *model.glob("model/*")] if model.is_dir() else []
     ignored = (".md", ".html", ".log", ".jsonl")

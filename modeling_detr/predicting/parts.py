@@ -98,7 +98,8 @@ class Parts:
         file = self.results / SETTINGS
         settings = {
             **settings,
-            "images": f"{len(self.images)} in the list {_digest(self.images)}",
+            "images": len(self.images),
+            "image_list": _digest(self.images),
             "images_per_part": self.images_per_part,
         }
         make_folder(self.table)
