@@ -18,7 +18,7 @@ On a machine without GPUs, several processes require ACCELERATE_USE_CPU=true in 
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -67,7 +67,7 @@ from modeling_detr.prediction import OBJECT_THRESHOLD, task_of
 from modeling_detr.provenance import command_line, provenance
 from modeling_detr.saved_thresholds import THRESHOLDS
 from modeling_detr.segmentation_detr import Detector
-from modeling_detr.structures_detr import DetectionIndex, DetectionResult, Task
+from modeling_detr.structures_detr import DetectionBatch, DetectionIndex, DetectionResult, Task
 from modeling_detr.training.distributed import end_with_launcher
 from modeling_detr.training.pictures import draw_predictions
 from modeling_detr.training.report_page import comparison_section, curve_section
@@ -113,15 +113,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         evaluator.start_saving(output_dir)
     model.float().to(accelerator.device)
     if arguments.predictions is None:
-        loader = build_eval_loader(
-            index,
-            resize_transform(processor),
-            accelerator,
-            batch_size=arguments.batch_size,
-            masks=task != "detection",
-            num_workers=arguments.num_workers,
-            loader_timeout_minutes=arguments.loader_timeout_minutes,
-        )
+        loader = _loader(arguments, processor, task, index, accelerator)
         report = evaluate(model, loader, processor, index, accelerator, evaluators, progress=True, dtype=dtype)
     else:
         report = evaluate_predictions(_saved_predictions(arguments, model, index), index, evaluators)
@@ -147,6 +139,25 @@ def _evaluate(argv: Sequence[str]) -> int:
         print(link_to(output_dir / REPORT_PAGE))
     accelerator.end_training()
     return 0
+
+
+def _loader(
+    arguments: argparse.Namespace,
+    processor: DetrTorchvisionImageProcessor,
+    task: Task,
+    index: DetectionIndex,
+    accelerator: Accelerator,
+) -> Iterable[DetectionBatch]:
+    """The batches of this process."""
+    return build_eval_loader(
+        index,
+        resize_transform(processor),
+        accelerator,
+        batch_size=arguments.batch_size,
+        masks=task != "detection",
+        num_workers=arguments.num_workers,
+        loader_timeout_minutes=arguments.loader_timeout_minutes,
+    )
 
 
 def _saved_predictions(
