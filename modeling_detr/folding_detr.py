@@ -118,14 +118,17 @@ class ConvolutionBeforeNorm(nn.Conv2d):
         return self._convolve(features, weight, bias)
 
     def _convolve(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(features, weight, bias)
+        output: Tensor = self._conv_forward(features, weight, bias)
+        return output
 
 
 class SameConvolutionBeforeNorm(ConvolutionBeforeNorm, Conv2dSame):
     """The same for TensorFlow's padding, as in timm's `tf_…` models."""
 
     def _convolve(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return conv2d_same(features, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        settings: Any = (self.stride, self.padding, self.dilation, self.groups)
+        output: Tensor = conv2d_same(features, weight, bias, *settings)
+        return output
 
 
 _BEFORE_NORM: dict[type[nn.Module], type[ConvolutionBeforeNorm]] = {
@@ -537,7 +540,7 @@ def _store_channels_last(backbone: nn.Module, dtype: torch.dtype) -> None:
             module.weight = nn.Parameter(weight, requires_grad=False)
             if module.bias is not None:
                 module.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
-        elif module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        elif isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             replacements[module] = ChannelsLastConv2d(module, dtype)
     _replace_modules(backbone, replacements)
 

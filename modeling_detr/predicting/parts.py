@@ -28,10 +28,10 @@ DEFAULT_IMAGES = 1000  # per part
 
 
 class Shard(NamedTuple):
-    """One of several runs that share the images: `number`, from 1, of `count`."""
+    """One of several runs that share the images: `number`, from 1, of `total`."""
 
     number: int
-    count: int
+    total: int
 
     @classmethod
     def of(cls, text: str) -> "Shard":
@@ -42,16 +42,16 @@ class Shard(NamedTuple):
         """
         match = re.fullmatch(r"(\d+)/(\d+)", text, flags=re.ASCII)
         shard = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
-        if not 1 <= shard.number <= shard.count:
+        if not 1 <= shard.number <= shard.total:
             raise ValueError(f"got '{text}', expected a number from 1 and their count, such as 3/16")
         return shard
 
     def split(self, number: int, count: int) -> "Shard":
         """The shard of one of `count` processes that share this one; `number` from 0."""
-        return Shard((self.number - 1) * count + number + 1, self.count * count)
+        return Shard((self.number - 1) * count + number + 1, self.total * count)
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
+        return f"{self.number}/{self.total}"
 
 
 class Part(NamedTuple):
@@ -116,8 +116,8 @@ class Parts:
                 raise OutputError(self.results, f"holds parts of another run ({listed})", remedy) from None
 
     def of(self, shard: Shard) -> list[Part]:
-        """The parts of a shard, in order: every `count`-th, so that shards take equally long."""
-        return self.all[shard.number - 1 :: shard.count]
+        """The parts of a shard, in order: every `total`-th, so that shards take equally long."""
+        return self.all[shard.number - 1 :: shard.total]
 
     def done(self) -> set[str]:
         """The names of the parts that exist."""

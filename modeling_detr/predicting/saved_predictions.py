@@ -63,7 +63,7 @@ class SavedPredictions:
             found[at] = True
             yield at, _result(row)
         if not found.all():
-            missing = [index.images[at].path for at in np.flatnonzero(~found)]
+            missing = [index.images[at].path for at in np.flatnonzero(~found).tolist()]
             problem = f"has no predictions for {len(missing)} of {len(index)} images: {_listed(missing)}"
             raise PredictionError(self.table, problem, "predict for the dataset with --data, under the same path")
 

@@ -71,8 +71,9 @@ def predict_on_ray(work: PartWork, parts: Sequence[Part]) -> Iterator[DonePart]:
             for part in parts
         ]
         blocks = min(len(rows), _MOST_BLOCKS)
+        predictor: Any = _PartPredictor  # a class, which Ray's types do not expect
         predicted = ray.data.from_items(rows, override_num_blocks=blocks).map(
-            _PartPredictor,
+            predictor,
             fn_constructor_args=(work.load, _device(resources), work.table, Path.cwd()),
             compute=ray.data.ActorPoolStrategy(size=min(count, blocks)),
             **resources,
@@ -130,7 +131,7 @@ def _connect(address: str | None) -> None:
         raise LaunchError("--ray_address", f"no cluster at '{address}' ({reason})", remedy) from error
 
 
-def _resources(work: PartWork) -> tuple[dict[str, float], int]:
+def _resources(work: PartWork) -> tuple[dict[str, Any], int]:
     """What each actor takes, as arguments of Ray Data, and the number of actors.
 
     Raises:
@@ -154,5 +155,5 @@ def _resources(work: PartWork) -> tuple[dict[str, float], int]:
     return ({"num_gpus": 1} if on_gpus else {"num_cpus": 1}), count
 
 
-def _device(resources: dict[str, float]) -> str:
+def _device(resources: dict[str, Any]) -> str:
     return "cuda" if "num_gpus" in resources else "cpu"
