@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_detr.atomic_output import exits_on_sigterm
+from modeling_detr.benchmarks.machine import share_of_cores
 
 
 _SECONDS_TO_STOP = 120.0
@@ -24,29 +26,55 @@ _DETR = (
 )
 
 
-def start_detr(
-    arguments: Sequence[str], output: Path, cores: Sequence[int] | None = None, gpu: str | None = None
-) -> "subprocess.Popen[bytes]":
+@dataclass(frozen=True)
+class Place:
+    """Where a process runs.
+
+    Attributes:
+        slot: Its number among those that run at once, from 0.
+        cores: The cores that it may use; None: all.
+        gpu: The GPU that it may use, as `CUDA_VISIBLE_DEVICES` names it; None: whatever there is.
+    """
+
+    slot: int = 0
+    cores: tuple[int, ...] | None = None
+    gpu: str | None = None
+
+
+def places(jobs: int, gpus: Sequence[str]) -> list[Place]:
+    """Where processes run that run at once: each on a GPU of its own, or on its share of the cores.
+
+    Args:
+        jobs: Processes that run at once. More than there are GPUs share them.
+        gpus: The GPUs; empty: processes run on the CPU.
+    """
+    if jobs == 1:
+        return [Place()]
+    if gpus:
+        return [Place(slot, gpu=gpus[slot % len(gpus)]) for slot in range(jobs)]
+    return [Place(slot, (*share_of_cores(slot, jobs),)) for slot in range(jobs)]
+
+
+def start_detr(arguments: Sequence[str], output: Path, place: Place) -> "subprocess.Popen[bytes]":
     """Starts `detr ARGUMENTS`.
 
     Args:
         arguments: The command and its arguments.
         output: The file to which what it prints is appended.
-        cores: The cores that it may use; None: all.
-        gpu: The GPU that it may use, as `CUDA_VISIBLE_DEVICES` names it; None: all.
+        place: Where it runs.
     """
     paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    if cores is not None:
-        environment["OMP_NUM_THREADS"] = str(len(cores))
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    if place.cores is not None:
+        environment["OMP_NUM_THREADS"] = str(len(place.cores))
+    if place.gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = place.gpu
     with output.open("ab") as file:
         command = [sys.executable, "-c", _DETR, *arguments]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    if cores is not None and hasattr(os, "sched_setaffinity"):
+    if place.cores is not None and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # it has ended already
-            os.sched_setaffinity(process.pid, cores)
+            os.sched_setaffinity(process.pid, place.cores)
     return process
 
 

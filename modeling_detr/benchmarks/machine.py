@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from modeling_detr.data.findings import counted
+from modeling_detr.data.loader_processes import usable_cores
 
 
 # Instructions of a CPU that decide which precisions are fast, as Linux names them
@@ -28,17 +29,22 @@ def cpu_name() -> str:
 
 def num_cores() -> int:
     """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(usable_cores())
 
 
 def share_of_cores(slot: int, jobs: int) -> list[int]:
     """The cores of one of `jobs` processes that run at once; with more processes than cores, some share one."""
-    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+    known = usable_cores()
     return known[slot::jobs] or [known[slot % len(known)]]
 
 
 def gpu_names() -> list[str]:
-    """The NVIDIA or AMD GPUs that this process may use, each as `CUDA_VISIBLE_DEVICES` names it."""
+    """The NVIDIA or AMD GPUs that this process may use, each as `CUDA_VISIBLE_DEVICES` names it.
+
+    There are none if the environment has Accelerate use the CPU.
+    """
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return []
     count = torch.cuda.device_count()
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return visible[:count] if visible else [str(number) for number in range(count)]

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_detr.atomic_output import make_folder, replace_text
-from modeling_detr.benchmarks.detr_process import failure_of, start_detr, stopped_at_the_end
-from modeling_detr.benchmarks.machine import share_of_cores
+from modeling_detr.benchmarks.detr_process import Place, failure_of, start_detr, stopped_at_the_end
 from modeling_detr.benchmarks.study import PlannedRun
 from modeling_detr.errors_detr import FileContentError, StudyError
 from modeling_detr.input_files import read_json
@@ -30,8 +29,7 @@ class _Job:
     """A run in progress: the commands that are left, and the process of the current one."""
 
     run: PlannedRun
-    cores: Sequence[int] | None  # None: all
-    slot: int
+    place: Place
     commands: list[tuple[str, list[str]]]
     current: str = ""
     process: "subprocess.Popen[bytes] | None" = None
@@ -69,12 +67,14 @@ def _difference(before: Sequence[str], now: Sequence[str]) -> str:
     return "; ".join(changes) or "another recipe"
 
 
-def run_study(runs: Sequence[PlannedRun], jobs: int, report: Callable[[PlannedRun, str | None], None]) -> list[str]:
+def run_study(
+    runs: Sequence[PlannedRun], places: Sequence[Place], report: Callable[[PlannedRun, str | None], None]
+) -> list[str]:
     """Trains and scores the runs that are not finished. A run that fails does not stop the others.
 
     Args:
         runs: All runs of the study; those that others start from come first.
-        jobs: How many run at once; the cores are divided among them.
+        places: Where they run; as many run at once.
         report: Called with each run when it is finished, or failed with a reason.
 
     Returns:
@@ -101,10 +101,10 @@ def run_study(runs: Sequence[PlannedRun], jobs: int, report: Callable[[PlannedRu
                     failures[run.folder] = f"the model to start from, {run.after}, could not be trained"
                     waiting.remove(run)
                     report(run, failures[run.folder])
-                elif len(active) < jobs and (run.after is None or (run.after / FINISHED).is_file()):
+                elif len(active) < len(places) and (run.after is None or (run.after / FINISHED).is_file()):
                     waiting.remove(run)
-                    slot = min({*range(jobs)} - {job.slot for job in active})
-                    job = _Job(run, share_of_cores(slot, jobs) if jobs > 1 else None, slot, _commands(run))
+                    taken = [job.place for job in active]
+                    job = _Job(run, next(place for place in places if place not in taken), _commands(run))
                     _start_next(job)
                     active.append(job)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -129,7 +129,7 @@ def _start_next(job: _Job) -> None:
     make_folder(job.run.folder)
     if job.current == "train":
         replace_text(job.run.folder / PLANNED, json.dumps(list(job.run.arguments)))
-    job.process = start_detr(arguments, _output(job), job.cores)
+    job.process = start_detr(arguments, _output(job), job.place)
 
 
 def _look_at(job: _Job) -> str | None:

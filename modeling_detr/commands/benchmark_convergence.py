@@ -36,7 +36,8 @@ from modeling_detr.benchmarks.study import (
     with_variants,
 )
 from modeling_detr.benchmarks.study_runs import check_arguments, is_finished, run_study
-from modeling_detr.commands.command_parser import CommandParser, check_at_least
+from modeling_detr.commands.command_parser import CommandParser
+from modeling_detr.commands.jobs import add_jobs, check_jobs, find_places
 from modeling_detr.commands.recipe_options import add_recipe_keys, recipe_keys_of
 from modeling_detr.commands.results import RUNS, link_to
 from modeling_detr.data.findings import counted
@@ -60,14 +61,14 @@ def add_convergence(commands: "argparse._SubParsersAction[CommandParser]", argv:
     parser.add_argument("--variants", help="only these variants, such as plain,aided; the first is the reference")
     parser.add_argument("--train_images", help="numbers of training images, such as 25,50,all (default: the study's)")
     parser.add_argument("--thresholds", help="AP50 to report the time to, such as 0.5,0.7 (default: the study's)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores (default: 1)")
+    add_jobs(parser, "runs")
     parser.add_argument("--output_dir", type=Path, help="folder for the results (default: runs/benchmarks/STUDY)")
     add_recipe_keys(parser, argv, "see 'detr train --help'; --minutes N limits each run")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    check_at_least("jobs", arguments.jobs, 1)
+    check_jobs(arguments.jobs)
     study = _study(arguments)
     folder = arguments.output_dir or RUNS / "benchmarks" / study.name
     runs = plan_runs(study, folder)
@@ -95,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if failure is None and run.variant != START:
             _write(study, runs, [*failures.values()], folder, command)
 
-    sentences = run_study(runs, arguments.jobs, report)
+    sentences = run_study(runs, find_places(arguments.jobs, "run"), report)
 
     # The results.
     _write(study, runs, sentences, folder, command)

@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from modeling_detr.atomic_output import make_folder, replace_text
 from modeling_detr.commands.command_parser import CommandParser, check_at_least
+from modeling_detr.commands.jobs import add_jobs, check_jobs, find_places
 from modeling_detr.commands.recipe_options import add_recipe_keys, recipe_keys_of
 from modeling_detr.commands.results import RUNS, link_to
-from modeling_detr.data.findings import counted
 from modeling_detr.errors_detr import SearchError, printable
 from modeling_detr.input_files import read_json
 from modeling_detr.line_breaks import fitted
@@ -50,7 +49,6 @@ from modeling_detr.tuning.search_space import SPACE, Space, read_space, search_s
 
 if TYPE_CHECKING:
     from modeling_detr.tuning.search import Search
-    from modeling_detr.tuning.trial_runs import Place
 
 
 BASE, SETTINGS = "base.yaml", "search.json"
@@ -64,13 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_at_least("trials", arguments.trials, 1)
     if arguments.minutes_per_trial is not None and not arguments.minutes_per_trial > 0:
         raise SearchError("--minutes_per_trial", f"got {arguments.minutes_per_trial:g}, expected a positive number")
-    jobs = _jobs(arguments.jobs)
+    check_jobs(arguments.jobs)
     if importlib.util.find_spec("optuna") is None:
         raise SearchError("detr tune", "needs optuna, which is not installed", "pip install 'modeling-detr[tune]'")
 
     from modeling_detr.tuning.results import RESULTS
     from modeling_detr.tuning.search import JOURNAL, Search, SearchPlan
 
+    where = find_places(arguments.jobs, "trial")
     folder = arguments.output_dir or RUNS / "tune" / Path(arguments.recipe).stem
     check_folder(folder, files=[*RESULTS, BASE, SETTINGS, JOURNAL, LOCK])
     make_folder(folder)
@@ -80,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(fitted(f"note      {note}", indent=10))
         keys = ", ".join(dimension.key for dimension in space.dimensions)
         print(fitted(f"search    {keys}; results in {folder}", indent=10), flush=True)
-        where = _places(jobs)
         search = Search(SearchPlan(recipe, folder / BASE, space.dimensions, folder, arguments.trials, where))
         own_minutes = read_recipe_file(find_recipe(arguments.recipe)).get("minutes")
         _run(search, command_line("detr tune", argv), own_minutes)
@@ -99,13 +97,7 @@ def build_parser(argv: Sequence[str] = ()) -> CommandParser:
     parser.add_argument(
         "--minutes_per_trial", "--minutes", type=float, help="length of each trial (default: the recipe's)"
     )
-    parser.add_argument(
-        "--jobs",
-        default="1",
-        metavar="N",
-        help="trials at once, each on a GPU of its own or, without one, on its share of the cores; auto: as many as "
-        "there are GPUs (default: 1)",
-    )
+    add_jobs(parser, "trials")
     parser.add_argument("--keys", help=f"only these keys, of {', '.join(SPACE)} and those of --space")
     parser.add_argument(
         "--space", type=Path, help="YAML file of ranges, which add to the built-in ones or replace them"
@@ -113,33 +105,6 @@ def build_parser(argv: Sequence[str] = ()) -> CommandParser:
     parser.add_argument("--output_dir", type=Path, help="folder of the search (default: runs/tune/RECIPE)")
     add_recipe_keys(parser, argv, "all of 'detr train' have the given value in all trials", without=_DECIDED)
     return parser
-
-
-def _jobs(text: str) -> int | None:
-    """The value of `--jobs`; None: auto."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise SearchError("--jobs", f"got '{text}'", "expected a number, such as 2, or auto")
-    return int(text)
-
-
-def _places(jobs: int | None) -> "list[Place]":
-    """Where the trials run; says so if there are several at once."""
-    from modeling_detr.tuning.trial_runs import Place, places
-
-    if jobs == 1:
-        return [Place()]
-
-    from modeling_detr.benchmarks.machine import gpu_names, num_cores
-
-    gpus = [] if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") else gpu_names()
-    if jobs is None and not gpus:
-        raise SearchError("--jobs auto", "PyTorch sees no GPU here", f"give a number, of {num_cores()} cores")
-    count = len(gpus) if jobs is None else jobs
-    kind = counted(len(gpus), "GPU") if gpus else counted(num_cores(), "core")
-    print(f"at once   {counted(count, 'trial')} on {kind}", flush=True)
-    return places(count, gpus)
 
 
 def _check_data(recipe: Recipe) -> None:

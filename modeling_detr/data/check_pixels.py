@@ -4,7 +4,6 @@ A JPEG is decoded at an eighth of its size: this is faster, but still reads the 
 Many images are decoded in other processes, a few in threads (Pillow releases the GIL while it decodes).
 """
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from modeling_detr.data.findings import Findings
 from modeling_detr.data.image_decoding import read_image
 from modeling_detr.data.image_headers import EXIF_ORIENTATION, UNREADABLE_REMEDY
-from modeling_detr.data.loader_processes import DEFAULT_TIMEOUT_MINUTES, ProcessWatch, start_loader_process
+from modeling_detr.data.loader_processes import (
+    DEFAULT_TIMEOUT_MINUTES,
+    ProcessWatch,
+    start_loader_process,
+    usable_cores,
+)
 from modeling_detr.errors_detr import DatasetError, DatasetReadError, DetrError, StoreError
 from modeling_detr.structures_detr import DetectionIndex, ImageRecord
 
@@ -76,7 +80,7 @@ def decode_images(
         LoaderError: One of the processes was killed.
         StoreError: An object store or web server does not answer.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(usable_cores())
     if num_workers is None:
         num_workers = cores if cores > 1 and len(images) >= _MANY else 0
     thumbnails = np.zeros((len(index), 16, 17), np.uint8)

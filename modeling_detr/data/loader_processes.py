@@ -6,6 +6,7 @@ raises wherever the run happens to be, possibly in the middle of an optimizer st
 
 import ctypes
 import functools
+import os
 import re
 import signal
 import sys
@@ -43,6 +44,11 @@ _CAUSES = {  # signal → what it usually means
     "SIGBUS": "/dev/shm is probably full: start the container with --shm-size=1g, or lower num_workers",
 }
 _CRASHED = "a library has crashed, possibly on one of these images"
+
+
+def usable_cores() -> list[int]:
+    """The numbers of the cores that this process may use, in order."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
 
 
 class ProcessWatch:

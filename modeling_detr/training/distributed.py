@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_detr.data.loader_processes import end_with_parent
+from modeling_detr.data.loader_processes import end_with_parent, usable_cores
 from modeling_detr.errors_detr import RAISED_ON, DetrError
 from modeling_detr.training.memory import limit_memory
 from modeling_detr.training.recipe import Recipe
@@ -118,8 +118,7 @@ def leave_cores_to_loaders(accelerator: Accelerator, num_workers: int) -> None:
 
 def cores_per_process() -> int:
     """The cores of this machine that each of its training processes can use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return len(usable_cores()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

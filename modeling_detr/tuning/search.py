@@ -18,13 +18,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from modeling_detr.atomic_output import discard
-from modeling_detr.benchmarks.detr_process import stopped_at_the_end
+from modeling_detr.benchmarks.detr_process import Place, start_detr, stopped_at_the_end
 from modeling_detr.errors_detr import SearchError
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import CHECKPOINTS
 from modeling_detr.tuning.records import COMPLETE, FAILED, PRUNED, RUNNING, TrialRecord
 from modeling_detr.tuning.search_space import NEEDS, Dimension
-from modeling_detr.tuning.trial_runs import POINTS, Outcome, Place, Start, TrialRun, start_trial
+from modeling_detr.tuning.trial_runs import POINTS, Outcome, Start, TrialRun
 
 
 JOURNAL, TRIALS = "search.journal", "trials"
@@ -71,7 +71,7 @@ class Search:
         seconds_between_looks: At the processes and their logs.
     """
 
-    def __init__(self, plan: SearchPlan, start: Start = start_trial, seconds_between_looks: float = 1.0) -> None:
+    def __init__(self, plan: SearchPlan, start: Start = start_detr, seconds_between_looks: float = 1.0) -> None:
         self.plan = plan
         self._start, self._seconds = start, seconds_between_looks
         self._active: dict[Place, _Active] = {}

@@ -11,27 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from modeling_detr.atomic_output import make_folder
-from modeling_detr.benchmarks.detr_process import failure_of, start_detr, stop_all
-from modeling_detr.benchmarks.machine import share_of_cores
+from modeling_detr.benchmarks.detr_process import Place, failure_of, stop_all
 from modeling_detr.errors_detr import RunInUseError
 from modeling_detr.training.metric_logger import read_log
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import LOG, locked
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a trial runs.
-
-    Attributes:
-        slot: Its number among those that run at once, from 0.
-        cores: The cores that it may use; None: all.
-        gpu: The GPU that it may use, as `CUDA_VISIBLE_DEVICES` names it; None: whatever there is.
-    """
-
-    slot: int = 0
-    cores: tuple[int, ...] | None = None
-    gpu: str | None = None
 
 
 # Starts `detr` with arguments, the file for what it prints, and where; tests pass another function.
@@ -60,25 +44,6 @@ class Outcome:
     minutes: float
     is_pruned: bool = False
     failure: str | None = None
-
-
-def places(jobs: int, gpus: Sequence[str]) -> list[Place]:
-    """Where the trials run that run at once: each on a GPU of its own, or on its share of the cores.
-
-    Args:
-        jobs: Trials that run at once. More than there are GPUs share them.
-        gpus: The GPUs; empty: trials run on the CPU.
-    """
-    if jobs == 1:
-        return [Place()]
-    if gpus:
-        return [Place(slot, gpu=gpus[slot % len(gpus)]) for slot in range(jobs)]
-    return [Place(slot, (*share_of_cores(slot, jobs),)) for slot in range(jobs)]
-
-
-def start_trial(arguments: Sequence[str], output: Path, place: Place) -> "subprocess.Popen[bytes]":
-    """Starts `detr ARGUMENTS` in its place; what it prints is appended to a file."""
-    return start_detr(arguments, output, place.cores, place.gpu)
 
 
 class TrialRun:

@@ -125,7 +125,7 @@ def test_a_variant_starts_from_the_first_stage(study, tmp_path):
 
 
 def test_what_is_wrong_is_said_before_anything_is_trained(study, tmp_path):
-    with pytest.raises(ValueError, match=r"--jobs: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match=r"--jobs: got '0'; expected a number"):
         main(["convergence", str(study), "--jobs", "0"])
     with pytest.raises(ValueError, match=r"--encoder_supervision: variant 'plain' of study sets it"):
         main(["convergence", str(study), "--encoder_supervision"])

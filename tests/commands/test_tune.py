@@ -34,7 +34,10 @@ def untrained(monkeypatch):
         (["--trials", "2", "--epoch", "5"], "unknown option --epoch; did you mean '--epochs'?"),
         (["--trials", "2", "--keys", "learning"], "'learning' has no range; did you mean 'learning_rate'?"),
         (["--trials", "2", "--jobs", "0"], "--jobs: got '0'; expected a number, such as 2, or auto."),
-        (["--trials", "2", "--jobs", "auto"], "--jobs auto: PyTorch sees no GPU here; give a number, of "),
+        (
+            ["--trials", "2", "--jobs", "auto"],
+            "--jobs auto: PyTorch sees no GPU here; give a number; this",
+        ),
         (["--trials", "2", "--data", "nowhere"], "nowhere: no such file or folder"),
         (["--trials", "2", "--metrics_port", "9400"], "unknown option --metrics_port"),
         (["--trials", "2", "--batch_size", "0"], "--batch_size: got 0, expected at least 1."),

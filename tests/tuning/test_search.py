@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from modeling_detr.benchmarks.detr_process import failure_of
+from modeling_detr.benchmarks.detr_process import Place, failure_of, places, start_detr
 from modeling_detr.benchmarks.machine import gpu_names
 from modeling_detr.errors_detr import SearchError
 from modeling_detr.training.metric_logger import read_log
@@ -20,7 +20,7 @@ from modeling_detr.tuning.records import COMPLETE, FAILED, PRUNED, RUNNING, best
 from modeling_detr.tuning.results import recipe_text, write_results
 from modeling_detr.tuning.search import JOURNAL, Search, SearchPlan
 from modeling_detr.tuning.search_space import search_space
-from modeling_detr.tuning.trial_runs import Evaluations, Place, places, start_trial
+from modeling_detr.tuning.trial_runs import Evaluations
 
 
 EPOCHS = 10
@@ -199,9 +199,12 @@ def test_places_divide_gpus_or_cores(monkeypatch):
 def test_gpus_are_those_that_the_search_may_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     assert gpu_names() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8f")
     assert gpu_names() == ["3", "GPU-8f"]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert gpu_names() == []
 
 
 def test_a_trial_that_was_killed_names_the_signal(tmp_path):
@@ -213,7 +216,7 @@ def test_a_trial_that_was_killed_names_the_signal(tmp_path):
 def test_a_trial_sees_its_gpu_only(monkeypatch, tmp_path):
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(options["env"]))
-    start_trial(["train"], tmp_path / "train.txt", Place(gpu="3"))
+    start_detr(["train"], tmp_path / "train.txt", Place(gpu="3"))
     assert started[0]["CUDA_VISIBLE_DEVICES"] == "3"
 
 
