@@ -42,7 +42,9 @@ def add_parts_options(parser: CommandParser) -> None:
         help=f"ray: predict for the parts in actors of a Ray cluster (default: {DEFAULT_ENGINE})",
     )
     group.add_argument(
-        "--ray_address", metavar="HOST", help="HOST:PORT of the cluster (default: one on this machine, or a new one)"
+        "--ray_address",
+        metavar="HOST:PORT",
+        help="the cluster (default: that of RAY_ADDRESS or of this machine, or a new one)",
     )
     group.add_argument(
         "--images_per_part", type=int, metavar="N", help=f"images in each part (default: {DEFAULT_IMAGES:,})"
@@ -136,7 +138,7 @@ def predict_in_parts(
     done = parts.done()
     left = [part for part in own if part.name not in done]
     if len(left) < len(own) and is_main:
-        print(f"continuing in {parts.table}: {len(own) - len(left)} of {counted(len(own), 'part')} are done")
+        print(f"continuing in {parts.table}: {len(own) - len(left)} of {counted(len(own), 'part')} done")
     launch: Launch = arguments.launch or Launch()
     actors = Actors(arguments.ray_address, launch.gpus, launch.cpu_processes)
     work = PartWork(image_pass, load, images, parts.table.absolute(), actors)
@@ -174,11 +176,10 @@ def _predict(engine: Engine, work: PartWork, left: Sequence[Part], is_main: bool
 
 def _report(parts: Parts, own: Sequence[Part], shard: Shard) -> int:
     """Says what is done and what is missing; returns the exit code."""
-    missing = len(parts.missing())
+    done = len(parts.all) - len(parts.missing())
     if not own:
         print(f"shard {shard}: has no images, since there are only {counted(len(parts.all), 'part')}")
-    state = "all" if not missing else str(len(parts.all) - missing)
-    print(f"{parts.table}: {state} of {counted(len(parts.all), 'part')} are done")
+    print(f"{parts.table}: {done} of {counted(len(parts.all), 'part')} done")
     damaged = [*parts.unreadable(own)]
     if damaged:
         count = sum(number for _, number in damaged)

@@ -28,7 +28,7 @@ def test_two_workers_train_one_run(tmp_path):
     frozen = "  freeze_batch_norm: false\n  freeze_backbone_stem: false\n"
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("model_config:\n", f"model_config:\n{frozen}"))
     result = ray_train(
-        "--workers", 2, "--cpu", "recipe.yaml", "--output_dir", "run", "--preflight", "false", folder=tmp_path
+        "--cpu_processes", 2, "recipe.yaml", "--output_dir", "run", "--preflight", "false", folder=tmp_path
     )
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("cpu, 2 processes") == 1  # the plan, once

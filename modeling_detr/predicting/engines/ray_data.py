@@ -22,7 +22,7 @@ from modeling_detr.predicting.parts import Part
 
 
 _MOST_BLOCKS = 10_000  # of which the driver keeps track
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing to others
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as future versions do; without it, Ray warns
 }
@@ -52,7 +52,7 @@ def predict_on_ray(work: PartWork, parts: Sequence[Part]) -> Iterator[DonePart]:
     if not parts:
         return
     require_ray()
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
     import ray.data
@@ -119,6 +119,8 @@ def _connect(address: str | None) -> None:
     """
     import ray
 
+    option = "RAY_ADDRESS" if address is None else "--ray_address"
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
         ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -128,7 +130,7 @@ def _connect(address: str | None) -> None:
         remedy = (
             "expected HOST:PORT of a cluster that 'ray start --head' has started, or auto for that of this machine"
         )
-        raise LaunchError("--ray_address", f"no cluster at '{address}' ({reason})", remedy) from error
+        raise LaunchError(option, f"no cluster at '{address}' ({reason})", remedy) from error
 
 
 def _resources(work: PartWork) -> tuple[dict[str, Any], int]:
