@@ -24,7 +24,9 @@ def listen(host: str, port: int, remedy: str = "choose another --port or --host"
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        problem = f"cannot be opened ({error.strerror or error})"
+        # Python adds the address to the system's reason
+        reason = (error.strerror or str(error)).partition(" (while attempting")[0]
+        problem = f"cannot be opened ({reason})"
         raise OutputError(f"port {port} of {host}", problem, remedy) from error
 
 

@@ -108,14 +108,14 @@ def _add_check(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         "--pixels",
         type=_pixels,
         metavar="N",
-        help=f"decode at most N images, drawn at random; all; or none, or --no_images: read only headers that are "
-        f"needed (default: {MOST_DECODED:,}; with --fix or --model, all)",
+        help=f"decode at most N images, drawn at random; or all, or none (default: {MOST_DECODED:,}; with --fix or "
+        "--model, all)",
     )
     parser.add_argument("--no_images", dest="pixels", action="store_const", const="none", help=argparse.SUPPRESS)
     parser.add_argument(
         "--num_workers",
         type=int,
-        help="processes that decode; 0: threads of one (default: one per core if there are thousands of images)",
+        help="processes that decode images; 0: threads of this one (default: one per core for thousands of images)",
     )
     parser.add_argument(
         "--model",
@@ -194,7 +194,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _pixels(text: str) -> Pixels:
     """The value of `--pixels`."""
-    words: dict[str, Pixels] = {"all": "all", "true": "all", "none": "none", "false": "none"}
+    words: dict[str, Pixels] = {"all": "all", "none": "none"}
+    words |= {"true": "all", "false": "none"}  # which the option took before it took numbers
     if text.lower() in words:
         return words[text.lower()]
     number = text.replace(",", "").replace("_", "")

@@ -242,7 +242,9 @@ def start_processes(count: int, nodes: int, address: str | None, command: Sequen
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    for name in [*logging.root.manager.loggerDict]:  # each logger of the launcher has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes speak for themselves
     endpoint = "localhost:0" if address is None else _endpoint(address)
     if nodes > 1:
         print(f"waiting for {nodes} machines to meet at {endpoint}", file=sys.stderr, flush=True)

@@ -127,7 +127,7 @@ def _predict_images(
     is_main = processes is None or processes.is_main_process
     done = run.open(_settings(arguments), processes)
     if done and is_main:
-        print(f"continuing in {output_dir}: {done} of {counted(len(run.images), 'image')} are done")
+        print(f"continuing in {output_dir}: {done} of {counted(len(run.images), 'image')} done")
     try:
         run.predict(processes)
         if processes is not None:

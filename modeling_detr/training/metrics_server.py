@@ -81,7 +81,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return listen(host, port)
     except OutputError as error:
-        remedy = "choose another one, or 0 for one that is free"
+        remedy = "choose another metrics_port, 0 for one that is free, or another metrics_host"
         raise RecipeError("metrics_port", f"{error.where} {error.problem}", remedy) from error
 
 

@@ -270,7 +270,7 @@ def test_an_interrupted_run_continues(
         Detector, "predict_batch", lambda detector, *batch: calls.append(batch) or predict(detector, *batch)
     )
     assert main([*arguments, str(tmp_path / "parts")]) == 0
-    assert "3 of 5 images are done" in capsys.readouterr().out
+    assert "3 of 5 images done" in capsys.readouterr().out
     assert len(calls) == 1 + 2
     whole, parts = ((tmp_path / name / "predictions.json").read_text() for name in ("whole", "parts"))
     assert whole == parts

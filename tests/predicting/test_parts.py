@@ -52,7 +52,7 @@ def names(folder: Path) -> list[str]:
 def test_shards_together_write_the_parts_of_a_single_run(predict: Predict, tmp_path: Path, capsys) -> None:
     assert predict("one", "--shard", "1/1") == 1  # an image is broken
     assert [predict("two", "--shard", f"{number}/2") for number in (2, 1)] == [0, 1]
-    assert "all of 3 parts are done" in capsys.readouterr().out
+    assert "3 of 3 parts done" in capsys.readouterr().out
     assert names(tmp_path / "two") == names(tmp_path / "one")
     assert names(tmp_path / "one")[-1] == "part-0000000006-0000000007.parquet"
     assert table(tmp_path / "two") == table(tmp_path / "one")
@@ -98,7 +98,7 @@ def test_a_stopped_shard_continues_with_the_parts_that_are_missing(
     assert len(names(tmp_path / "parts")) == 1
     before = (tmp_path / "parts/predictions.parquet" / names(tmp_path / "parts")[0]).stat().st_mtime_ns
     assert predict("parts", "--shard", "1/2") == 1  # shards need not be those of before
-    assert "1 of 2 parts are done" in capsys.readouterr().out
+    assert "1 of 2 parts done" in capsys.readouterr().out
     assert predict("parts", "--shard", "2/2") == 0
     assert table(tmp_path / "parts") == table(tmp_path / "whole")
     after = (tmp_path / "parts/predictions.parquet" / names(tmp_path / "parts")[0]).stat().st_mtime_ns
@@ -136,7 +136,7 @@ def test_a_shard_without_images_says_so(predict: Predict, capsys) -> None:
     assert predict("out", "--shard", "4/4") == 0
     said = capsys.readouterr().out
     assert "shard 4/4: has no images, since there are only 3 parts" in said
-    assert "0 of 3 parts are done" in said
+    assert "0 of 3 parts done" in said
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4", "1/4/5"])

@@ -92,7 +92,7 @@ def test_a_continued_run_writes_what_a_new_one_does_when_images_have_changed(
     interrupted(command("parts"), 6)
     change_some(tmp_path / "in")
     assert main(command("parts")) == 1  # one image is broken now
-    assert "1 of 8 images are done" in capsys.readouterr().out
+    assert "1 of 8 images done" in capsys.readouterr().out
     assert main(command("whole")) == 1
     assert_same_results(tmp_path / "parts", tmp_path / "whole")
 
