@@ -149,7 +149,7 @@ def predict_in_parts(
         raise
     if processes is not None:
         processes.wait_for_everyone()
-    else:
+    elif left:
         print(f"{counted(objects, 'object')} in {counted(sum(len(part.indices) for part in left), 'image')}")
     if not is_main:
         return 0
@@ -178,7 +178,7 @@ def _report(parts: Parts, own: Sequence[Part], shard: Shard) -> int:
     """Says what is done and what is missing; returns the exit code."""
     done = len(parts.all) - len(parts.missing())
     if not own:
-        print(f"shard {shard}: has no images, since there are only {counted(len(parts.all), 'part')}")
+        print(f"shard {shard}: nothing to do, since all images are in {counted(len(parts.all), 'part')}")
     print(f"{parts.table}: {done} of {counted(len(parts.all), 'part')} done")
     damaged = [*parts.unreadable(own)]
     if damaged:

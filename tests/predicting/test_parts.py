@@ -135,8 +135,9 @@ def test_a_copy_of_the_model_is_the_same_model(predict: Predict, model_folder: P
 def test_a_shard_without_images_says_so(predict: Predict, capsys) -> None:
     assert predict("out", "--shard", "4/4") == 0
     said = capsys.readouterr().out
-    assert "shard 4/4: has no images, since there are only 3 parts" in said
+    assert "shard 4/4: nothing to do, since all images are in 3 parts" in said
     assert "0 of 3 parts done" in said
+    assert "object" not in said
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4", "1/4/5"])
