@@ -81,7 +81,8 @@ def test_a_port_in_use_stops_the_run_before_it_starts(tiny_recipe):
     with listen("127.0.0.1", 0) as listener:
         recipe = tiny_recipe(metrics_port=(port := listener.getsockname()[1]))
         with pytest.raises(
-            RecipeError, match=rf"metrics_port: port {port} of 127.0.0.1 cannot .*in use.*choose another one"
+            RecipeError,
+            match=rf"metrics_port: port {port} of 127.0.0.1 cannot .*in use.*choose another metrics_port",
         ):
             prepare_run(recipe)
     assert not recipe.run_dir.exists()
