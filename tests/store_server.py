@@ -16,7 +16,7 @@ class WebServer(ThreadingHTTPServer):
     """Serves a folder.
 
     delay: seconds before each answer. dead: whether requests get no answer. broken: how many of the next images break
-    off in the middle. password: what `Authorization` must be. requests: path → how often it was requested.
+    off in the middle. password: what `Authorization` must be. redirects: path → where it leads. requests: path → how often it was requested.
     """
 
     daemon_threads = True
@@ -27,6 +27,7 @@ class WebServer(ThreadingHTTPServer):
         self.dead = False
         self.broken = 0
         self.password: str | None = None
+        self.redirects: dict[str, str] = {}
         self.requests: Counter[str] = Counter()
 
     def handle_error(self, *_: object) -> None:
@@ -51,6 +52,10 @@ class _Handler(SimpleHTTPRequestHandler):
             self.close_connection = True
         elif self.server.password not in (None, self.headers.get("Authorization")):
             self.send_error(401)
+        elif self.path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[self.path])
+            self.end_headers()
         elif self.server.broken and self.path.endswith((".jpg", ".png")):
             self.server.broken -= 1
             content = Path(self.translate_path(self.path)).read_bytes()

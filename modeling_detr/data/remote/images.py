@@ -17,7 +17,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +31,9 @@ CACHE_GB = "DETR_CACHE_GB"  # in the environment: the largest size of the images
 DEFAULT_GB = 20.0
 IMAGES, TREE = "images", "tree"  # folders in that of a dataset
 _CHECKSUM_BYTES = 4
+_PAGES = (b"<", b"{")  # how pages begin that servers and proxies send in place of a file, with the status 200
+_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}  # start of a JPEG or PNG file → what is near its end
+_END_BYTES = 1 << 16
 _MIN_FREE = 2 << 30  # bytes that are left free on the disk
 _RECOUNTED = 0.01  # of the limit, after which the size of the cache is measured again
 _THREADS = 16
@@ -39,7 +42,7 @@ _AHEAD = 64  # images that are requested before they are needed
 
 def cache_folder() -> Path:
     """The folder of the cache of remote datasets."""
-    return Path(os.environ.get(CACHE) or "~/.cache/modeling_detr").expanduser() / "remote"
+    return Path(os.environ.get(CACHE) or "~/.cache/modeling_detr").expanduser().absolute() / "remote"
 
 
 def max_bytes() -> int:
@@ -82,7 +85,8 @@ class RemoteImages:
         content = _read_cached(file)
         if content is None:
             content = store.read(f"{self.address}/{name}")
-            _keep(file, content)
+            if _seems_whole(content):
+                _keep(file, content)
         return io.BytesIO(content)
 
 
@@ -100,6 +104,16 @@ def _read_cached(file: Path) -> bytes | None:
         return None
     checksum, content = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
     return content if checksum == _checksum(content) else None
+
+
+def _seems_whole(content: bytes) -> bool:
+    """Whether a content may be kept: not if it is a page, or is cut off, which servers that send no length leave open.
+
+    What is kept is not requested again, so that the error of a moment would last.
+    """
+    if not content or content.lstrip().startswith(_PAGES):
+        return False
+    return all(end in content[-_END_BYTES:] for start, end in _ENDS.items() if content.startswith(start))
 
 
 def _checksum(content: bytes) -> bytes:
@@ -162,10 +176,17 @@ def make_room(cache: str) -> None:
     folders = [folder for folder in cache_folder().glob(f"*/{IMAGES}") if str(folder) != cache]
     sizes = {folder: _size_of(folder) for folder in folders}
     total = sum(sizes.values()) + _size_of(Path(cache))
-    for folder in sorted(folders, key=lambda folder: folder.parent.stat().st_mtime):
+    for folder in sorted(folders, key=_last_opened):
         if total > 0.9 * limit:
             shutil.rmtree(folder, ignore_errors=True)
             total -= sizes[folder]
+
+
+def _last_opened(folder: Path) -> float:
+    try:
+        return folder.parent.stat().st_mtime
+    except OSError:  # the cache is being deleted
+        return 0.0
 
 
 class ReadAhead:
@@ -198,7 +219,10 @@ class ReadAhead:
             request = self._requests[path]
             while len(self._requests) > 4 * _AHEAD:
                 self._requests.popitem(last=False)[1].cancel()
-        content = request.result()
+        try:
+            content = request.result()
+        except CancelledError:  # another thread is far away, and its requests have taken the place of this one
+            return self._reader(path)
         content.seek(0)
         return io.BytesIO(content.read())
 

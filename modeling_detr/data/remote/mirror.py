@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tqdm import tqdm
@@ -40,6 +40,7 @@ ANNOTATIONS = frozenset(
 _ABOVE = ("annotations", "annotation")  # folders of annotation files, beside those of images
 _MAX_FILES = 20_000_000
 _MAX_DEPTH = 32
+_MAX_NAME_BYTES = 240  # file systems have 255, of which a download that is not complete needs some
 _THREADS = 16
 _LISTING = "listing.json"
 _QUIET_SECONDS = 10  # of waiting for another process, before it is named
@@ -168,7 +169,7 @@ def _update(root: str, tree: Path, reader: RemoteImages, listing: Path) -> dict[
             if name not in known or not (tree / name).exists():
                 _make_empty(tree / name)
     changed = {name: file for name, file in wanted.items() if known.get(name) != file or not file["version"]}
-    changed |= {name: file for name, file in wanted.items() if not (tree / name).is_file()}
+    changed |= {name: file for name, file in wanted.items() if not _is_whole(tree / name, file)}
     _download(root, tree, changed)
     replace_text(listing, json.dumps({"address": root, "files": files}))
     return files
@@ -203,12 +204,16 @@ def _sort_entries(root: str, folder: str, entries: Sequence[store.Entry], files:
         problem = f"more than {_MAX_FILES:,} files, or folders in folders, {_MAX_DEPTH} deep"
         raise DatasetError(root, problem, "choose the folder of one dataset")
     folders = []
+    inner = {entry.name for entry in entries if entry.is_folder}
     for entry in entries:
-        if entry.name.startswith(".") or "\0" in entry.name:
+        if entry.name.startswith(".") or "\0" in entry.name or PurePath(entry.name).name != entry.name:
             continue
+        if len(os.fsencode(entry.name)) > _MAX_NAME_BYTES:
+            problem = f"the name has more than {_MAX_NAME_BYTES} bytes, so no file of this machine can have it"
+            raise DatasetError(f"{root}/{folder}{entry.name}", problem, "rename it in the store")
         if entry.is_folder:
             folders.append(f"{folder}{entry.name}")
-        else:
+        elif entry.name not in inner:  # in a bucket, an object and a folder may share a name
             files[f"{folder}{entry.name}"] = _File(size=entry.size, version=entry.version)
     return folders
 
@@ -223,6 +228,17 @@ def _remove_others(tree: Path, files: Mapping[str, _File]) -> None:
         for name in inner:
             with contextlib.suppress(OSError):  # not empty
                 Path(folder, name).rmdir()
+
+
+def _is_whole(place: Path, file: _File) -> bool:
+    """Whether a file is there, with the size that it has in the store, as far as that is known."""
+    size = file["size"]
+    if size is None and file["version"] and str(file["version"][0]).isdigit():
+        size = int(file["version"][0])  # of `store.version_of`
+    try:
+        return place.is_file() and size in (None, place.stat().st_size)
+    except OSError:
+        return False
 
 
 def _make_empty(place: Path) -> None:

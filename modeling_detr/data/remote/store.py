@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
+from modeling_detr.atomic_output import sync
 from modeling_detr.errors_detr import DatasetNotFoundError, DatasetReadError, StoreError
+from modeling_detr.output_errors import explained_output
 from modeling_detr.remote_addresses import credentials_of, protocol_of
 
 
@@ -33,6 +35,7 @@ SECONDS_DEAD = 10  # for which no request is made to a store that has just been 
 _REPEATED_STATUS = (408, 425, 429)  # of the client's errors; those of the server are all repeated
 _VERSIONS = ("ETag", "etag", "oid", "blob_id", "LastModified", "mtime")
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "RefreshError")
+_BAD_REDIRECTS = ("NonHttpUrlRedirectClientError", "InvalidUrlRedirectClientError", "TooManyRedirects")  # of aiohttp
 
 _Result = TypeVar("_Result")
 
@@ -114,7 +117,8 @@ def version_of(address: str) -> list[str]:
     """What tells the content of a file from what it was before, where a listing does not; empty if nothing does."""
     system = _system(address, os.getpid())
     info: dict[str, Any] = _repeated(address, lambda: system.info(_place(system, address)))
-    return [str(info[key]) for key in ("size", *_VERSIONS, "Last-Modified", "last_modified") if info.get(key)]
+    version = [str(info[key]) for key in (*_VERSIONS, "Last-Modified", "last_modified") if info.get(key)]
+    return [str(info.get("size")), *version] if version else []  # the size alone stays the same in many changes
 
 
 def read(address: str) -> bytes:
@@ -153,7 +157,9 @@ def download(address: str, target: Path, size: int | None) -> None:
 
     try:
         _repeated(address, download_now)
-        part.replace(target)
+        with explained_output(target):
+            sync(part)  # before its version is noted, also in a power cut
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
@@ -238,9 +244,9 @@ def _explain(address: str, error: Exception) -> None:
     if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ in _NO_CREDENTIALS:
         remedy = "set the credentials where the store's own tools look for them (docs/data.md, Remote data)"
         raise DatasetReadError(address, f"access is denied ({_reason(error)})", remedy) from error
-    if (status is not None and 400 <= status < 500 and status not in _REPEATED_STATUS) or isinstance(
-        error, TypeError | ValueError | NotImplementedError
-    ):
+    is_refused = status is not None and 400 <= status < 500 and status not in _REPEATED_STATUS
+    is_redirected = type(error).__name__ in _BAD_REDIRECTS
+    if is_refused or is_redirected or isinstance(error, TypeError | ValueError | NotImplementedError):
         raise DatasetReadError(address, f"cannot be read ({_reason(error)})", "check the address") from error
 
 

@@ -53,6 +53,15 @@ def test_a_transfer_that_breaks_off_is_repeated_and_never_kept_in_part(server, t
     assert not cached_file(reader.cache, "b.jpg").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>log in</html>", b"\xff\xd8\xff\xe0 cut", b"\x89PNG cut"])
+def test_a_page_or_a_cut_image_is_not_kept(content, server, tmp_path):
+    (tmp_path / "served/a.jpg").write_bytes(content)  # of a server that sends no length, it is the whole answer
+    reader = reader_of(server, tmp_path)
+    assert reader(f"{server.url}/a.jpg").read() == content
+    (tmp_path / "served/a.jpg").write_bytes(CONTENT)
+    assert reader(f"{server.url}/a.jpg").read() == CONTENT
+
+
 def test_a_full_cache_keeps_what_it_has(server, tmp_path, monkeypatch):
     monkeypatch.setenv("DETR_CACHE_GB", str(1.5 * len(CONTENT) / 1e9))
     reader = reader_of(server, tmp_path)

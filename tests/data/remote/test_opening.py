@@ -91,6 +91,38 @@ def test_annotations_are_downloaded_once_until_they_change(coco_folder, cache):
         assert index.splits.keys() == {"train"}
 
 
+def test_an_annotation_file_that_is_damaged_in_the_cache_is_downloaded_again(coco_folder, cache, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETR_CACHE", "cache")  # a relative path is the same folder for a process elsewhere
+    with serving(coco_folder.parent) as server:
+        index = open_dataset(f"{server.url}/coco")
+        assert index.images[0].reader.cache.startswith(str(cache))
+        (file,) = cache.rglob("tree/coco/annotations/instances_train.json")
+        file.write_text("")
+        assert len(open_dataset(f"{server.url}/coco")) == len(index)
+
+
+def test_names_that_no_folder_here_can_have_are_errors_or_left_out(coco_folder, monkeypatch):
+    list_folder, more = store.list_folder, [store.Entry("train", False, 0, []), store.Entry("a\\..\\b", False, 0, [])]
+    monkeypatch.setattr(store, "list_folder", lambda address: [*list_folder(address), *more])
+    with serving(coco_folder.parent) as server:
+        assert_same(open_dataset(f"{server.url}/coco"), open_dataset(coco_folder), f"{server.url}/coco")
+        more.append(store.Entry(f"{'x' * 300}.jpg", False, 0, []))
+        with pytest.raises(DatasetError, match="x.jpg: the name has more than 240 bytes"):
+            open_dataset(f"{server.url}/coco")
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "/coco/train/a.jpg"])
+def test_a_redirect_to_a_file_or_without_an_end_is_no_dead_store(target, coco_folder):
+    with serving(coco_folder.parent) as server:
+        index = open_dataset(f"{server.url}/coco")
+        shutil.rmtree(index.images[0].reader.cache)
+        server.redirects["/coco/train/a.jpg"] = target
+        with pytest.raises(DatasetReadError, match=r"a.jpg: cannot be read \((NonHttpUrl|TooManyRedirects)"):
+            read_image(index.images[0])
+        assert read_image(index.images[1]).shape == (3, 50, 40)
+
+
 def test_findings_name_the_remote_files(coco_folder, capsys):
     (coco_folder / "train/a.jpg").write_bytes(b"broken")
     (coco_folder / "val/c.jpg").unlink()
