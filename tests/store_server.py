@@ -16,7 +16,8 @@ class WebServer(ThreadingHTTPServer):
     """Serves a folder.
 
     delay: seconds before each answer. dead: whether requests get no answer. broken: how many of the next images break
-    off in the middle. password: what `Authorization` must be. redirects: path → where it leads. requests: path → how often it was requested.
+    off in the middle. password: what `Authorization` must be. redirects: path → where it leads. requests: path → how
+    often it was requested.
     """
 
     daemon_threads = True

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,15 @@ from modeling_detr.data.formats.hf_loading import explain_errors, load_parquet, 
 from modeling_detr.data.image_copies import file_name_of, file_names_of, home_splits, image_file
 from modeling_detr.data.image_headers import MAX_PIXELS
 from modeling_detr.data.masks import read_segmentations, segmentations
-from modeling_detr.errors_detr import DatasetReadError
+from modeling_detr.errors_detr import DatasetError, DatasetReadError
 from modeling_detr.structures_detr import AnnotationTable, Category, DetectionIndex, ImageRecord, MaskColumn
 
 
 KEY = b"modeling_detr"  # of the metadata of a file: JSON with the name of its split, and all categories
 SHARD_BYTES = 500_000_000  # about how large a file becomes
+_NUMBERED = re.compile(r"(?P<start>.+)-\d{5,}-of-(?P<count>\d{5,})\.parquet")
+_MAX_ID = 2**63 - 1
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 ROWS = 100  # of a group, as the Hub advises for images
 
 
@@ -90,7 +94,10 @@ def read_parquet(path: str | Path, findings: Findings | None = None, task: Purpo
     findings = Findings() if findings is None else findings
     files: dict[str, list[Path]] = {}
     categories: list[Category] | None = None
-    for file in find_own_files(Path(path)):
+    found = find_own_files(Path(path))
+    if Path(path).is_dir():
+        _check_complete(found)
+    for file in found:
         described = describe_file(file)
         if described is None or (categories is not None and described["categories"] != categories):
             problem = "not a readable part of this dataset: its classes differ, or it is damaged"
@@ -118,6 +125,21 @@ def read_parquet(path: str | Path, findings: Findings | None = None, task: Purpo
     )
 
 
+def _check_complete(files: Sequence[Path]) -> None:
+    """Checks that no file is missing, by the numbers in their names.
+
+    Raises:
+        DatasetReadError: One is.
+    """
+    folder_of = {file.name: file.parent for file in files}
+    matches = filter(None, map(_NUMBERED.fullmatch, folder_of))
+    for (start, count), name in {match.group("start", "count"): match[0] for match in matches}.items():
+        numbered = (f"{start}-{number:05d}-of-{count}.parquet" for number in range(min(int(count), len(files) + 1)))
+        missing = next((other for other in numbered if other not in folder_of), None)
+        if missing is not None:
+            raise DatasetReadError(folder_of[name] / missing, "is missing", "copy it, or write the dataset again")
+
+
 def _read(path: str | Path, *, findings: Findings, task: Purpose) -> DetectionIndex:
     return read_parquet(path, findings, task)
 
@@ -131,7 +153,8 @@ def _to_index(
     split: SplitColumns, numbers: Sequence[int | None], num_classes: int, task: Purpose, findings: Findings
 ) -> tuple[list[ImageRecord], AnnotationTable]:
     sizes = np.zeros((len(split.paths), 2), np.int64) if split.sizes is None else split.sizes
-    wrong = np.flatnonzero((sizes < 1).any(1) | (sizes.prod(1) > MAX_PIXELS) | [not path for path in split.paths])
+    has_none = [reader is None for reader in split.readers]  # a path alone could be that of any file
+    wrong = np.flatnonzero((sizes < 1).any(1) | (sizes.prod(1) > MAX_PIXELS) | has_none)
     for row in wrong.tolist():
         where = f"{split.where}, row {row} (image {split.ids[row]!r})"
         findings.error("image entry", where, "no image, or no valid width and height", "write the dataset again")
@@ -198,6 +221,7 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:  
     import pyarrow.parquet
 
     refuse_shared_names(index, "parquet")
+    _refuse_other_ids(index)
     notes = [*warn_of_stuff(index), *note_several_splits(index, "parquet")]
     homes = home_splits(index)
     if not _are_unique(index, homes):
@@ -227,6 +251,15 @@ def _write(index: DetectionIndex, folder: Path, link: bool) -> WrittenDataset:  
     return WrittenDataset(index, [], notes, keeps_splits=False, exact_masks=True, rows=homes)
 
 
+def _refuse_other_ids(index: DetectionIndex) -> None:
+    for record in index.images:
+        for value in (record.id, record.number):
+            if isinstance(value, int) and not -_MAX_ID <= value <= _MAX_ID:
+                raise DatasetError(record.path, f"its id {value} has more than 64 bits", "number the images anew")
+            if isinstance(value, str) and _SURROGATE.search(value):
+                raise DatasetError(record.path, f"its id {value!r} is not valid Unicode", "correct its id")
+
+
 def _are_unique(index: DetectionIndex, homes: Mapping[str, NDArray[np.int64]]) -> bool:
     return all(len({str(index.images[image].id) for image in images}) == len(images) for images in homes.values())
 
@@ -235,11 +268,11 @@ def _features(datasets: Any, index: DetectionIndex) -> dict[str, Any]:
     """The columns, in the terms of `datasets`."""
     value, many = datasets.Value, datasets.List
     has_text = any(isinstance(record.id, str) for record in index.images)
-    classes = datasets.ClassLabel(names=[category.name for category in index.categories] or None)
+    names = [category.name for category in index.categories]
     objects = {
         "id": many(value("int64")),
         "bbox": many(many(value("float64"))),
-        "category": many(classes if index.categories else value("int64")),
+        "category": many(datasets.ClassLabel(names=names) if names else value("int64")),
         "area": many(value("float64")),
         "iscrowd": many(value("bool")),
     }

@@ -144,6 +144,42 @@ def test_files_of_another_dataset_and_spoilt_entries_are_errors(rich, tmp_path):
         open_dataset(tmp_path / "packed")
 
 
+def test_a_file_that_is_missing_is_named(rich, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "SHARD_BYTES", 1)
+    monkeypatch.setattr(parquet, "ROWS", 1)
+    convert_dataset(open_dataset(rich), tmp_path / "packed", "parquet")
+    (tmp_path / "packed/data/train-00001-of-00002.parquet").unlink()
+    with pytest.raises(DatasetReadError, match=r"train-00001-of-00002\.parquet: is missing"):
+        open_dataset(tmp_path / "packed")
+
+
+def test_a_row_with_the_path_of_a_file_in_place_of_an_image_is_an_error(rich, tmp_path):
+    convert_dataset(open_dataset(rich), tmp_path / "packed", "parquet")
+    file = tmp_path / "packed/data/train-00000-of-00001.parquet"
+    table = pyarrow.parquet.read_table(file)
+    content = table.to_pylist()
+    content[0]["image"] = {"bytes": None, "path": str(rich / "train/a.jpg")}
+    pyarrow.parquet.write_table(table.from_pylist(content, schema=table.schema), file)
+    with pytest.raises(DatasetError, match=r"row 0 \(image 1001\): no image"):
+        open_dataset(tmp_path / "packed")
+
+
+@pytest.mark.parametrize(("own", "message"), [(2**70, "has more than 64 bits"), ("\ud800", "is not valid Unicode")])
+def test_ids_that_parquet_cannot_hold_are_errors(own, message, rich, tmp_path):
+    index = open_dataset(rich)
+    index = dataclasses.replace(index, images=[dataclasses.replace(index.images[0], id=own), *index.images[1:]])
+    with pytest.raises(DatasetError, match=message):
+        convert_dataset(index, tmp_path / "packed", "parquet")
+
+
+def test_a_dataset_without_classes_is_packed(rich, tmp_path):
+    for file in (rich / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"categories": [], "annotations": []}))
+    convert_dataset(open_dataset(rich), tmp_path / "packed", "parquet")
+    assert_equal(open_dataset(tmp_path / "packed"), open_dataset(rich))
+
+
 def test_sizes_of_boxes_give_back_their_corners():
     start, size = np.random.default_rng(0).uniform(0, 5000, (2, 10_000, 2))
     corners = np.concatenate([start, start + size], axis=1)  # as COCO's boxes are read

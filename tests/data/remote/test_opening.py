@@ -91,7 +91,9 @@ def test_annotations_are_downloaded_once_until_they_change(coco_folder, cache):
         assert index.splits.keys() == {"train"}
 
 
-def test_an_annotation_file_that_is_damaged_in_the_cache_is_downloaded_again(coco_folder, cache, monkeypatch, tmp_path):
+def test_an_annotation_file_that_is_damaged_in_the_cache_is_downloaded_again(
+    coco_folder, cache, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETR_CACHE", "cache")  # a relative path is the same folder for a process elsewhere
     with serving(coco_folder.parent) as server:
@@ -108,7 +110,7 @@ def test_names_that_no_folder_here_can_have_are_errors_or_left_out(coco_folder, 
     with serving(coco_folder.parent) as server:
         assert_same(open_dataset(f"{server.url}/coco"), open_dataset(coco_folder), f"{server.url}/coco")
         more.append(store.Entry(f"{'x' * 300}.jpg", False, 0, []))
-        with pytest.raises(DatasetError, match="x.jpg: the name has more than 240 bytes"):
+        with pytest.raises(DatasetError, match=r"x.jpg: the name has more than 240 bytes"):
             open_dataset(f"{server.url}/coco")
 
 
