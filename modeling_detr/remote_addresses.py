@@ -41,6 +41,16 @@ def credentials_of(address: str) -> tuple[str, str] | None:
     return None if found is None else (found[0], found[1])
 
 
+def remembered_credentials() -> str:
+    """All users and passwords, for `remember_credentials` in a process that another machine starts."""
+    return os.environ.get(_VARIABLE, "{}")
+
+
+def remember_credentials(text: str) -> None:
+    """Takes over those of another process."""
+    os.environ[_VARIABLE] = json.dumps({**_remembered(), **json.loads(text)})
+
+
 def _remember(match: re.Match[str]) -> str:
     host = match.string[match.end() :].partition("/")[0].split()[0]
     user, password = unquote(match["user"]), unquote((match["password"] or ":")[1:])

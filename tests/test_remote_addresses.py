@@ -1,6 +1,12 @@
 import pytest
 
-from modeling_detr.remote_addresses import credentials_of, is_remote, without_credentials
+from modeling_detr.remote_addresses import (
+    credentials_of,
+    is_remote,
+    remember_credentials,
+    remembered_credentials,
+    without_credentials,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,3 +28,14 @@ def test_credentials_are_taken_out_and_remembered(text, plain, credentials, monk
 def test_paths_are_not_addresses():
     assert is_remote("s3://bucket")
     assert not any(map(is_remote, ["coco", "/data/coco", "owner/name", "shapes?size=64", "C:/data"]))
+
+
+def test_another_process_can_take_over_the_credentials(monkeypatch):
+    monkeypatch.setenv("_DETR_STORE_CREDENTIALS", "{}")
+    without_credentials("https://user:pass@host/data")
+    known = remembered_credentials()
+    monkeypatch.setenv("_DETR_STORE_CREDENTIALS", "{}")
+    without_credentials("s3://a:b@bucket")
+    remember_credentials(known)
+    assert credentials_of("https://host/x") == ("user", "pass")
+    assert credentials_of("s3://bucket/x") == ("a", "b")

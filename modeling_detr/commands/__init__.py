@@ -112,8 +112,8 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
         return 2
     module = COMMANDS[name].module
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    for place, text in enumerate(argv):
-        if name != "predict" or text.startswith("--") or argv[place - 1].startswith("--"):  # its inputs may be cameras
+    for place, (before, text) in enumerate(zip(["", *argv], list(argv), strict=False)):
+        if name != "predict" or text.startswith("--") or before in ("--data", "--images"):  # its inputs may be cameras
             argv[place] = without_credentials(text)
 
     def run() -> int | None:

@@ -136,7 +136,10 @@ def predict_in_parts(
     own = parts.of(shard if processes is None else shard.split(processes.process_index, processes.num_processes))
     is_main = processes is None or processes.is_main_process
     done = parts.done()
-    left = [part for part in own if part.name not in done]
+    spoilt = [part for part in own if part.name in done and parts.unreadable(part) is None]
+    for part in spoilt:
+        print(f"{part.name}: is damaged, or has other images; its images are predicted again", file=sys.stderr)
+    left = [part for part in own if part.name not in done or part in spoilt]
     if len(left) < len(own) and is_main:
         print(f"continuing in {parts.table}: {len(own) - len(left)} of {counted(len(own), 'part')} done")
     launch: Launch = arguments.launch or Launch()
@@ -180,14 +183,14 @@ def _report(parts: Parts, own: Sequence[Part], shard: Shard) -> int:
     if not own:
         print(f"shard {shard}: nothing to do, since all images are in {counted(len(parts.all), 'part')}")
     print(f"{parts.table}: {done} of {counted(len(parts.all), 'part')} done")
-    damaged = [*parts.unreadable(own)]
-    if damaged:
-        count = sum(number for _, number in damaged)
-        named = ", ".join(part.name for part, _ in itertools.islice(damaged, _MOST_NAMED))
-        more = ", …" if len(damaged) > _MOST_NAMED else ""
+    unreadable = {part.name: count for part in own if (count := parts.unreadable(part))}
+    if unreadable:
+        count = sum(unreadable.values())
+        named = ", ".join(itertools.islice(unreadable, _MOST_NAMED))
+        more = ", …" if len(unreadable) > _MOST_NAMED else ""
         print(
             f"{count} of {counted(sum(len(part.indices) for part in own), 'image')} could not be read; the column "
             f"'error' says why. To try again, remove {named}{more} and repeat the command.",
             file=sys.stderr,
         )
-    return int(bool(damaged))
+    return int(bool(unreadable))

@@ -16,10 +16,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import CONFIG_NAME
+
 from modeling_detr.atomic_output import make_folder, replace_text, sync
 from modeling_detr.errors_detr import OutputError
 from modeling_detr.folder_lock import locked
 from modeling_detr.input_files import read_json
+from modeling_detr.model_folder_detr import EXPORTED_MODEL
 from modeling_detr.output_errors import explained_output
 
 
@@ -215,6 +218,8 @@ def model_identity(model: str, config: object) -> str:
 
 
 def _model_files(model: Path) -> list[Path]:
-    files = [model] if model.is_file() else [*model.glob("*"), *model.glob("model/*")] if model.is_dir() else []
+    exported = model / EXPORTED_MODEL  # of a run, whose other files say nothing about the model
+    folder = exported if (exported / CONFIG_NAME).is_file() else model
+    files = [model] if model.is_file() else [*folder.glob("[!.]*")] if folder.is_dir() else []
     ignored = (".md", ".html", ".log", ".jsonl")
     return sorted(file for file in files if file.is_file() and file.suffix not in ignored)

@@ -9,7 +9,7 @@ or with another threshold gets between them.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from modeling_detr.input_files import read_json
 from modeling_detr.output_errors import explained_output
 from modeling_detr.predicting.inputs import InputImage
 from modeling_detr.predicting.journal import changed_settings
-from modeling_detr.predicting.outputs.tables import ParquetTable
+from modeling_detr.predicting.outputs.tables import ParquetTable, written_name
 
 
 TABLE = ParquetTable.files[0]  # a file of an undivided run, a folder of parts here; both read as one table
@@ -93,7 +93,8 @@ class Parts:
             settings: What decides the predictions, for JSON.
 
         Raises:
-            OutputError: Parts with other settings, or of other images, are in the folder, or it cannot be written.
+            OutputError: Parts with other settings, or of other images, or other tables are in the folder, or it cannot
+                be written.
         """
         file = self.results / SETTINGS
         settings = {
@@ -103,7 +104,7 @@ class Parts:
             "images_per_part": self.images_per_part,
         }
         make_folder(self.table)
-        if not file.exists() and self.done():
+        if self.done() and not file.exists():  # in this order, as another shard may start at the same time
             remedy = "choose another folder, or remove the parts"
             raise OutputError(self.table, f"holds parts, but {file} is missing, which says how they were made", remedy)
         try:
@@ -115,6 +116,11 @@ class Parts:
                 remedy = "repeat the command with the same settings and images, or choose another folder"
                 raise OutputError(self.results, f"holds parts of another run ({listed})", remedy) from None
 
+        others = sorted(self.done() - {part.name for part in self.all})
+        if others:
+            problem = f"holds {others[0]}, which is no part of this run but would be read as one"
+            raise OutputError(self.table, problem, "move it away")
+
     def of(self, shard: Shard) -> list[Part]:
         """The parts of a shard, in order: every `total`-th, so that shards take equally long."""
         return self.all[shard.number - 1 :: shard.total]
@@ -122,26 +128,36 @@ class Parts:
     def done(self) -> set[str]:
         """The names of the parts that exist."""
         with explained_output(self.table):
-            return {file.name for file in self.table.glob("part-*.parquet")}
+            return {file.name for file in self.table.glob("[!._]*.parquet")}
 
     def missing(self) -> list[Part]:
         """The parts that do not exist yet."""
         done = self.done()
         return [part for part in self.all if part.name not in done]
 
-    def unreadable(self, parts: Sequence[Part]) -> Iterator[tuple[Part, int]]:
-        """Which of some parts, that all exist, have images that could not be read, with the number of these."""
-        from pyarrow import parquet
+    def unreadable(self, part: Part) -> int | None:
+        """How many images of a part could not be read; None: the part is damaged, or has other images.
 
-        for part in parts:
-            column = parquet.read_table(self.table / part.name, columns=["error"]).column("error")
-            if count := len(column) - column.null_count:
-                yield part, count
+        Raises:
+            OutputError: The file cannot be opened.
+        """
+        from pyarrow import ArrowException, parquet
+
+        with explained_output(self.table / part.name):
+            file = (self.table / part.name).open("rb")
+        with file:
+            try:
+                table = parquet.read_table(file, columns=["image", "error"])
+                names, errors = table.column("image").to_pylist(), table.column("error")
+            except (ArrowException, OSError, KeyError):
+                return None
+        whole = names == [written_name(self.images[index].source) for index in part.indices]
+        return len(errors) - errors.null_count if whole else None
 
 
 def _digest(images: Sequence[InputImage]) -> str:
     """What tells a list of images from others."""
     digest = hashlib.sha256()
     for image in images:
-        digest.update(image.source.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(image.source.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from modeling_detr.predicting import Detector
 from modeling_detr.predicting.engines import ENGINES, predict_part
 from modeling_detr.predicting.engines.part_work import write_part
 from modeling_detr.predicting.inputs import InputImage
+from modeling_detr.predicting.journal import digest_of_model
 from modeling_detr.predicting.parts import Parts, Shard
 
 
@@ -122,6 +124,41 @@ def test_parts_of_another_run_are_refused(predict: Predict, model_folder: Path, 
     (tmp_path / "out" / "parts.json").unlink()
     with pytest.raises(OutputError, match=r"holds parts, but .*parts\.json is missing"):
         predict("out", "--shard", "2/2")
+
+
+def test_a_damaged_part_or_one_of_other_images_is_predicted_again(predict: Predict, tmp_path: Path, capsys) -> None:
+    predict("out", "--shard", "1/1")
+    whole = table(tmp_path / "out")
+    first, second, _ = sorted((tmp_path / "out" / "predictions.parquet").iterdir())
+    for content in (b"", second.read_bytes()):
+        first.write_bytes(content)
+        capsys.readouterr()
+        assert predict("out", "--shard", "1/1") == 1
+        assert f"{first.name}: is damaged, or has other images" in capsys.readouterr().err
+        assert table(tmp_path / "out") == whole
+    shutil.copy(first, first.with_name("copy.parquet"))
+    with pytest.raises(OutputError, match=r"holds copy\.parquet, which is no part of this run"):
+        predict("out", "--shard", "1/1")
+
+
+def test_names_that_are_not_text_are_written_as_escapes(model_folder: Path, tmp_path: Path) -> None:
+    source, out = (Path(os.fsdecode(os.fsencode(tmp_path / name) + b"\xff")) for name in ("in", "out"))
+    source.mkdir()
+    (source / "a.png").write_bytes(b"broken")
+    arguments = [str(model_folder), str(source), "--output_dir", str(out), "--shard", "1/1"]
+    assert main(arguments) == 1
+    assert main(arguments) == 1  # its part is found to be whole
+    (part,) = (out / "predictions.parquet").iterdir()
+    with part.open("rb") as file:
+        (row,) = parquet.read_table(file).to_pylist()
+    assert row["image"].endswith(r"in\udcff/a.png")
+
+
+def test_other_files_beside_the_model_do_not_make_it_another(model_folder: Path) -> None:
+    before = digest_of_model(model_folder.parent)
+    (model_folder.parent / "evaluation.json").write_text("{}")
+    (model_folder / ".DS_Store").write_text("")
+    assert digest_of_model(model_folder.parent) == digest_of_model(model_folder) == before
 
 
 def test_a_copy_of_the_model_is_the_same_model(predict: Predict, model_folder: Path, tmp_path: Path) -> None:

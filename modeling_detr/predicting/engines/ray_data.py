@@ -19,6 +19,7 @@ from modeling_detr.errors_detr import DetrError, LaunchError
 from modeling_detr.predicting.engines.part_work import Actors, DonePart, PartWork, predict_part
 from modeling_detr.predicting.image_pass import ImagePass
 from modeling_detr.predicting.parts import Part
+from modeling_detr.remote_addresses import remember_credentials, remembered_credentials
 
 
 _MOST_BLOCKS = 10_000  # of which the driver keeps track
@@ -74,7 +75,7 @@ def predict_on_ray(work: PartWork, parts: Sequence[Part]) -> Iterator[DonePart]:
         predictor: Any = _PartPredictor  # a class, which Ray's types do not expect
         predicted = ray.data.from_items(rows, override_num_blocks=blocks).map(
             predictor,
-            fn_constructor_args=(work.load, _device(resources), work.table, Path.cwd()),
+            fn_constructor_args=(work.load, _device(resources), work.table, Path.cwd(), remembered_credentials()),
             compute=ray.data.ActorPoolStrategy(size=min(count, blocks)),
             **resources,
         )
@@ -88,8 +89,11 @@ def predict_on_ray(work: PartWork, parts: Sequence[Part]) -> Iterator[DonePart]:
 class _PartPredictor:
     """An actor, which keeps the model. An error for the user is a result, as Ray would wrap it in a traceback."""
 
-    def __init__(self, load: Callable[[str], ImagePass], device: str, table: Path, folder: Path) -> None:
+    def __init__(
+        self, load: Callable[[str], ImagePass], device: str, table: Path, folder: Path, credentials: str
+    ) -> None:
         self.table = table
+        remember_credentials(credentials)  # of a store that the images are in
         self.failure: DetrError | None = None
         try:
             try:

@@ -68,15 +68,24 @@ def write_parquet(target: Path, entries: Iterable[Entry], *, errors: bool = Fals
         ("boxes_xyxy", arrow.list_(arrow.list_(arrow.float32(), 4))),
     ]
     schema = arrow.schema([*columns, ("error", arrow.string())] if errors else columns)
-    with replaced_file(target) as file, parquet.ParquetWriter(file, schema) as writer:
+    with (
+        replaced_file(target) as file,
+        file.open("wb") as content,  # as the path may not be UTF-8
+        parquet.ParquetWriter(content, schema) as writer,
+    ):
         for rows in _chunks(map(_row, entries)):
             writer.write_table(arrow.Table.from_pylist(rows, schema))
 
 
+def written_name(name: str) -> str:
+    r"""A name as tables have it: what is no text in the name of a file becomes an escape such as `\udcff`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _row(entry: Entry) -> dict[str, Any]:
-    image = entry["image"].encode("utf-8", "backslashreplace").decode()  # names of files may not be text
+    image = written_name(entry["image"])
     if "error" in entry:
-        return {"image": image, "error": entry["error"]}
+        return {"image": image, "error": written_name(entry["error"])}
     found = entry["detections"]
     return {
         "image": image,
