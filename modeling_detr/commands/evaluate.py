@@ -175,7 +175,7 @@ def _saved_predictions(
         raise PredictionError(saved.table, "has the predictions of another model", remedy)
     if saved.settings.get("threshold", 0.0) != 0 or saved.settings.get("classes") is not None:
         print("note      AP needs all predictions: predict with --threshold 0, and without --classes", file=sys.stderr)
-    return saved.of_images(index)
+    return saved.of_images(index, model.config.class_names)
 
 
 def _check_saved_predictions(arguments: argparse.Namespace, argv: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Predictions of `detr predict` that `detr evaluate --predictions` scores."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,9 +68,22 @@ def test_what_does_not_fit_the_dataset_is_an_error(model: Path, tmp_path: Path) 
     assert sorted(at for at, _ in saved.of_images(index)) == [*range(6)]
     with pytest.raises(PredictionError, match=r"has no predictions for 2 of 8 images: .*; predict for the dataset"):
         list(saved.of_images(open_dataset(DATA)))
+    with pytest.raises(PredictionError, match=r"has '.*' as class \d, which is x\d+ in the model; pass the model"):
+        list(saved.of_images(index, [f"x{number}" for number in range(99)]))
+    first, second, _ = sorted(saved.table.iterdir())
+    shutil.copy(first, saved.table / "part-of-another.parquet")
+    assert sorted(at for at, _ in saved.of_images(index)) == [*range(6)]
+    content = second.read_bytes()
+    shutil.copy(first, second)
+    with pytest.raises(PredictionError, match="has two rows for"):
+        list(saved.of_images(index))
+    second.write_bytes(content)
     (saved.table / "part-0000000002-0000000003.parquet").write_bytes(b"PAR1 damaged")
     with pytest.raises(FileReadError, match=r"part-0000000002-0000000003\.parquet: cannot be read"):
         list(saved.of_images(index))
+    (tmp_path / "out" / "parts.json").write_text("[]")
+    with pytest.raises(PredictionError, match=r"parts\.json: does not say how many images there are"):
+        SavedPredictions(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
