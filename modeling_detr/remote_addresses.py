@@ -5,9 +5,12 @@ that it appears in no log, record or run folder. It is kept in the environment, 
 inherit.
 """
 
+import contextlib
 import json
 import os
 import re
+import sys
+from collections.abc import Iterator
 from urllib.parse import unquote
 
 
@@ -39,6 +42,17 @@ def credentials_of(address: str) -> tuple[str, str] | None:
     """The user and password that an address came with, in this process or in the one that has started it; or None."""
     found = _remembered().get(_host_of(address))
     return None if found is None else (found[0], found[1])
+
+
+@contextlib.contextmanager
+def arguments_without_credentials() -> Iterator[None]:
+    """Take the passwords out of `sys.argv` during the block, for libraries that note the command."""
+    arguments = sys.argv
+    sys.argv = [without_credentials(text) for text in arguments]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
 
 
 def remembered_credentials() -> str:

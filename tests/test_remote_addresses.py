@@ -1,6 +1,9 @@
+import sys
+
 import pytest
 
 from modeling_detr.remote_addresses import (
+    arguments_without_credentials,
     credentials_of,
     is_remote,
     remember_credentials,
@@ -39,3 +42,11 @@ def test_another_process_can_take_over_the_credentials(monkeypatch):
     remember_credentials(known)
     assert credentials_of("https://host/x") == ("user", "pass")
     assert credentials_of("s3://bucket/x") == ("a", "b")
+
+
+def test_libraries_that_note_the_command_see_no_password(monkeypatch):
+    monkeypatch.setenv("_DETR_STORE_CREDENTIALS", "{}")
+    monkeypatch.setattr(sys, "argv", ["detr", "train", "--data=https://user:pass@host/data"])
+    with arguments_without_credentials():
+        assert sys.argv == ["detr", "train", "--data=https://host/data"]
+    assert sys.argv[2] == "--data=https://user:pass@host/data"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from modeling_detr.atomic_output import make_folder
 from modeling_detr.errors_detr import RecipeError, did_you_mean
+from modeling_detr.remote_addresses import arguments_without_credentials
 from modeling_detr.training.recipe import Recipe
 from modeling_detr.training.run_folder import TRACKERS
 
@@ -51,7 +52,8 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, first_step: int) ->
     }
     configuration = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "resume"}
     try:
-        accelerator.init_trackers(run_dir.parent.name or run_dir.name, init_kwargs=options)
+        with arguments_without_credentials():
+            accelerator.init_trackers(run_dir.parent.name or run_dir.name, init_kwargs=options)
         for tracker in accelerator.trackers:
             if tracker.name != "tensorboard":
                 tracker.store_init_configuration(configuration)
