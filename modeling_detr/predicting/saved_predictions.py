@@ -116,10 +116,9 @@ def _parts_of(file: Path, table: Path) -> tuple[dict[str, Any], list[Part]]:
     if not file.is_file():
         raise PredictionError(table, f"{file} is missing, which says how many parts there are")
     settings = read_json(file)
-    numbers = [settings.get(name) for name in ("images", "images_per_part")] if isinstance(settings, dict) else []
-    if len(numbers) != 2 or not all(isinstance(number, int) and number > 0 for number in numbers):
+    count, size = map(settings.get, ("images", "images_per_part")) if isinstance(settings, dict) else (None, None)
+    if not (isinstance(count, int) and isinstance(size, int) and min(count, size) > 0):
         raise PredictionError(file, "does not say how many images there are", "predict again, into a new folder")
-    count, size = numbers
     return settings, [Part(first, min(first + size, count)) for first in range(0, count, size)]
 
 
