@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,11 @@ from modeling_detr.errors_detr import LaunchError
 _LIMITS_ITS_THREADS = ("train",)  # on a CPU, where it leaves cores to its loaders
 _SECONDS_TO_SPEAK = 2.0
 _PORT = 29500  # torchrun's default
+_LAUNCHER_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    *(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)),
+)
 _SECONDS_TO_MEET = 600  # for all machines to start the command, which a queue may not do at once
 
 
@@ -260,7 +266,8 @@ def start_processes(count: int, nodes: int, address: str | None, command: Sequen
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(config, sys.executable)(*command)
+        with _restored_handlers():
+            elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:  # the process has said why
@@ -275,3 +282,15 @@ def start_processes(count: int, nodes: int, address: str | None, command: Sequen
         remedy = f"start the command on all {nodes}, and check that they reach this address and its port is free"
         raise LaunchError(f"--main_address {endpoint}", problem, remedy) from error
     return 0
+
+
+@contextmanager
+def _restored_handlers() -> Iterator[None]:
+    """Restores the signal handlers of this process after the block, in which the launcher sets its own."""
+    is_main = threading.current_thread() is threading.main_thread()  # the only one that may set handlers
+    handlers = {number: signal.getsignal(number) for number in _LAUNCHER_SIGNALS} if is_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

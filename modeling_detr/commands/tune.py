@@ -3,7 +3,7 @@
     detr tune small_dataset --data DATA --trials 20 --minutes_per_trial 10
     detr tune small_dataset --data DATA --trials 20 --keys ema_decay,batch_size
     detr tune auto --data DATA --trials 20 --minutes 10 --space ranges.yaml
-    detr tune finetune --data DATA --trials 20 --jobs auto    # a trial on each GPU at once
+    detr tune finetune --data DATA --trials 20 --jobs auto    # on all GPUs
 
 The first argument is a recipe, as for `detr train`. The first trial is the recipe itself; each further one changes the
 searched keys. Every other key can be set for all trials: `--seed 3`, `--model_config.d_model 192`. Each trial is a

@@ -90,8 +90,10 @@ def test_one_process_needs_no_launcher(monkeypatch):
 def test_the_exit_code_is_that_of_the_process_that_failed_which_ends_the_others(end, code):
     start = time.monotonic()
     program = f"import os, sys, time\nif os.environ['RANK'] == '1': {end}\nif {code}: time.sleep(300)"
+    handler = signal.getsignal(signal.SIGTERM)
     assert start_processes(2, 1, None, ["-c", program]) == code
     assert time.monotonic() - start < 60
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_the_module_runs_as_the_command(monkeypatch, capsys):

@@ -115,7 +115,7 @@ def use(root: Path, task: str = "detection") -> None:
                 understandable(error)
     except DetrError as error:
         understandable(error)
-    report = check_dataset(root, threads=1)
+    report = check_dataset(root, num_workers=1)
     report.to_text()
     report.as_dict()
     report.clean_index()

@@ -34,7 +34,7 @@ def test_marks_are_kept_and_other_attributes_are_named(name, tmp_path, capsys):
             file.write_text(file.read_text().replace(old, new, 1))
             changed = 1
     assert changed
-    report = check_dataset(tmp_path / "data", images=False)
+    report = check_dataset(tmp_path / "data", pixels="none")
     assert not report.errors
     assert np.nansum(report.index.annotations.attributes["occluded"]) == 1
     assert ("truncated" in report.index.annotations.attributes) == (name in ("kitti", "open_images"))
@@ -62,7 +62,7 @@ def test_other_keys_of_coco_annotations_are_named(coco_folder):
         "attributes": {"occluded": True, "pose": "left"},
     }
     file.write_text(json.dumps(content))
-    report = check_dataset(coco_folder, images=False)
+    report = check_dataset(coco_folder, pixels="none")
     (fact,) = report.facts
     assert fact == "instances_train.json: keys of annotations that are not used: keypoints (1), pose (1)"
     attributes = report.index.annotations.attributes
@@ -121,6 +121,6 @@ def test_fields_of_a_hugging_face_dataset(tmp_path):
     }
     rows = {"image": [Image.new("RGB", (40, 30))], "objects": [objects]}
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "hf"))
-    report = check_dataset(tmp_path / "hf", images=False)
+    report = check_dataset(tmp_path / "hf", pixels="none")
     assert report.index.annotations.attributes["score"].tolist() == [0.5, pytest.approx(np.nan, nan_ok=True)]
     assert report.facts[0] == "fields of objects that are not used: note"

@@ -51,7 +51,7 @@ def _corners(boxes: list[tuple[float, ...]]) -> np.ndarray:
 )
 def test_what_follows_a_box_is_recognised_and_not_used(tmp_path, more, text):
     lines = [_line(box, *numbers) for box, numbers in zip(BOXES, more, strict=True)]
-    report = check_dataset(_dataset(tmp_path, lines), images=False)
+    report = check_dataset(_dataset(tmp_path, lines), pixels="none")
     np.testing.assert_allclose(report.index.annotations.boxes_xyxy, _corners(BOXES), atol=1e-3)
     assert not report.errors
     assert f"  lines: {text}\n" in report.to_text()
@@ -60,7 +60,7 @@ def test_what_follows_a_box_is_recognised_and_not_used(tmp_path, more, text):
 @pytest.mark.parametrize("extra", [(), (7,), (0.83,), (0.9, 7)])
 def test_rotated_boxes_become_their_enclosing_boxes_whatever_follows(tmp_path, extra):
     corners = [number for point in TURNED for number in point]
-    report = check_dataset(_dataset(tmp_path, [_line(tuple(corners), *extra)]), images=False)
+    report = check_dataset(_dataset(tmp_path, [_line(tuple(corners), *extra)]), pixels="none")
     np.testing.assert_allclose(report.index.annotations.boxes_xyxy, [[40, 20, 80, 60]], atol=1e-3)
     assert report.facts[0].startswith("lines: corners of rotated boxes")
 
@@ -68,7 +68,7 @@ def test_rotated_boxes_become_their_enclosing_boxes_whatever_follows(tmp_path, e
 @pytest.mark.parametrize(("extra", "text"), [((), "polygons"), ((0.9,), "polygons + confidence")])
 def test_polygons_become_their_enclosing_boxes(tmp_path, extra, text):
     shapes = [(0.1, 0.1, 0.3, 0.2, 0.2, 0.6), (0.5, 0.5, 0.9, 0.5, 0.9, 0.8, 0.6, 0.9)]
-    report = check_dataset(_dataset(tmp_path, [_line(shape, *extra) for shape in shapes]), images=False)
+    report = check_dataset(_dataset(tmp_path, [_line(shape, *extra) for shape in shapes]), pixels="none")
     expected = [[20, 10, 60, 60], [100, 50, 180, 90]]
     np.testing.assert_allclose(report.index.annotations.boxes_xyxy, expected, atol=1e-3)
     assert report.facts == (f"lines: {text}",)
@@ -110,7 +110,7 @@ def test_pixels_and_corners_are_an_error_with_the_option_that_reads_them(tmp_pat
         open_dataset(tmp_path)
     index = open_dataset(tmp_path, box_format=box_format)
     np.testing.assert_allclose(index.annotations.boxes_xyxy, corners, atol=1e-3)
-    report = check_dataset(tmp_path, images=False)
+    report = check_dataset(tmp_path, pixels="none")
     assert report.errors == 1
     np.testing.assert_allclose(report.index.annotations.boxes_xyxy, corners, atol=1e-3)
 
