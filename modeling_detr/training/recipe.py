@@ -241,7 +241,7 @@ class Recipe:
         "Train for about this long, evaluations included: a measurement before the first step decides epochs and "
         "max_steps, and the learning rate schedule ends there. Start-up, checks and the measurement, about a minute "
         "together, are not included. none: as many as epochs and max_steps say.",
-        at_least=0.01,
+        at_least=1e-4,
     )
     lr_schedule: LearningRateSchedule = key("step", "Learning rate schedule after the warm-up.")
     lr_drop_epochs: int = key(
