@@ -102,7 +102,7 @@ def hf_folder(tmp_path, coco_folder):
     return tmp_path / "hf"
 
 
-def use(root: Path, task: str = "detection") -> None:
+def use(root: Path, task: str = "detection", num_workers: int = 0) -> None:
     """Open a dataset and read its samples, then check it; the only errors are those that the user can understand."""
     start = time.monotonic()
     try:
@@ -115,7 +115,7 @@ def use(root: Path, task: str = "detection") -> None:
                 understandable(error)
     except DetrError as error:
         understandable(error)
-    report = check_dataset(root, num_workers=1)
+    report = check_dataset(root, num_workers=num_workers)
     report.to_text()
     report.as_dict()
     report.clean_index()
@@ -175,7 +175,7 @@ def test_mutated_datasets_are_read_or_explained(request, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_many_mutated_datasets_are_read_or_explained(request, folder):
-    fuzz(request.getfixturevalue(folder), seed=1, count=300 if folder != "hf_folder" else 100)
+    fuzz(request.getfixturevalue(folder), seed=1, count=150 if folder != "hf_folder" else 100)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -188,7 +188,7 @@ def test_mutated_exports_are_read_or_explained(tmp_path, name):
 @pytest.mark.parametrize("name", SAMPLES)
 def test_many_mutated_exports_are_read_or_explained(tmp_path, name):
     SAMPLES[name](tmp_path / "data")
-    fuzz(tmp_path / "data", seed=1, count=200)
+    fuzz(tmp_path / "data", seed=1, count=150)
 
 
 # Special files
@@ -210,7 +210,7 @@ def test_many_mutated_exports_are_read_or_explained(tmp_path, name):
 def test_a_pipe_device_or_loop_in_place_of_a_file_is_reported(request, folder, name, kind):
     root = request.getfixturevalue(folder)
     replace_by(root / name, kind)
-    use(root, TASKS.get(folder.partition("_")[0], "detection"))
+    use(root, TASKS.get(folder.partition("_")[0], "detection"), num_workers=1)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless", "socket"])
