@@ -96,6 +96,7 @@ def test_our_classes_pass_the_suites_of_the_library(suites):
         "OMP_NUM_THREADS": "1",
     }
     arguments = ["-q", "-p", "no:cacheprovider", "--rootdir", root, "--junitxml", root / "report.xml"]
+    arguments += ["-k", "not pad_left"]  # attention is compared for both sides of padding, which images do not have
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *map(str, arguments), "--timeout", "120", "suites_of_ours.py"],
         cwd=root,

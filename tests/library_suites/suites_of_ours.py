@@ -29,9 +29,9 @@ from modeling_detr.segmentation_detr import DetrSegmentationOutput
 class DetrModelTester:
     """What the model suite wants to know of a model."""
 
-    batch_size = 8
+    batch_size = 2
     image_size = 64
-    num_hidden_layers = 2
+    num_hidden_layers = 1
     num_attention_heads = 8
     hidden_size = 128
     encoder_seq_length = 4
@@ -84,6 +84,11 @@ class TestModel(ModelTesterMixin, unittest.TestCase):
 
     def test_config(self):
         self.config_tester.run_common_tests()
+
+    def test_bc_torch_dtype(self):
+        # it has the parameters of the others, each of which the suite formats for a message, many times
+        self.all_model_classes = (DetrForSegmentation,)
+        super().test_bc_torch_dtype()
 
 
 class DetrProcessorTester:
