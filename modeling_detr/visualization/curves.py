@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_LEGEND_COLUMNS = 4
 _FEW = 40  # points of a line up to which each has a marker
 
 
@@ -92,7 +93,8 @@ def _figure(runs: Mapping[str, Iterable[Mapping[str, Any]]], axis: Axis | None, 
     shown = panels(curves.values())
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(4.5 * columns, 3.2 * rows + 0.5), layout="constrained")
+    legend_height = 0.3 + 0.2 * math.ceil(len(curves) / _LEGEND_COLUMNS)
+    figure = Figure(figsize=(4.5 * columns, 3.2 * rows + legend_height))
     last = max(places[-1] for run in curves.values() for table in run.tables if (places := table.x.get(axis)))
     for axes, (title, keys) in zip(figure.subplots(rows, columns, squeeze=False).flat, shown.items(), strict=False):
         _plot_panel(axes, title, keys, [*curves.values()], axis, smoothing)
@@ -100,7 +102,22 @@ def _figure(runs: Mapping[str, Iterable[Mapping[str, Any]]], axis: Axis | None, 
     for unused in figure.axes[len(shown) :]:
         unused.remove()
     _add_legend(figure, list(curves))
+    _set_margins(figure, rows, columns, legend_height)
     return figure
+
+
+def _set_margins(figure: "Figure", rows: int, columns: int, legend_height: float) -> None:
+    """Leaves room for labels. Matplotlib's layout engines would measure them all, which doubles the time of a plot."""
+    width, height = figure.get_size_inches()
+    left, right, top, bottom = 0.75, 0.15, 0.35, 0.5  # inches around each panel
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=(legend_height + bottom) / height,
+        top=1 - top / height,
+        wspace=(left + right) / (width / columns - left - right),
+        hspace=(top + bottom) / ((height - legend_height) / rows - top - bottom),
+    )
 
 
 def _save(figure: "Figure", target: Path | io.BytesIO, suffix: str | None) -> None:
@@ -144,7 +161,7 @@ def _add_legend(figure: "Figure", names: Sequence[str]) -> None:
 
     lines = [figure.axes[0].plot([], [], color=_run_colour(run_index))[0] for run_index in range(len(names))]
     numbers = [str(run_index) for run_index in range(len(names))]
-    legend = figure.legend(lines, numbers, loc="outside lower center", ncols=min(4, len(names)), fontsize=9)
+    legend = figure.legend(lines, numbers, loc="lower center", ncols=min(_LEGEND_COLUMNS, len(names)), fontsize=9)
     for text, name in zip(legend.get_texts(), names, strict=True):
         # as a label, a name with $ would be a formula, and one that starts with _ would be hidden
         font = FontProperties(fname=font_file(drawable(name)), size=9)

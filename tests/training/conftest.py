@@ -31,6 +31,13 @@ def fresh_accelerator():
     AcceleratorState._reset_state(True)
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Leave the plot of the curves, which takes a second, out of the page at the end of each run."""
+    if "with_plots" not in request.keywords:
+        monkeypatch.setattr("modeling_detr.training.report_page.curve_section", lambda run_dir: [])
+
+
 @pytest.fixture
 def tiny_recipe(tmp_path: Path):
     """Returns a function that makes the recipe of a run of a second or two, with any keys changed."""

@@ -16,6 +16,7 @@ from modeling_detr.training.trainer import Trainer
 
 
 MINUTES = 0.06
+pytestmark = pytest.mark.with_plots  # their time is part of what is measured
 
 
 def log_of(trainer):

@@ -109,6 +109,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_recipe, tmp_
             assert torch.equal(value, got[name]), name
 
 
+@pytest.mark.with_plots
 def test_the_page_of_a_run_has_pictures_curves_and_the_command(tiny_recipe):
     recipe = tiny_recipe(epochs=3)
     Trainer(prepare_run(recipe), "detr train tiny --epochs 3").train()
