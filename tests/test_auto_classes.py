@@ -39,12 +39,15 @@ def run(script, *arguments):
     assert result.returncode == 0, result.stderr
 
 
-def test_import_of_the_package_loads_no_large_library_and_offers_all_names():
+def test_import_of_the_package_loads_no_large_library_and_offers_all_names_and_pipelines_find_its_classes():
     run("""
         import sys, modeling_detr
         assert not {"torch", "torchvision", "transformers", "timm", "scipy", "numpy", "PIL"} & sys.modules.keys()
         assert {*modeling_detr.__all__} <= {*dir(modeling_detr)}
         assert modeling_detr.modeling_detr.DetrModel is modeling_detr.DetrModel
+        from transformers.pipelines import SUPPORTED_TASKS
+        for task in "object-detection", "image-segmentation":
+            assert any(modeling_detr.DetrConfig in auto._model_mapping for auto in SUPPORTED_TASKS[task]["pt"])
     """)
 
 
@@ -56,15 +59,6 @@ def test_auto_classes_find_our_classes(package_first, tmp_path, tiny_segmenter):
     imports = ["import modeling_detr", IMPORT_AUTO_CLASSES]
     script = "\n".join([*(imports if package_first else reversed(imports)), FIND_OURS])
     run(script, str(tmp_path), pickle.dumps((config, processor)).hex())
-
-
-def test_pipelines_find_our_classes():
-    run("""
-        import modeling_detr
-        from transformers.pipelines import SUPPORTED_TASKS
-        for task in "object-detection", "image-segmentation":
-            assert any(modeling_detr.DetrConfig in auto._model_mapping for auto in SUPPORTED_TASKS[task]["pt"])
-    """)
 
 
 def test_our_classes_are_registered_with_transformers_itself_if_it_has_moved_its_auto_classes():

@@ -53,46 +53,65 @@ def test_a_saved_model_comes_with_the_hub_files_it_needs_and_no_other_code(tiny_
         assert {path.name for path in folder.glob("*.py")} == files
 
 
-def test_the_saved_folder_loads_with_trust_remote_code_where_the_package_is_absent(tiny_detector, tmp_path):
-    model = tiny_detector()
-    save(model, tmp_path / "saved")
-    torch.save(model(torch.ones(1, 3, 64, 96)).logits, tmp_path / "logits.pt")
-    script = f"""
+def run_without_the_package(script, tmp_path):
+    """Runs a script in a new process, in which the folder of the saved model is `folder`."""
+    start = f"""
         import sys
         sys.modules["modeling_detr"] = None  # importing it now fails
         import torch
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection
-        model = AutoModelForObjectDetection.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
-        assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
-        processor = AutoImageProcessor.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
-        assert type(processor).__name__ == "DetrTorchvisionImageProcessor"
-        logits = torch.load({str(tmp_path / "logits.pt")!r}, weights_only=True)
-        torch.testing.assert_close(model(torch.ones(1, 3, 64, 96)).logits, logits)
+        import transformers
+        from PIL import Image
+        folder = {str(tmp_path / "saved")!r}
     """
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
+    code = textwrap.dedent(start) + textwrap.dedent(script)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
 
 
-def test_the_segmentation_pipeline_works_where_the_package_is_absent(tiny_segmenter, tmp_path):
+def test_a_saved_detector_loads_with_trust_remote_code_where_the_package_is_absent(tiny_detector, tmp_path):
+    model = tiny_detector()
+    save(model, tmp_path / "saved")
+    torch.save(model(torch.ones(1, 3, 64, 96)).logits, tmp_path / "logits.pt")
+    script = """
+        for load in (
+            transformers.AutoConfig.from_pretrained,
+            transformers.AutoModelForObjectDetection.from_pretrained,
+            transformers.AutoImageProcessor.from_pretrained,
+            lambda folder, **options: transformers.pipeline("object-detection", model=folder, **options),
+        ):
+            try:
+                load(folder, trust_remote_code=False)
+            except ValueError as error:
+                assert "Please pass the argument `trust_remote_code=True`" in str(error), error
+            else:
+                raise AssertionError("loaded without trust_remote_code")
+
+        for auto in (transformers.AutoModel, transformers.AutoModelForObjectDetection):
+            model = auto.from_pretrained(folder, trust_remote_code=True)
+            assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+        assert type(processor).__name__ == "DetrTorchvisionImageProcessor"
+        logits = torch.load("logits.pt", weights_only=True)
+        torch.testing.assert_close(model(torch.ones(1, 3, 64, 96)).logits, logits)
+
+        detect = transformers.pipeline("object-detection", model=folder, trust_remote_code=True)
+        assert isinstance(detect(Image.new("RGB", (80, 60)), threshold=0.0), list)
+    """
+    run_without_the_package(script, tmp_path)
+
+
+def test_a_saved_segmenter_loads_with_trust_remote_code_where_the_package_is_absent(tiny_segmenter, tmp_path):
     save(tiny_segmenter(), tmp_path / "saved")
-    script = f"""
-        import sys
-        sys.modules["modeling_detr"] = None  # importing it now fails
-        from PIL import Image
-        from transformers import pipeline
-        saved = {str(tmp_path / "saved")!r}
-        segment = pipeline("image-segmentation", model=saved, trust_remote_code=True, device="cpu")
+    script = """
+        segment = transformers.pipeline("image-segmentation", model=folder, trust_remote_code=True, device="cpu")
         assert type(segment.model).__module__.startswith("transformers_modules."), type(segment.model).__module__
         assert isinstance(segment(Image.new("RGB", (120, 80), "red"), subtask="panoptic"), list)
+        assert isinstance(segment(Image.new("RGB", (80, 60)), threshold=0.0), list)
+        model = transformers.AutoModelForInstanceSegmentation.from_pretrained(folder, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
     """
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
-    assert run.returncode == 0, run.stderr
+    run_without_the_package(script, tmp_path)
 
 
 def test_the_object_detection_pipeline_works(tiny_detector, tmp_path):
@@ -145,35 +164,6 @@ def test_transformers_trainer_can_train_it(tiny_detector, tmp_path):
     assert trainer.evaluate()["eval_loss"] > 0
 
 
-@pytest.mark.parametrize(
-    ("make", "task", "auto_class"),
-    [
-        ("tiny_detector", "object-detection", "AutoModel"),
-        ("tiny_segmenter", "image-segmentation", "AutoModelForInstanceSegmentation"),
-    ],
-)
-def test_pipelines_and_auto_classes_load_a_saved_folder_where_the_package_is_absent(
-    make, task, auto_class, request, tmp_path
-):
-    save(request.getfixturevalue(make)(), tmp_path / "saved")
-    script = f"""
-        import sys
-        sys.modules["modeling_detr"] = None  # importing it now fails
-        import transformers
-        from PIL import Image
-        folder = {str(tmp_path / "saved")!r}
-        run = transformers.pipeline({task!r}, model=folder, trust_remote_code=True)
-        run(Image.new("RGB", (80, 60)), threshold=0.0)
-        model = transformers.{auto_class}.from_pretrained(folder, trust_remote_code=True)
-        assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
-    """
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-
-
 @pytest.mark.parametrize("name", ["DetrConfig", "DetrModel", "DetrForObjectDetection", "DetrForSegmentation"])
 def test_transformers_own_class_of_that_name_says_what_to_do_instead(name, tiny_detector, tmp_path):
     save(tiny_detector(), tmp_path)
@@ -182,33 +172,6 @@ def test_transformers_own_class_of_that_name_says_what_to_do_instead(name, tiny_
     config = DetrConfig.from_pretrained(tmp_path)
     assert not hasattr(config, "init_std")
     assert DetrConfig.from_json_file(tmp_path / "config.json").to_dict().items() <= config.to_dict().items()
-
-
-def test_without_the_package_auto_classes_and_pipelines_name_trust_remote_code(tiny_detector, tmp_path):
-    save(tiny_detector(), tmp_path / "saved")
-    script = f"""
-        import sys
-        sys.modules["modeling_detr"] = None  # importing it now fails
-        import transformers
-        folder = {str(tmp_path / "saved")!r}
-        for load in (
-            transformers.AutoConfig.from_pretrained,
-            transformers.AutoModelForObjectDetection.from_pretrained,
-            transformers.AutoImageProcessor.from_pretrained,
-            lambda folder, **options: transformers.pipeline("object-detection", model=folder, **options),
-        ):
-            try:
-                load(folder, trust_remote_code=False)
-            except ValueError as error:
-                assert "Please pass the argument `trust_remote_code=True`" in str(error), error
-            else:
-                raise AssertionError("loaded")
-    """
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
 
 
 def test_the_folder_of_a_run_loads_its_model(tiny_detector, tmp_path):
