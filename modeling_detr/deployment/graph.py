@@ -209,10 +209,12 @@ def _export_mode() -> Iterator[None]:
 def same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> int:
     """TensorFlow's "same" padding of one side in whole numbers; timm's formula, in floats, is equal.
 
-    With timm's, the size of each feature map is a formula that takes the exporter minutes to simplify.
+    With timm's, the size of each feature map is a formula that takes the exporter minutes to simplify. Here the side
+    cancels out: the padded side is a multiple of the stride and a constant, the convolved one a rounded quotient.
     """
-    padding = -side % stride + (kernel_size - 1) * dilation + 1 - stride
-    return padding if (kernel_size - 1) * dilation + 1 >= stride else max(padding, 0)
+    covered = dilation * (kernel_size - 1) + 1
+    padding = (side + stride - 1) // stride * stride - stride + covered - side
+    return padding if covered >= stride else max(padding, 0)
 
 
 def _explained(graph: DetectorGraph, error: Exception) -> ModelError:
