@@ -2,13 +2,12 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from launched_runs import ENVIRONMENT, RECIPE
+from launched_runs import ENVIRONMENT, RECIPE, start_code, start_detr
 
+from modeling_detr.benchmarks import study_runs
 from modeling_detr.commands.benchmark import main
 from modeling_detr.training.metric_logger import read_log
 from modeling_detr.training.run_folder import checkpoint_folders
@@ -39,9 +38,24 @@ def study(tmp_path, monkeypatch):
     return path
 
 
-def start(*arguments):
-    code = "import sys; from modeling_detr.commands import run_command; sys.exit(run_command('benchmark'))"
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=os.environ)
+# The study trains `plain` in a prepared process, and `aided`, during which it is killed, as it does without a test.
+STUDY_WITH_ONE_REAL_RUN = """\
+import sys
+import launched_runs
+from modeling_detr.benchmarks import detr_process, study_runs
+from modeling_detr.commands import run_command
+def start_detr(arguments, output, place):
+    start = detr_process.start_detr if "aided" in output.parts else launched_runs.start_detr
+    return start(arguments, output, place)
+study_runs.start_detr = start_detr
+sys.exit(run_command("benchmark"))
+"""
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """Studies whose runs start without their imports."""
+    monkeypatch.setattr(study_runs, "start_detr", start_detr)
 
 
 def wait_for(condition, seconds=300):
@@ -52,30 +66,42 @@ def wait_for(condition, seconds=300):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_study_that_is_killed_continues_where_it_stopped(study, tmp_path, capsys):
+def test_a_study_that_is_killed_continues_where_it_stopped(study, tmp_path, prepared, capsys):
     out = tmp_path / "out"
     first, second = (out / "runs" / name / "all" / "seed_0" for name in ("plain", "aided"))
-    process = start("convergence", study, "--output_dir", out)
+    arguments = ["convergence", str(study), "--output_dir", str(out), "--seeds", "0,"]
+    process = start_code(tmp_path / "printed.txt", STUDY_WITH_ONE_REAL_RUN, *arguments)
     wait_for(
         lambda: (
             process.poll() is not None or ((first / "finished.json").exists() and len(checkpoint_folders(second)) > 0)
         )
     )
-    assert process.poll() is None
+    assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert json.loads((out / "results.json").read_text())["runs"][0]["variant"] == "plain"
     finished_at = (first / "finished.json").stat().st_mtime_ns
     wait_for(lambda: "Stopped by SIGTERM" in (second / "train.txt").read_text() or (second / "model").exists())
 
-    assert main(["convergence", str(study), "--output_dir", str(out), "--jobs", "2"]) == 0
+    assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "4 runs (plain, aided; seeds 0, 1), 1 finished" in printed
-    assert re.search(r"\[4/4\] (plain|aided), seed 1: AP50 ", printed)
+    assert "2 runs (plain, aided; seeds 0), 1 finished" in printed
+    assert "[2/2] aided, seed 0: AP50 " in printed
     assert (first / "finished.json").stat().st_mtime_ns == finished_at
     assert [entry["epoch"] for entry in read_log(second / "log.jsonl") if entry["kind"] == "epoch"] == [*range(1, 7)]
+    results = json.loads((out / "results.json").read_text())
+    assert [(run["variant"], run["seed"]) for run in results["runs"]] == [("plain", 0), ("aided", 0)]
+    assert (out / "results.md").read_text() in printed
 
+
+@pytest.mark.slow
+def test_the_results_are_those_of_all_variants_and_seeds(study, tmp_path, prepared, capsys):
+    out = tmp_path / "out"
+    arguments = ["convergence", str(study), "--output_dir", str(out), "--jobs", "2", "--epochs", "2"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "4 runs (plain, aided; seeds 0, 1), 0 finished" in printed
+    assert re.search(r"\[4/4\] (plain|aided), seed 1: AP50 ", printed)
     results = json.loads((out / "results.json").read_text())
     assert [(run["variant"], run["seed"]) for run in results["runs"]] == [
         ("plain", 0),
@@ -84,8 +110,8 @@ def test_a_study_that_is_killed_continues_where_it_stopped(study, tmp_path, caps
         ("aided", 1),
     ]
     for run in results["runs"]:
-        assert (run["num_images"], run["steps"], len(run["curve"])) == (16, 24, 6)
-        assert run["curve"][-1]["images"] == 6 * 16
+        assert (run["num_images"], run["steps"], len(run["curve"])) == (16, 8, 2)
+        assert run["curve"][-1]["images"] == 2 * 16
         assert run["seconds"] > 0
         assert [*run["per_class"]] == ["circle", "square", "triangle", "star"]
         assert run["duplicates"] >= 0
@@ -95,7 +121,7 @@ def test_a_study_that_is_killed_continues_where_it_stopped(study, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_does_not_stop_the_others(study, tmp_path, capsys):
+def test_a_run_that_fails_does_not_stop_the_others(study, tmp_path, prepared, capsys):
     study.write_text(study.read_text().replace("aided: {}", "aided: {backbone_weights: nowhere.safetensors}"))
     out = tmp_path / "out"
     arguments = ["convergence", str(study), "--output_dir", str(out), "--seeds", "1", "--jobs", "2", "--epochs", "1"]
@@ -112,7 +138,7 @@ def test_a_run_that_fails_does_not_stop_the_others(study, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_variant_starts_from_the_first_stage(study, tmp_path):
+def test_a_variant_starts_from_the_first_stage(study, tmp_path, prepared):
     text = study.read_text().replace("aided: {}", "aided: {model: start, head_init: fresh}")
     study.write_text(f'{text}start: {{keys: {{data: "shapes?size=64&train=16&val=4&classes=star,circle"}}}}\n')
     out = tmp_path / "out"

@@ -1,8 +1,5 @@
 """`detr convert` and `--model X.pth`, as a user runs them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -108,12 +105,12 @@ def test_a_checkpoint_of_the_original_is_accepted_wherever_a_model_is(checkpoint
 
 @pytest.mark.slow
 @pytest.mark.parametrize("headless", [False, True])
-def test_training_starts_from_a_checkpoint_of_the_original(tmp_path, headless):
+def test_training_starts_from_a_checkpoint_of_the_original(tmp_path, monkeypatch, capsys, headless):
+    monkeypatch.setattr(original, "HF_HOME", tmp_path / "cache")
     weights = load_case("tiny-r18").original_weights()
     if headless:  # as many prepare it by hand
         del weights["class_embed.weight"], weights["class_embed.bias"]
     torch.save({"model": weights}, tmp_path / "mine.pth")
-    command = [sys.executable, REPOSITORY / "scripts" / "train.py", REPOSITORY / "configs" / "finetune.yaml"]
     options = {
         "model": tmp_path / "mine.pth",
         "data": "shapes?size=64&train=8&val=4",
@@ -122,12 +119,9 @@ def test_training_starts_from_a_checkpoint_of_the_original(tmp_path, headless):
         "num_workers": 0,
         "processor_config": "{size: {shortest_edge: 64, longest_edge: 64}}",
     }
-    for key, value in options.items():
-        command += [f"--{key}", str(value)]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "4 new" in done.stdout
+    arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    assert detr(["train", str(REPOSITORY / "configs" / "finetune.yaml"), *arguments]) == 0
+    assert "4 new" in capsys.readouterr().out
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 

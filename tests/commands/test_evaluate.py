@@ -1,14 +1,12 @@
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launched_runs import start_prepared
 from PIL import Image
 
 from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
@@ -198,16 +196,10 @@ def test_dataset_errors_are_reported_before_the_model_is_loaded(tmp_path: Path) 
 def test_two_processes_give_the_same_segments_as_one(segmenter_folder: Path, tmp_path: Path) -> None:
     arguments = [str(segmenter_folder), "shapes?size=64&train=0&val=5", "--batch_size", "2"]
     assert main([*arguments, "--output_dir", str(tmp_path / "one"), "--num_workers", "0"]) == 0
-    scripts = Path(sys.executable).parent
-    torchrun = [str(scripts / "torchrun"), "--nproc_per_node", "2", "--no-python", str(scripts / "detr"), "evaluate"]
-    done = subprocess.run(
-        [*torchrun, *arguments, "--output_dir", str(tmp_path / "two"), "--num_workers", "0"],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    two = [*arguments, "--output_dir", tmp_path / "two", "--num_workers", 0]
+    run = start_prepared(tmp_path / "printed", *two, command="evaluate", processes=2)
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, printed
     one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert two["num_images"] == one["num_images"] == 5
     for figures in ("metrics", "mask_metrics", "panoptic"):
@@ -234,16 +226,10 @@ def test_two_processes_detect_the_same_as_one_for_any_image_sizes(model_folder: 
     (folder / "annotations/instances_val.json").write_text(json.dumps(truth))
     arguments = [str(model_folder), str(folder), "--batch_size", "2", "--num_workers", "0"]
     assert main([*arguments, "--output_dir", str(tmp_path / "one")]) == 0
-    scripts = Path(sys.executable).parent
-    torchrun = [str(scripts / "torchrun"), "--nproc_per_node", "2", "--no-python", str(scripts / "detr"), "evaluate"]
-    done = subprocess.run(
-        [*torchrun, *arguments, "--output_dir", str(tmp_path / "two")],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    two = [*arguments, "--output_dir", tmp_path / "two"]
+    run = start_prepared(tmp_path / "printed", *two, command="evaluate", processes=2)
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, printed
     one, two = (
         sorted(json.loads((tmp_path / name / "predictions.json").read_text()), key=lambda row: row["image_id"])
         for name in ("one", "two")

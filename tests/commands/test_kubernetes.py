@@ -1,12 +1,10 @@
 """`detr train` in the pods of a PyTorchJob: the environment that Kubeflow's operator sets, and the manifest."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import yaml
-from launched_runs import RECIPE, ROOT, entries
+from launched_runs import DETR, RECIPE, ROOT, entries, start_code
 
 from modeling_detr.commands.launching import complete_environment
 from modeling_detr.errors_detr import LaunchError
@@ -82,14 +80,13 @@ def test_two_pods_train_one_run_and_their_lines_say_which_is_which(tmp_path):
     recipe.write_text(RECIPE.replace("model_config:\n", f"model_config:\n{frozen}"))
     with listen("localhost", 0) as listener:
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "modeling_detr", "train", recipe, "--output_dir", tmp_path / "run"]
+    command = ["train", recipe, "--output_dir", tmp_path / "run", "--resume", "auto"]
     pods = [
-        subprocess.Popen(
-            [*map(str, command), "--resume", "auto"],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment_of(pod, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        start_code(
+            tmp_path / f"pod_{pod}",
+            f"import os; del os.environ['ACCELERATE_USE_CPU']\n{DETR}",  # the command sets it itself
+            *command,
+            environment=environment_of(pod, port),
         )
         for pod in range(2)
     ]

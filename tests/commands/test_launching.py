@@ -1,16 +1,14 @@
 """Commands that start themselves in several processes: what is refused, exit codes, signals, several machines."""
 
-import os
 import runpy
 import signal
 import socket
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from launched_runs import ENVIRONMENT, RECIPE, entries
+from launched_runs import DETR, RECIPE, entries, start_code, wait_for_log
 
 from modeling_detr.commands.launching import Launch, start_processes, take_launch
 from modeling_detr.errors_detr import LaunchError
@@ -104,16 +102,9 @@ def test_the_module_runs_as_the_command(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("detr ")
 
 
-def _detr(*arguments, **options):
-    command = "import sys; from modeling_detr.commands import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", command, *map(str, arguments)],
-        env={**os.environ, **ENVIRONMENT, "ACCELERATE_USE_CPU": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
+def _detr(output, *arguments):
+    """Starts `detr`, which starts its processes as it does without a test."""
+    return start_code(output, DETR, *arguments, environment={"ACCELERATE_USE_CPU": ""})
 
 
 @pytest.fixture
@@ -132,8 +123,9 @@ def recipe(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_of_all_processes_is_one_line(recipe):
-    output, _ = (process := _detr("train", recipe, "--data", "nowhere", "--cpu_processes", 2)).communicate(timeout=200)
+def test_an_error_of_all_processes_is_one_line(recipe, tmp_path):
+    process = _detr(tmp_path / "printed", "train", recipe, "--data", "nowhere", "--cpu_processes", 2)
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == 2
     assert output.startswith("detr train: nowhere: no such file or folder")
     assert output.count("nowhere: no such") == 1
@@ -143,7 +135,8 @@ def test_an_error_of_all_processes_is_one_line(recipe):
 @pytest.mark.slow
 def test_two_machines_that_meet_train_one_run(recipe, tmp_path, free_port):
     options = ["--output_dir", tmp_path / "run", "--cpu_processes", 1, "--nodes", 2]
-    nodes = [_detr("train", recipe, *options, "--main_address", f"localhost:{free_port}") for _ in range(2)]
+    options += ["--main_address", f"localhost:{free_port}", "--preflight", "false"]
+    nodes = [_detr(tmp_path / f"node_{node}", "train", recipe, *options) for node in range(2)]
     outputs = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert sum("best AP" in output for output in outputs) == 1  # that of the main process
@@ -152,12 +145,9 @@ def test_two_machines_that_meet_train_one_run(recipe, tmp_path, free_port):
 
 @pytest.mark.slow
 def test_sigterm_ends_all_processes_with_a_checkpoint(recipe, tmp_path):
-    process = _detr("train", recipe, "--output_dir", tmp_path / "run", "--epochs", 1000, "--cpu_processes", 2)
-    log = tmp_path / "run" / "log.jsonl"
-    deadline = time.monotonic() + 200
-    while not (log.is_file() and entries(tmp_path / "run", "step")):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    options = ["--output_dir", tmp_path / "run", "--epochs", 1000, "--cpu_processes", 2, "--preflight", "false"]
+    process = _detr(tmp_path / "printed", "train", recipe, *options)
+    wait_for_log(process, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143

@@ -1,6 +1,5 @@
 import json
-import subprocess
-import sys
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -8,22 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launched_runs import launch
+from launched_runs import start_prepared
 from noise_images import picture
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from modeling_detr import DetrForObjectDetection, DetrForSegmentation, DetrTorchvisionImageProcessor
-from modeling_detr.commands import run_command
+from modeling_detr.commands import launching, run_command
 from modeling_detr.commands.predict import main
 from modeling_detr.data import open_dataset
 from modeling_detr.errors_detr import ModelError, OutputError, OutputExistsError
 from modeling_detr.predicting import Detector
 from modeling_detr.predicting.outputs import OUTPUTS
 from modeling_detr.saved_thresholds import Calibration, SavedThresholds
-
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def test_pictures_and_a_json_are_written(
@@ -283,15 +279,16 @@ def test_a_killed_run_loses_nothing(model_folder: Path, tmp_path: Path) -> None:
     for number in range(60):
         picture(tmp_path / "in" / f"{number}.png", (60 + number, 60))
     out = tmp_path / "out"
-    command = [sys.executable, "scripts/predict.py", str(model_folder), str(tmp_path / "in"), "--output_dir", str(out)]
-    command += ["--threshold", "0", "--device", "cpu", "--num_workers", "1"]
+    arguments = [model_folder, tmp_path / "in", "--output_dir", out]
+    arguments += ["--threshold", "0", "--device", "cpu", "--num_workers", "1"]
     for least in (10, 25):
-        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
-            while sum(len(file.read_bytes().splitlines()) for file in out.glob(".unfinished/*.jsonl")) < least:
-                assert process.poll() is None
-                time.sleep(0.01)
-            process.kill()
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+        process = start_prepared(tmp_path / "printed", *arguments, command="predict")
+        while sum(len(file.read_bytes().splitlines()) for file in out.glob(".unfinished/*.jsonl")) < least:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert main([*map(str, arguments)]) == 0
     entries = json.loads((out / "predictions.json").read_text())
     assert len({entry["image"] for entry in entries}) == len(entries) == 60
     for entry in entries:
@@ -306,11 +303,22 @@ def test_several_processes_share_the_images(model_folder: Path, tmp_path: Path) 
     (tmp_path / "in" / "broken.png").write_bytes(b"broken")
     arguments = [str(model_folder), str(tmp_path / "in"), "--threshold", "0", "--device", "cpu", "--output_dir"]
     assert main([*arguments, str(tmp_path / "one")]) == 1
-    process = launch(*arguments, tmp_path / "two", "--cpu_processes", 2, script="scripts/predict.py")
-    assert "1 of 8 images could not be read" in process.communicate(timeout=250)[0]
-    assert process.returncode == 1
+    run = start_prepared(tmp_path / "printed", *arguments, tmp_path / "two", command="predict", processes=2)
+    assert "1 of 8 images could not be read" in run.communicate(timeout=250)[0]
+    assert run.returncode == 1
     one, two = ((tmp_path / name / "predictions.json").read_text() for name in ("one", "two"))
     assert one == two
+
+
+def test_the_processes_are_started_with_the_same_arguments(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    for name in ("RANK", "ACCELERATE_USE_CPU", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # so that what the command sets is undone
+        monkeypatch.delenv(name)
+    started = []
+    monkeypatch.setattr(launching, "start_processes", lambda *arguments: started.append(arguments) or 5)
+    arguments = [str(model_folder), str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--cpu_processes", "2"]) == 5
+    assert started == [(2, 1, None, ["-m", "modeling_detr", "predict", *arguments])]
 
 
 def test_the_images_of_a_dataset_keep_its_ids(model_folder: Path, tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 import importlib.util
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
 
 import pytest
+from launched_runs import start_code, wait_for_line
 from served import TOKEN, jpeg
 
 from modeling_detr.commands import run_command
@@ -26,49 +25,46 @@ def slow(self, inputs, sizes, rules):
     time.sleep(2)
     return predict_batch(self, inputs, sizes, rules)
 Detector.predict_batch = slow
-raise SystemExit(main(sys.argv[1:]))
+raise SystemExit(main())
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_was_accepted_be_answered_and_the_exit_code_is_0(model_folder, number):
-    arguments = [sys.executable, "-c", CODE, "serve", str(model_folder), "--port", "0", "--device", "cpu"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_a_signal_lets_what_was_accepted_be_answered_and_the_exit_code_is_0(model_folder, tmp_path, number):
+    process = start_code(tmp_path / "printed", CODE, "serve", model_folder, "--port", 0, "--device", "cpu")
     answers = []
-    with process:
-        line = process.stdout.readline()
-        url = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
-        assert line == f"serving {model_folder} at {url} (Ctrl-C ends)\n"
-        assert process.stdout.readline() == "computing\n"  # the first image, before it is ready
+    line = wait_for_line(process, 0)
+    url = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
+    assert line == f"serving {model_folder} at {url} (Ctrl-C ends)\n"
+    assert wait_for_line(process, 1) == "computing\n"  # the first image, before it is ready
 
-        def send():
-            with urllib.request.urlopen(f"{url}predict", jpeg(), timeout=60) as answer:
-                answers.append((answer.status, b"detections" in answer.read()))
+    def send():
+        with urllib.request.urlopen(f"{url}predict", jpeg(), timeout=60) as answer:
+            answers.append((answer.status, b"detections" in answer.read()))
 
-        client = threading.Thread(target=send)
-        client.start()
-        assert process.stdout.readline() == "computing\n"
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
-        client.join()
+    client = threading.Thread(target=send)
+    client.start()
+    assert wait_for_line(process, 2) == "computing\n"
+    process.send_signal(number)
+    lines = process.communicate(timeout=60)[0].splitlines()
+    client.join()
     assert answers == [(200, True)]
-    assert (process.returncode, output, errors) == (0, "stopped\n", "")
+    assert (process.returncode, lines[3:]) == (0, ["stopped"])
 
 
-def test_a_second_signal_does_not_wait_for_a_model_that_computes_for_long(model_folder):
+def test_a_second_signal_does_not_wait_for_a_model_that_computes_for_long(model_folder, tmp_path):
     code = CODE.replace("time.sleep(2)", "time.sleep(300)")
-    arguments = [sys.executable, "-c", code, "serve", str(model_folder), "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline().startswith("serving ")
-            assert process.stdout.readline() == "computing\n"
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            assert process.poll() is None
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 1
-        finally:
-            process.kill()
+    process = start_code(tmp_path / "printed", code, "serve", model_folder, "--port", 0, "--device", "cpu")
+    try:
+        assert wait_for_line(process, 0).startswith("serving ")
+        assert wait_for_line(process, 1) == "computing\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize(
@@ -127,9 +123,8 @@ def test_elsewhere_it_warns_and_a_token_of_the_environment_is_enough(capsys, mon
     assert error.startswith("detr serve: no_model: no such folder")
 
 
-def test_its_help_needs_none_of_its_packages():
-    code = (
-        "import sys; from modeling_detr.commands import serve; serve.build_parser(); print('fastapi' in sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "False\n"
+def test_its_help_needs_none_of_its_packages(tmp_path):
+    code = "import sys; before = {*sys.modules}; from modeling_detr.commands import serve; serve.build_parser()\n"
+    code += "print('fastapi' in before, 'fastapi' in sys.modules)"
+    result, _ = start_code(tmp_path / "printed", code).communicate(timeout=60)
+    assert result == "False False\n"

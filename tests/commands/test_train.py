@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from launched_runs import RECIPE, entries, launch, wait_for_log
+from launched_runs import RECIPE, entries, start_prepared, wait_for_log
 
 from modeling_detr import commands
 from modeling_detr.commands import train
@@ -100,9 +100,8 @@ def test_a_recipe_for_a_new_model_can_train_an_existing_one(config, tmp_path, ca
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_the_same_batch(config, tmp_path):
     for processes, batch_size in ((1, 8), (2, 4)):
-        run = launch(
-            *(config, "--batch_size", batch_size, "--output_dir", tmp_path / str(processes)), processes=processes
-        )
+        options = ("--batch_size", batch_size, "--output_dir", tmp_path / str(processes))
+        run = start_prepared(tmp_path / "printed", config, *options, processes=processes)
         out, _ = run.communicate(timeout=240)
         assert run.returncode == 0, out
         assert ("cpu, 1 process," if processes == 1 else "cpu, 2 processes,") in out
@@ -121,7 +120,7 @@ def test_two_processes_train_like_one_with_the_same_batch(config, tmp_path):
 def test_ctrl_c_saves_a_checkpoint_and_the_run_can_be_resumed(config, tmp_path):
     run_dir = tmp_path / "run"
     arguments = (config, "--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--lr_schedule", "constant")
-    run = launch(*arguments, start_new_session=True)
+    run = start_prepared(tmp_path / "printed", *arguments)
     wait_for_log(run, run_dir)
     os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to the loader processes too
     out, _ = run.communicate(timeout=60)
@@ -130,7 +129,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_can_be_resumed(config, tmp_path):
     assert "Traceback" not in out
     (checkpoint,) = (run_dir / "checkpoints").iterdir()
     stopped_at = int(checkpoint.name.removeprefix("step_"))
-    resumed = launch(*arguments, "--resume", "auto", "--max_steps", stopped_at + 2)
+    resumed = start_prepared(tmp_path / "printed", *arguments, "--resume", "auto", "--max_steps", stopped_at + 2)
     out, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, out
     assert f"at step {stopped_at}" in out

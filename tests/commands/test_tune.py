@@ -1,21 +1,21 @@
+import functools
 import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 import yaml
-from launched_runs import ENVIRONMENT, RECIPE
+from launched_runs import ENVIRONMENT, RECIPE, start_code, start_detr, wait_for_line
 
 from modeling_detr.commands import run_command
 from modeling_detr.commands.tune import main
 from modeling_detr.errors_detr import RunInUseError
 from modeling_detr.training.metric_logger import read_log
 from modeling_detr.training.run_folder import checkpoint_folders, locked
+from modeling_detr.tuning import search
 from modeling_detr.tuning.search import Search
 
 
@@ -82,34 +82,47 @@ def test_a_folder_continues_the_same_search_only(untrained, tmp_path):
 
 
 def test_two_searches_do_not_share_a_folder(untrained, tmp_path):
-    code = "import sys; from pathlib import Path; from modeling_detr.training.run_folder import locked\n"
-    code += "with locked(Path(sys.argv[1])):\n    print('locked', flush=True)\n    input()\n"
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout.readline() == b"locked\n"
-        with pytest.raises(RunInUseError, match="choose another output_dir"):
-            main(["shapes", "--output_dir", str(tmp_path), "--trials", "2"])
-        holder.stdin.write(b"\n")
-        holder.stdin.close()
+    code = "import sys, time; from pathlib import Path; from modeling_detr.training.run_folder import locked\n"
+    code += "with locked(Path(sys.argv[1])):\n    print('locked', flush=True)\n    time.sleep(300)\n"
+    holder = start_code(tmp_path.parent / f"{tmp_path.name}.txt", code, tmp_path)
+    assert wait_for_line(holder, 0) == "locked\n"
+    with pytest.raises(RunInUseError, match="choose another output_dir"):
+        main(["shapes", "--output_dir", str(tmp_path), "--trials", "2"])
+    holder.kill()
+    holder.wait()
     with locked(tmp_path):
         pass
 
 
+# The search trains its first trial in a prepared process, and the second, in which it is killed, as without a test.
+SEARCH_WITH_ONE_REAL_TRIAL = """\
+import functools, sys
+import launched_runs
+from modeling_detr.benchmarks import detr_process
+from modeling_detr.commands import run_command
+from modeling_detr.tuning import search
+def start(arguments, output, place):
+    start_detr = detr_process.start_detr if "0002" in output.parts else launched_runs.start_detr
+    return start_detr(arguments, output, place)
+search.Search = functools.partial(search.Search, start=start)
+sys.exit(run_command("tune"))
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_search_that_is_killed_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", {**os.environ, **ENVIRONMENT})
+    monkeypatch.setattr(search, "Search", functools.partial(Search, start=start_detr))
     recipe = tmp_path / "tiny.yaml"
     text = RECIPE.replace("model_config:", "model_config:\n  freeze_batch_norm: false\n  freeze_backbone_stem: false")
     recipe.write_text(f"{text}batch_size: 4\nnum_images_to_log: 1\n".replace("epochs: 1", "epochs: 3"))
     out = tmp_path / "out"
     arguments = [str(recipe), "--trials", "3", "--keys", "learning_rate,denoising_groups", "--output_dir", str(out)]
-    code = "import sys; from modeling_detr.commands import run_command; sys.exit(run_command('tune'))"
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=os.environ)
+    process = start_code(tmp_path / "printed", SEARCH_WITH_ONE_REAL_TRIAL, *arguments)
     second = out / "trials" / "0002"
     until = time.monotonic() + 300
     while not checkpoint_folders(second):
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

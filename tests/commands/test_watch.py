@@ -1,11 +1,10 @@
 import re
 import signal
-import subprocess
-import sys
 import urllib.request
 import webbrowser
 
 import pytest
+from launched_runs import start_code, wait_for_line
 
 from modeling_detr.commands import run_command, watch
 from modeling_detr.watching.server import WatchServer
@@ -14,16 +13,13 @@ from modeling_detr.watching.server import WatchServer
 def test_it_prints_its_address_and_ends_with_one_line(tmp_path):
     # a shell in the background ignores interrupts, which processes inherit
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "from modeling_detr.commands import main; raise SystemExit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "watch", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with process:
-        line = process.stdout.readline()
-        url = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
-        assert b"<h1>run</h1>" in urllib.request.urlopen(url, timeout=60).read()
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output, errors) == (0, "stopped watching; the run is not affected\n", "")
+    code += "from modeling_detr.commands import main; raise SystemExit(main())"
+    process = start_code(tmp_path / "printed", code, "watch", tmp_path / "run")
+    url = re.search(r"http://127\.0\.0\.1:\d+/", wait_for_line(process, 0))[0]
+    assert b"<h1>run</h1>" in urllib.request.urlopen(url, timeout=60).read()
+    process.send_signal(signal.SIGINT)
+    lines = process.communicate(timeout=60)[0].splitlines()
+    assert (process.returncode, lines[1:]) == (0, ["stopped watching; the run is not affected"])
 
 
 def test_the_browser_is_opened_if_requested(tmp_path, monkeypatch, capsys):

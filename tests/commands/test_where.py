@@ -2,11 +2,10 @@
 
 import re
 import signal
-import socket
 
 import psutil
 import pytest
-from launched_runs import ROOT, entries, launch, wait_for_log
+from launched_runs import ROOT, entries, launch, start_prepared, wait_for_log
 
 from modeling_detr.commands import train
 from modeling_detr.training.checkpointing import find_damage
@@ -43,9 +42,10 @@ def test_accelerate_launch_starts_all_requested_processes_and_fewer_is_an_error(
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_to_every_process_saves_a_checkpoint(config, tmp_path, processes):
+    """As a scheduler sends it that ends a job; torchrun is one of the processes, which forwards it once more."""
     run_dir = tmp_path / "run"
-    options = ("--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--preflight", "false")
-    run = launch(config, *options, processes=processes)
+    options = (config, "--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--preflight", "false")
+    run = start_prepared(tmp_path / "printed", *options) if processes == 1 else launch(*options, processes=processes)
     wait_for_log(run, run_dir)
     everyone = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
     assert len(everyone) >= 2 * processes  # loaders too
@@ -61,53 +61,50 @@ def test_sigterm_to_every_process_saves_a_checkpoint(config, tmp_path, processes
     assert not any(process.is_running() for process in everyone)
 
 
-def launch_on_two_machines(*arguments, output_dirs):
-    """Starts torchrun twice with one process each, which rendezvous like those of two machines."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
-    runs = [
-        launch(
-            *(*arguments, "--output_dir", output_dir),
-            launcher=[*torchrun, f"--master_port={port}", f"--node_rank={rank}"],
-        )
-        for rank, output_dir in enumerate(output_dirs)
-    ]
-    return [(run.communicate(timeout=120)[0], run.returncode) for run in runs]
+def start_on_two_machines(output, *arguments, output_dirs):
+    """Starts two processes with a local rank of 0 each, like torchrun on two machines."""
+    of_each = [("--output_dir", output_dir) for output_dir in output_dirs]
+    run = start_prepared(output, *arguments, processes=2, machines=2, of_each=of_each)
+    return run.communicate(timeout=120)[0], [process.exitcode for process in run.processes]
 
 
 @pytest.mark.slow
 def test_two_machines_train_one_run_in_a_shared_folder_and_separate_folders_are_an_error(config, tmp_path):
     shared = tmp_path / "run"
     options = (config, "--batch_size", 4, "--num_workers", 1, "--preflight", "false")
-    first, second = launch_on_two_machines(*options, output_dirs=[shared, shared])
-    assert (first[1], second[1]) == (0, 0), first[0] + second[0]
-    assert "2 processes," in first[0]
-    assert "2 processes," not in second[0]  # only one of them prints
+    printed, codes = start_on_two_machines(tmp_path / "first", *options, output_dirs=[shared, shared])
+    assert codes == [0, 0], printed
+    assert printed.count("2 processes,") == 1  # only one of them prints
     assert [entry["step"] for entry in entries(shared, "step")] == [1, 2]
     assert len(entries(shared, "epoch")) == 1
     assert len([*shared.glob("trackers/**/events.out.tfevents.*")]) == 1
     more = ("--epochs", 2, "--resume", "auto")
-    ends = launch_on_two_machines(*options, *more, output_dirs=[shared, tmp_path / "not_shared"])
-    for out, code in ends:
-        assert code == 1, out
-        assert "the processes see different checkpoints" in out
-        assert "output_dir must be a folder that all machines share" in out
+    folders = [shared, tmp_path / "not_shared"]
+    printed, codes = start_on_two_machines(tmp_path / "second", *options, *more, output_dirs=folders)
+    assert codes == [2, 2], printed
+    assert printed.count("the processes see different checkpoints") == 2
+    assert printed.count("output_dir must be a folder that all machines share") == 2
     assert [entry["step"] for entry in entries(shared, "step")] == [1, 2]
     assert not (tmp_path / "not_shared").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_resume_at_the_step_where_one_stopped(config, tmp_path, monkeypatch):
+def test_two_processes_resume_at_the_step_where_one_stopped(config, tmp_path):
     """With as many images per step, each step of the epoch sees the same images."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    options = ["--lr_schedule", "constant", "--learning_rate", "1e-3", "--epochs", "3", "--preflight", "false"]
-    one = [str(config), *options, "--batch_size", "4"]
-    for name, steps in (("whole", "11"), ("continued", "6")):
-        assert train.main([*one, "--max_steps", steps, "--output_dir", str(tmp_path / name)]) == 0
-    two = (config, *options, "--batch_size", "2", "--resume", "auto", "--output_dir", tmp_path / "continued")
-    run = launch(*two, "--max_steps", "11", processes=2)
+    options = ["--lr_schedule", "constant", "--learning_rate", "1e-3", "--epochs", "3", "--eval_every_epochs", "3"]
+    options = (config, *options, "--preflight", "false")
+    one = {
+        name: start_prepared(
+            *(tmp_path / f"{name}.txt", *options, "--batch_size", 4, "--max_steps", steps),
+            *("--output_dir", tmp_path / name),
+        )
+        for name, steps in (("whole", 11), ("continued", 6))
+    }
+    for run in one.values():
+        printed, _ = run.communicate(timeout=120)
+        assert run.returncode == 0, printed
+    two = ("--batch_size", 2, "--max_steps", 11, "--resume", "auto", "--output_dir", tmp_path / "continued")
+    run = start_prepared(tmp_path / "two.txt", *options, *two, processes=2)
     out, _ = run.communicate(timeout=120)
     assert run.returncode == 0, out
     assert "trained with 1 process so far, now with 2: each step sees the same images, so the run continues" in out
@@ -120,11 +117,9 @@ def test_two_processes_resume_at_the_step_where_one_stopped(config, tmp_path, mo
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_the_one_with_the_bad_image_saves_it(config, tmp_path):
-    run = launch(
-        *(7, config, "--batch_size", 4, "--output_dir", tmp_path, "--preflight", "false"),
-        processes=2,
-        script="tests/poisoned_train.py",
-    )
+    options = (config, "--batch_size", 4, "--output_dir", tmp_path, "--preflight", "false")
+    poison = "from poisoned_train import poison; poison(7)"
+    run = start_prepared(tmp_path / "printed", *options, processes=2, before=poison)
     out, _ = run.communicate(timeout=120)
     assert run.returncode != 0
     (file,) = (tmp_path / "nonfinite").iterdir()
@@ -138,7 +133,7 @@ def test_processes_end_with_a_launcher_that_is_killed_and_the_folder_is_locked_u
     options = ("--batch_size", 1, "--epochs", 200, "--num_workers", 0, "--preflight", "false")
     run = launch(config, *options, processes=2)
     wait_for_log(run, run_dir)
-    second = launch(config, *options, "--resume", "auto")
+    second = start_prepared(tmp_path / "printed", config, *options, "--resume", "auto")
     out, _ = second.communicate(timeout=120)
     assert second.returncode == 2, out
     assert "is training in it; stop it, or choose another output_dir" in out
