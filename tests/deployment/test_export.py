@@ -14,7 +14,7 @@ import torch
 from modeling_detr import DetrTorchvisionImageProcessor
 from modeling_detr.conversion import load_detector, load_model
 from modeling_detr.data import open_dataset
-from modeling_detr.deployment import export_detector
+from modeling_detr.deployment import export_detector, targets
 from modeling_detr.deployment.checks import Checks, MetricPair
 from modeling_detr.deployment.export import ExportRefusedError
 from modeling_detr.deployment.targets import TARGETS
@@ -24,7 +24,7 @@ from modeling_detr.runtimes import RUNTIMES
 from modeling_detr.runtimes.manifest import Manifest
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def processor():
     return DetrTorchvisionImageProcessor(size={"shortest_edge": 96, "longest_edge": 160})
 
@@ -32,6 +32,54 @@ def processor():
 @pytest.fixture
 def image():
     return np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def index():
+    return open_dataset("shapes").split("val").select(np.arange(3))
+
+
+@pytest.fixture(scope="module")
+def make_model(tiny_detector, tiny_segmenter, index):
+    """Returns a function that makes a detector with the classes of `index`, or a segmenter."""
+    labels = len(index.categories)
+    return lambda name: (
+        tiny_segmenter() if name == "segmenter" else tiny_detector(num_labels=labels, encoder_ffn_dim=512)
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_graphs():
+    """Trace equal models once, and convert each trace to ONNX once: most of the time of an export."""
+    trace, convert = targets.trace_detector, torch.onnx.export
+    traces, converted = {}, {}
+
+    def trace_once(model, options, dtype=torch.float32):
+        weights = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+        key = model.config.to_json_string(), weights, options, dtype
+        if key not in traces:
+            traces[key] = trace(model, options, dtype)
+        return traces[key]
+
+    def convert_once(program, **options):
+        if id(program) not in converted:  # those of `traces`, which live as long
+            converted[id(program)] = convert(program, **options)
+        return converted[id(program)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "trace_detector", trace_once)
+        patch.setattr(torch.onnx, "export", convert_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def torch_export(make_model, processor, index, tmp_path_factory):
+    """The detector, its export as a program of PyTorch with a comparison on images, and the checks of this."""
+    model, folder = make_model("detector"), tmp_path_factory.mktemp("torch") / "exported"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", False)  # as on most machines
+        checks = export_detector(model, processor, folder, to="torch", data=index)
+    return model, folder, checks
 
 
 def assert_equal_objects(got, expected):
@@ -42,29 +90,56 @@ def assert_equal_objects(got, expected):
         assert (got["masks"] != expected["masks"]).sum() <= 1e-3 * expected["masks"].numel()
 
 
-CASES = [
-    ("tiny_detector", "torch"),
-    ("tiny_segmenter", "torch"),
-    *(
-        pytest.param(make, to, marks=pytest.mark.slow)
-        for make in ("tiny_detector", "tiny_segmenter")
-        for to in ("onnx", "openvino")  # the compiler of aotinductor takes minutes
-    ),
-]
-
-
-@pytest.mark.parametrize(("make", "to"), CASES)
-def test_an_exported_folder_predicts_what_the_model_predicts(make, to, request, processor, image, tmp_path):
-    model = request.getfixturevalue(make)()
-    checks = export_detector(model, processor, tmp_path / "exported", to=to)
-    assert max(checks.differences.values()) < 1e-3
-    exported, exported_processor = load_detector(str(tmp_path / "exported"), trust_code=True)
+def assert_predicts_like(model, processor, image, folder):
+    exported, exported_processor = load_detector(str(folder), trust_code=True)
     for threshold in (0.0, 0.3):
         expected = predict_objects(model, processor, image, threshold)
         assert_equal_objects(predict_objects(exported, exported_processor, image, threshold), expected)
 
 
-@pytest.mark.parametrize("options", [{"postprocess": True}, {"pixel_mask": False}, {"fixed_size": (160, 160)}])
+def test_an_exported_program_predicts_what_the_model_predicts(torch_export, processor, image):
+    model, folder, checks = torch_export
+    assert max(checks.differences.values()) < 1e-3
+    assert_predicts_like(model, processor, image, folder)
+
+
+CASES = [
+    ("segmenter", "torch"),
+    *(
+        pytest.param(name, to, marks=pytest.mark.slow)
+        for name in ("segmenter", "detector")
+        for to in ("onnx", "openvino")  # the compiler of aotinductor takes minutes
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "to"), CASES)
+def test_an_exported_folder_predicts_what_the_model_predicts(name, to, make_model, processor, image, tmp_path):
+    model = make_model(name)
+    checks = export_detector(model, processor, tmp_path / "exported", to=to)
+    assert max(checks.differences.values()) < 1e-3
+    assert_predicts_like(model, processor, image, tmp_path / "exported")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int8_static"])
+def test_an_export_of_low_precision_is_small_and_close(precision, make_model, processor, index, tmp_path):
+    target = tmp_path / "exported"
+    checks = export_detector(
+        make_model("detector"),
+        processor,
+        target,
+        precision=precision,
+        data=index,
+        calibration=index,
+        operators="all",
+    )
+    assert checks.exported_bytes < checks.model_bytes
+    assert checks.differences["pred_boxes"] < 0.05
+    assert Manifest.read(target).precision == precision
+
+
+@pytest.mark.parametrize("options", [{"postprocess": True, "fixed_size": (160, 160)}, {"pixel_mask": False}])
 def test_every_form_of_export_predicts_what_the_model_predicts(options, tiny_detector, processor, image, tmp_path):
     model = tiny_detector()
     export_detector(model, processor, tmp_path / "exported", to="torch", **options)
@@ -75,41 +150,28 @@ def test_every_form_of_export_predicts_what_the_model_predicts(options, tiny_det
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int8_static"])
-def test_an_export_of_low_precision_is_small_and_close(precision, tiny_detector, processor, tmp_path):
-    index = open_dataset("shapes").split("val").select(np.arange(3))
-    model = tiny_detector(num_labels=len(index.categories), encoder_ffn_dim=512)
-    target = tmp_path / "exported"
-    checks = export_detector(
-        model, processor, target, precision=precision, data=index, calibration=index, operators="all"
-    )
-    assert checks.exported_bytes < checks.model_bytes
-    assert checks.differences["pred_boxes"] < 0.05
-    assert Manifest.read(target).precision == precision
+ONE_SIZE = {"to": "torch", "fixed_size": (96, 160)}  # faster to export than images of any size
 
 
 def test_a_model_with_16_bit_weights_is_exported(tiny_detector, processor, tmp_path):
     model = tiny_detector().bfloat16()
-    checks = export_detector(model, processor, tmp_path / "exported", to="torch")
+    checks = export_detector(model, processor, tmp_path / "exported", **ONE_SIZE)
     assert checks.differences["logits"] < 1e-4
     assert model.dtype == torch.bfloat16
 
 
-def test_the_folder_says_what_is_in_it(tiny_detector, processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as on most machines
-    model = tiny_detector()
-    export_detector(model, processor, tmp_path / "exported", to="torch")
-    manifest = json.loads((tmp_path / "exported" / "export.json").read_text())
+def test_the_folder_says_what_is_in_it(torch_export):
+    model, folder, _ = torch_export
+    manifest = json.loads((folder / "export.json").read_text())
     assert manifest["labels"] == list(model.config.class_names)
     assert manifest["inputs"] == ["pixel_values", "pixel_mask"]
     assert manifest["versions"]["torch"] == version("torch")
     assert manifest["checks"]["differences"]["logits"] < 1e-4
-    files = {path.name for path in (tmp_path / "exported").iterdir()}
+    files = {path.name for path in folder.iterdir()}
     written = {"model.pt2", "config.json", "preprocessor_config.json", "export.json", "detect.py"}
     assert files == written | {"handler.py", "app.py", "requirements.txt"}
     with pytest.raises(ModelError, match="exported model, which can only predict"):
-        load_model(str(tmp_path / "exported"))
+        load_model(str(folder))
 
 
 def test_a_spoilt_export_is_refused_and_leaves_nothing(tiny_detector, processor, tmp_path, monkeypatch):
@@ -123,7 +185,7 @@ def test_a_spoilt_export_is_refused_and_leaves_nothing(tiny_detector, processor,
 
     monkeypatch.setitem(TARGETS, "torch", dataclasses.replace(target, write=write_spoilt))
     with pytest.raises(ExportRefusedError, match=r"not written, because logits differs by 0\.1") as caught:
-        export_detector(tiny_detector(), processor, tmp_path / "exported", to="torch")
+        export_detector(tiny_detector(), processor, tmp_path / "exported", **ONE_SIZE)
     assert caught.value.checks.differences["logits"] == pytest.approx(0.1, abs=1e-3)
     assert list(tmp_path.iterdir()) == []
 
@@ -140,10 +202,8 @@ def test_outputs_that_are_not_numbers_are_refused():
     assert checks.problems(0.01) == ["logits is not finite, or of another shape than the model's"]
 
 
-def test_ap_is_compared_on_a_dataset(tiny_detector, processor, tmp_path):
-    index = open_dataset("shapes").split("val").select(np.arange(3))
-    model = tiny_detector(num_labels=len(index.categories))
-    checks = export_detector(model, processor, tmp_path / "exported", to="torch", data=index)
+def test_ap_is_compared_on_a_dataset(torch_export):
+    _, _, checks = torch_export
     assert checks.images == 3
     assert [pair.name for pair in checks.metrics] == ["AP", "AP50"]
 
