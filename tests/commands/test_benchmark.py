@@ -17,7 +17,7 @@ STUDY = """\
 recipe: {recipe}
 keys:
   model_config: {{freeze_batch_norm: false, freeze_backbone_stem: false}}
-  epochs: 6
+  epochs: 4
   batch_size: 4
   num_images_to_log: 1
   preflight: false
@@ -88,7 +88,7 @@ def test_a_study_that_is_killed_continues_where_it_stopped(study, tmp_path, prep
     assert "2 runs (plain, aided; seeds 0), 1 finished" in printed
     assert "[2/2] aided, seed 0: AP50 " in printed
     assert (first / "finished.json").stat().st_mtime_ns == finished_at
-    assert [entry["epoch"] for entry in read_log(second / "log.jsonl") if entry["kind"] == "epoch"] == [*range(1, 7)]
+    assert [entry["epoch"] for entry in read_log(second / "log.jsonl") if entry["kind"] == "epoch"] == [*range(1, 5)]
     results = json.loads((out / "results.json").read_text())
     assert [(run["variant"], run["seed"]) for run in results["runs"]] == [("plain", 0), ("aided", 0)]
     assert (out / "results.md").read_text() in printed
