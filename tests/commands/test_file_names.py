@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_detr import DetrTorchvisionImageProcessor
+from modeling_detr import DetrTorchvisionImageProcessor, visualization
 from modeling_detr.commands import run_command
 from modeling_detr.data import open_dataset
 from modeling_detr.data.file_search import FileSearch
@@ -113,7 +113,7 @@ def test_every_image_is_found_and_converted_to_every_format(dataset, tmp_path, c
 
 def test_every_image_is_scored(dataset, model, tmp_path):
     folder, names = dataset
-    arguments = [model, folder, "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]
+    arguments = [model, folder, "--output_dir", str(tmp_path / "out"), "--num_workers", "0", "--num_pictures", "3"]
     assert run_command("evaluate", arguments) == 0
     results = json.loads((tmp_path / "out/predictions.json").read_text(encoding="utf-8"))
     assert len({row["image_id"] for row in results}) == len(names)
@@ -140,7 +140,8 @@ def test_every_image_is_shown_and_predicted(dataset, model, tmp_path):
 
 
 @pytest.mark.parametrize("dataset", [coco], indirect=True)
-def test_every_image_is_trained_on_and_drawn(dataset, config, tmp_path):
+def test_every_image_is_trained_on_and_drawn(dataset, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(visualization, "plot_curves", lambda *_: None)  # slow, and without names of images
     folder, names = dataset
     arguments = [str(config), "--data", folder, "--train_split", "val", "--eval_split", "val", "--batch_size", "9"]
     arguments += ["--resume", "auto", "--preflight", "false"]

@@ -5,7 +5,7 @@ import signal
 
 import psutil
 import pytest
-from launched_runs import ROOT, entries, launch, start_prepared, wait_for_log
+from launched_runs import ROOT, entries, launch, start_code, start_prepared, wait_for_log
 
 from modeling_detr.commands import train
 from modeling_detr.training.checkpointing import find_damage
@@ -39,13 +39,20 @@ def test_accelerate_launch_starts_all_requested_processes_and_fewer_is_an_error(
     assert not (tmp_path / "fewer").exists()
 
 
+def torchrun(output, *arguments):
+    """Starts torchrun, which starts two processes as it does without a test."""
+    options = ("--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
+    code = "from torch.distributed.run import main; main()"
+    return start_code(output, code, *options, ROOT / "scripts/train.py", *arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_to_every_process_saves_a_checkpoint(config, tmp_path, processes):
     """As a scheduler sends it that ends a job; torchrun is one of the processes, which forwards it once more."""
     run_dir = tmp_path / "run"
     options = (config, "--batch_size", 1, "--epochs", 200, "--num_workers", 1, "--preflight", "false")
-    run = start_prepared(tmp_path / "printed", *options) if processes == 1 else launch(*options, processes=processes)
+    run = (start_prepared if processes == 1 else torchrun)(tmp_path / "printed", *options)
     wait_for_log(run, run_dir)
     everyone = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
     assert len(everyone) >= 2 * processes  # loaders too
@@ -131,7 +138,7 @@ def test_two_processes_stop_together_and_the_one_with_the_bad_image_saves_it(con
 def test_processes_end_with_a_launcher_that_is_killed_and_the_folder_is_locked_until_then(config, tmp_path):
     run_dir = tmp_path / "run"
     options = ("--batch_size", 1, "--epochs", 200, "--num_workers", 0, "--preflight", "false")
-    run = launch(config, *options, processes=2)
+    run = torchrun(tmp_path / "torchrun.txt", config, *options)
     wait_for_log(run, run_dir)
     second = start_prepared(tmp_path / "printed", config, *options, "--resume", "auto")
     out, _ = second.communicate(timeout=120)
