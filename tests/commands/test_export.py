@@ -40,7 +40,16 @@ def test_an_exported_model_is_evaluated_like_a_model(model, exported, tmp_path, 
     metrics = []
     for source in (model, exported):
         folder = tmp_path / source.name
-        arguments = ["evaluate", str(source), "shapes", "--trust_code", "--num_workers", "0", "--num_pictures", "1"]
+        arguments = [
+            "evaluate",
+            str(source),
+            "shapes?val=20",
+            "--trust_code",
+            "--num_workers",
+            "0",
+            "--num_pictures",
+            "1",
+        ]
         assert main([*arguments, "--output_dir", str(folder), "--batch_size", "7"]) == 0
         metrics.append(json.loads((folder / "evaluation.json").read_text())["metrics"])
     assert metrics[0]["ap"] == pytest.approx(metrics[1]["ap"], abs=1e-4)

@@ -57,7 +57,8 @@ def folder(request: pytest.FixtureRequest, model_folder: Path, tmp_path: Path) -
         write_endpoint_files(model_folder, OF_MODEL)
         return model_folder
     detector = Detector.from_pretrained(model_folder, device="cpu")
-    export_detector(detector.model, detector.processor, tmp_path / "exported", to="torch")
+    size = (64, 96)  # that of the picture, resized; a model of one size is exported in half the time
+    export_detector(detector.model, detector.processor, tmp_path / "exported", to="torch", fixed_size=size)
     return tmp_path / "exported"
 
 

@@ -198,7 +198,6 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
         (as_json(images=[jpeg()], threshold=1.5), 422, "threshold: got '1.5'; expected a score from 0 to 1, or best."),
         (as_json(images=[jpeg()], threshold={"sta": 0.5}), 422, "the_model: has no class 'sta'; did you mean 'star'?"),
         ({"path": "/predict?threshold=nan", "body": jpeg()}, 422, "threshold: got 'nan'; expected a score"),
-        ({"path": "/predict?threshold=best", "body": jpeg()}, 422, "thresholds.json"),
         (
             {"path": "/predict?classes=dics", "body": jpeg()},
             422,
@@ -223,6 +222,15 @@ def test_what_is_wrong_is_said(server, request_, status, message):
     assert (got, content["error"]["status"]) == (status, status)
     assert message in content["error"]["message"]
     assert server.queued() == 0
+
+
+def test_best_thresholds_of_a_model_without_any_are_an_error(tiny_detector, model_folder):
+    detector = held_detector(tiny_detector(num_labels=2, id2label=NAMES), source=str(model_folder))
+    with served(detector, limits=SMALL) as running:
+        status, _, content = running.request("/predict?threshold=best", jpeg())
+        assert (status, content["error"]["status"]) == (422, 422)
+        assert "has no thresholds.json" in content["error"]["message"]
+        assert running.queued() == 0
 
 
 def test_a_model_that_fails_is_an_error_and_the_next_request_is_answered(server, detector, monkeypatch):
@@ -391,7 +399,7 @@ def test_an_exported_model_is_served(tiny_detector, tmp_path):
     pytest.importorskip("onnxruntime")
     processor = DetrTorchvisionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     folder = tmp_path / "exported"
-    export_detector(tiny_detector(num_labels=2, id2label=NAMES), processor, folder, to="onnx")
+    export_detector(tiny_detector(num_labels=2, id2label=NAMES), processor, folder, to="onnx", fixed_size=(64, 96))
     detector = Detector.from_pretrained(folder)
     with served(detector) as running:
         _, _, content = running.request("/predict?threshold=0", jpeg())
