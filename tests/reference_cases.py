@@ -49,6 +49,12 @@ def _seeded() -> ModuleType:
     return module
 
 
+@functools.lru_cache(maxsize=1)  # tests of one case follow each other; 40 million random numbers take seconds
+def _seeded_weights(variant: str, seed: int) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = _seeded().seeded_state_dict(REFERENCE / "manifests" / f"{variant}.json", seed)
+    return weights
+
+
 @dataclass
 class Case:
     """One golden file: the original's options, seeds and results."""
@@ -71,9 +77,7 @@ class Case:
 
     def original_weights(self) -> dict[str, Tensor]:
         """The case's weights under the original's names."""
-        manifest = REFERENCE / "manifests" / f"{self.values['variant']}.json"
-        weights: dict[str, Tensor] = _seeded().seeded_state_dict(manifest, self.values["seed"])
-        return weights
+        return dict(_seeded_weights(self.values["variant"], self.values["seed"]))
 
     def images(self, seeds: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """The padded batch and its mask."""

@@ -13,6 +13,12 @@ from modeling_detr.training.optimization import build_optimizer
 CASES = ["tiny-r18", "tiny-r18-prenorm", "tiny-r18-learned", "detr-r50", "detr-r50-dc5", "detr-r50-panoptic"]
 
 
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """Each case in turn, for all tests."""
+    return load_case(request.param)
+
+
 def norm_of_original(name, tensors):
     """Return the norm of the original's parameter `name`, which may be split into three of ours."""
     return torch.cat([tensors[ours].flatten() for ours in original_name_to_ours(name)]).norm().item()
@@ -27,9 +33,7 @@ def assert_logits_close(logits, golden):
     torch.testing.assert_close(logits, golden, atol=1e-5 * golden.abs().max().item(), rtol=0)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_model_computes_what_the_original_computes(name):
-    case = load_case(name)
+def test_model_computes_what_the_original_computes(case):
     model, labels = case.model(), case.labels()
     output = model(*case.images(), labels)
 
@@ -92,11 +96,9 @@ def test_six_training_steps_in_float64_follow_the_original():
         assert norm_of_original(key, parameters | buffers) == pytest.approx(expected, rel=1e-6), key
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_predicting_computes_what_the_original_computes(name, monkeypatch):
+def test_predicting_computes_what_the_original_computes(case, monkeypatch):
     """Without gradients, a copy of the backbone computes, with its batch norms folded into the convolutions."""
     monkeypatch.setattr(folding_detr, "FEWEST_PIXELS", 0)
-    case = load_case(name)
     model = case.model()
     with torch.inference_mode():
         output = model(*case.images())
