@@ -33,9 +33,10 @@ def fresh_accelerator():
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Leave the plot of the curves, which takes a second, out of the page at the end of each run."""
+    """Leave curves and pictures of errors, which take half the time of a run, out of the page at its end."""
     if "with_plots" not in request.keywords:
         monkeypatch.setattr("modeling_detr.training.report_page.curve_section", lambda run_dir: [])
+        monkeypatch.setattr("modeling_detr.training.report_page.error_pictures", lambda *arguments: [])
 
 
 @pytest.fixture
