@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def tiny_segmenter() -> Callable[..., DetrForSegmentation]:
 def no_child_processes():
     """End the child processes of earlier tests, such as loaders that wait for garbage collection."""
     gc.collect()
+    forkserver._forkserver._stop()  # of prepared runs; killed, it would leave a warning to the next one
+    resource_tracker._resource_tracker._stop()
     _kill_children()
     yield
     _kill_children()

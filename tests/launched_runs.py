@@ -200,6 +200,13 @@ def start_code(output: Path, code: str, *arguments, environment=()) -> PreparedR
     return PreparedRun(output, code, [[*map(str, arguments)]], [dict(environment)])
 
 
+def start_script(output: Path, script: str, *arguments, processes=1) -> PreparedRun:
+    """Start `python tests/SCRIPT ARGUMENTS` in prepared processes, with the environment of `start_prepared`."""
+    output.unlink(missing_ok=True)
+    code = f"import runpy; runpy.run_path({str(ROOT / 'tests' / script)!r}, run_name='__main__')"
+    return PreparedRun(output, code, [[*map(str, arguments)]] * processes, _connections(processes, processes))
+
+
 def start_prepared(
     output: Path, *arguments, command="train", processes=1, machines=1, of_each=None, environment=(), before=""
 ) -> PreparedRun:
@@ -219,13 +226,14 @@ def start_prepared(
     """
     output.unlink(missing_ok=True)
     words = [[command, *map(str, [*arguments, *more])] for more in of_each or [()] * processes]
-    connections = [{}] if processes == 1 else _connections(processes, processes // machines)
-    environments = [{**one, **dict(environment)} for one in connections]
+    environments = [{**one, **dict(environment)} for one in _connections(processes, processes // machines)]
     return PreparedRun(output, f"{WITHOUT_CURVES}\n{before}\n{DETR}", words, environments)
 
 
 def _connections(processes: int, local: int) -> list[dict[str, str]]:
-    """The environment variables by which each process finds the others."""
+    """The environment variables by which each process finds the others; none for a single one."""
+    if processes == 1:
+        return [{}]
     with socket.create_server(("localhost", 0)) as server:
         meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1])}
     meeting |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(local)}

@@ -1,4 +1,4 @@
-"""Train, measure memory, open files and threads every 10 steps, and print them as JSON.
+"""Train, measure memory, open files and threads every 20 steps, and print them as JSON.
 
 python tests/measured_run.py RECIPE
 """
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     def log_and_measure(logger: MetricLogger, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Measure between two steps, when no batch is being transferred."""
         log_step(logger, epoch, step, values)
-        if step % 10 == 0:
+        if step % 20 == 0:
             measured.append(measure())
 
     MetricLogger.step = log_and_measure

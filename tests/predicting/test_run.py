@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -16,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from killed_writes import killed_before
+from launched_runs import PreparedRun, start_code, start_prepared, wait_for_line
 from noise_images import picture
 
 from modeling_detr.commands.predict import main
@@ -27,7 +26,6 @@ from modeling_detr.predicting.outputs import OutputRun, create_outputs
 from modeling_detr.predicting.run import PredictionRun
 
 
-REPOSITORY = Path(__file__).parents[2]
 KINDS = "pictures,json,jsonl,csv,parquet,coco,yolo,voc,crops"
 
 
@@ -122,20 +120,18 @@ def test_only_files_in_the_folder_of_the_results_are_removed(command, interrupte
 
 
 @pytest.fixture
-def other_run(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def other_run(tmp_path: Path) -> Iterator[PreparedRun]:
     """A process that works in the folder `out`."""
     code = "import sys, time; from pathlib import Path; from modeling_detr.predicting.journal import Journal\n"
     code += "Journal(Path(sys.argv[1])).open({}); print('open', flush=True); time.sleep(100)"
-    command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "open\n"
-        yield process
-        process.kill()
+    process = start_code(tmp_path / "printed.txt", code, tmp_path / "out")
+    assert wait_for_line(process, 0) == "open\n"
+    yield process
+    process.kill()
 
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_has_ended(
-    command, tmp_path: Path, other_run: subprocess.Popen[str]
+    command, tmp_path: Path, other_run: PreparedRun
 ) -> None:
     picture(tmp_path / "in" / "a.png")
     with pytest.raises(OutputError, match=f"process {other_run.pid} on .* is predicting into it; wait for it"):
@@ -191,18 +187,16 @@ def test_a_continued_run_in_a_new_folder_finds_the_same_images(
 def test_a_killed_run_on_changed_images_ends_like_a_new_one(command, tmp_path: Path) -> None:
     for number in range(1, 41):
         picture(tmp_path / "in" / f"{number}.png", (60 + number, 60))
-    script = [sys.executable, "scripts/predict.py", *command("parts", "--batch_size", "3", "--num_workers", "1")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: rounding depends on the threads
+    printed, arguments = tmp_path / "printed.txt", command("parts", "--batch_size", "3", "--num_workers", "1")
     for least in (8, 16):
-        with subprocess.Popen(script, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL) as process:
-            while (
-                sum(len(file.read_bytes().splitlines()) for file in tmp_path.glob(f"parts/{FOLDER}/*.jsonl")) < least
-            ):
-                assert process.poll() is None
-                time.sleep(0.01)
-            process.kill()
+        process = start_prepared(printed, *arguments, command="predict")
+        while sum(len(file.read_bytes().splitlines()) for file in tmp_path.glob(f"parts/{FOLDER}/*.jsonl")) < least:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.wait(60)
     change_some(tmp_path / "in")
-    assert subprocess.run(script, cwd=REPOSITORY, env=environment).returncode == 1
+    assert start_prepared(printed, *arguments, command="predict").wait(100) == 1
     assert main(command("whole", "--batch_size", "3")) == 1
     assert_same_results(tmp_path / "parts", tmp_path / "whole")
 
@@ -253,7 +247,8 @@ def test_a_run_that_fails_lets_others_into_its_folder(command, interrupted, tmp_
     interrupted(command("out"), 0)
     code = "import sys; from pathlib import Path; from modeling_detr.predicting.journal import Journal\n"
     code += "Journal(Path(sys.argv[1])).open({})"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=REPOSITORY, check=True)
+    other = start_code(tmp_path / "printed.txt", code, tmp_path / "out")
+    assert other.wait(60) == 0, other.output.read_text()
 
 
 @pytest.mark.slow

@@ -6,33 +6,31 @@ Prints its figures: pytest -s tests/serving/test_load.py
 import http.client
 import re
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
 
 import pytest
+from launched_runs import start_prepared, wait_for_line
 from served import jpeg
 
 
 CLIENTS = 8
-CODE = "import sys; from modeling_detr.commands import main; raise SystemExit(main(sys.argv[1:]))"
 PICTURES = [jpeg(seed=seed) for seed in range(8)]
 
 
 @contextmanager
 def serving(model, *options):
-    arguments = [sys.executable, "-c", CODE, "serve", str(model), "--port", "0", "--device", "cpu", *options]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            port = int(re.search(r":(\d+)/ ", process.stdout.readline())[1])
-            while ask(port, "/health")[0] != 200:
-                time.sleep(0.1)
-            yield port
-        finally:
-            process.terminate()
-            assert process.wait(60) == 0
+    arguments = [model, "--port", "0", "--device", "cpu", *options]
+    process = start_prepared(model.parent / "printed.txt", *arguments, command="serve")
+    try:
+        port = int(re.search(r":(\d+)/ ", wait_for_line(process, 0))[1])
+        while ask(port, "/health")[0] != 200:
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
 
 
 def ask(port, path, body=None, connection=None):

@@ -1,14 +1,12 @@
 """FSDP on CPUs trains the same, and its checkpoints resume without it."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from launched_runs import start_prepared
 from safetensors.torch import load_file
 
 from modeling_detr.training.plan import plan
@@ -20,10 +18,10 @@ ROOT = Path(__file__).parents[2]
 
 def train(recipe, tmp_path, fsdp: bool) -> str:
     """Run a recipe in two processes and return what it prints."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {}
     if fsdp:  # as `accelerate launch --config_file` sets it for GPUs
         config = yaml.safe_load((ROOT / "configs/accelerate/fsdp.yaml").read_text())["fsdp_config"]
-        environment |= {
+        environment = {
             "ACCELERATE_USE_FSDP": "true",
             "FSDP_VERSION": str(config["fsdp_version"]),
             "FSDP_AUTO_WRAP_POLICY": config["fsdp_auto_wrap_policy"],
@@ -32,13 +30,10 @@ def train(recipe, tmp_path, fsdp: bool) -> str:
         }
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
-    start = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
-    start += ["--rdzv-endpoint=localhost:0", "scripts/train.py", str(file)]
-    run = subprocess.run(
-        [sys.executable, *start], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+    run = start_prepared(tmp_path / "printed.txt", file, processes=2, environment=environment)
+    printed, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, printed
+    return printed
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from launched_runs import ENVIRONMENT, ROOT
 @pytest.mark.slow
 def test_hundreds_of_steps_leak_no_memory_files_processes_or_threads(tiny_recipe, tmp_path):
     """There are a loader, averaged weights, evaluations, pictures and checkpoints between the steps."""
-    options = {"num_workers": 1, "ema_decay": 0.9, "eval_every_epochs": 10, "checkpoint_every_steps": 20}
+    options = {"num_workers": 1, "ema_decay": 0.9, "eval_every_epochs": 10, "checkpoint_every_steps": 25}
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(tiny_recipe(**options, epochs=100).to_yaml())  # of 5 steps
+    recipe.write_text(tiny_recipe(**options, epochs=200).to_yaml())  # of 5 steps
     start = [sys.executable, "tests/measured_run.py", str(recipe)]
     run = subprocess.run(
         start, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=500

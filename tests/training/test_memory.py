@@ -1,10 +1,10 @@
 """The memory of a process: its peak, and a real limit."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
+from launched_runs import start_code
 
 from modeling_detr.errors_detr import RecipeError
 from modeling_detr.training.memory import limit_memory
@@ -50,18 +50,19 @@ except RuntimeError as error:
 
 
 @linux
-def test_the_peak_counts_what_has_been_freed():
-    run = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, timeout=200)
-    assert run.returncode == 0, run.stderr
-    with_tensor, after_reset = map(float, run.stdout.split())
+def test_the_peak_counts_what_has_been_freed(tmp_path):
+    run = start_code(tmp_path / "printed.txt", FREED)
+    assert run.wait(100) == 0, run.output.read_text()
+    with_tensor, after_reset = map(float, run.output.read_text().split())
     assert with_tensor == pytest.approx(0.25, abs=0.05)
     assert after_reset == pytest.approx(0.0, abs=0.05)
 
 
 @linux
-def test_an_allocation_above_the_limit_fails_except_in_processes_that_lift_it():
-    run = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=200)
-    assert run.stdout == "0\n", run.stderr
+def test_an_allocation_above_the_limit_fails_except_in_processes_that_lift_it(tmp_path):
+    run = start_code(tmp_path / "printed.txt", LIMITED)
+    run.wait(100)
+    assert run.output.read_text() == "0\n"
 
 
 @linux

@@ -1,14 +1,13 @@
 """Runs whose steps do not fit into memory: they train in parts, remember the limit, and say so once."""
 
 import dataclasses
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launched_runs import start_script
 from safetensors.torch import load_file
 from split_steps import run_out
 
@@ -200,11 +199,10 @@ def test_a_run_under_a_real_limit_trains_in_parts(tiny_recipe, tmp_path):
     recipe = tiny_recipe(**keys, model_config=model)
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
-    command = [sys.executable, "tests/limited_run.py", "350", str(file)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stdout + run.stderr
+    run = start_script(tmp_path / "printed.txt", "limited_run.py", 350, file)
+    printed, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, printed
     (warning,) = warnings_of(recipe)
     assert "32 images of 256x256 (width x height) did not fit into memory" in warning
-    allowed, used = map(float, re.findall(r"([\d.]+) GiB", run.stdout.splitlines()[-1]))
+    allowed, used = map(float, re.findall(r"([\d.]+) GiB", printed.splitlines()[-1]))
     assert used <= allowed

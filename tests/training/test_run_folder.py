@@ -4,11 +4,10 @@ import functools
 import itertools
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from killed_writes import killed_before
+from launched_runs import start_code, wait_for_line
 
 from modeling_detr.endpoint_files import APP, HANDLER, REQUIREMENTS
 from modeling_detr.errors_detr import RunInUseError
@@ -52,12 +51,12 @@ def test_a_kill_at_any_file_operation_leaves_the_exported_model_before_or_after(
 def test_a_second_run_in_a_folder_is_refused_until_the_first_has_ended(tmp_path):
     hold = "import sys, time; from modeling_detr.training.run_folder import locked; from pathlib import Path\n"
     hold += "with locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
-    first = subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert first.stdout.readline() == "locked\n"
+    first = start_code(tmp_path / "printed.txt", hold, tmp_path)
+    assert wait_for_line(first, 0) == "locked\n"
     with pytest.raises(RunInUseError, match=f"process {first.pid} on .* is training in it; stop it"), locked(tmp_path):
         pass
     first.kill()
-    first.communicate()
+    first.wait(60)
     with locked(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
 

@@ -1,13 +1,11 @@
 """A step has the same gradient however it is split: over processes, accumulated batches, or parts of a batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from launched_runs import start_script
 from split_steps import CASES, COUNTS, FAILURES, SPLIT_OVER_PROCESSES, batch_of, gradient_of_step, model_of
 
 from modeling_detr.image_processing_detr import batch_to_device
@@ -95,11 +93,8 @@ def test_both_normalizations_agree_for_one_process_and_one_batch(counts):
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one_process_even_if_one_runs_out_of_memory(tmp_path):
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    start += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "tests/split_steps.py", str(tmp_path)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-    assert run.returncode == 0, run.stderr
+    run = start_script(tmp_path / "printed.txt", "split_steps.py", tmp_path, processes=2)
+    assert run.wait(200) == 0, run.output.read_text()
     for case, name, normalization in SPLIT_OVER_PROCESSES:
         got = torch.load(tmp_path / f"{case}, {name}, {normalization}.pt", weights_only=False)
         if normalization == "step":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from launched_runs import launch
+from launched_runs import start_prepared
 
 from modeling_detr import DetrConfig, DetrForObjectDetection, DetrTorchvisionImageProcessor
 from modeling_detr.data import DetectionDataset, open_dataset
@@ -156,7 +156,7 @@ def test_several_processes_predict_together_and_use_the_same_boxes(recipe, tmp_p
     def trained(processes):
         one = recipe(output_dir=str(tmp_path / f"run{processes}"), batch_size=4 // processes, epochs=1)
         (tmp_path / "recipe.yaml").write_text(one.to_yaml())
-        run = launch(tmp_path / "recipe.yaml", processes=processes)
+        run = start_prepared(tmp_path / "printed.txt", tmp_path / "recipe.yaml", processes=processes)
         output = run.communicate(timeout=200)[0]
         assert run.returncode == 0, output
         teacher = load_teacher(one, open_splits(one)[0], 100, Accelerator(cpu=True), resumes=True)
