@@ -56,8 +56,7 @@ def another(padded):
     return {key: torch.cat([value, value[:1], value.roll(1, 0)]) for key, value in padded.items()}
 
 
-@MODELS
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(("make", "strict"), [("tiny_detector", True), ("tiny_segmenter", False)])
 def test_an_exported_model_takes_any_mask(make, strict, request, unpadded, padded):
     model = request.getfixturevalue(make)()
     exported = torch.export.export(model, (), unpadded, strict=strict).module()
@@ -68,11 +67,10 @@ def test_an_exported_model_takes_any_mask(make, strict, request, unpadded, padde
 def test_a_model_exports_with_a_batch_of_any_number_of_images_of_any_size(make, request, unpadded, another):
     model = request.getfixturevalue(make)()
     batch, rows, columns = Dim("batch", min=1, max=64), Dim("rows", min=1, max=40), Dim("columns", min=1, max=40)
-    for image in ({}, {2: 32 * rows, 3: 32 * columns}):
-        mask = {axis - 1: size for axis, size in image.items()}
-        sizes = {"pixel_values": {0: batch, **image}, "pixel_mask": {0: batch, **mask}}
-        exported = torch.export.export(model, (), unpadded, dynamic_shapes=sizes, strict=False).module()
-        assert_equal_outputs(exported(**another), model(**another))
+    mask = {0: batch, 1: 32 * rows, 2: 32 * columns}
+    sizes = {"pixel_values": {0: batch, 2: 32 * rows, 3: 32 * columns}, "pixel_mask": mask}
+    exported = torch.export.export(model, (), unpadded, dynamic_shapes=sizes, strict=False).module()
+    assert_equal_outputs(exported(**another), model(**another))
     larger = {
         "pixel_values": torch.randn(3, 3, 128, 64, generator=torch.Generator().manual_seed(1)),
         "pixel_mask": torch.ones(3, 128, 64, dtype=torch.int64),
