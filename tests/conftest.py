@@ -69,14 +69,14 @@ def tiny_segmenter() -> Callable[..., DetrForSegmentation]:
 def no_child_processes():
     """End the child processes of earlier tests, such as loaders that wait for garbage collection."""
     gc.collect()
-    forkserver._forkserver._stop()  # of prepared runs; killed, it would leave a warning to the next one
-    resource_tracker._resource_tracker._stop()
     _kill_children()
     yield
     _kill_children()
 
 
 def _kill_children() -> None:
+    forkserver._forkserver._stop()  # of prepared runs; multiprocessing does not expect that it is killed
+    resource_tracker._resource_tracker._stop()
     for process in psutil.Process().children():
         process.kill()
         process.wait()

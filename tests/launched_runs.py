@@ -7,13 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import psutil
 import torch
 
 from modeling_detr.benchmarks.detr_process import Place
@@ -143,7 +140,6 @@ class PreparedRun:
         self, output: Path, code: str, arguments: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
     ) -> None:
         self.output = output
-        _forget_killed_servers()
         start_method = multiprocessing.get_start_method()  # for data loaders, which would inherit forkserver
         self.processes = [
             _context.Process(
@@ -254,17 +250,6 @@ def start_detr(arguments: Sequence[str], output: Path, place: Place) -> Prepared
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 _started: list[BaseProcess] = []
-
-
-def _forget_killed_servers() -> None:
-    """The fixture `no_child_processes` kills multiprocessing's own processes too, which it does not expect."""
-    server = forkserver._forkserver
-    if server._forkserver_pid is not None and not psutil.pid_exists(server._forkserver_pid):
-        os.close(server._forkserver_alive_fd)
-        server._forkserver_pid = server._forkserver_address = server._forkserver_alive_fd = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "resource_tracker: process died unexpectedly"
-        resource_tracker.ensure_running()
 
 
 @atexit.register  # before multiprocessing waits for them
