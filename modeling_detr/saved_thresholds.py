@@ -3,6 +3,7 @@
 `detr evaluate --save_thresholds` writes it; `detr predict --threshold best` and `--calibrated` read it.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,9 +88,7 @@ def load_thresholds(model: str) -> SavedThresholds:
     folder = Path(model) if (Path(model) / THRESHOLDS).is_file() else Path(model_folder(model))
     path = folder / THRESHOLDS
     if not path.is_file():
-        found = None
-        if not folder.is_dir():
-            found = cached_file(model, THRESHOLDS, _raise_exceptions_for_missing_entries=False)
+        found = None if folder.is_dir() else _on_hub(model)
         if found is None:
             raise ModelError(model, f"has no {THRESHOLDS}", _HOW_TO_MAKE)
         path = Path(found)
@@ -102,6 +101,13 @@ def load_thresholds(model: str) -> SavedThresholds:
         str(content.get("criterion", "")),
         str(content.get("data", "")),
     )
+
+
+@functools.cache  # a server asks for each request
+def _on_hub(model: str) -> str | None:
+    """Downloads the file of a Hub id; None if it has none. Without a connection, this takes many seconds."""
+    path: str | None = cached_file(model, THRESHOLDS, _raise_exceptions_for_missing_entries=False)
+    return path
 
 
 def _is_valid(content: Mapping[str, object]) -> bool:

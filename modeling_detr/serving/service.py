@@ -135,7 +135,7 @@ class Service:
         except ClientDisconnect as error:
             raise _client_gone() from error
         try:
-            rules = self._rules(upload, threshold, classes)
+            rules = await self._rules(upload, threshold, classes)
             self._admit(len(upload.images))
             self._waiting += len(upload.images)
             try:
@@ -160,20 +160,23 @@ class Service:
     def _seconds_to_wait(self) -> int:
         return min(_LONGEST_WAIT, max(1, math.ceil(self._waiting * self.batcher.seconds_per_image)))
 
-    def _rules(self, upload: Upload, threshold: str | None, classes: Sequence[str] | None) -> ScoreRules:
+    async def _rules(self, upload: Upload, threshold: str | None, classes: Sequence[str] | None) -> ScoreRules:
         """Which predictions count; values in the body go before those in the address."""
-        chosen = upload.threshold if upload.threshold is not None else threshold
+        chosen = _threshold(upload.threshold if upload.threshold is not None else threshold)
         names = _listed(upload.classes if upload.classes is not None else classes)
+        if chosen == BEST:  # reads a file, which may be on the Hub
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._rules_of, chosen, names)
+        return self._rules_of(chosen, names)
+
+    def _rules_of(self, threshold: Threshold | None, classes: Sequence[str] | None) -> ScoreRules:
         try:
             return ScoreRules.of(
                 self.detector.source,
                 self.detector.model.config.class_names,
-                threshold=_threshold(chosen),
-                classes=names,
+                threshold=threshold,
+                classes=classes,
                 is_panoptic=self.detector.is_panoptic,
             )
-        except Refusal:
-            raise
         except (DetrError, OSError) as error:
             where, problem = (
                 (error.where, error.problem) if isinstance(error, DetrError) else ("threshold", str(error))

@@ -5,7 +5,9 @@ import gzip
 import io
 import json
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -231,6 +233,25 @@ def test_best_thresholds_of_a_model_without_any_are_an_error(tiny_detector, mode
         assert (status, content["error"]["status"]) == (422, 422)
         assert "has no thresholds.json" in content["error"]["message"]
         assert running.queued() == 0
+
+
+def test_nobody_waits_for_thresholds_that_are_looked_for_on_the_hub(tiny_detector, monkeypatch):
+    asked, found = threading.Event(), threading.Event()
+
+    def slow(*_, **__):
+        asked.set()
+        assert found.wait(30)
+
+    monkeypatch.setattr("modeling_detr.saved_thresholds.cached_file", slow)
+    detector = held_detector(tiny_detector(num_labels=2, id2label=NAMES), source="somebody/slow_model")
+    with served(detector, limits=SMALL) as running, ThreadPoolExecutor(1) as pool:
+        best = pool.submit(running.request, "/predict?threshold=best", jpeg())
+        assert asked.wait(30)
+        assert running.request("/predict", jpeg())[0] == 200
+        assert not best.done()
+        found.set()
+        status, _, content = best.result(30)
+    assert (status, content["error"]["message"].split(";")[0]) == (422, "somebody/slow_model: has no thresholds.json")
 
 
 def test_a_model_that_fails_is_an_error_and_the_next_request_is_answered(server, detector, monkeypatch):
