@@ -48,7 +48,9 @@ def add_speed(commands: "argparse._SubParsersAction[CommandParser]", argv: Seque
         "speed", help="measure this package beside Transformers' DETR and the original", description=__doc__
     )
     sections = "; ".join(f"{name}: {section.summary}" for name, section in SECTIONS.items())
-    parser.add_argument("--quick", action="store_true", help="less work and fewer rounds: five minutes on a core")
+    parser.add_argument(
+        "--quick", action="store_true", help="less work and fewer rounds: five to nine minutes on a core"
+    )
     parser.add_argument("--sections", help=f"only these, such as loss,step (default: all). {sections}")
     parser.add_argument(
         "--original", type=Path, help=f"a checkout of {REPOSITORY}, whose code is run (default: not measured)"

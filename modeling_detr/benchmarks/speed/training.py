@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class OurTraining:
 
     def outputs(self, batch: DetectionBatch, autocast: bool = False) -> Outputs:
         """Loss and gradients without dropout."""
-        inputs = batch_to_device(batch, self.device, MEAN, STD)
+        inputs = _as_compared(batch_to_device(batch, self.device, MEAN, STD), autocast)
         return _loss_and_gradients(self.model, lambda: self.model(**inputs).loss, self.device, autocast)
 
     def step(self, batch: DetectionBatch) -> None:
@@ -72,14 +72,11 @@ class StockTraining:
         parameters: list[nn.Parameter] = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=fused)
 
-    def _loss(self, batch: DetectionBatch) -> Tensor:
-        pixel_values, padding, labels = _normalised(batch, self.device)
-        loss: Tensor = self.model(pixel_values, (~padding).long(), labels)
-        return loss
-
     def outputs(self, batch: DetectionBatch, autocast: bool = False) -> Outputs:
         """Loss and gradients without dropout."""
-        return _loss_and_gradients(self.model, lambda: self._loss(batch), self.device, autocast)
+        pixel_values, padding, labels = _as_compared(_normalised(batch, self.device), autocast)
+        mask = (~padding).long()
+        return _loss_and_gradients(self.model, lambda: self.model(pixel_values, mask, labels), self.device, autocast)
 
     def prepared_step(self, batch: DetectionBatch, autocast: bool) -> Callable[[], object]:
         """A step on a batch whose pixels have been normalised, as stock's processor does."""
@@ -111,19 +108,20 @@ class OriginalTraining:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4)
 
-    def _inputs(self, batch: DetectionBatch) -> tuple[Any, list[dict[str, Tensor]]]:
-        pixel_values, padding, labels = _normalised(batch, self.device)
+    def _inputs(self, normalised: Any) -> tuple[Any, list[dict[str, Tensor]]]:
+        pixel_values, padding, labels = normalised
         targets = [{"labels": label["class_labels"], "boxes": label["boxes"]} for label in labels]
         return self.checkout.misc.NestedTensor(pixel_values, padding), targets
 
     def outputs(self, batch: DetectionBatch) -> Outputs:
         """Loss and gradients without dropout."""
-        samples, targets = self._inputs(batch)
-        return _loss_and_gradients(self.original.model, lambda: self.original.loss(samples, targets), self.device)
+        samples, targets = self._inputs(_as_compared(_normalised(batch, self.device), autocast=False))
+        modules = nn.ModuleList([self.original.model, self.original.criterion])
+        return _loss_and_gradients(modules, lambda: self.original.loss(samples, targets), self.device)
 
     def prepared_step(self, batch: DetectionBatch) -> Callable[[], object]:
         """A step on a batch whose pixels have been normalised, as the original's loader does."""
-        batches = [self._inputs(batch)]
+        batches = [self._inputs(_normalised(batch, self.device))]
         return lambda: self.epoch(batches)
 
     def epoch(self, loader: Iterable[Any]) -> None:
@@ -143,9 +141,10 @@ class Trainings:
     original: OriginalTraining | None
 
     def outputs(self, batch: DetectionBatch, autocast: bool = False) -> dict[str, Outputs]:
-        """Contender → loss, number of trainable parameters, and in float32 gradients.
+        """Contender → loss and number of trainable parameters, without autocast also gradients, all in float64.
 
-        The original does not train under autocast.
+        In float32, rounding would hide errors: a gradient in the backbone may be .8 % of the largest from its value in
+        float64. The original does not train under autocast.
         """
         with without_tf32():
             outputs = {OURS: self.ours.outputs(batch, autocast), STOCK: self.stock.outputs(batch, autocast)}
@@ -169,20 +168,38 @@ def _normalised(batch: DetectionBatch, device: torch.device) -> tuple[Tensor, Te
     return inputs["pixel_values"].contiguous(), ~batch["pixel_mask"].to(device, torch.bool), inputs["labels"]
 
 
+def _as_compared(inputs: Any, autocast: bool) -> Any:
+    """The inputs in float64, unless they are for autocast."""
+    if autocast:
+        return inputs
+    if isinstance(inputs, Mapping):
+        return {name: _as_compared(value, autocast) for name, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return type(inputs)(_as_compared(value, autocast) for value in inputs)
+    return inputs.double() if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs
+
+
 def _loss_and_gradients(
     model: nn.Module, loss_of: Callable[[], Tensor], device: torch.device, autocast: bool = False
 ) -> Outputs:
     model.eval()
     model.zero_grad()
-    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        loss = loss_of()
-    loss.backward()
+    if not autocast:
+        model.double()
+        torch.set_default_dtype(torch.float64)  # of tensors that stock makes on the way
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            loss = loss_of()
+        loss.backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
     outputs: dict[str, Tensor | float] = {"loss": loss.detach()}
     for name, ends in _GRADIENTS.items():
         gradient = _parameter(model, ends).grad
         if gradient is not None and not autocast:  # gradients in bfloat16 show its rounding only
             outputs[name] = gradient.clone()
     model.zero_grad()
+    model.float()  # as before: each float32 is a float64
     trainable = (parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {**outputs, "the number of trainable parameters": float(sum(trainable))}
 

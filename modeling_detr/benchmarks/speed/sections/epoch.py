@@ -35,8 +35,8 @@ NOTES = (
     "Stock has no loop of this kind: Transformers' Trainer needs a loader and augmentation of the user's own.",
     "Each round takes a few steps of an epoch of 256 images (64 with --quick): those of this package have about the "
     "epoch's average size, those of the original are random.",
-    "Compared are loss and gradients of the first batch. Sizes are drawn from the same policy; those of the original "
-    "are padded more.",
+    "Compared are loss and gradients of the first batch, in float64. Sizes are drawn from the same policy; those of "
+    "the original are padded more.",
 )
 
 
