@@ -191,15 +191,15 @@ def _loss_and_gradients(
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = loss_of()
         loss.backward()
-    finally:
+        outputs: dict[str, Tensor | float] = {"loss": loss.detach()}
+        for name, ends in _GRADIENTS.items():
+            gradient = _parameter(model, ends).grad
+            if gradient is not None and not autocast:  # gradients in bfloat16 show its rounding only
+                outputs[name] = gradient.clone()
+    finally:  # what is measured next has the weights as they were: each float32 is a float64
         torch.set_default_dtype(torch.float32)
-    outputs: dict[str, Tensor | float] = {"loss": loss.detach()}
-    for name, ends in _GRADIENTS.items():
-        gradient = _parameter(model, ends).grad
-        if gradient is not None and not autocast:  # gradients in bfloat16 show its rounding only
-            outputs[name] = gradient.clone()
-    model.zero_grad()
-    model.float()  # as before: each float32 is a float64
+        model.zero_grad()
+        model.float()
     trainable = (parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {**outputs, "the number of trainable parameters": float(sum(trainable))}
 
